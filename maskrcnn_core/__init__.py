@@ -1,0 +1,1 @@
+"""Mask R-CNN: images, boxes, masks and networks. Imports torch, never ray."""

@@ -1,0 +1,139 @@
+"""Geometry of boxes as free functions: overlap, delta coding, clipping, non-maximum suppression.
+
+Boxes are x1, y1, x2, y2 as `structures` states. Leading dimensions broadcast unless a shape is given.
+"""
+
+import math
+
+import torch
+import torchvision
+from torch import Tensor
+
+# A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp stays finite.
+_MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [...] area in square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _pairwise_intersections(first: Tensor, second: Tensor) -> Tensor:
+    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    sides = (bottom_right - top_left).clamp_(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of every pair: [..., A, 4], [..., B, 4] -> [..., A, B]; 0 where both are empty."""
+    intersections = _pairwise_intersections(first, second)
+    unions = box_areas(first)[..., :, None] + box_areas(second)[..., None, :] - intersections
+    return torch.where(intersections > 0, intersections / unions, 0.0)
+
+
+def pairwise_coverage(first: Tensor, second: Tensor) -> Tensor:
+    """Share of each first box that lies in each second box: [..., A, 4], [..., B, 4] -> [..., A, B]."""
+    intersections = _pairwise_intersections(first, second)
+    return torch.where(intersections > 0, intersections / box_areas(first)[..., :, None], 0.0)
+
+
+def encode_deltas(boxes: Tensor, references: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Regression targets that turn `references` into `boxes` (R-CNN, appendix C).
+
+    Args:
+        boxes, references: [..., 4] with positive sides; degenerate ones give finite but meaningless values.
+        weights: scale of dx, dy, dw, dh.
+
+    Returns:
+        [..., 4] dx, dy, dw, dh.
+    """
+    reference_sizes = (references[..., 2:] - references[..., :2]).clamp(min=1e-6)
+    sizes = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
+    centres = boxes[..., :2] + 0.5 * sizes
+    reference_centres = references[..., :2] + 0.5 * reference_sizes
+    shifts = (centres - reference_centres) / reference_sizes
+    scales = torch.log(sizes / reference_sizes)
+    return torch.cat((shifts, scales), dim=-1) * shifts.new_tensor(weights)
+
+
+def decode_deltas(deltas: Tensor, references: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Boxes from regression output, the inverse of `encode_deltas`: [..., 4], [..., 4] -> [..., 4]."""
+    reference_sizes = references[..., 2:] - references[..., :2]
+    reference_centres = references[..., :2] + 0.5 * reference_sizes
+    deltas = deltas / deltas.new_tensor(weights)
+    centres = deltas[..., :2] * reference_sizes + reference_centres
+    half_sizes = 0.5 * torch.exp(deltas[..., 2:].clamp(max=_MAX_LOG_SCALE)) * reference_sizes
+    return torch.cat((centres - half_sizes, centres + half_sizes), dim=-1)
+
+
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes cut at their image's borders.
+
+    Args:
+        boxes: [N, ..., 4].
+        sizes: [N, 2] (height, width) of each image.
+    """
+    limits = sizes.flip(-1).to(boxes.dtype).repeat(1, 2)
+    limits = limits.reshape(limits.shape[0], *([1] * (boxes.dim() - 2)), 4)
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def have_min_size(boxes: Tensor, min_size: float) -> Tensor:
+    """[..., 4] -> [...] bool: both sides are at least `min_size` pixels."""
+    return ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(dim=-1)
+
+
+def scale_boxes(boxes: Tensor, from_sizes: Tensor, to_sizes: Tensor) -> Tensor:
+    """Boxes of one frame in another one.
+
+    Args:
+        boxes: [N, D, 4] in the first frame.
+        from_sizes, to_sizes: [N, 2] (height, width) of the two frames.
+    """
+    ratios = (to_sizes.to(torch.float32) / from_sizes.to(torch.float32)).flip(-1).repeat(1, 2)
+    return boxes * ratios[:, None]
+
+
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_overlap: float) -> Tensor:
+    """Greedy non-maximum suppression within each group of each image.
+
+    Args:
+        boxes: [N, M, 4]; scores: [N, M].
+        groups: [N, M] int64, boxes of different groups never suppress each other.
+        valid: [N, M] bool, other slots are neither kept nor suppress.
+        max_overlap: IoU above which the weaker of two boxes goes; of equal scores the earlier slot stays.
+
+    Returns:
+        [N, M] bool, true for the survivors.
+    """
+    if boxes.is_cuda:
+        return _suppress_at_once(boxes, scores, groups, valid, max_overlap)
+    keep = torch.zeros_like(valid)
+    # On a CPU the cost is quadratic within one call, so many small calls beat one large one.
+    num_groups = int(groups.max()) + 1 if groups.numel() else 1
+    keys = (groups + num_groups * torch.arange(len(groups))[:, None])[valid]
+    order = torch.argsort(keys, stable=True)
+    slots = valid.flatten().nonzero()[:, 0][order]
+    lengths = torch.unique_consecutive(keys[order], return_counts=True)[1].tolist()
+    flat_boxes, flat_scores, flat_keep = boxes.reshape(-1, 4), scores.flatten(), keep.view(-1)
+    for members in torch.split(slots, lengths):
+        if len(members) == 1:
+            flat_keep[members] = True
+            continue
+        flat_keep[members[torchvision.ops.nms(flat_boxes[members], flat_scores[members], max_overlap)]] = True
+    return keep
+
+
+def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_overlap: float) -> Tensor:
+    """`suppress` in one call: groups and images are moved so far apart that they cannot overlap."""
+    span = boxes.amax() + 1.0
+    num_groups = groups.amax() + 1
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    offsets = (image * num_groups + groups).to(boxes.dtype) * span
+    # A slot that is not valid becomes an empty box that comes last: it overlaps nothing.
+    flat_boxes = torch.where(valid[..., None], boxes + offsets[..., None], 0.0).flatten(0, 1)
+    flat_scores = torch.where(valid, scores, -1.0).flatten()
+    keep = torch.zeros_like(flat_scores, dtype=torch.bool)
+    keep[torchvision.ops.nms(flat_boxes, flat_scores, max_overlap)] = True
+    return keep.view_as(valid) & valid

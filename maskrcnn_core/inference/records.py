@@ -1,0 +1,130 @@
+"""The label record: one row per image, also for an image with nothing in it, also for one that failed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from maskrcnn_core.config import Category
+
+SCHEMA_VERSION = "1"
+_METADATA_VERSION_KEY = b"maskrcnn.schema_version"
+_METADATA_CATEGORIES_KEY = b"maskrcnn.categories"
+
+_DETECTION_TYPE = pa.struct(
+    [
+        pa.field("category_id", pa.int32(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("bbox", pa.list_(pa.float32()), nullable=False),
+        pa.field("segmentation", pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())])),
+        pa.field("keypoints", pa.list_(pa.float32())),
+    ]
+)
+
+RECORD_FIELDS = (
+    pa.field("image_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("detections", pa.list_(_DETECTION_TYPE), nullable=False),
+    pa.field("model", pa.string(), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class DetectionRecord:
+    """One detected object in original-image pixels.
+
+    Attributes:
+        category_id: COCO category id.
+        category: category name.
+        score: 0 to 1.
+        bbox: x, y, width, height.
+        rle_counts: COCO compressed run lengths over the whole image, or None without a mask head.
+        keypoints: x, y, v for each keypoint, flat, or None without a keypoint head.
+    """
+
+    category_id: int
+    category: str
+    score: float
+    bbox: tuple[float, float, float, float]
+    rle_counts: str | None = None
+    keypoints: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What became of one image.
+
+    Attributes:
+        status: `ok`, or an `ImageStatus` of `maskrcnn_core.errors`.
+        error: one line, None where ok.
+        width, height: original pixels as oriented for the model; None if the image never decoded.
+        detections: best first; empty where the image failed.
+    """
+
+    status: str
+    error: str | None
+    width: int | None
+    height: int | None
+    detections: tuple[DetectionRecord, ...] = ()
+
+
+def record_schema(categories: Sequence[Category]) -> pa.Schema:
+    """The Arrow schema of the labels, with its version and the category table in the metadata."""
+    table = [{"id": category.id, "name": category.name} for category in categories]
+    metadata = {
+        _METADATA_VERSION_KEY: SCHEMA_VERSION.encode(),
+        _METADATA_CATEGORIES_KEY: json.dumps(table, separators=(",", ":")).encode(),
+    }
+    return pa.schema(RECORD_FIELDS, metadata=metadata)
+
+
+def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
+    """The category table that `record_schema` stored; empty if the file carries none."""
+    stored = (schema.metadata or {}).get(_METADATA_CATEGORIES_KEY)
+    return tuple(Category(**entry) for entry in json.loads(stored)) if stored else ()
+
+
+def records_to_table(
+    image_ids: Sequence[int], uris: Sequence[str], records: Sequence[ImageRecord], model: str, schema: pa.Schema
+) -> pa.Table:
+    """Rows of the labels, one for each image, in order.
+
+    Args:
+        image_ids, uris, records: equally long.
+        model: fingerprint of weights and settings.
+        schema: from `record_schema`.
+    """
+    rows = [
+        {
+            "image_id": image_id,
+            "uri": uri,
+            "width": record.width,
+            "height": record.height,
+            "status": record.status,
+            "error": record.error,
+            "detections": [_detection_row(detection, record) for detection in record.detections],
+            "model": model,
+        }
+        for image_id, uri, record in zip(image_ids, uris, records, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _detection_row(detection: DetectionRecord, record: ImageRecord) -> dict[str, object]:
+    segmentation = None
+    if detection.rle_counts is not None:
+        segmentation = {"size": [record.height, record.width], "counts": detection.rle_counts}
+    return {
+        "category_id": detection.category_id,
+        "category": detection.category,
+        "score": detection.score,
+        "bbox": list(detection.bbox),
+        "segmentation": segmentation,
+        "keypoints": None if detection.keypoints is None else list(detection.keypoints),
+    }

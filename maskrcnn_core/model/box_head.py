@@ -1,0 +1,147 @@
+"""Box head: classifies each region and refines its box (Fast R-CNN, sections 2.1-2.3).
+
+Letters: N images, R regions an image, S sampled regions, K classes, D detections. Background is class K.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
+from maskrcnn_core.model.losses import smooth_l1_sum
+from maskrcnn_core.structures import Detections, Proposals, valid_slots
+
+
+class BoxHead(nn.Module):
+    """Fully connected layers, then class logits and box deltas.
+
+    The features are flattened channels last (row, column, channel), the order in which RoIAlign delivers them.
+    """
+
+    def __init__(
+        self, in_channels: int, resolution: int, channels: int, layers: int, num_classes: int, *, class_agnostic: bool
+    ) -> None:
+        super().__init__()
+        widths = [in_channels * resolution**2] + [channels] * layers
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.classes = nn.Linear(channels, num_classes + 1)
+        self.deltas = nn.Linear(channels, 4 if class_agnostic else 4 * num_classes)
+        for layer in self.layers:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, C, resolution, resolution] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
+        x = features.permute(0, 2, 3, 1).flatten(1)
+        for layer in self.layers:
+            x = functional.relu(layer(x), inplace=True)
+        return self.classes(x), self.deltas(x).unflatten(1, (-1, 4))
+
+
+@dataclass(frozen=True)
+class RoISamples:
+    """Regions drawn for the loss, padded; positives come first.
+
+    Attributes:
+        boxes: [N, S, 4] input frame.
+        labels: [N, S] int64, K where negative.
+        object_boxes: [N, S, 4], the object of each positive.
+        objects: [N, S] int64, its slot in the targets.
+        positive, valid: [N, S] bool.
+        max_positives: positives lie in the first `max_positives` slots.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    object_boxes: Tensor
+    objects: Tensor
+    positive: Tensor
+    valid: Tensor
+    max_positives: int
+
+
+def box_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    samples: RoISamples,
+    *,
+    delta_weights: tuple[float, float, float, float],
+    smooth_l1_beta: float,
+) -> dict[str, Tensor]:
+    """Class loss (mean over the sampled regions) and box loss (sum over positives / sampled regions).
+
+    Args:
+        logits: [N, S, K + 1]; deltas: [N, S, 1 or K, 4].
+
+    Returns:
+        `roi_class` and `roi_box`, scalars.
+    """
+    num_sampled = samples.valid.sum().clamp(min=1)
+    class_loss = functional.cross_entropy(logits.flatten(0, 1).float(), samples.labels.flatten(), reduction="none")
+    class_loss = torch.where(samples.valid.flatten(), class_loss, 0.0).sum() / num_sampled
+    front = slice(0, max(samples.max_positives, 1))
+    positive, labels = samples.positive[:, front], samples.labels[:, front]
+    deltas = deltas[:, front].float()
+    if deltas.shape[2] > 1:
+        choice = torch.where(positive, labels, 0)[..., None, None].expand(-1, -1, 1, 4)
+        deltas = deltas.gather(2, choice)
+    wanted = encode_deltas(samples.object_boxes[:, front], samples.boxes[:, front], delta_weights)
+    box_loss = smooth_l1_sum(deltas[:, :, 0], wanted, positive, smooth_l1_beta) / num_sampled
+    return {"roi_class": class_loss, "roi_box": box_loss}
+
+
+@dataclass(frozen=True)
+class DetectionRule:
+    """Which refined boxes become detections (attributes as in `BoxHeadConfig`)."""
+
+    delta_weights: tuple[float, float, float, float]
+    min_score: float
+    max_candidates: int
+    nms_overlap: float
+    max_detections: int
+    min_size: float
+
+
+def detections_from_boxes(
+    logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor, rule: DetectionRule
+) -> Detections:
+    """Refined boxes after NMS within each class, best first, top K (Fast R-CNN, section 3).
+
+    Args:
+        logits: [N, R, K + 1]; deltas: [N, R, 1 or K, 4].
+        sizes: [N, 2] input sizes; boxes are clipped to them.
+
+    Returns:
+        Detections in the input frame with D = max_detections slots; on a CPU only as many as the fullest image needs.
+    """
+    num_images, num_regions = logits.shape[:2]
+    num_classes = logits.shape[2] - 1
+    scores = logits.float().softmax(dim=-1)[..., :-1]
+    scores = torch.where(proposals.valid[..., None], scores, 0.0).flatten(1)
+    num_candidates = min(rule.max_candidates, scores.shape[1])
+    if not scores.is_cuda:
+        num_candidates = min(num_candidates, max(int((scores > rule.min_score).sum(dim=1).max()), 1))
+    top, index = scores.topk(num_candidates, dim=1)
+    region, label = index // num_classes, index % num_classes
+    image = torch.arange(num_images, device=logits.device)[:, None]
+    chosen = deltas[image, region, 0 if deltas.shape[2] == 1 else label].float()
+    boxes = clip_boxes(decode_deltas(chosen, proposals.boxes[image, region], rule.delta_weights), sizes)
+    valid = (top > rule.min_score) & have_min_size(boxes, rule.min_size)
+    keep = suppress(boxes, top, label, valid, rule.nms_overlap)
+    order = torch.sort(torch.where(keep, top, -1.0), dim=1, descending=True, stable=True).indices
+    order = order[:, : rule.max_detections]
+    count = keep.sum(dim=1).clamp(max=order.shape[1])
+    if not count.is_cuda:
+        order = order[:, : int(count.max())]
+    real = valid_slots(count, order.shape[1])
+    return Detections(
+        boxes=torch.where(real[..., None], boxes[image, order], 0.0),
+        scores=torch.where(real, top[image, order], 0.0),
+        labels=torch.where(real, label[image, order], 0),
+        count=count,
+    )

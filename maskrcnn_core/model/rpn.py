@@ -1,0 +1,152 @@
+"""Region Proposal Network: a sliding-window object / not-object classifier and box regressor (Faster R-CNN, section 3).
+
+It is a dense head with one class: per anchor one objectness logit and four deltas. Levels are concatenated right after the
+head; from there on everything is vectorised over images and anchors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
+from maskrcnn_core.model.losses import smooth_l1_sum
+from maskrcnn_core.model.matching import match, sample
+from maskrcnn_core.structures import Proposals, Targets
+
+_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+class RPNHead(nn.Module):
+    """3x3 convolutions shared by all levels, then 1x1 predictors of objectness and deltas."""
+
+    def __init__(self, channels: int, num_anchors: int, num_convs: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
+        for module in (*self.convs, self.objectness, self.deltas):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """P2 to P6, each [N, C, H, W] -> for each level objectness logits [N, A_l] and deltas [N, A_l, 4].
+
+        A_l = H * W * num_anchors, position-major as `anchors.pyramid_anchors`.
+        """
+        logits, deltas = [], []
+        for features in pyramid:
+            for conv in self.convs:
+                features = functional.relu(conv(features), inplace=True)
+            logits.append(self.objectness(features).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(features).permute(0, 2, 3, 1).reshape(len(features), -1, 4))
+        return logits, deltas
+
+
+@dataclass(frozen=True)
+class ProposalRule:
+    """How many anchors become proposals, and which.
+
+    Attributes:
+        pre_nms: best anchors kept per level before NMS.
+        post_nms: proposals kept per image.
+        nms_overlap: IoU above which the weaker of two proposals of a level goes.
+        min_size: shortest side of a proposal, input pixels.
+    """
+
+    pre_nms: int
+    post_nms: int
+    nms_overlap: float
+    min_size: float
+
+
+def propose(
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], sizes: Tensor, rule: ProposalRule
+) -> Proposals:
+    """The best boxes of all levels after NMS within each level (FPN, section 4.1).
+
+    Args:
+        logits: per level [N, A_l].
+        deltas: per level [N, A_l, 4].
+        anchors: per level [A_l, 4].
+        sizes: [N, 2] input sizes; boxes are clipped to them.
+
+    Returns:
+        Proposals with R = min(post_nms, candidates) slots; on a CPU only as many as the fullest image needs.
+    """
+    boxes, scores, levels = [], [], []
+    for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        top, index = level_logits.detach().topk(min(rule.pre_nms, level_logits.shape[1]), dim=1)
+        chosen_deltas = level_deltas.detach().gather(1, index[..., None].expand(-1, -1, 4))
+        boxes.append(decode_deltas(chosen_deltas.float(), level_anchors[index], _DELTA_WEIGHTS))
+        scores.append(top.float().sigmoid())
+        levels.append(torch.full_like(index, level))
+    all_boxes = clip_boxes(torch.cat(boxes, dim=1), sizes)
+    all_scores, all_levels = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
+    keep = suppress(
+        all_boxes, all_scores, all_levels, have_min_size(all_boxes, rule.min_size), rule.nms_overlap
+    )
+    ranked = torch.where(keep, all_scores, -1.0)
+    # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]
+    count = keep.sum(dim=1).clamp(max=rule.post_nms)
+    if not count.is_cuda:
+        order = order[:, : max(int(count.max()), 1)]
+    real = torch.arange(order.shape[1], device=order.device) < count[:, None]
+    return Proposals(
+        boxes=torch.where(real[..., None], all_boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+        scores=torch.where(real, all_scores.gather(1, order), 0.0),
+        count=count,
+    )
+
+
+@dataclass(frozen=True)
+class RPNLossRule:
+    """Matching and sampling of anchors (Faster R-CNN, section 3.1.2-3.1.3)."""
+
+    positive_overlap: float
+    negative_overlap: float
+    batch_size: int
+    positive_fraction: float
+    crowd_overlap: float
+    smooth_l1_beta: float
+
+
+def rpn_losses(
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets, rule: RPNLossRule
+) -> dict[str, Tensor]:
+    """Objectness loss (mean over the sampled anchors) and box loss (sum over positives / sampled anchors).
+
+    Args:
+        logits: per level [N, A_l]; deltas: per level [N, A_l, 4]; anchors: per level [A_l, 4].
+
+    Returns:
+        `rpn_objectness` and `rpn_box`, scalars.
+    """
+    all_anchors = torch.cat(list(anchors))
+    matches = match(
+        all_anchors[None],
+        targets,
+        positive_overlap=rule.positive_overlap,
+        negative_overlap=rule.negative_overlap,
+        rescue_best=True,
+        crowd_overlap=rule.crowd_overlap,
+    )
+    samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction)
+    num_sampled = samples.valid.sum().clamp(min=1)
+    sampled_logits = torch.cat(list(logits), dim=1).gather(1, samples.index).float()
+    objectness = functional.binary_cross_entropy_with_logits(
+        sampled_logits, samples.positive.to(sampled_logits.dtype), reduction="none"
+    )
+    front = slice(0, max(samples.max_positives, 1))
+    index, positive = samples.index[:, front], samples.positive[:, front]
+    objects = matches.objects.gather(1, index)
+    object_boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
+    wanted = encode_deltas(object_boxes, all_anchors[index], _DELTA_WEIGHTS)
+    predicted = torch.cat(list(deltas), dim=1).gather(1, index[..., None].expand(-1, -1, 4)).float()
+    return {
+        "rpn_objectness": (objectness * samples.valid).sum() / num_sampled,
+        "rpn_box": smooth_l1_sum(predicted, wanted, positive, rule.smooth_l1_beta) / num_sampled,
+    }

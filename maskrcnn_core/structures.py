@@ -1,0 +1,131 @@
+"""The conventions, written once, and the four structures that cross module boundaries.
+
+Conventions
+    Boxes       float32 x1, y1, x2, y2 in absolute pixels, continuous coordinates: pixel (row i, column j) covers
+                [j, j + 1] x [i, i + 1]. Width is x2 - x1.
+    Sizes       (height, width).
+    Labels      0 .. K-1 inside the core; K is background. COCO category ids only at the edges (data, records).
+    Frames      *input*: the resized image that the network sees; *original*: the image file; *roi*: a region's grid.
+    Shapes      N images, L levels, A anchors, R regions, D detections, G ground truth, K classes, P keypoints.
+    Padding     every per-image list is padded to the batch's longest; a count or a boolean tells what is real.
+                Padded entries hold zeros.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+_Structure = TypeVar("_Structure", bound=Any)
+
+
+def _move(structure: _Structure, device: torch.device | str) -> _Structure:
+    values = {field.name: getattr(structure, field.name) for field in fields(structure)}
+    moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(structure, **moved)
+
+
+def valid_slots(count: Tensor, slots: int) -> Tensor:
+    """[N, slots] bool: which of the padded slots are real, from `count` [N]."""
+    return torch.arange(slots, device=count.device) < count[:, None]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images as the network sees them.
+
+    Attributes:
+        pixels: [N, 3, H, W] float32, normalised; zero right of and below each image. H, W fit the size divisor.
+        input_sizes: [N, 2] int64, (height, width) of each resized image within `pixels`.
+        original_sizes: [N, 2] int64, (height, width) of each image file.
+    """
+
+    pixels: Tensor
+    input_sizes: Tensor
+    original_sizes: Tensor
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        return _move(self, device)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, in the input frame.
+
+    Attributes:
+        boxes: [N, G, 4] float32.
+        labels: [N, G] int64 in 0 .. K-1.
+        valid: [N, G] bool, true for an object to learn.
+        crowd: [N, G] bool, true for a region to ignore: never positive, and what lies in it is no negative.
+            A slot is valid, crowd or padding.
+        masks: [N, G, Sh, Sw] uint8 or None: coverage 0..255 of the object on a grid over `mask_boxes`.
+        mask_boxes: [N, G, 4] float32 or None: the input-frame rectangle that each mask's grid covers.
+        keypoints: [N, G, P, 3] float32 or None: x, y in the input frame, visibility 0, 1 or 2.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    crowd: Tensor
+    masks: Tensor | None = None
+    mask_boxes: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        return _move(self, device)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions that the heads look at, in the input frame, best first.
+
+    Attributes:
+        boxes: [N, R, 4] float32.
+        scores: [N, R] float32, objectness in [0, 1].
+        count: [N] int64, how many of the R slots are real.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    count: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        return _move(self, device)
+
+    @property
+    def valid(self) -> Tensor:
+        """[N, R] bool."""
+        return valid_slots(self.count, self.boxes.shape[1])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found, best first.
+
+    Attributes:
+        boxes: [N, D, 4] float32, in the frame that the producing function names.
+        scores: [N, D] float32 in [0, 1].
+        labels: [N, D] int64 in 0 .. K-1.
+        count: [N] int64, how many of the D slots are real.
+        masks: [N, D, S, S] float32 or None: probability of the object on an S x S grid over its box (roi frame).
+        keypoints: [N, D, P, 3] float32 or None: x, y in the frame of `boxes`, score.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    count: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        return _move(self, device)
+
+    @property
+    def valid(self) -> Tensor:
+        """[N, D] bool."""
+        return valid_slots(self.count, self.boxes.shape[1])

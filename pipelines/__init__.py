@@ -1,0 +1,1 @@
+"""Ray pipelines as importable functions f(config) -> summary."""
