@@ -109,6 +109,8 @@ class AnchorConfig:
     """Height / width of the anchors at every position."""
     rounded: bool = False
     """Round anchor corners to whole pixels as torchvision does."""
+    fitted_strides: bool = False
+    """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not 64)."""
 
     def __post_init__(self) -> None:
         _require(len(self.sizes) == 5, "model.anchors.sizes", self.sizes, "5 sizes, one for each of P2 to P6")

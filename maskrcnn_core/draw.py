@@ -73,9 +73,8 @@ def objects_from_record(record: ImageRecord, *, min_score: float = 0.0) -> list[
             continue
         mask = None
         if found.rle_counts is not None:
-            assert record.height is not None and record.width is not None, "a mask without the size of its image"
-            rle = {"size": [record.height, record.width], "counts": found.rle_counts}
-            mask = rasterise(rle, record.height, record.width)
+            size = record.height or 0, record.width or 0  # an image with detections has a size
+            mask = rasterise({"size": list(size), "counts": found.rle_counts}, *size)
         keypoints = _points(found.keypoints)
         objects.append(
             DrawnObject(_corners(found.bbox), found.category, found.category_id, found.score, mask, keypoints)
@@ -124,18 +123,17 @@ def _points(flat: Sequence[float] | None) -> NDArray[np.floating] | None:
 
 def category_color(category_id: int) -> Color:
     """RGB 0..255 of a category, the same everywhere. Steps of the golden ratio keep the hues of near ids far apart."""
-    hue = (0.02 + category_id * 0.6180339887) % 1.0
-    lightness = (0.56, 0.46, 0.66)[category_id % 3]
+    hue = (0.952 + category_id * 0.6180339887) % 1.0
+    lightness = (0.58, 0.52, 0.66)[category_id % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.92)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_objects(
-    image: Pixels, objects: Sequence[DrawnObject], *, scale: float = 1.0, labels: bool = True
-) -> Pixels:
+def draw_objects(image: Pixels, objects: Sequence[DrawnObject], *, scale: float = 1.0, labels: bool = True) -> Pixels:
     """A copy of the picture with the objects on it.
 
-    Where labels would hide each other, the one of the lower score is left out; its box and mask are still drawn.
+    A label that would hide one of a higher score, or is more than twice as large as its box, is left out; the box and
+    the mask are always drawn.
 
     Args:
         image: [H, W, 3] uint8 RGB.
@@ -217,10 +215,7 @@ def _draw_box(canvas: Image.Image, drawn: DrawnObject, style: _Style) -> None:
     x1, y1, x2, y2 = (round(value) for value in drawn.box)
     x1, y1 = min(max(x1, 0), canvas.width - 1), min(max(y1, 0), canvas.height - 1)
     x2, y2 = max(min(x2, canvas.width) - 1, x1), max(min(y2, canvas.height) - 1, y1)
-    if not drawn.crowd:
-        draw.rectangle((x1, y1, x2, y2), outline=color, width=style.line)
-        return
-    dash = 4 * style.line + 2
+    dash = 4 * style.line + 2 if drawn.crowd else canvas.width + canvas.height
     for x in range(x1, x2 + 1, 2 * dash):
         for y in (y1, max(y1, y2 - style.line + 1)):
             draw.rectangle((x, y, min(x + dash, x2), min(y + style.line - 1, y2)), fill=color)
@@ -255,7 +250,9 @@ def _draw_keypoints(canvas: Image.Image, keypoints: NDArray[np.floating], style:
             reach, width = radius * fine, max(1, round(0.6 * style.line * fine))
             hidden = keypoints[index, 2] == 1
             circle = (x - reach, y - reach, x + reach, y + reach)
-            draw.ellipse(circle, fill=(*_INK, 255) if hidden else color, outline=color if hidden else (*_INK, 255), width=width)
+            draw.ellipse(
+                circle, fill=(*_INK, 255) if hidden else color, outline=color if hidden else (*_INK, 255), width=width
+            )
     overlay = overlay.convert("RGBa").reduce(fine).convert("RGBA") if fine > 1 else overlay
     canvas.paste(overlay, (left, top), overlay)
 
@@ -299,6 +296,8 @@ def _draw_labels(canvas: Image.Image, objects: Sequence[DrawnObject], style: _St
         if not text:
             continue
         width = min(int(np.ceil(font.getlength(text))) + 2 * pad, canvas.width)
+        if width * height > 2 * _box_area(drawn):
+            continue
         place = _label_place(drawn, (width, height), (canvas.width, canvas.height), placed)
         if place is None:
             continue
@@ -348,7 +347,7 @@ def _shared_area(first: Rectangle, second: Rectangle) -> int:
 
 def fit_scale(image: Pixels, side: int) -> float:
     """The `scale` for `draw_objects` that makes the picture's longer side `side` pixels long."""
-    return side / max(image.shape[:2])
+    return side / float(max(image.shape[:2]))
 
 
 def contact_sheet(

@@ -1,6 +1,7 @@
 """Anchors: reference boxes at every position of every pyramid level (Faster R-CNN, section 3.1.1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,33 +24,49 @@ def base_anchors(size: float, ratios: Sequence[float], *, rounded: bool) -> Tens
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(base: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """The base anchors shifted to each position of a map: [B, 4] -> [height * width * B, 4], row by row."""
-    columns = torch.arange(width, dtype=torch.float32, device=base.device) * stride
-    rows = torch.arange(height, dtype=torch.float32, device=base.device) * stride
+def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """The base anchors shifted to each position of a map: [B, 4] -> [H * W * B, 4], row by row.
+
+    Args:
+        base: [B, 4]; shape: the map's (height, width); stride: (vertical, horizontal), input pixels.
+    """
+    columns = torch.arange(shape[1], dtype=torch.float32, device=base.device) * stride[1]
+    rows = torch.arange(shape[0], dtype=torch.float32, device=base.device) * stride[0]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
     return (shifts + base).reshape(-1, 4)
 
 
+@dataclass(frozen=True)
+class AnchorRule:
+    """Anchors of each level (attributes as in `AnchorConfig`)."""
+
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    rounded: bool
+    fitted_strides: bool
+
+
 def pyramid_anchors(
-    sizes: Sequence[float],
-    ratios: Sequence[float],
+    rule: AnchorRule,
     strides: Sequence[int],
     shapes: Sequence[tuple[int, int]],
-    *,
-    rounded: bool,
+    input_shape: tuple[int, int],
     device: torch.device,
 ) -> list[Tensor]:
     """Anchors of every level.
 
     Args:
-        sizes, strides, shapes: for each level the anchor size, the stride and the map's (height, width).
+        strides, shapes: for each level the nominal stride and the map's (height, width).
+        input_shape: (height, width) of the padded batch.
 
     Returns:
         For each level [H * W * len(ratios), 4], position-major, the order of the RPN's flattened output.
     """
-    return [
-        grid_anchors(base_anchors(size, ratios, rounded=rounded).to(device), height, width, stride)
-        for size, stride, (height, width) in zip(sizes, strides, shapes, strict=True)
-    ]
+    grids = []
+    for size, stride, shape in zip(rule.sizes, strides, shapes, strict=True):
+        steps = (stride, stride)
+        if rule.fitted_strides:
+            steps = (input_shape[0] // shape[0], input_shape[1] // shape[1])
+        grids.append(grid_anchors(base_anchors(size, rule.ratios, rounded=rule.rounded).to(device), shape, steps))
+    return grids

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
-from maskrcnn_core.model.losses import smooth_l1_sum
+from maskrcnn_core.model.losses import full_precision, smooth_l1_sum
 from maskrcnn_core.structures import Detections, Proposals, valid_slots
 
 
@@ -82,11 +82,11 @@ def box_losses(
         `roi_class` and `roi_box`, scalars.
     """
     num_sampled = samples.valid.sum().clamp(min=1)
-    class_loss = functional.cross_entropy(logits.flatten(0, 1).float(), samples.labels.flatten(), reduction="none")
+    class_loss = functional.cross_entropy(full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none")
     class_loss = torch.where(samples.valid.flatten(), class_loss, 0.0).sum() / num_sampled
     front = slice(0, max(samples.max_positives, 1))
     positive, labels = samples.positive[:, front], samples.labels[:, front]
-    deltas = deltas[:, front].float()
+    deltas = full_precision(deltas[:, front])
     if deltas.shape[2] > 1:
         choice = torch.where(positive, labels, 0)[..., None, None].expand(-1, -1, 1, 4)
         deltas = deltas.gather(2, choice)
@@ -121,7 +121,7 @@ def detections_from_boxes(
     """
     num_images, num_regions = logits.shape[:2]
     num_classes = logits.shape[2] - 1
-    scores = logits.float().softmax(dim=-1)[..., :-1]
+    scores = full_precision(logits).softmax(dim=-1)[..., :-1]
     scores = torch.where(proposals.valid[..., None], scores, 0.0).flatten(1)
     num_candidates = min(rule.max_candidates, scores.shape[1])
     if not scores.is_cuda:
@@ -129,8 +129,8 @@ def detections_from_boxes(
     top, index = scores.topk(num_candidates, dim=1)
     region, label = index // num_classes, index % num_classes
     image = torch.arange(num_images, device=logits.device)[:, None]
-    chosen = deltas[image, region, 0 if deltas.shape[2] == 1 else label].float()
-    boxes = clip_boxes(decode_deltas(chosen, proposals.boxes[image, region], rule.delta_weights), sizes)
+    chosen = deltas[image, region, 0 if deltas.shape[2] == 1 else label]
+    boxes = clip_boxes(decode_deltas(full_precision(chosen), proposals.boxes[image, region], rule.delta_weights), sizes)
     valid = (top > rule.min_score) & have_min_size(boxes, rule.min_size)
     keep = suppress(boxes, top, label, valid, rule.nms_overlap)
     order = torch.sort(torch.where(keep, top, -1.0), dim=1, descending=True, stable=True).indices

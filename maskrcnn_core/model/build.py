@@ -2,11 +2,12 @@
 
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.anchors import AnchorRule
 from maskrcnn_core.model.backbones import STRIDES, build_trunk
 from maskrcnn_core.model.box_head import BoxHead, DetectionRule
 from maskrcnn_core.model.fpn import FPN
 from maskrcnn_core.model.mask_head import MaskHead
-from maskrcnn_core.model.region_detector import AnchorRule, RegionDetector, RoILossRule
+from maskrcnn_core.model.region_detector import RegionDetector, RoILossRule
 from maskrcnn_core.model.roi_transform import PyramidRoIAlign
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule
 
@@ -49,7 +50,9 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
         mask_transform=_roi_align(config, config.roi.mask_resolution) if masks else None,
         mask_head=_mask_head(config, num_classes) if masks else None,
         num_classes=num_classes,
-        anchors=AnchorRule(config.anchors.sizes, config.anchors.ratios, config.anchors.rounded),
+        anchors=AnchorRule(
+            config.anchors.sizes, config.anchors.ratios, config.anchors.rounded, config.anchors.fitted_strides
+        ),
         train_proposals=_proposal_rule(config, config.rpn.pre_nms_train, config.rpn.post_nms_train),
         test_proposals=_proposal_rule(config, config.rpn.pre_nms_test, config.rpn.post_nms_test),
         rpn_loss=RPNLossRule(

@@ -1,8 +1,13 @@
-"""Losses shared by the RPN and the heads."""
+"""Losses, and their precision, shared by the RPN and the heads."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half-precision values as float32, for coordinates, scores and losses; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def smooth_l1_sum(predicted: Tensor, wanted: Tensor, counted: Tensor, beta: float) -> Tensor:

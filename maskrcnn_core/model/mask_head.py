@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
 
 
@@ -71,7 +72,7 @@ def mask_targets(
     assert targets.masks is not None
     assert targets.mask_boxes is not None
     side_y, side_x = targets.masks.shape[-2:]
-    crops = targets.masks[image_index, objects].to(torch.float32) / 255.0
+    crops = targets.masks[image_index, objects].to(boxes.dtype) / 255.0
     frames = targets.mask_boxes[image_index, objects]
     if not aligned:
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
@@ -93,5 +94,5 @@ def mask_loss(logits: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
     Returns:
         Scalar, 0 where nothing counts.
     """
-    loss = functional.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(dim=(1, 2))
+    loss = functional.binary_cross_entropy_with_logits(full_precision(logits), wanted, reduction="none").mean(dim=(1, 2))
     return torch.where(counted, loss, 0.0).sum() / counted.sum().clamp(min=1)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.model.anchors import pyramid_anchors
+from maskrcnn_core.model.anchors import AnchorRule, pyramid_anchors
 from maskrcnn_core.model.backbones import Trunk
 from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_from_boxes
 from maskrcnn_core.model.fpn import FPN
+from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.mask_head import MaskHead, mask_loss, mask_targets
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.roi_transform import PyramidRoIAlign
@@ -20,15 +21,6 @@ from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose,
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class AnchorRule:
-    """Anchors of P2 to P6 (attributes as in `AnchorConfig`)."""
-
-    sizes: tuple[float, ...]
-    ratios: tuple[float, ...]
-    rounded: bool
 
 
 @dataclass(frozen=True)
@@ -140,20 +132,15 @@ class RegionDetector(nn.Module):
         """Per-image computation: the pyramid, and for each level objectness [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]."""
         pyramid = self.fpn(self.trunk(images.pixels))
         logits, deltas = self.rpn_head(pyramid)
-        return pyramid, logits, deltas, self._grid(pyramid)
+        return pyramid, logits, deltas, self._grid(pyramid, images.pixels)
 
-    def _grid(self, pyramid: list[Tensor]) -> list[Tensor]:
+    def _grid(self, pyramid: list[Tensor], pixels: Tensor) -> list[Tensor]:
+        """Anchors of the batch, kept for the next one, which mostly has the same shape."""
         shapes = tuple((features.shape[-2], features.shape[-1]) for features in pyramid)
-        key = (shapes, pyramid[0].device)
+        input_shape = (pixels.shape[-2], pixels.shape[-1])
+        key = (input_shape, pixels.device)
         if self._anchor_cache is None or self._anchor_cache[0] != key:
-            grid = pyramid_anchors(
-                self.anchors.sizes,
-                self.anchors.ratios,
-                PYRAMID_STRIDES,
-                shapes,
-                rounded=self.anchors.rounded,
-                device=pyramid[0].device,
-            )
+            grid = pyramid_anchors(self.anchors, PYRAMID_STRIDES, shapes, input_shape, pixels.device)
             self._anchor_cache = (key, grid)
         return self._anchor_cache[1]
 
@@ -216,7 +203,8 @@ class RegionDetector(nn.Module):
         rows = _rows_to_compute(detections.valid.flatten())
         image_index = torch.arange(num_images, device=rows.device).repeat_interleave(num_slots)[rows]
         features = self.mask_transform(pyramid, detections.boxes.flatten(0, 1)[rows], image_index)
-        probabilities = self.mask_head(features, detections.labels.flatten()[rows]).float().sigmoid()
+        probabilities = self.mask_head(features, detections.labels.flatten()[rows])
+        probabilities = full_precision(probabilities).sigmoid()
         side = 2 * self.mask_transform.resolution
         masks = probabilities.new_zeros(num_images * num_slots, side, side).index_copy(0, rows, probabilities)
         return Detections(

@@ -74,7 +74,7 @@ class PyramidRoIAlign(nn.Module):
             lowest=lowest,
             highest=lowest + len(maps) - 1,
         )
-        if self.sampling_ratio > 0 and not boxes.is_cuda and maps[0].dtype == torch.float32:
+        if self.sampling_ratio > 0 and not boxes.is_cuda and maps[0].dtype == boxes.dtype:
             return self._by_embedding_bag(maps, boxes, image_index, levels)
         return self._by_operator(maps, boxes, image_index, levels)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
-from maskrcnn_core.model.losses import smooth_l1_sum
+from maskrcnn_core.model.losses import full_precision, smooth_l1_sum
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.structures import Proposals, Targets
 
@@ -80,8 +80,8 @@ def propose(
     for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
         top, index = level_logits.detach().topk(min(rule.pre_nms, level_logits.shape[1]), dim=1)
         chosen_deltas = level_deltas.detach().gather(1, index[..., None].expand(-1, -1, 4))
-        boxes.append(decode_deltas(chosen_deltas.float(), level_anchors[index], _DELTA_WEIGHTS))
-        scores.append(top.float().sigmoid())
+        boxes.append(decode_deltas(full_precision(chosen_deltas), level_anchors[index], _DELTA_WEIGHTS))
+        scores.append(full_precision(top).sigmoid())
         levels.append(torch.full_like(index, level))
     all_boxes = clip_boxes(torch.cat(boxes, dim=1), sizes)
     all_scores, all_levels = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
@@ -136,7 +136,7 @@ def rpn_losses(
     )
     samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction)
     num_sampled = samples.valid.sum().clamp(min=1)
-    sampled_logits = torch.cat(list(logits), dim=1).gather(1, samples.index).float()
+    sampled_logits = full_precision(torch.cat(list(logits), dim=1).gather(1, samples.index))
     objectness = functional.binary_cross_entropy_with_logits(
         sampled_logits, samples.positive.to(sampled_logits.dtype), reduction="none"
     )
@@ -145,7 +145,7 @@ def rpn_losses(
     objects = matches.objects.gather(1, index)
     object_boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
     wanted = encode_deltas(object_boxes, all_anchors[index], _DELTA_WEIGHTS)
-    predicted = torch.cat(list(deltas), dim=1).gather(1, index[..., None].expand(-1, -1, 4)).float()
+    predicted = full_precision(torch.cat(list(deltas), dim=1).gather(1, index[..., None].expand(-1, -1, 4)))
     return {
         "rpn_objectness": (objectness * samples.valid).sum() / num_sampled,
         "rpn_box": smooth_l1_sum(predicted, wanted, positive, rule.smooth_l1_beta) / num_sampled,

@@ -1,0 +1,112 @@
+"""Batches of a run of steps, prepared in the background while the network computes."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from torch.utils.data import DataLoader
+
+from maskrcnn_core.data.dataset import Sample
+from maskrcnn_core.training.sampler import BatchPlan
+
+_Item = TypeVar("_Item")
+_Batch = TypeVar("_Batch")
+_Item_co = TypeVar("_Item_co", covariant=True)
+
+
+class TrainingData(Protocol[_Item_co]):
+    """Anything whose items are a pure function of the sample."""
+
+    def __getitem__(self, sample: Sample, /) -> _Item_co:
+        """The image and its objects, as `collate` takes them."""
+        ...
+
+
+class _Steps:
+    """The batches of one rank from step to step, as torch's DataLoader wants a batch sampler."""
+
+    def __init__(self, plan: BatchPlan, rank: int, start: int, stop: int) -> None:
+        self._plan, self._rank, self._range = plan, rank, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return (self._plan.batch(step, self._rank) for step in self._range)
+
+
+def load_batches(
+    data: TrainingData[_Item],
+    collate: Callable[[Sequence[_Item]], _Batch],
+    plan: BatchPlan,
+    *,
+    rank: int = 0,
+    start: int = 0,
+    stop: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    depth: int = 2,
+) -> Iterator[_Batch]:
+    """The batches of `rank` for steps `start` .. `stop` - 1, in order.
+
+    Args:
+        workers: loader processes, alive for all of the steps; 0 = one background thread (decoding releases Python's
+            lock, so it overlaps with the network).
+        pin_memory: for fast copies to a GPU (with processes only).
+        depth: batches that the thread, or each process, keeps ready.
+    """
+    steps = _Steps(plan, rank, start, stop)
+    if workers == 0:
+        return prefetch((collate([data[sample] for sample in samples]) for samples in steps), depth)
+    loader: DataLoader[_Batch] = DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=steps,
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=depth,
+        pin_memory=pin_memory,
+        # A worker of Ray runs many threads; a forked child could inherit one of their locks.
+        multiprocessing_context="forkserver",
+    )
+    return iter(loader)
+
+
+def prefetch(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
+    """The same items, computed up to `depth` ahead by one background thread.
+
+    An exception in the thread is raised here, at its place in the order. Closing the generator ends the thread.
+    """
+    ready: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: _Item | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=fill, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,53 @@
+"""What a run needs beside the weights to go on as if it had never stopped: `training/state.pt` in a checkpoint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from maskrcnn_core.errors import CheckpointError
+
+_FILE = Path("training", "state.pt")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a run has come.
+
+    Order, augmentation and sampling are functions of the seed and the step, so no generator state is part of it.
+
+    Attributes:
+        step: optimisation steps done.
+        seconds: wall time spent on them.
+        best_score: best validation AP so far, 0 to 1; None before the first validation.
+        best_step: steps done when it was measured.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int | None = None
+
+
+def save_training_state(folder: Path, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
+    """Write `training/state.pt` into a checkpoint folder."""
+    path = folder / _FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state": asdict(state), "optimizer": optimizer.state_dict()}, path)
+
+
+def load_training_state(folder: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Read `training/state.pt` and give the optimizer what it holds (on the devices of its parameters).
+
+    Raises:
+        CheckpointError: the file is missing, damaged or belongs to another model.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, so training cannot resume from this checkpoint; use a new output")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(stored["optimizer"])
+        return TrainingState(**stored["state"])
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot resume from it ({error}); use a new output") from error

@@ -1,0 +1,102 @@
+"""One optimisation step, and the check of what came out of it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_core.errors import UserError
+from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.optimizer import set_learning_rate
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step computed, still on the device: reading it there would stall the next step.
+
+    Attributes:
+        names: names of the losses.
+        losses: [len(names)] float32, detached.
+        grad_norm: scalar, L2 norm of all gradients before clipping; None where nothing asked for it.
+        learning_rate: rate that the step used.
+    """
+
+    names: tuple[str, ...]
+    losses: Tensor
+    grad_norm: Tensor | None
+    learning_rate: float
+
+
+def training_step(
+    detector: nn.Module,
+    images: ImageBatch,
+    targets: Targets,
+    optimizer: torch.optim.Optimizer,
+    *,
+    learning_rate: float,
+    clip_norm: float = 0.0,
+    bfloat16: bool = False,
+    with_grad_norm: bool = False,
+) -> StepResult:
+    """Forward, backward and update.
+
+    Args:
+        detector: in train mode; called with (images, targets), gives a dictionary of scalar losses.
+        images, targets: on the detector's device.
+        clip_norm: upper limit of the gradients' L2 norm; 0 = none.
+        bfloat16: run the forward pass under autocast.
+        with_grad_norm: measure the norm also where it is not clipped.
+    """
+    device = images.pixels.device.type
+    set_learning_rate(optimizer, learning_rate)
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+        losses: dict[str, Tensor] = detector(images, targets)
+    stacked = torch.stack([loss.float() for loss in losses.values()])
+    stacked.sum().backward()
+    grad_norm = None
+    if clip_norm > 0 or with_grad_norm:
+        limit = clip_norm if clip_norm > 0 else float("inf")
+        grad_norm = clip_gradients(optimizer, limit)
+    optimizer.step()
+    return StepResult(tuple(losses), stacked.detach(), grad_norm, learning_rate)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+    """Scale all gradients so that their common L2 norm is at most `limit`; returns the norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if limit != float("inf"):
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def require_finite(result: StepResult, *, step: int, image_ids: Sequence[int]) -> dict[str, float]:
+    """The losses as numbers, copied to the host.
+
+    Raises:
+        UserError: a loss is infinite or not a number; names the losses, the step and the images.
+    """
+    values = dict(zip(result.names, result.losses.tolist(), strict=True))
+    wrong = {name: value for name, value in values.items() if not torch.isfinite(torch.tensor(value))}
+    if wrong:
+        found = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+        raise UserError(
+            f"step {step}: loss is not finite: {found} (images {list(image_ids)}, learning rate "
+            f"{result.learning_rate:.3g}), expected finite losses; lower train.learning_rate, lengthen "
+            "train.warmup_steps or set train.clip_norm, and start again from the last checkpoint or a new output"
+        )
+    return values
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Set torch's default generators from the run's seed, the step and the rank.
+
+    The detector samples anchors and regions from them. With the state a function of the step, a resumed run draws the
+    same numbers as an unbroken one, and no generator state needs to be stored.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,113 @@
+"""Pasting and run-length encoding against pycocotools, torch's grid_sample and torchvision's paste."""
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from maskrcnn_core.masks import PastedMask, decode_mask, encode_counts, encode_mask, paste_mask, run_lengths
+
+
+def full_image(mask: PastedMask, height: int, width: int) -> np.ndarray:
+    image = np.zeros((height, width), dtype=bool)
+    window_width, window_height = mask.columns.shape
+    image[mask.top : mask.top + window_height, mask.left : mask.left + window_width] = mask.columns.T
+    return image
+
+
+def pycocotools_counts(image: np.ndarray) -> str:
+    return pycocotools.mask.encode(np.asfortranarray(image.astype(np.uint8)))["counts"].decode("ascii")
+
+
+def soft_blob(seed: int, side: int = 28) -> np.ndarray:
+    coarse = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)[0, 0].numpy()
+
+
+def test_counts_by_eye() -> None:
+    # 3 x 4 image, the window is its middle 2 columns, top 2 rows:   . # . .
+    #                                                                . # # .
+    #                                                                . . . .
+    mask = PastedMask(np.array([[True, True], [False, True]]), top=0, left=1)
+    # column-major: 3 empty, 2 set, 1 empty (row 2) + 1 empty (row 0), 1 set, the rest 4 empty
+    assert run_lengths(mask, 3, 4).tolist() == [3, 2, 2, 1, 4]
+
+
+def test_full_columns_are_one_run() -> None:
+    mask = PastedMask(np.ones((2, 3), dtype=bool), top=0, left=1)
+    assert run_lengths(mask, 3, 4).tolist() == [3, 6, 3]
+
+
+def test_whole_image_and_empty_window() -> None:
+    assert run_lengths(PastedMask(np.ones((4, 3), dtype=bool), 0, 0), 3, 4).tolist() == [0, 12]
+    assert run_lengths(PastedMask(np.zeros((0, 0), dtype=bool), 0, 0), 3, 4).tolist() == [12]
+    assert run_lengths(PastedMask(np.zeros((2, 2), dtype=bool), 0, 0), 3, 4).tolist() == [12]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_bytes_equal_pycocotools(data: st.DataObject) -> None:
+    height = data.draw(st.integers(1, 12))
+    width = data.draw(st.integers(1, 12))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    bits = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
+    mask = PastedMask(np.array(bits).reshape(columns, rows), top, left)
+    image = full_image(mask, height, width)
+    counts = run_lengths(mask, height, width)
+    assert counts.sum() == height * width
+    encoded = encode_counts(counts, height, width)
+    assert encoded == pycocotools_counts(image)
+    np.testing.assert_array_equal(decode_mask(encoded, height, width), image)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (10.3, 20.7, 90.2, 61.9),
+        (0.0, 0.0, 120.0, 100.0),
+        (-15.5, -8.0, 40.0, 30.0),
+        (100.2, 80.1, 150.0, 130.0),
+        (50.0, 50.0, 51.2, 50.9),
+        (30.4, 30.4, 30.6, 30.6),
+    ],
+)
+def test_exact_paste_is_bilinear_at_pixel_centres(box: tuple[float, ...], threshold: float) -> None:
+    height, width = 100, 120
+    mask = soft_blob(int(box[0] * 10) % 97)
+    x = (torch.arange(width) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
+    y = (torch.arange(height) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].double()
+    reference = functional.grid_sample(torch.from_numpy(mask)[None, None].double(), grid, align_corners=False)[0, 0]
+    pasted = full_image(
+        paste_mask(mask, np.array(box, dtype=np.float32), height, width, threshold=threshold), height, width
+    )
+    undecided = (reference - threshold).abs().numpy() < 1e-5
+    np.testing.assert_array_equal(pasted | undecided, (reference.numpy() >= threshold) | undecided)
+
+
+@pytest.mark.parametrize(
+    "box", [(10.3, 20.7, 90.2, 61.9), (-15.5, -8.0, 40.0, 30.0), (100.2, 80.1, 119.0, 99.0), (50.0, 50.0, 51.2, 50.9)]
+)
+def test_torchvision_rule_is_torchvisions(box: tuple[float, ...]) -> None:
+    height, width = 100, 120
+    mask = soft_blob(3)
+    boxes = torch.tensor([box])
+    reference = paste_masks_in_image(torch.from_numpy(mask)[None, None], boxes, (height, width))[0, 0]
+    pasted = full_image(
+        paste_mask(mask, np.array(box, dtype=np.float32), height, width, rule="torchvision"), height, width
+    )
+    undecided = (reference - 0.5).abs().numpy() < 1e-5
+    np.testing.assert_array_equal(pasted | undecided, (reference.numpy() >= 0.5) | undecided)
+
+
+def test_box_outside_the_image_gives_an_empty_mask() -> None:
+    box = np.array([200.0, 200.0, 240.0, 260.0], dtype=np.float32)
+    for rule in ("exact", "torchvision"):
+        counts = encode_mask(np.ones((28, 28), dtype=np.float32), box, 100, 120, rule=rule)
+        assert not decode_mask(counts, 100, 120).any()
