@@ -507,3 +507,63 @@ class EvaluateRun:
     """JSON file for the numbers; null = print only."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Scoring."""
+
+
+@dataclass(frozen=True)
+class ConvertRun:
+    """Turn another framework's checkpoint file into a checkpoint folder with that framework's conventions."""
+
+    source: str
+    """torchvision .pth file: the state dict of maskrcnn_resnet50_fpn (or another ResNet-FPN Mask R-CNN)."""
+    output: str
+    """Checkpoint folder to write."""
+    annotations: str | None = None
+    """COCO json whose categories, in order of id, name labels 1, 2, ...; null = COCO's where there are 91 outputs."""
+    norm_eps: float = 0.0
+    """Epsilon of the source's batch norms: 0 for released COCO weights, 1e-5 for models trained otherwise."""
+
+    def __post_init__(self) -> None:
+        _require_not_negative("norm_eps", self.norm_eps)
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Measure speed on this machine."""
+
+    images: str | None = None
+    """Folder of images; null = generated ones."""
+    num_images: int = 8
+    """How many of them."""
+    rounds: int = 3
+    """Interleaved rounds; the median counts."""
+    short_side: int = 800
+    """Short side of the network's input, pixels; the long side is limited to 5/3 of it."""
+    max_detections: int = 100
+    """Detections of an image; the random weights always find that many."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of our side; the peer computes in float32."""
+    threads: int = 0
+    """CPU threads of both sides; 0 = the machine's cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "rounds", "short_side", "max_detections"):
+            _require_positive(name, getattr(self, name))
+        _require_not_negative("threads", self.threads)
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """Generate data, train, label, score and draw: the whole system in some minutes on a laptop."""
+
+    output: str = "demo"
+    """Folder for everything that is made; what is already there is used again."""
+    train_images: int = 900
+    """Generated pictures to learn from."""
+    val_images: int = 60
+    """Generated pictures, held out, to score on."""
+    seed: int = 0
+    """Seed of the pictures."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "val_images"):
+            _require_positive(name, getattr(self, name))

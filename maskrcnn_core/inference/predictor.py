@@ -93,11 +93,12 @@ class Predictor:
         )
         self._detector = detector.to(self._device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-    def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
+    def predict(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ImageRecord]:
         """Label images.
 
         Args:
-            encoded: image files as bytes; an error in place of one becomes its record.
+            encoded: image files as bytes, or decoded images [3, H, W] uint8 RGB; an error in place of one becomes its
+                record.
 
         Returns:
             One record for each, in order. Never raises for an image.
@@ -109,7 +110,7 @@ class Predictor:
         return [records[place] for place in range(len(encoded))]
 
     def _batches(
-        self, encoded: Sequence[bytes | ImageError], records: dict[int, ImageRecord]
+        self, encoded: Sequence[bytes | Tensor | ImageError], records: dict[int, ImageRecord]
     ) -> Iterable[list[_Prepared]]:
         """Images grouped by padded shape up to the pixel budget; what cannot be decoded goes to `records`."""
         waiting: dict[tuple[int, int], list[_Prepared]] = {}
@@ -126,10 +127,12 @@ class Predictor:
                 yield waiting.pop(shape)
         yield from waiting.values()
 
-    def _prepare(self, place: int, content: bytes | ImageError) -> _Prepared:
+    def _prepare(self, place: int, content: bytes | Tensor | ImageError) -> _Prepared:
         if isinstance(content, ImageError):
             raise content
-        image = decode_image(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
+        image = content
+        if isinstance(content, bytes):
+            image = decode_image(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
         height, width = image.shape[-2:]
         rule = self.config.input
         size = resized_size(height, width, rule.short_side, rule.long_side)

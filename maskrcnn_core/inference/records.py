@@ -1,8 +1,9 @@
 """The label record: one row per image, also for an image with nothing in it, also for one that failed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -128,3 +129,24 @@ def _detection_row(detection: DetectionRecord, record: ImageRecord) -> dict[str,
         "segmentation": segmentation,
         "keypoints": None if detection.keypoints is None else list(detection.keypoints),
     }
+
+
+def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
+    """The inverse of `records_to_table` for one row (as of `Table.to_pylist`)."""
+    return ImageRecord(
+        status=row["status"],
+        error=row.get("error"),
+        width=row["width"],
+        height=row["height"],
+        detections=tuple(
+            DetectionRecord(
+                category_id=found["category_id"],
+                category=found["category"],
+                score=found["score"],
+                bbox=tuple(found["bbox"]),
+                rle_counts=found["segmentation"]["counts"] if found["segmentation"] else None,
+                keypoints=tuple(found["keypoints"]) if found["keypoints"] is not None else None,
+            )
+            for found in row["detections"]
+        ),
+    )

@@ -45,7 +45,6 @@ def load_batches(
     start: int = 0,
     stop: int,
     workers: int = 0,
-    pin_memory: bool = False,
     depth: int = 2,
 ) -> Iterator[_Batch]:
     """The batches of `rank` for steps `start` .. `stop` - 1, in order.
@@ -53,7 +52,6 @@ def load_batches(
     Args:
         workers: loader processes, alive for all of the steps; 0 = one background thread (decoding releases Python's
             lock, so it overlaps with the network).
-        pin_memory: for fast copies to a GPU (with processes only).
         depth: batches that the thread, or each process, keeps ready.
     """
     steps = _Steps(plan, rank, start, stop)
@@ -65,7 +63,6 @@ def load_batches(
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=depth,
-        pin_memory=pin_memory,
         # A worker of Ray runs many threads; a forked child could inherit one of their locks.
         multiprocessing_context="forkserver",
     )

@@ -1,0 +1,53 @@
+# make demo and make test do everything from a fresh clone; they need make and Python 3.11 or newer.
+# Other Python: make test PYTHON=/path/to/python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+SHELL := /bin/bash
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## Make .venv with the locked packages (some 6 GB); nothing to do when it is current
+
+# The stamp is written last, so a set-up that broke half-way is done again. `venv --clear` only where the old one is no
+# use: uv then has little to do.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer ($$($(PYTHON) --version 2>/dev/null || echo not found)); name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@rm -f $@
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || { \
+	  echo "Making $(VENV) ..."; \
+	  $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }; \
+	  $(BIN)/python -m pip install --quiet uv || { \
+	    echo "error: pip could not install uv; check the network or the package index" >&2; exit 2; }; }
+	@echo "Installing the locked packages (the first time some 6 GB, a few minutes) ..."
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@
+
+demo: setup ## Train, label and score on generated images; writes to demo/
+	@$(BIN)/python -m jobs.demo
+
+test: check ## Everything that must pass before a change goes in: check, then the tests
+	@$(BIN)/python -m pytest
+
+check: setup ## Format, lint and types
+	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs in the files above; make format mends it." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+format: setup ## Format the code and mend what the linter can
+	@$(BIN)/ruff check --quiet --fix . || true
+	@$(BIN)/ruff format .
+
+lock: setup ## Resolve the packages of pyproject.toml anew into requirements.lock
+	@$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --extra dev pyproject.toml -o requirements.lock

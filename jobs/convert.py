@@ -1,0 +1,32 @@
+"""Convert a checkpoint: `python -m jobs.convert --source FILE --output FOLDER`."""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.cli import run_job
+from maskrcnn_core.config import ConvertRun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return run_job(ConvertRun, run, prog="python -m jobs.convert", argv=argv)
+
+
+def run(settings: ConvertRun) -> int:
+    """Convert, then say what the checkpoint is and what can be done with it."""
+    from maskrcnn_core.data.coco import load_coco
+    from maskrcnn_core.weights.convert import convert_checkpoint
+
+    categories = None
+    if settings.annotations is not None:
+        categories = load_coco(settings.annotations, require_masks=False).categories
+    config = convert_checkpoint(
+        settings.source, settings.output, categories=categories, norm_eps=settings.norm_eps
+    )
+    print(f"checkpoint: {settings.output} ({config.backbone.name}, {len(config.categories)} categories)")
+    print(f"next:\n  python -m jobs.label --checkpoint {settings.output} --images FOLDER --output FOLDER")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

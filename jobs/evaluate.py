@@ -1,0 +1,96 @@
+"""Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.cli import run_job
+from maskrcnn_core.config import EvaluateRun
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from maskrcnn_core.evaluation.coco import CocoScores
+
+_SHOWN_AT_EACH_END = 10
+_COLUMN_TITLES = {"bbox": "box", "segm": "mask"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return run_job(EvaluateRun, _evaluate, prog="python -m jobs.evaluate", argv=argv)
+
+
+def _evaluate(run: EvaluateRun) -> int:
+    # Imported here, so that --help and mistakes in settings answer at once.
+    from rich.console import Console
+
+    from pipelines.evaluation import evaluate
+
+    scores = evaluate(run).scores
+    console = Console(highlight=False, markup=False)
+    console.print(_stats_table(scores))
+    console.print(_category_table(scores))
+    for line in _counts(scores):
+        console.print(line, soft_wrap=True)
+    if run.output:
+        console.print(f"All numbers: {run.output}", soft_wrap=True)
+    return 0
+
+
+def _stats_table(scores: "CocoScores") -> "Table":
+    """The 12 numbers, boxes and masks side by side."""
+    from maskrcnn_core.evaluation.coco import STAT_NAMES
+
+    table = _new_table("COCO scores", "", *(_COLUMN_TITLES[kind] for kind in scores.stats))
+    for index, name in enumerate(STAT_NAMES):
+        table.add_row(name, *(_show(values[index]) for values in scores.stats.values()))
+    return table
+
+
+def _category_table(scores: "CocoScores") -> "Table":
+    """AP of each category, best first; the middle is left out where there are many."""
+    kinds = list(scores.stats)
+    ranked = sorted(scores.per_category, key=lambda category: (-category.ap[kinds[-1]], category.name))
+    ranked = [category for category in ranked if category.annotations]
+    hidden = max(0, len(ranked) - 2 * _SHOWN_AT_EACH_END)
+    table = _new_table("AP per category", "", *(_COLUMN_TITLES[kind] for kind in kinds), "objects")
+    for place, category in enumerate(ranked):
+        if hidden and place == _SHOWN_AT_EACH_END:
+            table.add_row(f"({hidden} more)", *("" for _ in kinds), "")
+        if not hidden or place < _SHOWN_AT_EACH_END or place >= len(ranked) - _SHOWN_AT_EACH_END:
+            table.add_row(category.name, *(_show(category.ap[kind]) for kind in kinds), str(category.annotations))
+    return table
+
+
+def _new_table(title: str, first: str, *numbers: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column(first)
+    for number in numbers:
+        table.add_column(number, justify="right")
+    return table
+
+
+def _show(value: float) -> str:
+    return "-" if value == -1 else f"{value:.3f}"
+
+
+def _counts(scores: "CocoScores") -> list[str]:
+    """What was scored and what was not, a line each."""
+    coverage = scores.coverage
+    lines = [f"{scores.detections} detections and {scores.annotations} annotated objects in {coverage.images} images."]
+    if coverage.unlabelled or coverage.failed:
+        lines.append(
+            f"{coverage.unlabelled} of these images have no label row and {coverage.failed} failed; "
+            "they count as images in which nothing was found."
+        )
+    if coverage.unknown:
+        lines.append(f"{coverage.unknown} label rows are of images that the annotation file does not have; left out.")
+    return lines + [f"{_COLUMN_TITLES[kind].capitalize()} not scored: {why}." for kind, why in scores.skipped.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Train a Mask R-CNN: `python -m jobs.train --config FILE --data.train.images URI ... --output URI`."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jobs.cli import run_job
+from maskrcnn_core.config import TrainRun
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.text import Text
+
+    from pipelines.training import TrainSummary
+    from pipelines.training_progress import StepReport, TrainingEvent
+
+    Work = Callable[[Callable[[TrainingEvent], None]], TrainSummary]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    return run_job(TrainRun, run, prog="python -m jobs.train", argv=argv)
+
+
+def run(settings: TrainRun) -> int:
+    """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
+    from pipelines.training import train
+
+    watch = _with_bar if sys.stdout.isatty() else _with_lines
+    summary = watch(lambda show: train(settings, show))
+    print("\n".join(summary_lines(settings, summary)))
+    return 0
+
+
+def event_line(event: "TrainingEvent") -> str:
+    """One line of text for an event."""
+    from pipelines.training_progress import CheckpointSaved, StepReport, TrainingStarted
+
+    if isinstance(event, TrainingStarted):
+        return _started_line(event)
+    if isinstance(event, StepReport):
+        left = (
+            time.strftime("%H:%M:%S", time.gmtime(event.seconds_left)) if event.seconds_left < 86400 else "over a day"
+        )
+        return f"step {event.step}/{event.steps}  {_step_numbers(event)}  left {left}"
+    if isinstance(event, CheckpointSaved):
+        return f"checkpoint at step {event.step}: {event.path}"
+    shown = [name for name in ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50") if name in event.metrics]
+    numbers = "  ".join(f"{name} {event.metrics[name]:.3f}" for name in shown) or "no annotated object to score on"
+    failed = f"  ({event.failed_images} images failed)" if event.failed_images else ""
+    best = "  best so far" if event.is_best else ""
+    return f"validation at step {event.step}: {numbers}  {event.images} images in {event.seconds:.0f} s{failed}{best}"
+
+
+def _started_line(event: "TrainingEvent") -> str:
+    from pipelines.training_progress import TrainingStarted
+
+    assert isinstance(event, TrainingStarted)
+    begin = f"resuming after step {event.step}" if event.step else "starting"
+    validation = f", {event.validation_images} to validate on" if event.validation_images else ""
+    dropped = f", {event.dropped_annotations} faulty annotations left out" if event.dropped_annotations else ""
+    return (
+        f"{begin} of {event.steps} steps: {event.images} training images{validation}{dropped}; "
+        f"{event.workers} worker{'s' if event.workers > 1 else ''} with {event.threads} threads"
+    )
+
+
+def _step_numbers(event: "StepReport") -> str:
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+    return (
+        f"loss {sum(event.losses.values()):.3f}  {losses}  lr {event.learning_rate:.2g}  "
+        f"{event.images_per_second:.2f} images/s"
+    )
+
+
+def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
+    """What came out, and the next commands."""
+    already = summary.resumed_from >= summary.steps
+    score = "" if summary.best_score is None else f", best AP {summary.best_score:.3f} at step {summary.best_step}"
+    lines = [
+        f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
+        f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
+        f"checkpoint: {summary.checkpoint}",
+    ]
+    images = settings.data.val.annotations or settings.data.train.images
+    labels = f"{settings.output.rstrip('/')}-labels"
+    lines += [
+        "next:",
+        f"  python -m jobs.label --checkpoint {shlex.quote(summary.checkpoint)} --images {shlex.quote(images)} "
+        f"--output {shlex.quote(labels)}",
+    ]
+    if settings.data.val.annotations:
+        annotations = shlex.quote(settings.data.val.annotations)
+        lines.append(f"  python -m jobs.evaluate --labels {shlex.quote(labels)} --annotations {annotations}")
+    return lines
+
+
+def _with_lines(work: "Work") -> "TrainSummary":
+    return work(lambda event: print(event_line(event), flush=True))
+
+
+def _with_bar(work: "Work") -> "TrainSummary":
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    bar = Progress(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    task = bar.add_task("train", total=None)
+    numbers = Text("workers start ...")
+    with Live(Group(bar, numbers)) as live:
+        return work(lambda event: _show(event, bar, task, numbers, live.console))
+
+
+def _show(event: "TrainingEvent", bar: "Progress", task: "TaskID", numbers: "Text", console: "Console") -> None:
+    from pipelines.training_progress import StepReport, TrainingStarted
+
+    if isinstance(event, StepReport):
+        bar.update(task, completed=event.step, total=event.steps)
+        numbers.plain = _step_numbers(event)
+        return
+    if isinstance(event, TrainingStarted):
+        bar.reset(task, completed=event.step, total=event.steps)
+        numbers.plain = "first steps ..."
+    console.print(event_line(event), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What the workers of a labelling run have done so far, kept in one small Ray actor.
+
+It also knows which images each worker is busy with, so that an image which ends the worker's process (a crash in a
+library, the system's memory killer) is found out instead of being tried for ever.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_POLL_SECONDS = 1.0
+_SNAPSHOT_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Work of this start of a run.
+
+    Attributes:
+        images, detections, failed: so far.
+        seconds: from the first batch to the last one that is done.
+    """
+
+    images: int = 0
+    detections: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Without start-up; 0 before the first batch is done."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class LabelProgress:
+    """How far a labelling run is.
+
+    Attributes:
+        images: of the whole run.
+        done: of them labelled, by earlier starts as well.
+        detections, failed: among the done ones.
+        images_per_second: of this start, from its first batch.
+    """
+
+    images: int
+    done: int
+    detections: int
+    failed: int
+    images_per_second: float
+
+
+class Board(Protocol):
+    """Where a worker reports."""
+
+    def begin(self, key: int) -> int:
+        """Work named `key` starts; returns how often it was begun and not finished, this time included."""
+        ...
+
+    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+        """Work named `key` is finished, with what it brought."""
+        ...
+
+
+class ProgressBoard:
+    """The actor's state; implements `Board`."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, int] = {}
+        self._counts = Counts()
+        self._start: float | None = None
+
+    def begin(self, key: int) -> int:
+        """See `Board`."""
+        if self._start is None:
+            self._start = time.monotonic()
+        self._begun[key] = self._begun.get(key, 0) + 1
+        return self._begun[key]
+
+    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+        """See `Board`."""
+        self._begun.pop(key, None)
+        before, now = self._counts, time.monotonic()
+        seconds = now - (self._start if self._start is not None else now)
+        self._counts = Counts(before.images + images, before.detections + detections, before.failed + failed, seconds)
+
+    def snapshot(self) -> Counts:
+        """The counts so far."""
+        return self._counts
+
+
+class RemoteBoard:
+    """A `Board` that passes on to the actor; picklable."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def begin(self, key: int) -> int:
+        """See `Board`; waits for the answer, about a millisecond."""
+        attempts: int = ray.get(self._actor.begin.remote(key))
+        return attempts
+
+    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+        """See `Board`; does not wait."""
+        self._actor.done.remote(key, images, detections, failed)
+
+    def snapshot(self) -> Counts:
+        """The counts so far."""
+        counts: Counts = ray.get(self._actor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT)
+        return counts
+
+
+def start_board() -> RemoteBoard:
+    """Starts the actor on the driver's node: it lives as long as the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return RemoteBoard(ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote())
+
+
+class Poller:
+    """Calls `report` with the board's counts about once a second, from a thread of its own, while the block runs.
+
+    An exception of `report` is raised by the next `check`, or at the end of the block.
+    """
+
+    def __init__(self, board: RemoteBoard, report: Callable[[Counts], None] | None) -> None:
+        self._board = board
+        self._report = report
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._poll, name="label-progress", daemon=True)
+
+    def __enter__(self) -> "Poller":
+        if self._report is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._stop.set()
+        if self._report is not None:
+            self._thread.join()
+        if error is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raises what `report` raised."""
+        if self._error is not None:
+            raise self._error
+
+    def _poll(self) -> None:
+        assert self._report is not None
+        try:
+            while not self._stop.wait(_POLL_SECONDS):
+                self._report(self._board.snapshot())
+        except Exception as error:
+            self._error = error

@@ -1,0 +1,165 @@
+"""Files on this machine or on S3 behind one set of functions.
+
+A *uri* is a local path (absolute, relative to the working directory, or with ~), `file:///...` or `s3://bucket/key`.
+S3 credentials, region and endpoint come from where AWS tools take them (AWS_ACCESS_KEY_ID, AWS_REGION,
+AWS_ENDPOINT_URL, ~/.aws, instance roles).
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import fs
+
+from maskrcnn_core.errors import StorageError
+
+
+def is_local(uri: str) -> bool:
+    """Whether the uri names a file or folder of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
+    """The Arrow file system of a uri and the path within it.
+
+    Local paths come out absolute, because Ray's workers have working directories of their own.
+
+    Raises:
+        StorageError: the uri is empty, its scheme is neither local nor s3, or the S3 bucket is missing in it.
+    """
+    if not uri:
+        raise StorageError("the path is empty; expected a file or folder, or s3://bucket/key")
+    if is_local(uri):
+        path = unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    scheme, rest = uri.split("://", 1)
+    if scheme != "s3":
+        raise StorageError(f"{uri}: scheme {scheme}:// is not supported; expected a local path or s3://bucket/key")
+    path = rest.strip("/")
+    if not path:
+        raise StorageError(f"{uri}: the bucket is missing; expected s3://bucket/key")
+    with _naming(uri):
+        return _s3_filesystem(path.split("/", 1)[0]), path
+
+
+def _s3_filesystem(bucket: str) -> fs.FileSystem:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:  # Arrow's constructor, unlike boto3, does not look at these two
+        scheme, _, host = endpoint.rstrip("/").rpartition("://")
+        return fs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region or "us-east-1")
+    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket))
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts appended, as a uri."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether the uri names a file or a folder (on S3 a prefix that holds something)."""
+    return bool(_file_type(uri) != fs.FileType.NotFound)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether the uri names a folder (on S3 a prefix that holds something)."""
+    return bool(_file_type(uri) == fs.FileType.Directory)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        StorageError: there is no such file, or it cannot be read.
+    """
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri), filesystem.open_input_file(path) as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def write_bytes_atomically(uri: str, content: bytes) -> None:
+    """Write a file so that readers see either all of it or what was there before; folders are made as needed.
+
+    Locally through a temporary file beside it and a rename; an S3 object appears whole by itself.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri):
+        if is_local(uri):
+            _replace_local_file(Path(path), content)
+        else:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+
+def _replace_local_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
+    """Uris of all files below a folder, at any depth, sorted by name; hidden files (`.name`) are left out.
+
+    Args:
+        uri: the folder.
+        suffix: ending or endings that a file's name must have, such as `.parquet`; upper and lower case count alike.
+
+    Raises:
+        StorageError: there is no such folder.
+    """
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri):
+        found = filesystem.get_file_info(path)
+        if found.type != fs.FileType.Directory:
+            what = "no such folder" if found.type == fs.FileType.NotFound else "is a file; expected a folder"
+            raise StorageError(f"{uri}: {what}")
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix))
+    prefix = "" if is_local(uri) else "s3://"
+    return sorted(
+        prefix + info.path
+        for info in infos
+        if info.type == fs.FileType.File
+        and info.base_name.lower().endswith(endings)
+        and not info.base_name.startswith(".")
+    )
+
+
+def _file_type(uri: str) -> fs.FileType:
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri):
+        return filesystem.get_file_info(path).type
+
+
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Turn what the operating system or S3 reports into a StorageError that names the uri."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri}: no such file") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{uri}: is a folder; expected a file") from error
+    except PermissionError as error:
+        raise StorageError(f"{uri}: permission denied; check the rights of the file or the S3 credentials") from error
+    except OSError as error:
+        if "is a directory" in str(error):  # Arrow's own error for a folder has no type of its own
+            raise StorageError(f"{uri}: is a folder; expected a file") from error
+        raise StorageError(f"{uri}: cannot be read or written: {error}") from error

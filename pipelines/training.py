@@ -1,0 +1,208 @@
+"""Train a detector on COCO-format data with Ray Train: one function, `train`.
+
+Everything that a user can get wrong is checked here before Ray starts. The same command again resumes a run that was
+cut off, from its last checkpoint, with the numbers of an unbroken one; a finished run is left alone.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+from maskrcnn_core.config import Category, DataConfig, DatasetConfig, TrainRun
+from maskrcnn_core.data.coco import CocoDataset, load_coco
+from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
+from pipelines import cluster, storage
+from pipelines.training_output import checkpoint_uri, claim, read_summary, write_summary
+from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
+from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
+
+_RAY_RUN_NAME = "_ray"
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run has made.
+
+    Attributes:
+        checkpoint: the folder to use: the best by validation AP, or the last where nothing was validated.
+        last: folder of the last step.
+        steps: optimisation steps of the whole run.
+        images: images that these steps took.
+        images_per_second: over the training time of the whole run (validation and checkpoints excluded).
+        seconds: that time.
+        best_score: best validation AP (of masks; of boxes without a mask head), 0 to 1; None without one.
+        best_step: steps done when it was measured.
+        resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
+            the run was already finished.
+    """
+
+    checkpoint: str
+    last: str
+    steps: int
+    images: int
+    images_per_second: float
+    seconds: float
+    best_score: float | None
+    best_step: int | None
+    resumed_from: int
+
+
+def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
+    """Train, or resume, or return what a finished run has made.
+
+    Args:
+        run: configuration; the model's categories come from the training annotations.
+        on_progress: called with events while the run goes on, from a background thread.
+
+    Raises:
+        UserError: settings, data or output are not usable (before anything starts), or an image or annotation turned
+            out to be while training.
+        ray.train.TrainingFailedError: workers were lost more often than `train.max_failures`, or a bug.
+    """
+    run = _with_absolute_paths(run)
+    run = replace(run, model=replace(run.model, categories=check_data(run)))
+    claim(run)
+    if (finished := read_summary(run.output)) is not None:
+        return TrainSummary(**{**finished, "resumed_from": run.train.steps})
+    with cluster.connect(run.cluster):
+        _check_cluster(run)
+        result = _fit(run, on_progress)
+    summary = _summary(run, result)
+    write_summary(run.output, asdict(summary))
+    return summary
+
+
+def check_data(run: TrainRun) -> tuple[Category, ...]:
+    """Read the annotations and look for the first image of each data set; returns the model's categories.
+
+    Raises:
+        ConfigError: a data set is not given, or the model's own categories are others.
+        AnnotationError: a file is faulty or empty, or training and validation have different categories.
+        StorageError: a file or folder is missing.
+    """
+    data = run.data
+    categories = _check_dataset("data.train", data.train, require_masks=run.model.mask_head.enabled).categories
+    if run.model.categories and run.model.categories != categories:
+        raise ConfigError(
+            f"model.categories: differ from those of {data.train.annotations}; leave them out, training takes them "
+            "from the annotation file"
+        )
+    if data.val.annotations or data.val.images:
+        found = _check_dataset("data.val", data.val, require_masks=False).categories
+        if found != categories:
+            ours, theirs = ({(category.id, category.name) for category in group} for group in (categories, found))
+            raise AnnotationError(
+                f"{data.val.annotations}: categories differ from those of {data.train.annotations}: "
+                f"only in training {sorted(ours - theirs)}, only in validation {sorted(theirs - ours)}; "
+                "expected the same ids and names in both"
+            )
+    return categories
+
+
+def _check_dataset(name: str, source: DatasetConfig, *, require_masks: bool) -> CocoDataset:
+    for field in ("images", "annotations"):
+        if not getattr(source, field):
+            raise ConfigError(f"{name}.{field}: not given, expected a {'folder' if field == 'images' else 'COCO file'}")
+    dataset = load_coco(source.annotations, require_masks=require_masks, on_fault="drop")
+    if not dataset.images:
+        raise AnnotationError(f"{source.annotations}: section 'images' is empty, expected at least one image")
+    if not any(image.objects for image in dataset.images):
+        dropped = f" ({len(dataset.dropped)} faulty ones, the first: {dataset.dropped[0]})" if dataset.dropped else ""
+        raise AnnotationError(f"{source.annotations}: no usable annotation{dropped}, expected at least one")
+    first = storage.join(source.images, dataset.images[0].file_name)
+    if not storage.exists(first):
+        raise StorageError(
+            f"{first}: no such file, but {source.annotations} lists it; {name}.images has to be the folder that the "
+            "file names in the annotations are relative to"
+        )
+    return dataset
+
+
+def _with_absolute_paths(run: TrainRun) -> TrainRun:
+    """Ray's workers have working directories of their own."""
+
+    def absolute(uri: str) -> str:
+        return storage.filesystem_and_path(uri)[1] if uri and storage.is_local(uri) else uri
+
+    def located(source: DatasetConfig) -> DatasetConfig:
+        return DatasetConfig(images=absolute(source.images), annotations=absolute(source.annotations))
+
+    data: DataConfig = replace(run.data, train=located(run.data.train), val=located(run.data.val))
+    return replace(run, output=absolute(run.output), data=data)
+
+
+def _check_cluster(run: TrainRun) -> None:
+    """A request that the cluster can never fill would wait without a word."""
+    wanted = {"CPU": float(_cpus(run) * run.train.num_workers), "GPU": float(run.train.use_gpu * run.train.num_workers)}
+    found = ray.cluster_resources()
+    for resource, amount in wanted.items():
+        if amount > found.get(resource, 0.0):
+            raise ConfigError(
+                f"train.num_workers: {run.train.num_workers} workers need {amount:g} {resource}s, the Ray cluster has "
+                f"{found.get(resource, 0.0):g}; lower train.num_workers, add machines"
+                + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
+            )
+
+
+def _cpus(run: TrainRun) -> int:
+    return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + run.data.workers
+
+
+def _fit(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
+    progress = start_progress_log()
+    filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"worker": WorkerConfig(run, progress)},
+        scaling_config=ScalingConfig(
+            num_workers=run.train.num_workers, use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
+        ),
+        run_config=RunConfig(
+            name=_RAY_RUN_NAME,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=run.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=LoggingConfig("ERROR"),
+        ),
+    )
+    mistake: UserError | None = None
+    result: Any = None
+    with forwarded(progress, on_progress):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError:
+            mistake = ray.get(progress.mistake.remote())
+            if mistake is None:
+                raise
+    mistake = mistake or ray.get(progress.mistake.remote())
+    if mistake is not None:
+        raise mistake
+    assert isinstance(result.return_value, WorkerResult)
+    return result.return_value
+
+
+def _resources(run: TrainRun) -> dict[str, float]:
+    return {"CPU": float(_cpus(run)), **({"GPU": 1.0} if run.train.use_gpu else {})}
+
+
+def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
+    state = result.state
+    images = state.step * run.train.batch_size
+    return TrainSummary(
+        checkpoint=checkpoint_uri(run.output, "last" if state.best_step is None else "best"),
+        last=checkpoint_uri(run.output, "last"),
+        steps=state.step,
+        images=images,
+        images_per_second=images / state.seconds if state.seconds else 0.0,
+        seconds=state.seconds,
+        best_score=state.best_score,
+        best_step=state.best_step,
+        resumed_from=result.resumed_from,
+    )

@@ -1,0 +1,237 @@
+"""One worker's part of a training run, built: detector, optimizer, data, logs."""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from maskrcnn_core.config import TrainRun
+from maskrcnn_core.data.coco import CocoDataset, load_coco
+from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate
+from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.loader import load_batches, prefetch
+from maskrcnn_core.training.optimizer import build_optimizer
+from maskrcnn_core.training.sampler import BatchPlan
+from maskrcnn_core.training.state import TrainingState, load_training_state
+from maskrcnn_core.weights.checkpoint import load_checkpoint
+from pipelines import storage
+from pipelines.cluster import physical_cores
+from pipelines.training_progress import TrainingStarted
+
+Batch = tuple[ImageBatch, Targets, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """The objects of one worker's run.
+
+    Attributes:
+        run: configuration.
+        progress: `ProgressLog` actor.
+        rank, world_size: of this worker.
+        device: that it computes on.
+        detector: the bare module.
+        learner: the detector, wrapped to average gradients where there are several workers.
+        optimizer: of the detector's parameters.
+        data: training annotations.
+        validation: validation annotations; None where the run has none.
+        writer: of TensorBoard events; on rank 0 only.
+        tensorboard: folder that it writes to.
+    """
+
+    run: TrainRun
+    progress: Any
+    rank: int
+    world_size: int
+    device: torch.device
+    detector: RegionDetector
+    learner: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: CocoDataset
+    validation: CocoDataset | None
+    writer: SummaryWriter | None
+    tensorboard: Path
+
+    def tell(self, event: Any) -> None:
+        """Send an event to the driver; rank 0 only, without waiting."""
+        if self.rank == 0:
+            self.progress.add.remote(event)
+
+
+def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tuple[TrainingJob, TrainingState]:
+    """Build everything from the configuration and the last checkpoint, inside a worker of Ray Train.
+
+    Args:
+        run: configuration.
+        progress: `ProgressLog` actor.
+        stack: closes what has to be closed.
+
+    Raises:
+        UserError: the checkpoint, the annotations or the backbone's weights cannot be read.
+    """
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    # Ray limits OpenMP to one thread per reserved CPU.
+    threads = run.train.threads_per_worker or max(1, physical_cores() // context.get_local_world_size())
+    torch.set_num_threads(threads)
+    device = ray.train.torch.get_device()
+    detector, optimizer, start = _restore(run, rank, device, ray.train.get_checkpoint())
+    if world_size > 1:
+        _broadcast(detector)
+    learner = ray.train.torch.prepare_model(
+        detector, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    )
+    learner.train()
+    tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
+    masks = run.model.mask_head.enabled
+    val = run.data.val
+    job = TrainingJob(
+        run,
+        progress,
+        rank,
+        world_size,
+        device,
+        detector,
+        learner,
+        optimizer,
+        data=load_coco(run.data.train.annotations, require_masks=masks, on_fault="drop"),
+        validation=load_coco(val.annotations, require_masks=False, on_fault="drop") if val.annotations else None,
+        writer=writer,
+        tensorboard=tensorboard,
+    )
+    validation_images = len(job.validation.images) if job.validation else 0
+    job.tell(
+        TrainingStarted(
+            start.step,
+            run.train.steps,
+            len(job.data.images),
+            validation_images,
+            world_size,
+            threads,
+            len(job.data.dropped),
+        )
+    )
+    return job, start
+
+
+def _restore(
+    run: TrainRun, rank: int, device: torch.device, checkpoint: ray.train.Checkpoint | None
+) -> tuple[RegionDetector, torch.optim.Optimizer, TrainingState]:
+    """Detector and optimizer as they were at the checkpoint, or new ones."""
+    settings = run.train
+    torch.manual_seed(settings.seed)
+    # Rank 0 sends its weights to the others, so only it needs the backbone's.
+    pretrained = run.model.backbone.pretrained and checkpoint is None and rank == 0
+    detector = build_detector(run.model, load_pretrained=pretrained)
+    detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(
+        detector,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    if checkpoint is None:
+        return detector, optimizer, TrainingState()
+    with checkpoint.as_directory() as folder:
+        _, weights = load_checkpoint(folder)
+        _load_weights(detector, weights, folder)
+        return detector, optimizer, load_training_state(Path(folder), optimizer)
+
+
+def _load_weights(detector: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: weights do not fit the configured model ({error})") from error
+
+
+def _broadcast(detector: nn.Module) -> None:
+    """Give every rank the weights and buffers of rank 0."""
+    for tensor in detector.state_dict().values():
+        contiguous = tensor.contiguous()
+        dist.broadcast(contiguous, src=0)
+        tensor.copy_(contiguous)
+
+
+def _open_tensorboard(output: str, step: int, stack: contextlib.ExitStack) -> tuple[Path, SummaryWriter]:
+    """A writer for OUTPUT/tensorboard; for a remote output into a local folder that is uploaded now and then."""
+    uri = storage.join(output, "tensorboard")
+    if storage.is_local(uri):
+        folder = Path(storage.filesystem_and_path(uri)[1])
+    else:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskrcnn-tensorboard-")))
+    # Entries after the checkpoint were written by a run that was cut off: they come again.
+    writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    stack.callback(writer.close)
+    return folder, writer
+
+
+def channels_last_collate(items: Sequence[TrainingItem], *, divisor: int) -> Batch:
+    """`collate`, with the pixels in the memory layout that convolutions are fastest with."""
+    images, targets, image_ids = collate(items, divisor=divisor)
+    pixels = images.pixels.contiguous(memory_format=torch.channels_last)
+    return replace(images, pixels=pixels), targets, image_ids
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which copies to a GPU run beside its computation."""
+
+    def pin(structure: Any) -> Any:
+        values = {field.name: getattr(structure, field.name) for field in fields(structure)}
+        return replace(structure, **{name: value.pin_memory() for name, value in values.items() if value is not None})
+
+    return pin(batch[0]), pin(batch[1]), batch[2]
+
+
+@contextlib.contextmanager
+def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
+    """This rank's batches from step `start` to the last, prepared in the background while the block runs."""
+    settings, model = job.run.train, job.run.model
+    source = CocoTrainingData(
+        job.data,
+        job.run.data.train.images,
+        long_side=model.input.long_side,
+        mean=model.input.mean,
+        std=model.input.std,
+        channels=model.input.channels,
+        scale=model.input.scale,
+        mask_size=settings.mask_crop if model.mask_head.enabled else None,
+        max_pixels=job.run.data.max_pixels,
+    )
+    plan = BatchPlan(
+        source.sizes,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        world_size=job.world_size,
+        flip_probability=settings.flip_probability,
+        short_sides=settings.short_sides or (model.input.short_side,),
+    )
+    batches = load_batches(
+        source,
+        functools.partial(channels_last_collate, divisor=model.input.divisor),
+        plan,
+        rank=job.rank,
+        start=start,
+        stop=settings.steps,
+        workers=job.run.data.workers,
+    )
+    if job.device.type == "cuda":
+        batches = prefetch((_pinned(batch) for batch in batches), depth=1)
+    try:
+        yield batches
+    finally:
+        if close := getattr(batches, "close", None):
+            close()

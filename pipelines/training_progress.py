@@ -1,0 +1,151 @@
+"""What a training run tells while it runs: events from its first worker to the process that started it."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from maskrcnn_core.errors import UserError
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """The workers are ready.
+
+    Attributes:
+        step: steps already done: above 0 where the run resumes.
+        steps: steps in all.
+        images, validation_images: in the data sets.
+        workers, threads: processes, and CPU threads of each.
+        dropped_annotations: faulty ones that are left out of the training data.
+    """
+
+    step: int
+    steps: int
+    images: int
+    validation_images: int
+    workers: int
+    threads: int
+    dropped_annotations: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Means over the steps since the last report.
+
+    Attributes:
+        step, steps: done, and in all.
+        epoch: passes over the data so far, as a fraction.
+        losses: by name, averaged over steps and workers.
+        learning_rate: of the last step.
+        grad_norm: L2 norm of the last step's gradients.
+        images_per_second: over all workers, waiting for data included, validation and checkpoints excluded.
+        seconds_left: at this rate, to the last step.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    losses: dict[str, float]
+    learning_rate: float
+    grad_norm: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """COCO metrics on the validation data.
+
+    Attributes:
+        step: steps done.
+        images, failed_images: predicted, and of these without a prediction because they could not be read.
+        metrics: COCO numbers by name.
+        score: the number that chooses the best checkpoint; None where it is undefined (no annotated object).
+        is_best: whether this checkpoint is now the best.
+        seconds: wall time of the validation.
+    """
+
+    step: int
+    images: int
+    failed_images: int
+    metrics: dict[str, float]
+    score: float | None
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint folder is complete.
+
+    Attributes:
+        step: steps done.
+        path: folder or s3:// uri.
+    """
+
+    step: int
+    path: str
+
+
+TrainingEvent = TrainingStarted | StepReport | ValidationReport | CheckpointSaved
+
+
+class ProgressLog:
+    """An actor's state: events not yet fetched, and the user's mistake that ended the run, if one did."""
+
+    def __init__(self) -> None:
+        self._events: list[TrainingEvent] = []
+        self._mistake: UserError | None = None
+
+    def add(self, event: TrainingEvent) -> None:
+        """Keep an event for the next `take`."""
+        self._events.append(event)
+
+    def take(self) -> list[TrainingEvent]:
+        """Hand over the events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def fail(self, mistake: UserError) -> None:
+        """Record what no restart would mend; the first one stays."""
+        self._mistake = self._mistake or mistake
+
+    def mistake(self) -> UserError | None:
+        """What `fail` recorded."""
+        return self._mistake
+
+
+def start_progress_log() -> Any:
+    """A `ProgressLog` as an actor beside the driver (so that losing a worker's node does not lose it)."""
+    node = ray.get_runtime_context().get_node_id()
+    options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+    return ray.remote(ProgressLog).options(**options).remote()
+
+
+@contextlib.contextmanager
+def forwarded(log: Any, on_progress: Callable[[TrainingEvent], None] | None) -> Iterator[None]:
+    """Call `on_progress` in a background thread for every event of the log while the block runs, and for the rest."""
+    finished = threading.Event()
+
+    def forward() -> None:
+        while True:
+            last = finished.wait(_POLL_SECONDS)
+            for event in ray.get(log.take.remote()):
+                if on_progress is not None:
+                    on_progress(event)
+            if last:
+                return
+
+    thread = threading.Thread(target=forward, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

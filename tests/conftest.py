@@ -1,0 +1,34 @@
+"""Fixtures that tests of several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder `shared/data` beside the repository, with real COCO and nuclei images; the test is skipped without it."""
+    folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not there: {folder}")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def s3_folder() -> Iterator[str]:
+    """`s3://bucket/folder` on an S3 server of this machine; the environment holds its address and keys meanwhile."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "key")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        environment.setenv("AWS_REGION", "us-east-1")
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield "s3://bucket/folder"
+    server.stop()

@@ -1,0 +1,129 @@
+"""From a folder of images and an annotation file to a padded batch."""
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from maskrcnn_core.data.coco import load_coco
+from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate
+from maskrcnn_core.errors import ImageError
+
+SIZES = ((12, 16), (20, 10), (8, 8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images: a square in the first, two in the second, none in the third."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    square = [1, 1, 5, 1, 5, 5, 1, 5]
+    annotations = [
+        {"id": number, "image_id": image, "category_id": 7, "bbox": [1, 1, 4, 4], "segmentation": [square]}
+        for number, image in enumerate((100, 101, 101))
+    ]
+    images = [
+        {"id": 100 + number, "file_name": f"{number}.png", "height": height, "width": width}
+        for number, (height, width) in enumerate(SIZES)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "square"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def data_of(folder: Path, images: str | None = None) -> CocoTrainingData:
+    return CocoTrainingData(
+        load_coco(str(folder / "instances.json"), require_masks=True),
+        images or str(folder),
+        long_side=40,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        mask_size=8,
+    )
+
+
+def test_items_become_a_batch(folder: Path) -> None:
+    data = data_of(folder)
+    assert len(data) == 3
+    assert data.sizes == SIZES
+    items = [data[Sample(index, flip=False, short_side=24)] for index in range(3)]
+    batch, targets, image_ids = collate(items, divisor=32)
+    assert image_ids == [100, 101, 102]
+    assert batch.pixels.shape == (3, 3, 64, 32)
+    assert batch.input_sizes.tolist() == [[24, 32], [40, 20], [24, 24]]
+    assert batch.original_sizes.tolist() == [list(size) for size in SIZES]
+    assert targets.valid.tolist() == [[True, False], [True, True], [False, False]]
+    assert targets.boxes[:2, 0].tolist() == [[2, 2, 10, 10], [2, 2, 10, 10]]
+    assert targets.masks is not None
+    assert targets.masks.shape == (3, 2, 8, 8)
+    stored = np.array(Image.open(folder / "2.png")).astype(np.float32)
+    same_size = data[Sample(2, flip=False, short_side=8)].image
+    np.testing.assert_allclose(same_size.permute(1, 2, 0), (stored / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_a_mirrored_sample_is_the_mirror_image(folder: Path) -> None:
+    data = data_of(folder)
+    plain, mirrored = (data[Sample(0, flip=flip, short_side=24)] for flip in (False, True))
+    torch.testing.assert_close(mirrored.image, plain.image.flip(-1), atol=1e-4, rtol=0)
+    assert mirrored.targets.boxes.tolist() == [[32 - 10, 2, 32 - 2, 10]]
+
+
+def test_uri_of_images_and_pickled_data(folder: Path) -> None:
+    sample = Sample(1, flip=True, short_side=20)
+    expected = data_of(folder)[sample]
+    remote = data_of(folder, f"file://{folder}")
+    for data in (remote, pickle.loads(pickle.dumps(remote))):
+        assert torch.equal(data[sample].image, expected.image)
+
+
+def test_torchs_loader_takes_it(folder: Path) -> None:
+    batches = [[Sample(0, False, 16), Sample(1, True, 16)], [Sample(2, False, 8)]]
+    loader = DataLoader(data_of(folder), batch_sampler=batches, collate_fn=partial(collate, divisor=32))  # type: ignore[arg-type]
+    assert [image_ids for _, _, image_ids in loader] == [[100, 101], [102]]
+
+
+def test_exif_does_not_turn_an_annotated_image(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
+    assert data_of(folder)[Sample(0, flip=False, short_side=12)].original_size == SIZES[0]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_missing_image_is_named(folder: Path, scheme: str) -> None:
+    (folder / "1.png").unlink()
+    with pytest.raises(ImageError, match=r"image 101 \(.*1\.png\): no such file") as caught:
+        data_of(folder, f"{scheme}{folder}")[Sample(1, False, 8)]
+    assert caught.value.status == "missing"
+
+
+def test_a_damaged_image_is_named(folder: Path) -> None:
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"image 101 \(.*1\.png\): damaged PNG") as caught:
+        data_of(folder)[Sample(1, False, 8)]
+    assert caught.value.status == "unreadable"
+
+
+def test_another_size_than_annotated_is_an_error(folder: Path) -> None:
+    Image.open(folder / "1.png").transpose(Image.Transpose.ROTATE_90).save(folder / "1.png")
+    with pytest.raises(ImageError, match=r"image 101 .* 20 x 10 pixels .* says 10 x 20; were the annotations drawn"):
+        data_of(folder)[Sample(1, False, 8)]
+
+
+def test_real_images(shared_data: Path) -> None:
+    dataset = load_coco(str(shared_data / "nuclei/annotations/instances_val.json"), require_masks=True)
+    data = CocoTrainingData(
+        dataset, str(shared_data / "nuclei/images"), long_side=512, mean=(0.5,) * 3, std=(0.5,) * 3, mask_size=28
+    )
+    batch, targets, _ = collate([data[Sample(index, index == 1, 256)] for index in range(2)])
+    assert batch.pixels.shape[0] == 2
+    assert targets.valid.sum() == sum(len(image.objects) for image in dataset.images[:2])
+    inside = targets.boxes[targets.valid]
+    assert (inside[:, 2:] > inside[:, :2]).all()

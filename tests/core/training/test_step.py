@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_core.errors import UserError
+from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.step import StepResult, require_finite, seed_step, training_step
+
+
+class Pull(nn.Module):
+    """Two losses: the mean of weight * pixels, and a random share of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0]]))
+        self.seen_dtype: torch.dtype | None = None
+
+    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
+        product = images.pixels.flatten()[:, None] @ self.weight
+        self.seen_dtype = product.dtype
+        return {"mean": product.mean(), "share": product.mean() * torch.rand(())}
+
+
+def inputs(value: float) -> tuple[ImageBatch, Targets]:
+    sizes = torch.tensor([[2, 2]])
+    images = ImageBatch(torch.full((1, 3, 2, 2), value), sizes, sizes)
+    empty = torch.zeros(1, 0)
+    return images, Targets(torch.zeros(1, 0, 4), empty.long(), empty.bool(), empty.bool())
+
+
+def step(model: Pull, value: float = 2.0, **options: float | bool) -> StepResult:
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    return training_step(model, *inputs(value), optimizer, learning_rate=0.1, **options)
+
+
+def test_descends_the_sum_of_the_losses() -> None:
+    model = Pull()
+    seed_step(0, 0, 0)
+    share = torch.rand(()).item()
+    seed_step(0, 0, 0)
+    result = step(model, with_grad_norm=True)
+    assert result.names == ("mean", "share")
+    assert result.losses.tolist() == pytest.approx([2.0, 2.0 * share])
+    assert result.grad_norm is not None
+    assert result.grad_norm.item() == pytest.approx(2.0 + 2.0 * share)
+    assert model.weight.item() == pytest.approx(1.0 - 0.1 * (2.0 + 2.0 * share))
+    assert not result.losses.requires_grad
+
+
+def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one() -> None:
+    for limit, moved in ((0.5, 0.05), (100.0, None)):
+        model, free = Pull(), Pull()
+        for network, options in ((model, {"clip_norm": limit}), (free, {})):
+            seed_step(0, 0, 0)
+            result = step(network, **options)
+            assert (result.grad_norm is None) == (network is free)
+        expected = 1.0 - moved if moved else free.weight.item()
+        assert model.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bfloat16_runs_the_forward_pass_only() -> None:
+    model = Pull()
+    result = step(model, bfloat16=True)
+    assert model.seen_dtype == torch.bfloat16
+    assert result.losses.dtype == torch.float32
+    assert model.weight.dtype == torch.float32
+
+
+def test_finite_losses_come_back_as_numbers() -> None:
+    assert require_finite(step(Pull()), step=0, image_ids=[1])["mean"] == 2.0
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_other_losses_name_step_loss_and_images(value: float) -> None:
+    with pytest.raises(UserError, match=r"step 7: loss is not finite: mean = (inf|nan).*images \[11, 12\]"):
+        require_finite(step(Pull(), value), step=7, image_ids=[11, 12])
+
+
+def test_seeds_differ_by_step_rank_and_run() -> None:
+    def draw(*key: int) -> float:
+        seed_step(*key)
+        return torch.rand(()).item()
+
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
+    assert len({draw(*key) for key in keys}) == 4

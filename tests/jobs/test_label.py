@@ -1,0 +1,94 @@
+"""The words of jobs.label; the work is tested in tests/pipelines/test_labelling.py."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import label as job
+from maskrcnn_core.config import LabelConfig, LabelRun
+from pipelines.label_output import FailedImage
+from pipelines.label_progress import LabelProgress
+from pipelines.labelling import LabelSummary
+
+
+def summary(**changes: object) -> LabelSummary:
+    values: dict = {
+        "images": 10,
+        "statuses": {"missing": 1, "ok": 8, "unreadable": 1},
+        "detections": 33,
+        "failed": 2,
+        "failures": (FailedImage(3, "/x/a b.jpg", "missing", "no such file"),),
+        "labelled_now": 6,
+        "seconds": 12.3,
+        "images_per_second": 1.5,
+        "labels": "out/labels",
+        "skipped_because_done": False,
+    }
+    return LabelSummary(**values | changes)
+
+
+def settings(images: str = "photos", **label: object) -> LabelRun:
+    return LabelRun("ckpt", images, "my out", label=LabelConfig(**label))
+
+
+def test_summary_tells_counts_failures_and_what_to_do_next() -> None:
+    assert job.summary_lines(settings("set/instances.json"), summary()) == [
+        "finished: 10 images (8 ok, 1 missing, 1 unreadable), 33 detections, 4 of them by earlier starts",
+        "6 images in 12 s (1.50 images/s without start-up)",
+        "labels: out/labels",
+        "failed images (first 1 of 2):",
+        "  missing: /x/a b.jpg: no such file",
+        "next:",
+        "  python -m jobs.evaluate --labels 'my out' --annotations set/instances.json",
+        "  python -m jobs.verify --labels 'my out'",
+        "  python -m jobs.export --labels 'my out' --format coco --output detections.json",
+    ]
+    done = summary(skipped_because_done=True, failed=0, failures=(), statuses={"ok": 10})
+    lines = job.summary_lines(settings(), done)
+    assert lines[0] == "already finished: 10 images (10 ok), 33 detections; nothing to do"
+    assert not any("evaluate" in line for line in lines)
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(1.0, 0), (0.2, 0), (0.19, 1), (0.0, 1)])
+def test_exit_code_follows_the_share_of_failed_images(allowed: float, code: int) -> None:
+    run = settings(max_failed_fraction=allowed)
+    assert job.exit_code(run, summary()) == code
+    assert any("more than label.max_failed_fraction" in line for line in job.summary_lines(run, summary())) == bool(
+        code
+    )
+
+
+def test_progress_line() -> None:
+    state = LabelProgress(images=4000, done=400, detections=7, failed=0, images_per_second=1.0)
+    assert job.progress_numbers(state) == "1.00 images/s  7 detections  left 1:00:00"
+    state = LabelProgress(images=4, done=0, detections=0, failed=0, images_per_second=0.0)
+    assert job.progress_numbers(state) == "0.00 images/s  0 detections"
+
+
+def test_plain_lines_become_rare(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    show = job.PlainProgress(clock=lambda: now)
+    for second in range(1, 41):
+        now = float(second)
+        show(LabelProgress(100, second, 0, 0, 1.0))
+    shown = [int(line.split("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [5, 15, 35]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{tmp}/absent"], "no file or folder"),
+        (["--images", "{tmp}"], "no images in"),
+        (["--images", "{tmp}", "--label.rows_per_file", "0"], "label.rows_per_file"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert job.main(["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out"), *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

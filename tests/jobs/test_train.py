@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import train as job
+from maskrcnn_core.config import DataConfig, DatasetConfig, TrainRun
+from pipelines import training
+from pipelines.training import TrainSummary
+from pipelines.training_progress import (
+    CheckpointSaved,
+    StepReport,
+    TrainingEvent,
+    TrainingStarted,
+    ValidationReport,
+)
+
+STARTED = TrainingStarted(0, 600, 200, 73, 2, 4, 0)
+STEP = StepReport(
+    step=20,
+    steps=600,
+    epoch=0.4,
+    losses={"rpn_box": 0.25, "roi_mask": 0.5},
+    learning_rate=0.004,
+    grad_norm=1.0,
+    images_per_second=3.456,
+    seconds_left=3725.0,
+)
+VALIDATION = ValidationReport(200, 73, 1, {"bbox/AP": 0.2514, "segm/AP": 0.3}, 0.3, True, 61.4)
+SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last", 600, 2400, 3.5, 685.0, 0.3, 200, 0)
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (STARTED, "starting of 600 steps: 200 training images, 73 to validate on; 2 workers with 4 threads"),
+        (
+            TrainingStarted(300, 600, 200, 0, 1, 1, 5),
+            "resuming after step 300 of 600 steps: 200 training images, 5 faulty annotations left out; "
+            "1 worker with 1 threads",
+        ),
+        (STEP, "step 20/600  loss 0.750  rpn_box 0.250  roi_mask 0.500  lr 0.004  3.46 images/s  left 01:02:05"),
+        (
+            VALIDATION,
+            "validation at step 200: bbox/AP 0.251  segm/AP 0.300  73 images in 61 s  (1 images failed)  best so far",
+        ),
+        (
+            ValidationReport(200, 73, 0, {}, None, False, 61.4),
+            "validation at step 200: no annotated object to score on  73 images in 61 s",
+        ),
+        (CheckpointSaved(100, "runs/one/checkpoints/last"), "checkpoint at step 100: runs/one/checkpoints/last"),
+    ],
+)
+def test_event_lines(event: TrainingEvent, line: str) -> None:
+    assert job.event_line(event) == line
+
+
+def test_summary_names_the_checkpoint_and_the_next_commands() -> None:
+    val = DatasetConfig("data/val images", "data/val.json")
+    lines = job.summary_lines(TrainRun("runs/one/", data=DataConfig(val=val)), SUMMARY)
+    assert lines == [
+        "finished: 600 steps, 2400 images in 685 s (3.50 images/s), best AP 0.300 at step 200",
+        "checkpoint: runs/one/checkpoints/best",
+        "next:",
+        "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json --output runs/one-labels",
+        "  python -m jobs.evaluate --labels runs/one-labels --annotations data/val.json",
+    ]
+
+
+def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fake_train(run: TrainRun, on_progress: object) -> TrainSummary:
+        assert run.train.steps == 600
+        for event in (STARTED, STEP, VALIDATION):
+            on_progress(event)  # type: ignore[operator]
+        return SUMMARY
+
+    monkeypatch.setattr(training, "train", fake_train)
+    assert job.main(["--output", "runs/one", "--train.steps", "600"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[:5]] == ["starting", "step", "validation", "finished:", "checkpoint:"]
+
+
+def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[TrainingEvent] = [STARTED, STEP, VALIDATION]
+
+    def fake_train(run: TrainRun, on_progress: object) -> TrainSummary:
+        for event in shown:
+            on_progress(event)  # type: ignore[operator]
+        return SUMMARY
+
+    monkeypatch.setattr(training, "train", fake_train)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert job.main(["--output", "runs/one"]) == 0
+    printed = capsys.readouterr().out
+    assert "validation at step 200" in printed
+    assert "20/600" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.batch_size", "3", "--train.num_workers", "2"], "train.batch_size: got 3, expected a multiple of"),
+        ([], "data.train.images: not given, expected a folder"),
+        (["--data.train.images", "x", "--data.train.annotations", "y.json"], "y.json: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main(["--output", str(tmp_path / "run"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_no_coco_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([1]))
+    arguments = ["--output", str(tmp_path / "run"), "--data.train.images", ".", "--data.train.annotations", str(path)]
+    assert job.main(arguments) == 2
+    assert "the top level is a list" in capsys.readouterr().err

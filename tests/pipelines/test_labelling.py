@@ -1,0 +1,403 @@
+"""Labelling with a detector that needs no weights: what is tested is everything around it."""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from maskrcnn_core.config import Category, ClusterConfig, LabelConfig, LabelRun
+from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError
+from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, schema_categories
+from pipelines.cluster import NodeCapacity, connect
+from pipelines.label_progress import Counts, LabelProgress, ProgressBoard
+from pipelines.label_worker import LabelWorker, WorkerSettings, read_image
+from pipelines.labelling import Detector, LabelSummary, WorkerPlan, chunk_sizes, label, plan_workers
+
+# Ray warns about settings of its own that it sets itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+CATEGORIES = (Category(1, "dark"), Category(7, "light"))
+
+
+class FakePredictor:
+    """Finds one object per image, named by the image's brightness; can be told to misbehave by `checkpoint`."""
+
+    def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
+        self.fingerprint = _fingerprint(checkpoint, min_score)
+        self.categories = CATEGORIES
+        self._mode, self._place = checkpoint.split("/")[-1], checkpoint
+        self._max_pixels = max_pixels
+
+    def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
+        if self._mode == "broken":
+            raise RuntimeError("nothing works\nat all")
+        return [self._one(image) for image in encoded]
+
+    def _one(self, image: bytes | ImageError) -> ImageRecord:
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            pixels = _decode(image, self._max_pixels)
+        except ImageError as error:
+            return ImageRecord(error.status, str(error), None, None)
+        height, width = pixels.shape[:2]
+        if self._mode == "poisoned" and width == 13:
+            raise ValueError("cannot digest\n13")
+        if self._mode == "deadly" and width == 13:
+            os._exit(1)
+        if self._mode == "slow":
+            time.sleep(0.3)
+        category = CATEGORIES[int(pixels.mean() > 127)]
+        found = DetectionRecord(category.id, category.name, 0.5, (0.0, 0.0, float(width), float(height)), "counts")
+        return ImageRecord("ok", None, width, height, (found,))
+
+
+def _decode(image: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        opened = Image.open(io.BytesIO(image))
+        if opened.width * opened.height > max_pixels:
+            raise ImageError("too_large", f"{opened.width} x {opened.height}")
+        return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ImageError("unreadable", "no image") from error
+
+
+def _fingerprint(checkpoint: str, min_score: float | None) -> str:
+    return hashlib.sha256(f"{checkpoint} {min_score}".encode()).hexdigest()[:8]
+
+
+def load_fake(checkpoint: str, **settings: object) -> FakePredictor:
+    return FakePredictor(checkpoint, settings["max_pixels"], settings["min_score"])
+
+
+def describe_fake(checkpoint: str, **settings: object) -> tuple[str, tuple[Category, ...]]:
+    if "no_such" in checkpoint:
+        raise CheckpointError(f"{checkpoint}: no such checkpoint")
+    return _fingerprint(checkpoint, settings["min_score"]), CATEGORIES
+
+
+FAKE = Detector(load_fake, describe_fake)
+
+
+def write_images(folder: Path, count: int, *, side: int = 8) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        shade = (40 * index) % 256
+        Image.new("RGB", (side, side + index % 3), (shade, shade, shade)).save(folder / f"{index:03d}.png")
+
+
+def run_of(tmp_path: Path, images: Path | str, checkpoint: str = "good", **settings: object) -> LabelRun:
+    return LabelRun(checkpoint, str(images), str(tmp_path / "out"), label=LabelConfig(**settings))
+
+
+def run_label(run: LabelRun, seen: list[LabelProgress] | None = None) -> LabelSummary:
+    return label(run, None if seen is None else seen.append, detector=FAKE)
+
+
+def rows_of(summary: LabelSummary) -> list[dict]:
+    files = sorted(Path(summary.labels).glob("*.parquet"))
+    return sorted(pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), key=lambda row: row["uri"])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connect(ClusterConfig(num_cpus=4)):
+        yield
+    assert not ray.is_initialized()
+
+
+# ---- without Ray -----------------------------------------------------------------------------------------------------
+
+
+def worker(checkpoint: str = "good", board: ProgressBoard | None = None, max_pixels: int = 10_000) -> LabelWorker:
+    settings = WorkerSettings(checkpoint, "cpu", "float32", 1, max_pixels, False, None, None, threads=1, group_size=4)
+    return LabelWorker(load_fake, settings, board or ProgressBoard())
+
+
+def as_rows(folder: Path) -> pa.Table:
+    uris = [str(path) for path in sorted(folder.iterdir())]
+    return pa.table({"image_id": list(range(len(uris))), "uri": uris})
+
+
+def test_worker_returns_one_row_per_image_in_order_and_reports_the_counts(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 10)
+    board = ProgressBoard()
+    table = worker(board=board)(as_rows(tmp_path / "images"))
+    assert table.column("image_id").to_pylist() == list(range(10))
+    assert table.column("height").to_pylist() == [8 + index % 3 for index in range(10)]
+    assert schema_categories(table.schema) == CATEGORIES
+    counts = board.snapshot()
+    assert (counts.images, counts.detections, counts.failed) == (10, 10, 0)
+
+
+def test_an_empty_batch_gives_an_empty_table_of_the_same_schema(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1)
+    rows, labeller = as_rows(tmp_path / "images"), worker()
+    assert labeller(rows.slice(0, 0)).num_rows == 0
+    assert labeller(rows.slice(0, 0)).schema == labeller(rows).schema
+
+
+def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 6)
+    Image.new("RGB", (13, 8)).save(tmp_path / "images" / "002.png")
+    rows = worker("poisoned")(as_rows(tmp_path / "images")).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok", "ok", "ok"]
+    assert rows[2]["error"] == "ValueError: cannot digest 13"
+    assert [len(row["detections"]) for row in rows] == [1, 1, 0, 1, 1, 1]
+
+
+def test_a_detector_that_fails_on_everything_ends_the_run_instead_of_failing_every_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 16)
+    with pytest.raises(RuntimeError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
+        worker("broken")(as_rows(tmp_path / "images"))
+    rows = worker("broken")(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
+    assert [row["status"] for row in rows] == ["failed"] * 8
+
+
+def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_not(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4)
+    board = ProgressBoard()
+    board.begin(0)  # the group of images 0 to 3 was begun once,
+    board.begin(-1 - 2)  # and image 2 twice alone, each time without an end
+    board.begin(-1 - 2)
+    rows = worker(board=board)(as_rows(tmp_path / "images")).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok"]
+    assert "ended the detector's process" in rows[2]["error"]
+    assert board.snapshot().failed == 1
+    assert board.begin(0) == 1  # finished work is forgotten
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("absent.png", "missing"), ("folder", "unreadable"), ("big.png", "too_large")]
+)
+def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, status: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "big.png").write_bytes(bytes(101))
+    image = read_image(str(tmp_path / name), 100)
+    assert isinstance(image, ImageError)
+    assert image.status == status
+    (tmp_path / "small").write_bytes(b"12")
+    assert read_image(str(tmp_path / "small"), 100) == b"12"
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "rows_per_file", "expected"),
+    [
+        (1, 1, 1000, (1, 1)),  # one image
+        (44, 1, 1000, (8, 8)),  # never below a group where there is a group for everyone
+        (44, 8, 1000, (6, 6)),  # but every worker gets some
+        (1000, 2, 1000, (63, 63)),  # 8 tasks each; files of 1/20 of the run would be smaller than a task
+        (100_000, 4, 1000, (64, 960)),  # as many whole tasks as fit a file
+        (100, 1, 5, (5, 5)),  # a small file limits the task
+    ],
+)
+def test_chunk_sizes(images: int, workers: int, rows_per_file: int, expected: tuple[int, int]) -> None:
+    assert chunk_sizes(images, workers, 8, rows_per_file) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "expected"),
+    [
+        ([(4, 0)], {}, WorkerPlan(1, 3, 0, 1)),  # a laptop: one process
+        ([(2, 0)], {}, WorkerPlan(1, 1, 0, 1)),
+        ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4)),  # 16 threads each
+        ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2)),
+        ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1)),  # a head without CPUs takes none
+        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4)),
+        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1)),
+        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1)),
+    ],
+)
+def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, expected: WorkerPlan) -> None:
+    plan = plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
+    assert plan == expected
+    assert plan.workers * plan.cpus < sum(cpus for cpus, _ in nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "message"),
+    [
+        ([(4, 0)], {"num_workers": 4}, r"need 5 CPUs .* has 4"),
+        ([(1, 0)], {}, "CPUs"),
+        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has 0"),
+        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has 2"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
+    nodes: list[tuple[int, int]], settings: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
+
+
+def test_rate_leaves_out_the_start_up() -> None:
+    assert Counts().images_per_second == 0.0
+    assert Counts(images=10, seconds=4.0).images_per_second == 2.5
+
+
+# ---- with Ray --------------------------------------------------------------------------------------------------------
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Ten broken image files; name -> expected status."""
+    good = io.BytesIO()
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(good, "PNG")
+    content = good.getvalue()
+    bad = {
+        "empty.png": b"",
+        "text.jpg": b"not an image",
+        "truncated.png": content[: len(content) // 2],
+        "header_only.png": content[:8],
+        "zeros.jpg": bytes(500),
+        "html.png": b"<html>404</html>",
+        "wrong_magic.png": b"\0" + content[1:],
+    }
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    Image.new("L", (200, 200)).save(folder / "too_large.png")
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    Image.new("RGB", (13, 8)).save(folder / "poison.png")
+    return dict.fromkeys(bad, "unreadable") | {
+        "too_large.png": "too_large",
+        "dangling.jpg": "missing",
+        "poison.png": "failed",
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 30)
+    expected = spoil(images)
+    # A folder listing leaves out links that lead nowhere; a manifest names what it likes.
+    manifest = tmp_path / "manifest.parquet"
+    names = sorted(path.name for path in images.iterdir())
+    pq.write_table(pa.table({"uri": [str(images / name) for name in names]}), manifest)
+    run = run_of(tmp_path, manifest, "poisoned", max_pixels=10_000, rows_per_file=16)
+    seen: list[LabelProgress] = []
+    summary = run_label(run, seen)
+    rows = rows_of(summary)
+    assert [row["uri"] for row in rows] == [str(images / name) for name in names]
+    assert {Path(row["uri"]).name: row["status"] for row in rows if row["status"] != "ok"} == expected
+    assert all((row["error"] is None) == (row["status"] == "ok") for row in rows)
+    assert (summary.images, summary.labelled_now, summary.failed, summary.detections) == (40, 40, 10, 30)
+    assert summary.statuses == {"ok": 30, "unreadable": 7, "too_large": 1, "missing": 1, "failed": 1}
+    assert len(summary.failures) == 10
+    assert summary.images_per_second > 0
+    assert all(progress.images == 40 and progress.done <= 40 for progress in seen)
+    for file in Path(summary.labels).glob("*.parquet"):
+        assert schema_categories(pq.read_schema(file)) == CATEGORIES
+        assert pq.read_metadata(file).num_rows <= 16
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_run", "labels"]
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    again = run_label(run)
+    assert again.skipped_because_done
+    assert (again.images, again.labelled_now, again.statuses) == (40, 0, summary.statuses)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == written
+
+    with pytest.raises(StorageError, match=r"min_score was None, now 0\.9"):
+        run_label(run_of(tmp_path, manifest, "poisoned", max_pixels=10_000, min_score=0.9))
+    with pytest.raises(StorageError, match="holds another run"):
+        run_label(run_of(tmp_path, manifest, "good", max_pixels=10_000))
+    write_images(tmp_path / "more", 1)
+    with pytest.raises(StorageError, match="number of images was 40, now 1"):
+        run_label(run_of(tmp_path, tmp_path / "more", "poisoned", max_pixels=10_000))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_an_interrupted_run_is_continued_where_it_was(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 40)
+    run = run_of(tmp_path, images, "slow", rows_per_file=8)
+
+    def stop(progress: LabelProgress) -> None:
+        if progress.done >= 24:
+            raise InterruptedError("as Ctrl-C would")
+
+    complete = run_label(LabelRun("slow", str(images), str(tmp_path / "reference")))
+    with pytest.raises(InterruptedError):
+        label(run, stop, detector=FAKE)
+    # What an interruption leaves: some whole files, no mark of success, and possibly a temporary file.
+    files = sorted((tmp_path / "out" / "labels").glob("*.parquet"))
+    files[0].unlink()
+    (tmp_path / "out" / "labels" / ".labels-torn.parquet.tmp").write_bytes(b"PAR1 torn")
+    summary = run_label(run)
+    assert summary.images == 40
+    assert 8 <= summary.labelled_now < 40
+    assert rows_of(summary) == [{**row, "model": summary_model(summary)} for row in rows_of(complete)]
+
+
+def summary_model(summary: LabelSummary) -> str:
+    return rows_of(summary)[0]["model"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 9)
+    Image.new("RGB", (13, 8)).save(images / "004.png")
+    summary = run_label(run_of(tmp_path, images, "deadly"))
+    assert [row["status"] for row in rows_of(summary)] == ["ok"] * 4 + ["failed"] + ["ok"] * 4
+    assert "ended the detector's process" in summary.failures[0].error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_labels_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 20)
+    one = run_label(LabelRun("good", str(images), str(tmp_path / "one")))
+    settings = LabelConfig(num_workers=2, rows_per_file=3)
+    two = run_label(LabelRun("good", str(images), str(tmp_path / "two"), label=settings))
+    assert rows_of(one) == rows_of(two)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_broken_detector_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 20)
+    with pytest.raises(Exception, match="nothing works at all"):
+        run_label(run_of(tmp_path, tmp_path / "images", "broken"))
+    assert not list((tmp_path / "out").rglob("_SUCCESS"))
+
+
+@pytest.mark.parametrize("checkpoint", ["no_such"])
+def test_mistakes_come_before_any_work(tmp_path: Path, checkpoint: str) -> None:
+    write_images(tmp_path / "images", 1)
+    with pytest.raises(CheckpointError):
+        run_label(run_of(tmp_path, tmp_path / "images", checkpoint))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(StorageError, match="no images in"):
+        run_label(run_of(tmp_path, tmp_path / "nothing"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_unknown_origin_are_left_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1)
+    (tmp_path / "out" / "labels").mkdir(parents=True)
+    pq.write_table(pa.table({"mine": [1]}), tmp_path / "out" / "labels" / "mine.parquet")
+    with pytest.raises(StorageError, match="unknown origin"):
+        run_label(run_of(tmp_path, tmp_path / "images"))
+    assert json.dumps(pq.read_table(tmp_path / "out" / "labels" / "mine.parquet").to_pylist()) == '[{"mine": 1}]'
+
+
+def test_an_address_where_no_cluster_is_gets_one_line_at_once() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"cluster\.address: cannot join .*Connection refused"),
+        connect(ClusterConfig(address="127.0.0.1:1")),
+    ):
+        pass
