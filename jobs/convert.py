@@ -20,9 +20,7 @@ def run(settings: ConvertRun) -> int:
     categories = None
     if settings.annotations is not None:
         categories = load_coco(settings.annotations, require_masks=False).categories
-    config = convert_checkpoint(
-        settings.source, settings.output, categories=categories, norm_eps=settings.norm_eps
-    )
+    config = convert_checkpoint(settings.source, settings.output, categories=categories, norm_eps=settings.norm_eps)
     print(f"checkpoint: {settings.output} ({config.backbone.name}, {len(config.categories)} categories)")
     print(f"next:\n  python -m jobs.label --checkpoint {settings.output} --images FOLDER --output FOLDER")
     return 0

@@ -44,9 +44,7 @@ def run(settings: DemoRun) -> int:
     label.label_with_progress(labelling)
 
     _say(4, "score the labels")
-    scoring = EvaluateRun(
-        labels=labelling.output, annotations=val_set.annotations, output=str(output / "scores.json")
-    )
+    scoring = EvaluateRun(labels=labelling.output, annotations=val_set.annotations, output=str(output / "scores.json"))
     scores = score(scoring).scores
     evaluate.print_scores(scores)
 

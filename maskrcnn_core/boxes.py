@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-# A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp stays finite.
+# A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp
+# stays finite.
 _MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 

@@ -67,7 +67,10 @@ class InputConfig:
         )
         _require(all(s > 0 for s in self.std), "model.input.std", self.std, "numbers above 0")
         _require(
-            self.divisor > 0 and self.divisor % 32 == 0, "model.input.divisor", self.divisor, "a positive multiple of 32"
+            self.divisor > 0 and self.divisor % 32 == 0,
+            "model.input.divisor",
+            self.divisor,
+            "a positive multiple of 32",
         )
 
 
@@ -110,13 +113,17 @@ class AnchorConfig:
     rounded: bool = False
     """Round anchor corners to whole pixels as torchvision does."""
     fitted_strides: bool = False
-    """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not 64)."""
+    """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
+    64)."""
 
     def __post_init__(self) -> None:
         _require(len(self.sizes) == 5, "model.anchors.sizes", self.sizes, "5 sizes, one for each of P2 to P6")
         _require(all(s > 0 for s in self.sizes), "model.anchors.sizes", self.sizes, "numbers above 0")
         _require(
-            len(self.ratios) > 0 and all(r > 0 for r in self.ratios), "model.anchors.ratios", self.ratios, "numbers above 0"
+            len(self.ratios) > 0 and all(r > 0 for r in self.ratios),
+            "model.anchors.ratios",
+            self.ratios,
+            "numbers above 0",
         )
 
 
@@ -231,7 +238,10 @@ class BoxHeadConfig:
         for name in ("min_score", "nms_overlap"):
             _require_fraction(f"model.box_head.{name}", getattr(self, name))
         _require(
-            all(w > 0 for w in self.delta_weights), "model.box_head.delta_weights", self.delta_weights, "numbers above 0"
+            all(w > 0 for w in self.delta_weights),
+            "model.box_head.delta_weights",
+            self.delta_weights,
+            "numbers above 0",
         )
         _require_not_negative("model.box_head.smooth_l1_beta", self.smooth_l1_beta)
         _require_not_negative("model.box_head.min_size", self.min_size)
@@ -385,9 +395,7 @@ class TrainConfig:
             self.batch_size,
             f"a multiple of train.num_workers ({self.num_workers})",
         )
-        _require(
-            all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0"
-        )
+        _require(all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0")
         _require(
             tuple(sorted(self.decay_steps)) == tuple(self.decay_steps),
             "train.decay_steps",

@@ -1,8 +1,8 @@
 """From a soft mask on its box to COCO run lengths of the whole image, without ever making the whole image.
 
 A soft mask [S, S] covers its box. Bilinear resampling is separable, so its value on the pixels of the box is
-W_y @ mask @ W_x^T with one small weight matrix an axis. The result is thresholded, and only the box's columns are run-length
-encoded; everything outside is counted, not stored. Works on the host, on numpy arrays.
+W_y @ mask @ W_x^T with one small weight matrix an axis. The result is thresholded, and only the box's columns are
+run-length encoded; everything outside is counted, not stored. Works on the host, on numpy arrays.
 """
 
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def _hat_weights(positions: NDArray[np.float64], side: int) -> Float32Array:
 
 
 def run_lengths(mask: PastedMask, height: int, width: int) -> NDArray[np.int64]:
-    """COCO's uncompressed counts of the whole image: column-major runs, background first; their sum is height * width."""
+    """COCO's uncompressed counts of the whole image: column-major runs, background first, height * width in all."""
     window_width, window_height = mask.columns.shape
     # A background row at both ends of every column makes each run start and end within its column.
     edged = np.zeros((window_width, window_height + 2), dtype=np.int8)

@@ -49,6 +49,7 @@ class ImageBatch:
         return self.pixels.shape[0]
 
     def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
         return _move(self, device)
 
 
@@ -76,6 +77,7 @@ class Targets:
     keypoints: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
         return _move(self, device)
 
 
@@ -94,6 +96,7 @@ class Proposals:
     count: Tensor
 
     def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
         return _move(self, device)
 
     @property
@@ -123,6 +126,7 @@ class Detections:
     keypoints: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
         return _move(self, device)
 
     @property

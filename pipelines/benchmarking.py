@@ -54,7 +54,7 @@ class Comparison:
 
 
 def benchmark_detect(run: BenchmarkRun) -> Comparison:
-    """torchvision's `maskrcnn_resnet50_fpn` against ours: same random weights, same images, from uint8 image to COCO RLE.
+    """torchvision's `maskrcnn_resnet50_fpn` against ours: same weights and images, from uint8 image to COCO RLE.
 
     Raises:
         StorageError: the folder has no images.

@@ -1,7 +1,7 @@
 """Bytes in, records out: the one path that labelling, serving, evaluation and benchmarks call.
 
-An encoded image is decoded, resized, batched with others of the same padded shape, detected, and its masks are pasted and
-run-length encoded. Whatever goes wrong with one image becomes its record and costs no other image.
+An encoded image is decoded, resized, batched with others of the same padded shape, detected, and its masks are
+pasted and run-length encoded. Whatever goes wrong with one image becomes its record and costs no other image.
 """
 
 import hashlib
@@ -91,7 +91,8 @@ class Predictor:
             min_score=self.config.box_head.min_score,
             max_detections=self.config.box_head.max_detections,
         )
-        self._detector = detector.to(self._device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        detector = detector.to(self._device).to(memory_format=torch.channels_last)
+        self._detector = detector.eval().requires_grad_(False)
 
     def predict(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ImageRecord]:
         """Label images.
@@ -130,15 +131,14 @@ class Predictor:
     def _prepare(self, place: int, content: bytes | Tensor | ImageError) -> _Prepared:
         if isinstance(content, ImageError):
             raise content
-        image = content
-        if isinstance(content, bytes):
+        if isinstance(content, Tensor):
+            image = content
+        else:
             image = decode_image(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
         height, width = image.shape[-2:]
         rule = self.config.input
         size = resized_size(height, width, rule.short_side, rule.long_side)
-        pixels = prepare_image(
-            image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale
-        )
+        pixels = prepare_image(image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale)
         return _Prepared(place, pixels, (height, width))
 
     def _padded_shape(self, item: _Prepared) -> tuple[int, int]:
@@ -226,9 +226,7 @@ def load_predictor(
     Raises:
         CheckpointError: the folder is missing, damaged, or its weights do not fit its configuration.
     """
-    settings = PredictorSettings(
-        device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections
-    )
+    settings = PredictorSettings(device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections)
     config, state = load_checkpoint(checkpoint)
     detector = build_detector(config, load_pretrained=False)
     try:
@@ -257,9 +255,7 @@ def describe_checkpoint(
     Raises:
         CheckpointError: the folder is missing or damaged.
     """
-    settings = PredictorSettings(
-        device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections
-    )
+    settings = PredictorSettings(device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections)
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder")
     config = load_config(checkpoint)

@@ -5,6 +5,7 @@ Any network with such maps fits: torchvision's ResNets by their stages, timm's b
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -61,7 +62,7 @@ class TimmTrunk(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        info = network.feature_info
+        info: Any = network.feature_info
         self.channels = tuple(info.channels())
         self._module_names = [name.replace(".", "_") for name in info.module_name()]
 

@@ -4,6 +4,7 @@ Letters: N images, R regions an image, S sampled regions, K classes, D detection
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,11 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels * resolution**2] + [channels] * layers
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.classes = nn.Linear(channels, num_classes + 1)
         self.deltas = nn.Linear(channels, 4 if class_agnostic else 4 * num_classes)
         for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
@@ -82,7 +84,9 @@ def box_losses(
         `roi_class` and `roi_box`, scalars.
     """
     num_sampled = samples.valid.sum().clamp(min=1)
-    class_loss = functional.cross_entropy(full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none")
+    class_loss = functional.cross_entropy(
+        full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none"
+    )
     class_loss = torch.where(samples.valid.flatten(), class_loss, 0.0).sum() / num_sampled
     front = slice(0, max(samples.max_positives, 1))
     positive, labels = samples.positive[:, front], samples.labels[:, front]
@@ -119,7 +123,7 @@ def detections_from_boxes(
     Returns:
         Detections in the input frame with D = max_detections slots; on a CPU only as many as the fullest image needs.
     """
-    num_images, num_regions = logits.shape[:2]
+    num_images = len(logits)
     num_classes = logits.shape[2] - 1
     scores = full_precision(logits).softmax(dim=-1)[..., :-1]
     scores = torch.where(proposals.valid[..., None], scores, 0.0).flatten(1)

@@ -10,7 +10,8 @@ from torch.nn import functional
 class FPN(nn.Module):
     """Top-down pathway with lateral connections: C2 to C5 -> P2 to P6, all `channels` wide, at strides 4 to 64.
 
-    P6 subsamples P5 by two (section 4.1, footnote 3). Coarse maps are enlarged by nearest neighbour to the finer map's size.
+    P6 subsamples P5 by two (section 4.1, footnote 3). Coarse maps are enlarged by nearest neighbour to the finer
+    map's size.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:

@@ -1,8 +1,9 @@
-"""Minor surgery: batch norm with fixed statistics is an affine transform, and an affine after a convolution is a convolution.
+"""Minor surgery: batch norm with fixed statistics is an affine transform, and an affine after a convolution is a
+convolution.
 
 The tutorial's step "replace test-time batch normalization with fixed affine transform" as one function on any network.
-While training, the affine is applied to the weights instead of the activations: the same result and gradient, less memory
-and time. For inference `fold` multiplies it in once.
+While training, the affine is applied to the weights instead of the activations: the same result and gradient, less
+memory and time. For inference `fold` multiplies it in once.
 """
 
 from typing import Any, cast
@@ -52,7 +53,7 @@ class FrozenAffineConv2d(nn.Module):
     def folded(self) -> nn.Conv2d:
         """The plain convolution with the same outputs, for inference."""
         out_channels, in_channels = self.weight.shape[:2]
-        conv = nn.utils.skip_init(
+        conv: nn.Conv2d = nn.utils.skip_init(
             nn.Conv2d,
             in_channels * self.groups,
             out_channels,
@@ -67,7 +68,8 @@ class FrozenAffineConv2d(nn.Module):
         with torch.no_grad():
             conv.weight.copy_(self.weight * self.scale[:, None, None, None])
             cast(Tensor, conv.bias).copy_(self.shift)
-        return conv.requires_grad_(False)
+        conv.requires_grad_(False)
+        return conv
 
 
 def _replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -89,7 +91,8 @@ def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def freeze_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
-    """Turn every batch norm of a network into a constant affine, merged into the convolution before it where there is one.
+    """Turn every batch norm of a network into a constant affine, merged into the convolution before it where there
+    is one.
 
     Args:
         network: changed in place; its outputs in eval mode stay the same. Statistics must already be loaded.

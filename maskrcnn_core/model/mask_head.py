@@ -1,7 +1,10 @@
-"""Mask head: a small fully convolutional network that draws each region's object (Mask R-CNN, section 3, figure 4 right).
+"""Mask head: a small fully convolutional network that draws each region's object (Mask R-CNN, section 3, figure 4
+right).
 
 Letters: R regions, M = 2 * resolution the mask's side, K classes.
 """
+
+from itertools import pairwise
 
 import torch
 import torchvision
@@ -18,13 +21,16 @@ class MaskHead(nn.Module):
     def __init__(self, in_channels: int, channels: int, layers: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * layers
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
         for module in (*self.convs, self.deconv):
+            assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
         nn.init.normal_(self.predictor.weight, std=0.001)
+        assert self.predictor.bias is not None
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -48,8 +54,8 @@ class MaskHead(nn.Module):
         if len(weight) == 1:
             return torch.matmul(x.permute(0, 2, 3, 1), weight[0]) + bias
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        logits = torch.bmm(rows, weight[labels][:, :, None])[:, :, 0] + bias[labels][:, None]
-        return logits.unflatten(1, x.shape[-2:])
+        logits: Tensor = torch.bmm(rows, weight[labels][:, :, None])[:, :, 0] + bias[labels][:, None]
+        return logits.view(len(x), x.shape[-2], x.shape[-1])
 
 
 def mask_targets(
@@ -57,8 +63,8 @@ def mask_targets(
 ) -> Tensor:
     """What the mask head should draw: each object's mask resampled on its region's grid.
 
-    RoIAlign with adaptive sampling on the mask (as torchvision's and detectron2's bitmask targets), computed on the small
-    crop that `Targets.masks` holds.
+    RoIAlign with adaptive sampling on the mask (as torchvision's and detectron2's bitmask targets), computed on the
+    small crop that `Targets.masks` holds.
 
     Args:
         targets: with masks and mask boxes.
@@ -78,10 +84,13 @@ def mask_targets(
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
         boxes = torch.cat((boxes[:, :2], boxes[:, :2] + sides), dim=1) + 0.5
     origins = frames[:, :2].repeat(1, 2)
-    ratios = boxes.new_tensor([side_x, side_y, side_x, side_y]) / (frames[:, 2:] - frames[:, :2]).repeat(1, 2).clamp(min=1e-6)
+    ratios = boxes.new_tensor([side_x, side_y, side_x, side_y]) / (frames[:, 2:] - frames[:, :2]).repeat(1, 2).clamp(
+        min=1e-6
+    )
     regions = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
     rois = torch.cat((regions, (boxes - origins) * ratios), dim=1)
-    return torchvision.ops.roi_align(crops[:, None], rois, size, 1.0, -1, True)[:, 0]
+    wanted: Tensor = torchvision.ops.roi_align(crops[:, None], rois, size, 1.0, -1, True)[:, 0]
+    return wanted
 
 
 def mask_loss(logits: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
@@ -94,5 +103,7 @@ def mask_loss(logits: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
     Returns:
         Scalar, 0 where nothing counts.
     """
-    loss = functional.binary_cross_entropy_with_logits(full_precision(logits), wanted, reduction="none").mean(dim=(1, 2))
+    loss = functional.binary_cross_entropy_with_logits(full_precision(logits), wanted, reduction="none").mean(
+        dim=(1, 2)
+    )
     return torch.where(counted, loss, 0.0).sum() / counted.sum().clamp(min=1)

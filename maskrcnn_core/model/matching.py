@@ -60,7 +60,8 @@ def match(
         targets: needs at least one slot (G >= 1).
         positive_overlap: IoU from which a candidate is positive.
         negative_overlap: IoU below which it is negative; between the two it is ignored.
-        rescue_best: for each object its best candidates are positive whatever their IoU above 0 (Faster R-CNN, 3.1.2, rule i).
+        rescue_best: for each object its best candidates are positive whatever their IoU above 0 (Faster R-CNN,
+            3.1.2, rule i).
         crowd_overlap: a negative with more than this share of its area in a crowd region is ignored.
     """
     overlaps = pairwise_iou(targets.boxes, candidates).masked_fill(~targets.valid[..., None], -1.0)  # [N, G, A]
@@ -85,7 +86,8 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float) -> Samples
         kinds: [N, A] as in `Matches`.
         num_samples: S, reduced to A where there are fewer candidates.
 
-    The shape of the result depends on the shape of `kinds` alone. Draws come from torch's default generator of the device.
+    The shape of the result depends on the shape of `kinds` alone. Draws come from torch's default generator of the
+    device.
     """
     num_candidates = kinds.shape[1]
     num_samples = min(num_samples, num_candidates)

@@ -129,7 +129,7 @@ class RegionDetector(nn.Module):
         return detections if self.mask_head is None else self._with_masks(pyramid, detections)
 
     def _dense(self, images: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Per-image computation: the pyramid, and for each level objectness [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]."""
+        """Per-image computation: the pyramid; per level objectness [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]."""
         pyramid = self.fpn(self.trunk(images.pixels))
         logits, deltas = self.rpn_head(pyramid)
         return pyramid, logits, deltas, self._grid(pyramid, images.pixels)
@@ -237,7 +237,7 @@ def _with_a_slot(targets: Targets) -> Targets:
 
 
 def _rows_to_compute(wanted: Tensor) -> Tensor:
-    """Indices of the rows that a head computes: all on a GPU, where asking for a count would stall it; else the wanted."""
+    """Rows that a head computes: all on a GPU, where asking for a count would stall it; else the wanted."""
     if wanted.is_cuda:
         return torch.arange(len(wanted), device=wanted.device)
     return wanted.nonzero()[:, 0]

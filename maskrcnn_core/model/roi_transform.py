@@ -1,8 +1,8 @@
 """RoIAlign over the levels of a pyramid (Mask R-CNN, section 3; level choice FPN, Eq. 1).
 
 Two ways to the same numbers. On a CPU with a fixed number of samples, every output bin is a weighted sum of rows of the
-channels-last feature table, which is what an embedding bag computes: the loop over channels is contiguous and the result is
-channels-last as the heads want it. Elsewhere torchvision's operator does it, once per level.
+channels-last feature table, which is what an embedding bag computes: the loop over channels is contiguous and the
+result is channels-last as the heads want it. Elsewhere torchvision's operator does it, once per level.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,7 @@ from torch.nn import functional
 from maskrcnn_core.boxes import box_areas
 
 
-def assign_levels(
-    boxes: Tensor, *, canonical_size: float, canonical_level: int, lowest: int, highest: int
-) -> Tensor:
+def assign_levels(boxes: Tensor, *, canonical_size: float, canonical_level: int, lowest: int, highest: int) -> Tensor:
     """Pyramid level of each box, as an index from `lowest`: [..., 4] -> [...] int64 (FPN, Eq. 1).
 
     The epsilon of torchvision keeps sizes that are powers of two on the upper level.
@@ -130,8 +128,8 @@ def bilinear_taps(
         resolution: bins a side; sampling_ratio: samples per bin and axis, above 0.
 
     Returns:
-        index [R, resolution^2, 4 * sampling_ratio^2] int64 into the map's cells (row-major) and weights of the same shape,
-        whose sum is 1 for a bin inside the map.
+        index [R, resolution^2, 4 * sampling_ratio^2] int64 into the map's cells (row-major) and weights of the same
+        shape, whose sum is 1 for a bin inside the map.
     """
     y_index, y_weight = _axis_taps(boxes[:, 1], boxes[:, 3], height, resolution, sampling_ratio, aligned=aligned)
     x_index, x_weight = _axis_taps(boxes[:, 0], boxes[:, 2], width, resolution, sampling_ratio, aligned=aligned)

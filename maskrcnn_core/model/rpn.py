@@ -1,7 +1,7 @@
 """Region Proposal Network: a sliding-window object / not-object classifier and box regressor (Faster R-CNN, section 3).
 
-It is a dense head with one class: per anchor one objectness logit and four deltas. Levels are concatenated right after the
-head; from there on everything is vectorised over images and anchors.
+It is a dense head with one class: per anchor one objectness logit and four deltas. Levels are concatenated right
+after the head; from there on everything is vectorised over images and anchors.
 """
 
 from collections.abc import Sequence
@@ -85,9 +85,7 @@ def propose(
         levels.append(torch.full_like(index, level))
     all_boxes = clip_boxes(torch.cat(boxes, dim=1), sizes)
     all_scores, all_levels = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
-    keep = suppress(
-        all_boxes, all_scores, all_levels, have_min_size(all_boxes, rule.min_size), rule.nms_overlap
-    )
+    keep = suppress(all_boxes, all_scores, all_levels, have_min_size(all_boxes, rule.min_size), rule.nms_overlap)
     ranked = torch.where(keep, all_scores, -1.0)
     # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]

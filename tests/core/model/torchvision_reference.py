@@ -1,4 +1,4 @@
-"""torchvision's `maskrcnn_resnet50_fpn` with seeded random weights that behave like trained ones, and ours beside it."""
+"""torchvision's `maskrcnn_resnet50_fpn` with seeded random weights, and ours beside it."""
 
 from dataclasses import replace
 from pathlib import Path
