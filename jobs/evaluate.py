@@ -23,19 +23,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(run: EvaluateRun) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
-    from rich.console import Console
-
     from pipelines.evaluation import evaluate
 
-    scores = evaluate(run).scores
+    print_scores(evaluate(run).scores)
+    if run.output:
+        print(f"All numbers: {run.output}")
+    return 0
+
+
+def print_scores(scores: "CocoScores") -> None:
+    """The 12 numbers and the AP of each category as tables, and what was and was not scored."""
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     console.print(_stats_table(scores))
     console.print(_category_table(scores))
     for line in _counts(scores):
         console.print(line, soft_wrap=True)
-    if run.output:
-        console.print(f"All numbers: {run.output}", soft_wrap=True)
-    return 0
 
 
 def _stats_table(scores: "CocoScores") -> "Table":
@@ -89,6 +93,11 @@ def _counts(scores: "CocoScores") -> list[str]:
         )
     if coverage.unknown:
         lines.append(f"{coverage.unknown} label rows are of images that the annotation file does not have; left out.")
+    if scores.unknown_categories:
+        count, names = sum(scores.unknown_categories.values()), ", ".join(sorted(scores.unknown_categories)[:5])
+        lines.append(
+            f"{count} detections are of categories that the annotation file does not have ({names}); left out."
+        )
     return lines + [f"{_COLUMN_TITLES[kind].capitalize()} not scored: {why}." for kind, why in scores.skipped.items()]
 
 

@@ -28,12 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: LabelRun) -> int:
     """Label with progress on the terminal; 1 if more than `label.max_failed_fraction` of the images failed."""
+    summary = label_with_progress(settings)
+    print("\n".join(summary_lines(settings, summary)), flush=True)
+    return exit_code(settings, summary)
+
+
+def label_with_progress(settings: LabelRun) -> "LabelSummary":
+    """Label with a progress bar, or with lines of text where stdout is no terminal."""
     from pipelines.labelling import label
 
     with _progress() as show:
-        summary = label(settings, show)
-    print("\n".join(summary_lines(settings, summary)), flush=True)
-    return exit_code(settings, summary)
+        return label(settings, show)
 
 
 def exit_code(settings: LabelRun, summary: "LabelSummary") -> int:
@@ -76,14 +81,8 @@ def _ok_first(entry: tuple[str, int]) -> tuple[bool, int, str]:
 
 def _next_commands(settings: LabelRun) -> list[str]:
     output = shlex.quote(settings.output)
-    lines = ["next:"]
-    if settings.images.lower().endswith(".json"):
-        lines.append(f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(settings.images)}")
-    return [
-        *lines,
-        f"  python -m jobs.verify --labels {output}",
-        f"  python -m jobs.export --labels {output} --format coco --output detections.json",
-    ]
+    annotations = settings.images if settings.images.lower().endswith(".json") else "ANNOTATIONS.json"
+    return ["next:", f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(annotations)}"]
 
 
 @contextmanager

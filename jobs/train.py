@@ -27,12 +27,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
+    print("\n".join(summary_lines(settings, train_with_progress(settings))))
+    return 0
+
+
+def train_with_progress(settings: TrainRun) -> "TrainSummary":
+    """Train with a progress bar, or with lines of text where stdout is no terminal."""
     from pipelines.training import train
 
     watch = _with_bar if sys.stdout.isatty() else _with_lines
-    summary = watch(lambda show: train(settings, show))
-    print("\n".join(summary_lines(settings, summary)))
-    return 0
+    return watch(lambda show: train(settings, show))
 
 
 def event_line(event: "TrainingEvent") -> str:

@@ -20,17 +20,20 @@ def box_areas(boxes: Tensor) -> Tensor:
 
 
 def _pairwise_intersections(first: Tensor, second: Tensor) -> Tensor:
-    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    sides = (bottom_right - top_left).clamp_(min=0)
-    return sides[..., 0] * sides[..., 1]
+    # An axis at a time: [A, B] temporaries instead of [A, B, 2], and as few as can be.
+    sides = []
+    for low, high in ((0, 2), (1, 3)):
+        ends = torch.minimum(first[..., :, None, high], second[..., None, :, high])
+        sides.append(ends.sub_(torch.maximum(first[..., :, None, low], second[..., None, :, low])).clamp_(min=0))
+    return sides[0].mul_(sides[1])
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of every pair: [..., A, 4], [..., B, 4] -> [..., A, B]; 0 where both are empty."""
     intersections = _pairwise_intersections(first, second)
-    unions = box_areas(first)[..., :, None] + box_areas(second)[..., None, :] - intersections
-    return torch.where(intersections > 0, intersections / unions, 0.0)
+    unions = (box_areas(first)[..., :, None] + box_areas(second)[..., None, :]).sub_(intersections)
+    # The union is 0 only where both are empty, and there the intersection is too.
+    return intersections.div_(unions.clamp_(min=torch.finfo(unions.dtype).tiny))
 
 
 def pairwise_coverage(first: Tensor, second: Tensor) -> Tensor:

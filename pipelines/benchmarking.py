@@ -60,9 +60,9 @@ def benchmark_detect(run: BenchmarkRun) -> Comparison:
         StorageError: the folder has no images.
     """
     _use_threads(run.threads)
+    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in _contents(run)]
     peer = _peer_model(run)
     predictor = _imported_predictor(peer, run)
-    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in _contents(run)]
     ways: tuple[Callable[[Tensor], int], ...] = (
         lambda image: len(_peer_labels(peer, image)),
         lambda image: len(predictor.predict([image])[0].detections),
@@ -88,14 +88,14 @@ def benchmark_label(run: BenchmarkRun) -> Comparison:
         StorageError: the folder has no images.
     """
     threads = _use_threads(run.threads)
-    predictor_of = _peer_model(run)
     contents = _contents(run)
+    peer = _peer_model(run)
     with tempfile.TemporaryDirectory() as scratch:
         folder, checkpoint = Path(scratch) / "images", Path(scratch) / "checkpoint"
         folder.mkdir()
         for index, content in enumerate(contents):
             (folder / f"{index:06d}.jpg").write_bytes(content)
-        predictor = _imported_predictor(predictor_of, run, checkpoint)
+        predictor = _imported_predictor(peer, run, checkpoint)
         predictor.predict(contents[:1])
         bare: list[float] = []
         whole: list[float] = []

@@ -51,6 +51,7 @@ class EvaluationSummary:
             "annotations": scores.annotations,
             "detections": scores.detections,
             "skipped": dict(scores.skipped),
+            "unknown_categories": dict(scores.unknown_categories),
             "engine": self.run.evaluate.engine,
             "max_detections": self.run.evaluate.max_detections,
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
@@ -68,11 +69,28 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
         raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
     annotations = read_annotations(run.annotations)
     labels = read_labels(run.labels)
-    scores = evaluate_coco(annotations, labels, max_detections=run.evaluate.max_detections, engine=run.evaluate.engine)
+    settings = run.evaluate
+    try:
+        _require_polygons(annotations)
+        scores = evaluate_coco(annotations, labels, max_detections=settings.max_detections, engine=settings.engine)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
     summary = EvaluationSummary(run, scores, tuple(sorted(set(labels.column("model").to_pylist()))))
     if run.output:
         storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
     return summary
+
+
+def _require_polygons(annotations: dict[str, Any]) -> None:
+    """pycocotools takes a polygon of four numbers for a box, and fails; hotcoco takes it for an empty mask."""
+    entries = annotations.get("annotations")
+    for annotation in entries if isinstance(entries, list) else ():
+        polygons = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        if isinstance(polygons, list) and not all(isinstance(p, list) and len(p) >= 6 for p in polygons):
+            raise AnnotationError(
+                f"annotation {annotation.get('id')}: a polygon of fewer than 6 numbers, expected x, y of at least 3 "
+                "points; correct the annotation or remove it"
+            )
 
 
 def read_annotations(uri: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import ray.exceptions
 from maskrcnn_core.config import Category, LabelConfig, LabelRun
 from maskrcnn_core.errors import ConfigError, StorageError, UserError
 from pipelines import label_output, storage
-from pipelines.cluster import NodeCapacity, connect, nodes
+from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes
 from pipelines.label_output import FailedImage, RunIdentity, Tally
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
@@ -286,6 +286,7 @@ def _dataset(
             compute=pool,
             num_cpus=plan.cpus,
             num_gpus=plan.gpus or None,
+            runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
         )
     )
     write: Any = label_output.write_batch  # Ray's types know no arguments beyond the batch

@@ -195,7 +195,8 @@ def _image_root(images: str, names: Sequence[str], image_root: str | None) -> st
     folder = posixpath.dirname(images) or "."
     parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
     parent = parent or "."
-    candidates = [image_root] if image_root is not None else [folder, posixpath.join(parent, "images"), parent]
+    beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
+    candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
         if any(storage.exists(storage.join(candidate, name)) for name in names[:_ROOT_PROBES]):
             return candidate

@@ -170,6 +170,7 @@ def _fit(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> 
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=LoggingConfig("ERROR"),
+            worker_runtime_env={"env_vars": cluster.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
     mistake: UserError | None = None

@@ -24,7 +24,7 @@ from maskrcnn_core.evaluation.results import (
     count_detections,
     count_without_mask,
     match_labels,
-    require_known_categories,
+    unknown_categories,
 )
 
 Engine = Literal["hotcoco", "pycocotools"]
@@ -67,6 +67,7 @@ class CocoScores:
         detections: detections on annotated images, before the limit per image and category.
         annotations: annotated objects, crowd regions not counted.
         skipped: by iou type, why it was not scored.
+        unknown_categories: detections left out because the annotation file lacks their category, by its name.
     """
 
     stats: Mapping[str, tuple[float, ...]]
@@ -75,6 +76,7 @@ class CocoScores:
     detections: int
     annotations: int
     skipped: Mapping[str, str]
+    unknown_categories: Mapping[str, int]
 
 
 def evaluate_coco(
@@ -102,10 +104,17 @@ def evaluate_coco(
     """
     images = _check_annotations(annotations)
     rows, coverage = match_labels(labels, images)
-    require_known_categories(rows, {category["id"] for category in annotations["categories"]})
+    known = {category["id"] for category in annotations["categories"]}
+    unknown = unknown_categories(rows, known)
     skipped = _reason_without_masks(annotations, rows) if "segm" in iou_types else {}
     tables = {
-        iou_type: _accumulate(annotations, coco_results(rows, iou_type), iou_type, max_detections, engine)
+        iou_type: _accumulate(
+            annotations,
+            [result for result in coco_results(rows, iou_type) if result["category_id"] in known],
+            iou_type,
+            max_detections,
+            engine,
+        )
         for iou_type in iou_types
         if iou_type not in skipped
     }
@@ -117,6 +126,7 @@ def evaluate_coco(
         detections=count_detections(rows),
         annotations=sum(category.annotations for category in per_category),
         skipped=skipped,
+        unknown_categories=unknown,
     )
 
 
@@ -166,19 +176,27 @@ def _check_annotations(annotations: CocoDict) -> dict[int, CocoDict]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(annotations.get(key), list):
             raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
+        if key != "annotations" and not all(isinstance(e, dict) and type(e.get("id")) is int for e in annotations[key]):
+            raise AnnotationError(f"{key!r} holds an entry without a whole number as id; expected COCO instances JSON")
     images = {image["id"]: image for image in annotations["images"]}
     if len(images) != len(annotations["images"]):
         raise AnnotationError("the annotation file has two images with one id; expected unique ids")
     category_ids = {category["id"] for category in annotations["categories"]}
     for annotation in annotations["annotations"]:
+        if not isinstance(annotation, dict):
+            raise AnnotationError(f"an annotation is {annotation!r}; expected COCO instances JSON")
         where = f"annotation {annotation.get('id', annotation)}"
         for key in ("id", "image_id", "category_id", "bbox", "area"):
             if key not in annotation:
                 raise AnnotationError(f"{where}: {key!r} is missing; COCO's scoring needs it")
         if annotation["image_id"] not in images:
-            raise AnnotationError(f"{where}: image_id {annotation['image_id']} is not among the images")
+            raise AnnotationError(
+                f"{where}: image_id {annotation['image_id']} is not among the images; add or remove it"
+            )
         if annotation["category_id"] not in category_ids:
-            raise AnnotationError(f"{where}: category_id {annotation['category_id']} is not among the categories")
+            raise AnnotationError(
+                f"{where}: category_id {annotation['category_id']} is not among the categories; add or remove it"
+            )
     return images
 
 

@@ -3,6 +3,7 @@
 The *results format* of COCO (cocodataset.org, "results format") is a list with one dictionary per detection.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,8 +76,7 @@ def _require_unique(ids: list[int]) -> None:
     for image_id in ids:
         if image_id in seen:
             raise AnnotationError(
-                f"image_id {image_id} has more than one label row; expected one. "
-                "Give the labels of one run only (python -m jobs.verify --labels ... lists duplicates)"
+                f"image_id {image_id} has more than one label row; expected one. Give the labels of one run only"
             )
         seen.add(image_id)
 
@@ -124,22 +124,28 @@ def coco_results(labels: pa.Table, iou_type: IouType) -> list[CocoDict]:
     ]
 
 
-def require_known_categories(labels: pa.Table, category_ids: Collection[int]) -> None:
-    """Check that every detection's category is one of the annotation file's.
+def unknown_categories(labels: pa.Table, category_ids: Collection[int]) -> dict[str, int]:
+    """Detections of categories that the annotation file does not have; pycocotools leaves them out, and so do we.
+
+    A model may know more classes than the annotations. If it shares none with them, the two do not belong together.
+
+    Returns:
+        Number of detections by category name, empty if all are known.
 
     Raises:
-        AnnotationError: naming the first image and category that is not.
+        AnnotationError: there are detections, and not one is of a known category.
     """
     image_ids, detections = _flatten(labels)
-    for image_id, category_id, name in zip(
-        image_ids, detections.field("category_id").to_pylist(), detections.field("category").to_pylist(), strict=True
-    ):
-        if category_id not in category_ids:
-            some = ", ".join(map(str, sorted(category_ids)[:10])) + (", ..." if len(category_ids) > 10 else "")
-            raise AnnotationError(
-                f"image {image_id}: a detection has category_id {category_id} ({name!r}); the annotation file has only "
-                f"{some}. Score labels against annotations with the categories that the model was trained on"
-            )
+    names = detections.field("category").to_pylist()
+    found = detections.field("category_id").to_pylist()
+    unknown = Counter(name for name, category_id in zip(names, found, strict=True) if category_id not in category_ids)
+    if found and unknown.total() == len(found):
+        some = ", ".join(map(str, sorted(category_ids)[:10])) + (", ..." if len(category_ids) > 10 else "")
+        raise AnnotationError(
+            f"image {image_ids[0]}: a detection has category_id {found[0]} ({names[0]!r}), and no detection has one of "
+            f"the annotation file's ({some}). Score labels against annotations with the model's categories"
+        )
+    return dict(unknown)
 
 
 def count_without_mask(labels: pa.Table) -> int:

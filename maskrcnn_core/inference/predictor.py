@@ -25,7 +25,7 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch
-from maskrcnn_core.weights.checkpoint import config_to_dict, fingerprint, load_checkpoint, load_config
+from maskrcnn_core.weights.checkpoint import check_weights, config_to_dict, fingerprint, load_checkpoint, load_config
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,16 @@ class Predictor:
     def _batches(
         self, encoded: Sequence[bytes | Tensor | ImageError], records: dict[int, ImageRecord]
     ) -> Iterable[list[_Prepared]]:
-        """Images grouped by padded shape up to the pixel budget; what cannot be decoded goes to `records`."""
+        """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `records`."""
         waiting: dict[tuple[int, int], list[_Prepared]] = {}
         for place, content in enumerate(encoded):
             try:
                 item = self._prepare(place, content)
             except ImageError as error:
                 records[place] = _failure(error)
+                continue
+            except (RuntimeError, MemoryError, ValueError) as error:  # such as no memory for the resized pixels
+                records[place] = _failure(ImageError("failed", _reason(error)))
                 continue
             shape = self._padded_shape(item)
             group = waiting.setdefault(shape, [])
@@ -153,9 +156,8 @@ class Predictor:
         except (RuntimeError, MemoryError, ValueError) as error:
             if len(batch) > 1:
                 return [record for item in batch for record in self._label_or_fail([item])]
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             height, width = batch[0].original_size
-            return [ImageRecord("failed", f"{type(error).__name__}: {reason}", width, height)]
+            return [ImageRecord("failed", _reason(error), width, height)]
 
     @torch.inference_mode()
     def _label(self, batch: list[_Prepared]) -> list[ImageRecord]:
@@ -259,6 +261,7 @@ def describe_checkpoint(
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder")
     config = load_config(checkpoint)
+    check_weights(checkpoint)
     return combined_fingerprint(fingerprint(checkpoint), settings), config.categories
 
 
@@ -282,3 +285,9 @@ def combined_fingerprint(weights_fingerprint: str, settings: PredictorSettings) 
 
 def _failure(error: ImageError) -> ImageRecord:
     return ImageRecord(error.status, " ".join(str(error).split()), None, None)
+
+
+def _reason(error: Exception) -> str:
+    """Kind and first line of an error."""
+    first = str(error).splitlines()[0] if str(error) else "no message"
+    return f"{type(error).__name__}: {first}"

@@ -54,7 +54,8 @@ class MaskHead(nn.Module):
         if len(weight) == 1:
             return torch.matmul(x.permute(0, 2, 3, 1), weight[0]) + bias
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-        logits: Tensor = torch.bmm(rows, weight[labels][:, :, None])[:, :, 0] + bias[labels][:, None]
+        own_weight, own_bias = weight.index_select(0, labels), bias.index_select(0, labels)
+        logits: Tensor = torch.bmm(rows, own_weight[:, :, None])[:, :, 0] + own_bias[:, None]
         return logits.view(len(x), x.shape[-2], x.shape[-1])
 
 

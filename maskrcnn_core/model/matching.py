@@ -13,6 +13,8 @@ from maskrcnn_core.structures import Targets
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
+_OBJECTS_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -64,19 +66,53 @@ def match(
             3.1.2, rule i).
         crowd_overlap: a negative with more than this share of its area in a crowd region is ignored.
     """
-    overlaps = pairwise_iou(targets.boxes, candidates).masked_fill(~targets.valid[..., None], -1.0)  # [N, G, A]
-    best, objects = overlaps.max(dim=1)
+    if candidates.is_cuda:
+        best, objects, leading = _overlaps_at_once(candidates, targets, rescue_best=rescue_best)
+    else:
+        best, objects, leading = _overlaps_by_image(candidates, targets, rescue_best=rescue_best)
     kinds = torch.where(best < negative_overlap, NEGATIVE, IGNORED)
-    kinds = torch.where(best >= positive_overlap, POSITIVE, kinds)
-    if rescue_best:
-        best_of_object = overlaps.amax(dim=2, keepdim=True)
-        rescued = ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=1)
-        kinds = torch.where(rescued, POSITIVE, kinds)
+    kinds = torch.where((best >= positive_overlap) | leading, POSITIVE, kinds)
     # Looking first would make a GPU wait for the answer; on a CPU it saves the work of most batches.
     if targets.crowd.is_cuda or bool(targets.crowd.any()):
         in_crowd = pairwise_coverage(candidates, targets.boxes).masked_fill(~targets.crowd[:, None, :], 0.0)
         kinds = torch.where((in_crowd.amax(dim=2) > crowd_overlap) & (kinds == NEGATIVE), IGNORED, kinds)
     return Matches(kinds, objects)
+
+
+def _overlaps_at_once(
+    candidates: Tensor, targets: Targets, *, rescue_best: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each candidate the best IoU, its object, and whether it is the best candidate of any object; all [N, A]."""
+    overlaps = pairwise_iou(targets.boxes, candidates).masked_fill(~targets.valid[..., None], -1.0)  # [N, G, A]
+    best, objects = overlaps.max(dim=1)
+    if not rescue_best:
+        return best, objects, torch.zeros_like(best, dtype=torch.bool)
+    best_of_object = overlaps.amax(dim=2, keepdim=True)
+    return best, objects, ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=1)
+
+
+def _overlaps_by_image(
+    candidates: Tensor, targets: Targets, *, rescue_best: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_overlaps_at_once` image by image and a few objects at a time: on a CPU the work then stays in the cache, and
+    padded slots of crowded batches (N x G x A may pass a gigabyte) cost nothing."""
+    num_images, num_candidates = len(targets.boxes), candidates.shape[1]
+    best = candidates.new_full((num_images, num_candidates), -1.0)
+    objects = torch.zeros(num_images, num_candidates, dtype=torch.int64)
+    leading = torch.zeros(num_images, num_candidates, dtype=torch.bool)
+    for image in range(num_images):
+        own = candidates[image if len(candidates) > 1 else 0]
+        real = targets.valid[image].nonzero()[:, 0]
+        for slots in real.split(_OBJECTS_AT_ONCE) if len(real) else ():
+            overlaps = pairwise_iou(targets.boxes[image, slots], own)
+            if rescue_best:
+                best_of_object = overlaps.amax(dim=1, keepdim=True)
+                leading[image] |= ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=0)
+            here, which = overlaps.max(dim=0)
+            better = here > best[image]
+            objects[image] = torch.where(better, slots[which], objects[image])
+            best[image] = torch.where(better, here, best[image])
+    return best, objects, leading
 
 
 def sample(kinds: Tensor, num_samples: int, positive_fraction: float) -> Samples:

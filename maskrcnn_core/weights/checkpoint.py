@@ -7,7 +7,8 @@ import os
 import tempfile
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +49,24 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]
         CheckpointError: a file is missing, cut short or not a checkpoint of this format.
     """
     config = load_config(folder)
-    path = Path(folder) / WEIGHTS_NAME
-    try:
+    with _weights_errors(Path(folder) / WEIGHTS_NAME) as path:
         return config, safetensors.torch.load_file(path)
+
+
+def check_weights(folder: Path | str) -> None:
+    """Make sure, from the header and the file's length alone, that the weights are there and whole.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    with _weights_errors(Path(folder) / WEIGHTS_NAME) as path, safetensors.safe_open(path, "pt"):
+        pass
+
+
+@contextmanager
+def _weights_errors(path: Path) -> Iterator[Path]:
+    try:
+        yield path
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing, expected the weights beside {CONFIG_NAME}") from error
     except (safetensors.SafetensorError, OSError) as error:
@@ -113,7 +129,7 @@ def config_from_dict(kind: type[_Config], document: Mapping[str, Any], where: st
     """The inverse of `config_to_dict`; fields that are absent take their defaults.
 
     Raises:
-        ConfigError: an unknown key or a value of the wrong type or range, named by its path from `where`.
+        ConfigError: an unknown or missing key or a value of the wrong type or range, named by its path from `where`.
     """
     if not isinstance(document, Mapping):
         raise ConfigError(f"{where}: got {type(document).__name__}, expected a mapping")
@@ -121,6 +137,10 @@ def config_from_dict(kind: type[_Config], document: Mapping[str, Any], where: st
     unknown = sorted(set(document) - set(hints))
     if unknown:
         raise ConfigError(f"{where}.{unknown[0]} is not a setting; it may come from a newer version of this software")
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in document:
+            raise ConfigError(f"{where}.{field.name} is missing")
     values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in document.items()}
     return kind(**values)
 

@@ -38,7 +38,10 @@ def convert_checkpoint(
             f"{source}: keys such as {shown} are of no known kind; expected the state dict of torchvision's "
             "maskrcnn_resnet50_fpn"
         )
-    config, translated = import_torchvision(state, norm_eps=norm_eps, categories=categories)
+    try:
+        config, translated = import_torchvision(state, norm_eps=norm_eps, categories=categories)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     save_checkpoint(output, translated, config)
     return config
 

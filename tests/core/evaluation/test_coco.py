@@ -172,10 +172,25 @@ def test_a_wrong_annotation_file_is_named(change: Any, expected: str) -> None:
         evaluate_coco(annotations, label_table({1: found()}))
 
 
-def test_a_detection_of_an_unknown_category_is_named() -> None:
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_detections_of_unknown_categories_are_left_out_and_counted(engine: Engine) -> None:
     annotations = annotation_file([annotation(1, 1, 2, [10, 10, 40, 40])], [1])
     annotations["categories"] = annotations["categories"][:1]
-    with pytest.raises(AnnotationError, match=r"image 1: a detection has category_id 7 \('dog'\).*only 2\."):
+    right = detection(2, 0.8, [10, 10, 40, 40])
+    expected = evaluate_coco(annotations, label_table({1: found(right)}), engine=engine)
+    scores = evaluate_coco(
+        annotations, label_table({1: found(detection(7, 0.9, [10, 10, 40, 40]), right)}), engine=engine
+    )
+    assert scores.stats == expected.stats
+    assert scores.stats["bbox"][0] == 1.0
+    assert scores.unknown_categories == {"dog": 1}
+    assert expected.unknown_categories == {}
+
+
+def test_labels_that_share_no_category_with_the_annotations_are_refused() -> None:
+    annotations = annotation_file([annotation(1, 1, 2, [10, 10, 40, 40])], [1])
+    annotations["categories"] = annotations["categories"][:1]
+    with pytest.raises(AnnotationError, match=r"image 1: a detection has category_id 7 \('dog'\).*\(2\)"):
         evaluate_coco(annotations, label_table({1: found(detection(7, 0.9, [10, 10, 40, 40]))}))
 
 

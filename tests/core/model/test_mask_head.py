@@ -1,0 +1,108 @@
+"""The mask head: one class of many, what it should draw, and its loss."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+from maskrcnn_core.data.targets import pad_targets, targets_from_dense
+from maskrcnn_core.model.mask_head import MaskHead, mask_loss, mask_targets
+from maskrcnn_core.structures import Targets
+
+
+def test_only_the_wanted_class_is_computed() -> None:
+    torch.manual_seed(0)
+    head = MaskHead(4, 6, 2, 5, class_agnostic=False)
+    torch.nn.init.normal_(head.predictor.weight)
+    torch.nn.init.normal_(head.predictor.bias)
+    features, labels = torch.randn(3, 4, 7, 7), torch.tensor([4, 0, 2])
+    x = features
+    for conv in head.convs:
+        x = conv(x).relu()
+    every = head.predictor(head.deconv(x).relu())
+    got = head(features, labels)
+    assert got.shape == (3, 14, 14)
+    torch.testing.assert_close(got, every[torch.arange(3), labels])
+
+
+def test_class_agnostic_ignores_labels() -> None:
+    torch.manual_seed(0)
+    head = MaskHead(4, 6, 0, 5, class_agnostic=True)
+    features = torch.randn(3, 4, 7, 7)
+    got = head(features, torch.tensor([4, 0, 2]))
+    torch.testing.assert_close(got, head.predictor(head.deconv(features).relu())[:, 0])
+    assert torch.equal(got, head(features, torch.tensor([0, 1, 99])))
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_no_regions(agnostic: bool) -> None:
+    head = MaskHead(4, 6, 1, 5, class_agnostic=agnostic)
+    assert head(torch.zeros(0, 4, 7, 7), torch.zeros(0, dtype=torch.int64)).shape == (0, 14, 14)
+
+
+def dense_masks() -> Tensor:
+    """Of a 60 x 80 image: a ring, a triangle at the border, one pixel, and the whole image."""
+    y, x = torch.meshgrid(torch.arange(60), torch.arange(80), indexing="ij")
+    distance = ((y - 30) ** 2 + (x - 40) ** 2).sqrt()
+    return torch.stack([(distance < 20) & (distance > 9), y + x < 25, (y == 7) & (x == 66), y >= 0])
+
+
+@pytest.mark.parametrize("size", [14, 28])
+def test_targets_are_torchvisions(size: int) -> None:
+    masks = dense_masks()
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(40, 2, generator=generator) * torch.tensor([70.0, 50])
+    sides = 1 + torch.rand(40, 2, generator=generator) * 60
+    boxes = torch.cat((corners, torch.minimum(corners + sides, torch.tensor([80.0, 60]))), dim=1)
+    boxes = torch.cat((boxes, torch.tensor([[20.0, 10, 60, 50], [0, 0, 25, 25], [66, 7, 67, 8], [0, 0, 80, 60]])))
+    objects = torch.cat((torch.arange(40) % 4, torch.arange(4)))
+    expected = project_masks_on_boxes(masks.to(torch.uint8), boxes, objects, size)
+    targets = pad_targets([targets_from_dense(torch.zeros(4, 4), torch.zeros(4), masks)] * 2)
+    got = mask_targets(targets, boxes, torch.arange(44) % 2, objects, size, aligned=False)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert 0.1 < float(got.mean()) < 0.9
+
+
+def test_targets_by_eye() -> None:
+    # An object that fills the left half of its crop's 8 x 8 pixels at (10, 20), drawn on a 4 x 4 grid over them.
+    masks = torch.zeros(1, 1, 10, 10, dtype=torch.uint8)
+    masks[..., 1:9, 1:5] = 255
+    frame = torch.tensor([[[9.0, 19, 19, 29]]])
+    yes = torch.ones(1, 1, dtype=torch.bool)
+    targets = Targets(frame, yes.long(), yes, ~yes, masks, frame)
+    zero = torch.tensor([0])
+    got = mask_targets(targets, torch.tensor([[10.0, 20, 18, 28]]), zero, zero, 4, aligned=True)
+    assert got[0].tolist() == [[1, 1, 0, 0]] * 4
+    shifted = mask_targets(targets, torch.tensor([[18.0, 20, 26, 28]]), zero, zero, 4, aligned=True)
+    assert not shifted.any()
+
+
+def test_targets_of_no_regions_and_of_padding() -> None:
+    targets = pad_targets([targets_from_dense(torch.zeros(4, 4), torch.zeros(4), dense_masks())])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert mask_targets(targets, torch.zeros(0, 4), none, none, 28, aligned=True).shape == (0, 28, 28)
+    # An empty region over a frame of zeros, as padding gives: finite.
+    no = torch.zeros(1, 1, dtype=torch.bool)
+    padding = Targets(torch.zeros(1, 1, 4), no.long(), no, no, torch.zeros(1, 1, 5, 5).byte(), torch.zeros(1, 1, 4))
+    zero = torch.tensor([0])
+    assert mask_targets(padding, torch.zeros(1, 4), zero, zero, 28, aligned=True).isfinite().all()
+
+
+@pytest.mark.parametrize("garbage", [5.0, float("inf"), float("nan")])
+def test_loss_is_the_mean_over_counted_regions(garbage: float) -> None:
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(4, 6, 6), torch.rand(4, 6, 6)
+    counted = torch.tensor([True, False, True, False])
+    expected = functional.binary_cross_entropy_with_logits(logits[counted], wanted[counted])
+    logits[~counted] = garbage
+    torch.testing.assert_close(mask_loss(logits, wanted, counted), expected)
+
+
+def test_loss_of_nothing_is_zero_with_zero_gradient() -> None:
+    logits = torch.randn(2, 6, 6, requires_grad=True)
+    loss = mask_loss(logits, torch.zeros(2, 6, 6), torch.zeros(2, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+    assert mask_loss(logits[:0], torch.zeros(0, 6, 6), torch.zeros(0, dtype=torch.bool)).item() == 0

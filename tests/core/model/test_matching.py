@@ -1,0 +1,153 @@
+"""Which candidates stand for which object, by eye; how many of them are drawn."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+
+from maskrcnn_core.boxes import pairwise_iou
+from maskrcnn_core.model.matching import IGNORED, NEGATIVE, POSITIVE, Matches, match, sample
+from maskrcnn_core.structures import Targets
+
+
+def targets_of(boxes: list[list[float]], crowd: list[bool] | None = None, padding: int = 0) -> Targets:
+    crowds = torch.tensor([(crowd or [False] * len(boxes)) + [False] * padding])
+    real = torch.tensor([[True] * len(boxes) + [False] * padding])
+    padded = torch.tensor([boxes + [[0.0] * 4] * padding], dtype=torch.float32).reshape(1, -1, 4)
+    return Targets(padded, torch.zeros(padded.shape[:2], dtype=torch.int64), real & ~crowds, crowds)
+
+
+def rpn_match(candidates: list[list[float]] | Tensor, targets: Targets, rescue: bool = True) -> Matches:
+    boxes = torch.as_tensor(candidates, dtype=torch.float32)
+    return match(
+        boxes[None], targets, positive_overlap=0.7, negative_overlap=0.3, rescue_best=rescue, crowd_overlap=0.7
+    )
+
+
+OBJECT = [0.0, 0, 10, 10]
+# IoU with the object: 1, 0.7, 0.5, 0.3, 0.2, 0.
+CANDIDATES = [OBJECT, [0.0, 0, 10, 7], [0.0, 0, 10, 5], [0.0, 0, 10, 3], [0.0, 0, 10, 2], [50.0, 50, 60, 60]]
+
+
+def test_bands_by_eye() -> None:
+    found = rpn_match(CANDIDATES, targets_of([OBJECT]))
+    assert found.kinds.tolist() == [[POSITIVE, POSITIVE, IGNORED, IGNORED, NEGATIVE, NEGATIVE]]
+    assert found.objects[0, :2].tolist() == [0, 0]
+
+
+def test_one_threshold_leaves_no_band() -> None:
+    found = match(
+        torch.tensor([CANDIDATES]),
+        targets_of([OBJECT]),
+        positive_overlap=0.5,
+        negative_overlap=0.5,
+        rescue_best=False,
+        crowd_overlap=0.7,
+    )
+    assert found.kinds.tolist() == [[POSITIVE] * 3 + [NEGATIVE] * 3]
+
+
+def test_the_best_candidates_of_an_object_are_rescued() -> None:
+    # The second object's best overlaps are twice 0.2: both are rescued; 0.1 is not.
+    second = [100.0, 0, 110, 10]
+    candidates = [OBJECT, [100.0, 0, 110, 2], [100.0, 8, 110, 10], [100.0, 0, 110, 1]]
+    targets = targets_of([OBJECT, second])
+    assert rpn_match(candidates, targets).kinds.tolist() == [[POSITIVE, POSITIVE, POSITIVE, NEGATIVE]]
+    assert rpn_match(candidates, targets).objects[0, :3].tolist() == [0, 1, 1]
+    assert rpn_match(candidates, targets, rescue=False).kinds.tolist() == [[POSITIVE] + [NEGATIVE] * 3]
+
+
+def test_an_object_that_nothing_touches_rescues_nothing() -> None:
+    assert (rpn_match(CANDIDATES, targets_of([[500.0, 500, 510, 510]])).kinds == NEGATIVE).all()
+
+
+def test_crowds_are_never_positive_and_hide_negatives() -> None:
+    # 0.8 of the second candidate lies in the crowd, 0.6 of the third.
+    crowd = [100.0, 0, 200, 100]
+    candidates = [crowd, [98.0, 0, 108, 10], [96.0, 0, 106, 10], [0.0, 0, 10, 10]]
+    assert rpn_match(candidates, targets_of([crowd], [True])).kinds.tolist() == [[IGNORED, IGNORED, NEGATIVE, NEGATIVE]]
+    inside = [100.0, 0, 110, 10]
+    found = rpn_match([inside], targets_of([crowd, inside], [True, False]))
+    assert (found.kinds.item(), found.objects.item()) == (POSITIVE, 1)
+
+
+def test_padding_changes_nothing_even_with_garbage_in_it() -> None:
+    bare, padded = targets_of([OBJECT]), targets_of([OBJECT], padding=2)
+    padded.boxes[0, 1:] = torch.tensor([50.0, 50, 60, 60])  # exactly the last candidate
+    one, other = rpn_match(CANDIDATES, bare), rpn_match(CANDIDATES, padded)
+    assert torch.equal(one.kinds, other.kinds)
+    assert torch.equal(one.objects[one.kinds == POSITIVE], other.objects[one.kinds == POSITIVE])
+
+
+def test_without_objects_everything_is_negative() -> None:
+    assert (rpn_match(CANDIDATES, targets_of([], padding=1)).kinds == NEGATIVE).all()
+
+
+@pytest.mark.parametrize("rescue", [True, False])
+def test_is_torchvisions_matcher(rescue: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(220, 2, generator=generator) * 60
+    boxes = torch.cat((corners, corners + 5 + torch.rand(220, 2, generator=generator) * 40), dim=1)
+    objects, candidates = boxes[:6], boxes
+    expected = Matcher(0.7, 0.3, allow_low_quality_matches=rescue)(pairwise_iou(objects, candidates))
+    found = rpn_match(candidates, targets_of(objects.tolist()), rescue)
+    kinds = torch.where(expected == -2, IGNORED, torch.where(expected == -1, NEGATIVE, POSITIVE))
+    assert torch.equal(found.kinds[0], kinds)
+    assert {-1, 0, 1} <= set(kinds.tolist())
+    assert torch.equal(found.objects[0][kinds == POSITIVE], expected[kinds == POSITIVE])
+
+
+def kinds_of(positives: int, negatives: int, ignored: int) -> list[int]:
+    kinds = torch.tensor([POSITIVE] * positives + [NEGATIVE] * negatives + [IGNORED] * ignored)
+    return kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(0))].tolist()
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "ignored", "expected"),
+    [
+        (10, 80, 10, (4, 12)),  # a quarter of 16 positive
+        (2, 90, 8, (2, 14)),  # negatives fill up
+        (50, 5, 45, (4, 5)),  # too few negatives: the rest stays empty
+        (0, 100, 0, (0, 16)),
+        (100, 0, 0, (4, 0)),
+        (0, 0, 100, (0, 0)),
+    ],
+)
+def test_counts(positives: int, negatives: int, ignored: int, expected: tuple[int, int]) -> None:
+    kinds = torch.tensor([kinds_of(positives, negatives, ignored)] * 3)
+    drawn = sample(kinds, 16, 0.25)
+    assert drawn.index.shape == drawn.positive.shape == drawn.valid.shape == (3, 16)
+    for image in range(3):
+        real = drawn.valid[image]
+        chosen = drawn.index[image][real]
+        assert len(chosen.unique()) == len(chosen)
+        assert torch.equal(kinds[image, chosen] == POSITIVE, drawn.positive[image][real])
+        assert not (kinds[image, chosen] == IGNORED).any()
+        assert (int(drawn.positive[image].sum()), int((real & ~drawn.positive[image]).sum())) == expected
+        # Positives first, then negatives, then empty slots.
+        rank = drawn.positive[image].int() + real.int()
+        assert (rank.diff() <= 0).all()
+    assert not drawn.positive[:, drawn.max_positives :].any()
+
+
+def test_fewer_candidates_than_samples() -> None:
+    drawn = sample(torch.tensor([[POSITIVE, NEGATIVE, IGNORED, NEGATIVE]]), 16, 0.5)
+    assert drawn.index.shape == (1, 4)
+    assert drawn.valid.tolist() == [[True, True, True, False]]
+    assert sorted(drawn.index[0, :3].tolist()) == [0, 1, 3]
+    assert drawn.positive.tolist() == [[True, False, False, False]]
+
+
+def test_all_positive_fraction() -> None:
+    drawn = sample(torch.full((1, 6), POSITIVE), 4, 1.0)
+    assert drawn.positive.all()
+    assert drawn.max_positives == 4
+
+
+def test_draws_are_random_and_repeat_with_the_seed() -> None:
+    kinds = torch.full((1, 1000), NEGATIVE)
+    torch.manual_seed(1)
+    one, other = sample(kinds, 10, 0.5).index, sample(kinds, 10, 0.5).index
+    assert not torch.equal(one.sort().values, other.sort().values)
+    torch.manual_seed(1)
+    assert torch.equal(sample(kinds, 10, 0.5).index, one)

@@ -1,0 +1,181 @@
+"""Checkpoint folders: what is written is what is read, and damage is told by the name of the file."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskrcnn_core.config import AnchorConfig, BackboneConfig, BoxHeadConfig, Category, ModelConfig
+from maskrcnn_core.errors import CheckpointError, ConfigError
+from maskrcnn_core.weights.checkpoint import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    config_from_dict,
+    config_to_dict,
+    fingerprint,
+    load_checkpoint,
+    load_config,
+    save_checkpoint,
+)
+
+CONFIG = ModelConfig(
+    backbone=BackboneConfig(name="timm:resnet10t", pretrained=False, frozen_stages=0),
+    anchors=AnchorConfig(sizes=(1.0, 2.0, 3.0, 4.0, 5.5), ratios=(1.0,)),
+    box_head=BoxHeadConfig(delta_weights=(1.0, 2.0, 3.0, 4.0), min_score=0.125),
+    categories=(Category(7, "Zelle"), Category(2, 'größer, "quoted"')),
+)
+
+
+def state() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a.weight": torch.randn(40, 30, generator=generator),
+        "a.transposed": torch.randn(3, 4, generator=generator).t(),
+        "b.half": torch.randn(5, generator=generator).to(torch.bfloat16),
+        "count": torch.tensor(3),
+        "none": torch.zeros(0, 4),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "run" / "best", state(), CONFIG)
+    return tmp_path / "run" / "best"
+
+
+def change_document(folder: Path, **changes: Any) -> None:
+    document = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps(document | changes))
+
+
+def test_round_trip(folder: Path) -> None:
+    config, loaded = load_checkpoint(folder)
+    assert config == CONFIG
+    assert load_config(str(folder)) == CONFIG
+    assert set(loaded) == set(state())
+    for name, tensor in state().items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_only_the_two_files_are_left(folder: Path) -> None:
+    assert sorted(os.listdir(folder)) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(folder)
+
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("maskrcnn_core.weights.checkpoint.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, {"a.weight": torch.zeros(1)}, CONFIG)
+    monkeypatch.undo()
+    assert fingerprint(folder) == before
+    assert sorted(os.listdir(folder)) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_the_configuration_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    move = os.replace
+    monkeypatch.setattr(
+        "maskrcnn_core.weights.checkpoint.os.replace",
+        lambda old, new: (placed.append(Path(new).name), move(old, new)),
+    )
+    save_checkpoint(tmp_path, state(), CONFIG)
+    assert placed == [WEIGHTS_NAME, CONFIG_NAME]
+
+
+def test_fingerprint_changes_with_weights_and_settings_only(folder: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "same", state(), CONFIG)
+    assert fingerprint(tmp_path / "same") == fingerprint(folder)
+    other = state()
+    other["a.weight"][3, 4] += 1e-3
+    save_checkpoint(tmp_path / "weights", other, CONFIG)
+    save_checkpoint(tmp_path / "settings", state(), replace(CONFIG, box_head=BoxHeadConfig(min_score=0.25)))
+    assert len({fingerprint(tmp_path / name) for name in ("same", "weights", "settings")}) == 3
+    (folder / WEIGHTS_NAME).unlink()
+    with pytest.raises(CheckpointError, match=WEIGHTS_NAME):
+        fingerprint(folder)
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), CONFIG], ids=["defaults", "changed"])
+def test_configuration_round_trip(config: ModelConfig) -> None:
+    document = config_to_dict(config)
+    assert config_from_dict(ModelConfig, json.loads(json.dumps(document)), "model") == config
+
+
+def test_absent_settings_take_their_defaults_and_whole_numbers_become_floats() -> None:
+    config = config_from_dict(ModelConfig, {"roi": {"canonical_size": 112}}, "model")
+    assert config == replace(ModelConfig(), roi=replace(ModelConfig().roi, canonical_size=112.0))
+    assert isinstance(config.roi.canonical_size, float)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"roi": {"alined": True}}, r"model\.roi\.alined is not a setting"),
+        ({"roi": {"aligned": 1}}, r"model\.roi\.aligned: got 1, expected bool"),
+        ({"roi": {"batch_size": True}}, r"model\.roi\.batch_size: got True, expected int"),
+        ({"roi": {"batch_size": 1.5}}, r"model\.roi\.batch_size: got 1\.5, expected int"),
+        ({"roi": []}, r"model\.roi: got list, expected a mapping"),
+        ({"input": {"channels": "hsv"}}, r"model\.input\.channels: got 'hsv', expected one of rgb, bgr"),
+        ({"input": {"mean": [1, 2]}}, r"model\.input\.mean: got 2 values, expected 3"),
+        ({"anchors": {"ratios": 1.0}}, r"model\.anchors\.ratios: got 1\.0, expected a list"),
+        ({"categories": [{"id": "1", "name": "x"}]}, r"model\.categories\[0\]\.id: got '1', expected int"),
+        ({"box_head": {"min_score": 2.0}}, r"model\.box_head\.min_score: got 2\.0, expected a number from 0 to 1"),
+    ],
+)
+def test_wrong_settings_are_named(document: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_from_dict(ModelConfig, document, "model")
+    change_document(folder, model=document)
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+        load_checkpoint(folder)
+
+
+def test_a_category_without_its_name(folder: Path) -> None:
+    change_document(folder, model={"categories": [{"id": 1}]})
+    with pytest.raises(CheckpointError, match=r"config\.json: model\.categories\[0\]\.name is missing"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("version", [2, "1", None])
+def test_another_version(version: object, folder: Path) -> None:
+    change_document(folder, format_version=version)
+    with pytest.raises(CheckpointError, match=rf"config\.json: got format_version {version!r}, expected 1"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"model"'])
+def test_json_of_another_kind(text: str, folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: got format_version None"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_files_cut_short_are_named(name: str, share: float, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=rf"{name}: not .*cut short"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_missing_files_are_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(folder)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such checkpoint folder"):
+        load_checkpoint(tmp_path / "nowhere")

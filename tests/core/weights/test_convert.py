@@ -1,0 +1,104 @@
+"""Files of torch.save become checkpoint folders; unsafe, damaged and foreign files are refused by name."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from maskrcnn_core.config import Category
+from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.inference.predictor import load_predictor
+from maskrcnn_core.weights.checkpoint import load_checkpoint
+from maskrcnn_core.weights.convert import convert_checkpoint, read_state
+from maskrcnn_core.weights.torchvision_models import import_torchvision
+
+CATEGORIES = (Category(18, "dog"), Category(5, "cat"))
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    return MaskRCNN(backbone, num_classes=3).state_dict()
+
+
+def test_a_file_becomes_a_checkpoint_that_predicts(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "model.pth")
+    config = convert_checkpoint(tmp_path / "model.pth", tmp_path / "out", categories=CATEGORIES, norm_eps=1e-5)
+    assert config.categories == CATEGORIES
+    loaded_config, loaded = load_checkpoint(tmp_path / "out")
+    assert loaded_config == config
+    expected_config, expected = import_torchvision(state, norm_eps=1e-5, categories=CATEGORIES)
+    assert loaded_config == expected_config
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+    assert load_predictor(str(tmp_path / "out")).categories == CATEGORIES
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_found_in_training_checkpoints(wrapper: str | None, prefix: str, tmp_path: Path) -> None:
+    weights = {f"{prefix}a.weight": torch.arange(3.0), f"{prefix}b.module.bias": torch.zeros(2)}
+    torch.save(weights if wrapper is None else {"epoch": 3, wrapper: weights}, tmp_path / "file.pth")
+    read = read_state(tmp_path / "file.pth")
+    assert set(read) == {"a.weight", "b.module.bias"}
+    assert torch.equal(read["a.weight"], torch.arange(3.0))
+
+
+class Malice:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1), "other": Malice(tmp_path / "made")}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=r"bad\.pth: refused.*torch\.save"):
+        convert_checkpoint(tmp_path / "bad.pth", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["bad.pth"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_files_cut_short(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save({f"key{number}": torch.randn(50) for number in range(20)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.pth: (not readable|refused)"):
+        read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "got list, expected a state dict"),
+        ({}, "got dict, expected a state dict"),
+        ({"epoch": 3}, "got dict, expected a state dict"),
+        (torch.zeros(3), "got Tensor, expected a state dict"),
+    ],
+)
+def test_files_of_other_things(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=rf"other\.pth: {message}"):
+        read_state(tmp_path / "other.pth")
+
+
+def test_text_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    with pytest.raises(CheckpointError, match=r"page\.pth: (not readable|refused)"):
+        read_state(tmp_path / "page.pth")
+    with pytest.raises(CheckpointError, match=r"gone\.pth: no such file"):
+        read_state(tmp_path / "gone.pth")
+
+
+def test_keys_of_another_model(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2), "conv1.weight": torch.zeros(2)}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match=r"resnet\.pth: keys such as conv1\.weight, fc\.weight are of no known"):
+        convert_checkpoint(tmp_path / "resnet.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

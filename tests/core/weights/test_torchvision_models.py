@@ -1,0 +1,146 @@
+"""torchvision's keys in our names: everything arrives, parts give torchvision's numbers, what does not fit is named."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+from maskrcnn_core.config import Category
+from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.model.box_head import BoxHead
+from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.weights.torchvision_models import (
+    _default_categories,
+    import_torchvision,
+    is_torchvision_mask_rcnn,
+)
+
+NORM_EPS = 1e-5
+
+
+@pytest.fixture(scope="module")
+def reference() -> MaskRCNN:
+    """A ResNet-18 with four foreground classes, its batch norms with lively statistics; a narrow box head."""
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)
+    model = MaskRCNN(backbone, num_classes=5)
+    model.roi_heads.box_head = TwoMLPHead(256 * 49, 24)
+    model.roi_heads.box_predictor = FastRCNNPredictor(24, 5)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def state(reference: MaskRCNN) -> dict[str, Tensor]:
+    return reference.state_dict()
+
+
+@torch.no_grad()
+def test_trunk_and_pyramid_are_torchvisions(reference: MaskRCNN, state: dict[str, Tensor]) -> None:
+    config, translated = import_torchvision(state, norm_eps=NORM_EPS)
+    assert config.backbone.name == "resnet18"
+    detector = build_detector(config, load_pretrained=False).eval()
+    fitting = {key: value for key, value in translated.items() if not key.startswith("box_head.")}
+    missing, unexpected = detector.load_state_dict(fitting, strict=False)
+    assert not unexpected
+    assert all(key.startswith("box_head.") for key in missing)
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    expected = list(reference.backbone(images).values())
+    for got, theirs in zip(detector.fpn(detector.trunk(images)), expected, strict=True):
+        assert float((got - theirs).abs().max() / theirs.abs().max()) < 1e-5
+    logits, deltas = detector.rpn_head(expected)
+    their_logits, their_deltas = reference.rpn.head(expected)
+    torch.testing.assert_close(logits[0][0], their_logits[0][0].permute(1, 2, 0).flatten())
+    by_anchor = their_deltas[0].view(1, 3, 4, 24, 32).permute(0, 3, 4, 1, 2).reshape(1, -1, 4)
+    torch.testing.assert_close(deltas[0], by_anchor)
+    features, labels = torch.randn(3, 256, 14, 14), torch.tensor([0, 3, 1])
+    their_masks = reference.roi_heads.mask_predictor(reference.roi_heads.mask_head(features))
+    ours = detector.mask_head(features, labels)
+    torch.testing.assert_close(ours, their_masks[torch.arange(3), labels + 1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_box_head_is_torchvisions_with_background_last(reference: MaskRCNN, state: dict[str, Tensor]) -> None:
+    _, translated = import_torchvision(state, norm_eps=NORM_EPS)
+    head = BoxHead(256, 7, 24, 2, 4, class_agnostic=False)
+    head.load_state_dict(
+        {key.removeprefix("box_head."): v for key, v in translated.items() if key.startswith("box_head.")}
+    )
+    features = torch.randn(3, 256, 7, 7)
+    their_logits, their_deltas = reference.roi_heads.box_predictor(reference.roi_heads.box_head(features))
+    logits, deltas = head(features)
+    torch.testing.assert_close(logits, their_logits[:, [1, 2, 3, 4, 0]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deltas.flatten(1), their_deltas[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_conventions_are_torchvisions(state: dict[str, Tensor]) -> None:
+    config, _ = import_torchvision(state)
+    assert (config.anchors.rounded, config.anchors.fitted_strides, config.roi.aligned) == (True, True, False)
+    assert config.mask_head.paste == "torchvision"
+    assert not config.backbone.pretrained
+
+
+def test_norm_epsilon_decides_the_scales(state: dict[str, Tensor]) -> None:
+    body = "backbone.body.bn1."
+    for eps in (0.0, 1e-2):
+        _, translated = import_torchvision(state, norm_eps=eps)
+        expected = state[f"{body}weight"] / (state[f"{body}running_var"] + eps).sqrt()
+        torch.testing.assert_close(translated["trunk.stem.0.scale"], expected)
+
+
+def old_name(key: str) -> str:
+    """Names before torchvision 0.13."""
+    key = re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2.", key)
+    key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    return re.sub(r"roi_heads\.mask_head\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.", key)
+
+
+def test_old_key_names(state: dict[str, Tensor]) -> None:
+    old = {old_name(key): value for key, value in state.items()}
+    assert {"backbone.fpn.inner_blocks.0.weight", "rpn.head.conv.weight"} <= set(old)
+    assert "roi_heads.mask_head.mask_fcn1.weight" in old
+    config, expected = import_torchvision(state)
+    old_config, got = import_torchvision(old)
+    assert old_config == config
+    assert set(got) == set(expected)
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+def test_missing_and_left_over_keys_are_named(state: dict[str, Tensor]) -> None:
+    lacking = {key: value for key, value in state.items() if key != "roi_heads.box_head.fc7.bias"}
+    with pytest.raises(CheckpointError, match=r"roi_heads\.box_head\.fc7\.bias is missing"):
+        import_torchvision(lacking)
+    with pytest.raises(CheckpointError, match=r"1 keys are left over \(extra\.weight\)"):
+        import_torchvision(state | {"extra.weight": torch.zeros(1)})
+
+
+def test_kind_is_told_by_the_keys(state: dict[str, Tensor]) -> None:
+    assert is_torchvision_mask_rcnn(state)
+    assert not is_torchvision_mask_rcnn({"backbone.body.conv1.weight": torch.zeros(1)})
+    assert not is_torchvision_mask_rcnn({})
+
+
+def test_categories(state: dict[str, Tensor]) -> None:
+    config, _ = import_torchvision(state)
+    assert [(category.id, category.name) for category in config.categories] == [(n, f"class {n}") for n in range(1, 5)]
+    named = tuple(Category(10 * n, f"kind {n}") for n in range(4))
+    assert import_torchvision(state, categories=named)[0].categories == named
+    with pytest.raises(CheckpointError, match="it has 4 classes, got 3 categories"):
+        import_torchvision(state, categories=named[:3])
+
+
+def test_categories_of_coco_keep_their_ids() -> None:
+    categories = _default_categories(90)
+    assert [category.id for category in categories] == list(range(1, 91))
+    assert (categories[0].name, categories[11].name, categories[12].name) == ("person", "N/A", "stop sign")
+    assert sum(category.name == "N/A" for category in categories) == 10
