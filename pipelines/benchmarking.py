@@ -26,7 +26,7 @@ from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.torchvision_models import import_torchvision
 from pipelines.labelling import label
 
-_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
+PEER_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
 _LONG_PER_SHORT = 5 / 3
 _MAX_PIXELS = 178_956_970
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
@@ -61,7 +61,7 @@ def benchmark_detect(run: BenchmarkRun) -> Comparison:
     """
     _use_threads(run.threads)
     images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in _contents(run)]
-    peer = _peer_model(run)
+    peer = _peer_of(run)
     predictor = _imported_predictor(peer, run)
     ways: tuple[Callable[[Tensor], int], ...] = (
         lambda image: len(_peer_labels(peer, image)),
@@ -89,7 +89,7 @@ def benchmark_label(run: BenchmarkRun) -> Comparison:
     """
     threads = _use_threads(run.threads)
     contents = _contents(run)
-    peer = _peer_model(run)
+    peer = _peer_of(run)
     with tempfile.TemporaryDirectory() as scratch:
         folder, checkpoint = Path(scratch) / "images", Path(scratch) / "checkpoint"
         folder.mkdir()
@@ -146,21 +146,28 @@ def _use_threads(threads: int) -> int:
     return threads
 
 
-def _peer_model(run: BenchmarkRun) -> MaskRCNN:
-    """Seeded random weights, with logits scaled so that there are confident detections, as a trained model has."""
-    torch.manual_seed(0)
-    model = maskrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=91,
-        min_size=run.short_side,
-        max_size=int(run.short_side * _LONG_PER_SHORT),
-        box_detections_per_img=run.max_detections,
+def peer_model(short_side: int, long_side: int, seed: int = 0, **settings: object) -> MaskRCNN:
+    """torchvision's `maskrcnn_resnet50_fpn` with seeded random weights that behave like trained ones.
+
+    Batch-norm statistics are perturbed and the logits scaled, so that there are many confident detections.
+
+    Args:
+        short_side, long_side: limits of its resizing, pixels.
+        settings: further arguments of torchvision's `MaskRCNN`.
+    """
+    torch.manual_seed(seed)
+    model: MaskRCNN = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=91, min_size=short_side, max_size=long_side, **settings
     )
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.0)
+                module.bias.normal_(0, 0.1)
         model.rpn.head.cls_logits.weight.mul_(8.0)
         model.rpn.head.bbox_pred.weight.mul_(5.0)
         model.roi_heads.box_predictor.cls_score.weight.mul_(30.0)
@@ -169,11 +176,19 @@ def _peer_model(run: BenchmarkRun) -> MaskRCNN:
     return model.eval()
 
 
+def _peer_of(run: BenchmarkRun) -> MaskRCNN:
+    return peer_model(run.short_side, _long_side(run), box_detections_per_img=run.max_detections)
+
+
+def _long_side(run: BenchmarkRun) -> int:
+    return int(run.short_side * _LONG_PER_SHORT)
+
+
 def _imported_predictor(peer: MaskRCNN, run: BenchmarkRun, checkpoint: Path | None = None) -> Predictor:
-    config, state = import_torchvision(peer.state_dict(), norm_eps=_NORM_EPS)
+    config, state = import_torchvision(peer.state_dict(), norm_eps=PEER_NORM_EPS)
     config = replace(
         config,
-        input=replace(config.input, short_side=run.short_side, long_side=int(run.short_side * _LONG_PER_SHORT)),
+        input=replace(config.input, short_side=run.short_side, long_side=_long_side(run)),
         box_head=replace(config.box_head, max_detections=run.max_detections),
     )
     if checkpoint is not None:

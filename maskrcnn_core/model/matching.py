@@ -79,9 +79,7 @@ def match(
     return Matches(kinds, objects)
 
 
-def _overlaps_at_once(
-    candidates: Tensor, targets: Targets, *, rescue_best: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _overlaps_at_once(candidates: Tensor, targets: Targets, *, rescue_best: bool) -> tuple[Tensor, Tensor, Tensor]:
     """For each candidate the best IoU, its object, and whether it is the best candidate of any object; all [N, A]."""
     overlaps = pairwise_iou(targets.boxes, candidates).masked_fill(~targets.valid[..., None], -1.0)  # [N, G, A]
     best, objects = overlaps.max(dim=1)
@@ -91,9 +89,7 @@ def _overlaps_at_once(
     return best, objects, ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=1)
 
 
-def _overlaps_by_image(
-    candidates: Tensor, targets: Targets, *, rescue_best: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _overlaps_by_image(candidates: Tensor, targets: Targets, *, rescue_best: bool) -> tuple[Tensor, Tensor, Tensor]:
     """`_overlaps_at_once` image by image and a few objects at a time: on a CPU the work then stays in the cache, and
     padded slots of crowded batches (N x G x A may pass a gigabyte) cost nothing."""
     num_images, num_candidates = len(targets.boxes), candidates.shape[1]

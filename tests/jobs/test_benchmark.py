@@ -86,7 +86,7 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(benchmarking, "_peer_model", lambda run: None)  # seconds that no mistake should cost
+    monkeypatch.setattr(benchmarking, "peer_model", lambda *sides: None)  # seconds that no mistake should cost
     assert main([name, *(text.format(tmp=tmp_path) for text in arguments), "--threads", "1"]) == 2
     assert capsys.readouterr() == ("", f"error: {expected.format(tmp=tmp_path)}\n")
 

@@ -6,7 +6,16 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
 from maskrcnn_core.boxes import pairwise_iou
-from maskrcnn_core.model.matching import IGNORED, NEGATIVE, POSITIVE, Matches, match, sample
+from maskrcnn_core.model.matching import (
+    IGNORED,
+    NEGATIVE,
+    POSITIVE,
+    Matches,
+    _overlaps_at_once,
+    _overlaps_by_image,
+    match,
+    sample,
+)
 from maskrcnn_core.structures import Targets
 
 
@@ -151,3 +160,22 @@ def test_draws_are_random_and_repeat_with_the_seed() -> None:
     assert not torch.equal(one.sort().values, other.sort().values)
     torch.manual_seed(1)
     assert torch.equal(sample(kinds, 10, 0.5).index, one)
+
+
+@pytest.mark.parametrize("rescue_best", [True, False])
+def test_image_by_image_is_the_same_as_at_once(rescue_best: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    corners = torch.rand(2, 40, 2, generator=generator) * 80
+    objects = torch.cat((corners, corners + torch.rand(2, 40, 2, generator=generator) * 30 + 1), dim=-1)
+    corners = torch.rand(1, 300, 2, generator=generator) * 90
+    candidates = torch.cat((corners, corners + torch.rand(1, 300, 2, generator=generator) * 30 + 1), dim=-1)
+    valid = torch.rand(2, 40, generator=generator) < 0.7
+    valid[1] = False  # an image without objects
+    targets = Targets(objects, torch.zeros(2, 40, dtype=torch.int64), valid, torch.zeros(2, 40, dtype=torch.bool))
+    best, index, leading = _overlaps_by_image(candidates, targets, rescue_best=rescue_best)
+    expected_best, expected_index, expected_leading = _overlaps_at_once(candidates, targets, rescue_best=rescue_best)
+    assert torch.equal(best, expected_best)
+    assert torch.equal(leading, expected_leading)
+    overlapping = expected_best > 0
+    assert overlapping.any()
+    assert torch.equal(index[overlapping], expected_index[overlapping])

@@ -3,10 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torchvision
-from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.decode import decode_image
@@ -16,35 +14,17 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch
 from maskrcnn_core.weights.torchvision_models import import_torchvision
-
-NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
+from pipelines.benchmarking import PEER_NORM_EPS, peer_model
 
 
 def reference_model(min_size: int = 320, max_size: int = 533, seed: int = 0, **settings: object) -> MaskRCNN:
-    """Random weights, perturbed batch-norm statistics, logits scaled so that many detections are confident."""
-    torch.manual_seed(seed)
-    model = maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=91, min_size=min_size, max_size=max_size, **settings
-    )
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.normal_(0, 0.1)
-        model.rpn.head.cls_logits.weight.mul_(8.0)
-        model.rpn.head.bbox_pred.weight.mul_(5.0)
-        predictor = model.roi_heads.box_predictor
-        predictor.cls_score.weight.mul_(30.0)
-        predictor.bbox_pred.weight.mul_(5.0)
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(5.0)
-    return model.eval()
+    """The benchmark's peer: random weights with many confident detections."""
+    return peer_model(min_size, max_size, seed, **settings)
 
 
 def imported(model: MaskRCNN, **rpn_settings: float) -> tuple[ModelConfig, RegionDetector]:
     """Ours with the same weights and conventions."""
-    config, state = import_torchvision(model.state_dict(), norm_eps=NORM_EPS)
+    config, state = import_torchvision(model.state_dict(), norm_eps=PEER_NORM_EPS)
     config = replace(config, rpn=replace(config.rpn, **rpn_settings))
     detector = build_detector(config, load_pretrained=False)
     detector.load_state_dict(state)
@@ -68,8 +48,3 @@ def as_batch(config: ModelConfig, images: list[Tensor], sizes: list[tuple[int, i
         for image, size in zip(images, sizes, strict=True)
     ]
     return pad_batch(prepared, [(image.shape[-2], image.shape[-1]) for image in images], config.input.divisor)
-
-
-def torchvision_version() -> str:
-    """For messages."""
-    return str(torchvision.__version__)
