@@ -3,6 +3,7 @@
 Generated pictures -> train -> label -> evaluate -> a contact sheet. Every step takes up what an earlier start has made.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,8 +32,9 @@ def run(settings: DemoRun) -> int:
 
     output = Path(settings.output)
     _say(1, f"pictures: {settings.train_images} to learn from, {settings.val_images} held out")
-    train_set = _dataset(output / "data" / "train", settings.train_images, settings.seed, first_id=1)
-    val_set = _dataset(output / "data" / "val", settings.val_images, settings.seed, first_id=1 + settings.train_images)
+    data = output / f"data-{settings.train_images}-{settings.val_images}-seed{settings.seed}"
+    train_set = _dataset(data / "train", settings.train_images, settings.seed, first_id=1)
+    val_set = _dataset(data / "val", settings.val_images, settings.seed, first_id=1 + settings.train_images)
 
     _say(2, "train a small Mask R-CNN")
     training = parse_run(TrainRun, prog="demo", argv=["--config", str(_CONFIG), "--output", str(output / "training")])
@@ -60,10 +62,13 @@ def _dataset(folder: Path, num_images: int, seed: int, *, first_id: int) -> Data
     """The generated set in the folder, made if it is not there."""
     from maskrcnn_core.data.generated import generate_dataset
 
-    annotations = folder / "annotations.json"
-    if not annotations.is_file():
-        generate_dataset(folder, num_images=num_images, seed=seed, start_id=first_id)
-    return DatasetConfig(images=str(folder / "images"), annotations=str(annotations))
+    if not folder.is_dir():
+        # Made beside its place and then renamed, so that a start that is broken off leaves no half of it.
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        generate_dataset(partial, num_images=num_images, seed=seed, start_id=first_id)
+        partial.rename(folder)
+    return DatasetConfig(images=str(folder / "images"), annotations=str(folder / "annotations.json"))
 
 
 def _say(step: int, text: str) -> None:

@@ -17,7 +17,9 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from maskrcnn_core.config import Category, DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.data.coco import CocoDataset, load_coco
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
+from maskrcnn_core.evaluation.coco import check_annotations
 from pipelines import cluster, storage
+from pipelines.evaluation import read_annotations
 from pipelines.training_output import checkpoint_uri, claim, read_summary, write_summary
 from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
@@ -95,6 +97,10 @@ def check_data(run: TrainRun) -> tuple[Category, ...]:
         )
     if data.val.annotations or data.val.images:
         found = _check_dataset("data.val", data.val, require_masks=False).categories
+        try:
+            check_annotations(read_annotations(data.val.annotations))
+        except AnnotationError as error:
+            raise AnnotationError(f"{data.val.annotations}: {error}") from error
         if found != categories:
             ours, theirs = ({(category.id, category.name) for category in group} for group in (categories, found))
             raise AnnotationError(

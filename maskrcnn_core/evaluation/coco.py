@@ -102,7 +102,7 @@ def evaluate_coco(
     Raises:
         AnnotationError: the annotations lack a field, or labels and annotations do not fit (`results.match_labels`).
     """
-    images = _check_annotations(annotations)
+    images = check_annotations(annotations)
     rows, coverage = match_labels(labels, images)
     known = {category["id"] for category in annotations["categories"]}
     unknown = unknown_categories(rows, known)
@@ -171,8 +171,12 @@ def _category_scores(annotations: CocoDict, precisions: Mapping[str, _Array]) ->
     )
 
 
-def _check_annotations(annotations: CocoDict) -> dict[int, CocoDict]:
-    """Image entries by id, after checking every field that the engines read."""
+def check_annotations(annotations: CocoDict) -> dict[int, CocoDict]:
+    """Image entries by id, after checking every field that the engines read.
+
+    Raises:
+        AnnotationError: naming the entry and the field.
+    """
     for key in ("images", "annotations", "categories"):
         if not isinstance(annotations.get(key), list):
             raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")

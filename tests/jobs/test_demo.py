@@ -107,19 +107,31 @@ def test_closing_lines(calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_second_start_takes_up_the_pictures(calls: Calls, tmp_path: Path) -> None:
     assert run_demo(tmp_path / "out") == 0
-    made = files(tmp_path / "out" / "data")
+    made = files(tmp_path / "out" / "data-3-2-seed0")
     assert len(made) == 3 + 2 + 2
     assert run_demo(tmp_path / "out") == 0
-    assert files(tmp_path / "out" / "data") == made
+    assert files(tmp_path / "out" / "data-3-2-seed0") == made
     assert calls.train[0] == calls.train[1]
+
+
+def test_a_start_that_was_broken_off_while_drawing_is_done_again(calls: Calls, tmp_path: Path) -> None:
+    half = tmp_path / "out" / "data-3-2-seed0" / "train.partial" / "images"
+    half.mkdir(parents=True)
+    (half / "000000000001.jpg").write_bytes(b"half")
+    assert run_demo(tmp_path / "out") == 0
+    assert not half.parent.exists()
+    assert len(files(tmp_path / "out" / "data-3-2-seed0")) == 3 + 2 + 2
 
 
 def test_two_outputs_hold_the_same_pictures_and_another_seed_others(calls: Calls, tmp_path: Path) -> None:
     for name, seed in (("one", "0"), ("two", "0"), ("three", "1")):
         assert run_demo(tmp_path / name, "--seed", seed) == 0
     one, two, three = (
-        {path.name: content for path, (_, content) in files(tmp_path / name / "data/train/images").items()}
-        for name in ("one", "two", "three")
+        {
+            path.name: content
+            for path, (_, content) in files(tmp_path / name / f"data-3-2-seed{seed}/train/images").items()
+        }
+        for name, seed in (("one", 0), ("two", 0), ("three", 1))
     )
     assert one == two
     assert one.keys() == three.keys()
