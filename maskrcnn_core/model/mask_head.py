@@ -48,15 +48,30 @@ class MaskHead(nn.Module):
         x = features
         for conv in self.convs:
             x = functional.relu(conv(x), inplace=True)
-        x = functional.relu(self.deconv(x), inplace=True)
+        cells = self._enlarged(x)
         weight, bias = self.predictor.weight.flatten(1), self.predictor.bias
         assert bias is not None
         if len(weight) == 1:
-            return torch.matmul(x.permute(0, 2, 3, 1), weight[0]) + bias
-        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+            labels = torch.zeros_like(labels)
         own_weight, own_bias = weight.index_select(0, labels), bias.index_select(0, labels)
-        logits: Tensor = torch.bmm(rows, own_weight[:, :, None])[:, :, 0] + own_bias[:, None]
-        return logits.view(len(x), x.shape[-2], x.shape[-1])
+        logits = torch.bmm(cells.flatten(1, -2), own_weight[:, :, None])[:, :, 0] + own_bias[:, None]
+        height, width = x.shape[-2:]
+        # From (row, column, row within, column within) to rows and columns of the doubled grid.
+        grid = logits.view(len(x), height, width, 2, 2).transpose(2, 3)
+        return grid.reshape(len(x), 2 * height, 2 * width)
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        """[R, C, h, w] -> [R, h, w, 2, 2, C'], the deconvolution and its ReLU.
+
+        With kernel and stride 2 each cell becomes 2 x 2 cells by itself, so it is a 1x1 convolution to 4 C' channels,
+        and the cells need not be brought in order before the predictor has reduced their channels to one number.
+        """
+        weight, bias = self.deconv.weight, self.deconv.bias
+        assert bias is not None
+        out_channels = weight.shape[1]
+        kernel = weight.permute(2, 3, 1, 0).reshape(4 * out_channels, -1, 1, 1)
+        cells = functional.relu(functional.conv2d(x, kernel, bias.repeat(4)), inplace=True)
+        return cells.permute(0, 2, 3, 1).reshape(len(x), *x.shape[-2:], 2, 2, out_channels)
 
 
 def mask_targets(

@@ -106,3 +106,19 @@ def test_loss_of_nothing_is_zero_with_zero_gradient() -> None:
     assert loss.item() == 0
     assert not logits.grad.any()
     assert mask_loss(logits[:0], torch.zeros(0, 6, 6), torch.zeros(0, dtype=torch.bool)).item() == 0
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_deconvolution_and_own_class_equal_the_plain_layers(class_agnostic: bool) -> None:
+    torch.manual_seed(0)
+    head = MaskHead(8, 6, 2, 5, class_agnostic=class_agnostic).double()
+    features, labels = torch.randn(3, 8, 4, 4, dtype=torch.float64), torch.tensor([4, 0, 2])
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        x = features
+        for conv in head.convs:
+            x = conv(x).relu()
+        every_class = head.predictor(head.deconv(x).relu())
+        expected = every_class[:, 0] if class_agnostic else every_class[torch.arange(3), labels]
+        torch.testing.assert_close(head(features, labels), expected)
