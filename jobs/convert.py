@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.config import ConvertRun
+from maskrcnn_core.run_config import ConvertRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +20,20 @@ def run(settings: ConvertRun) -> int:
     categories = None
     if settings.annotations is not None:
         categories = load_coco(settings.annotations, require_masks=False).categories
-    config = convert_checkpoint(settings.source, settings.output, categories=categories, norm_eps=settings.norm_eps)
-    print(f"checkpoint: {settings.output} ({config.backbone.name}, {len(config.categories)} categories)")
-    print(f"next:\n  python -m jobs.label --checkpoint {settings.output} --images FOLDER --output FOLDER")
+    config = convert_checkpoint(
+        settings.source,
+        settings.output,
+        categories=categories,
+        norm_eps=settings.norm_eps,
+        source_config=settings.source_config,
+    )
+    parts = [config.backbone.name, config.pyramid.kind]
+    heads = (("boxes", config.box_head), ("masks", config.mask_head), ("keypoints", config.keypoint_head))
+    parts += [name for name, head in heads if head.enabled] or ["proposals"]
+    print(f"checkpoint: {settings.output} ({', '.join(parts)}; {len(config.categories)} categories)")
+    needs = "" if config.rpn.enabled else " --proposals URI"
+    needs += "" if config.box_head.enabled else " --label.record proposals"
+    print(f"next:\n  python -m jobs.label --checkpoint {settings.output} --images FOLDER --output FOLDER{needs}")
     return 0
 
 

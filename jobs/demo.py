@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli import parse_run, run_job
-from maskrcnn_core.config import DatasetConfig, DemoRun, EvaluateRun, LabelRun, TrainRun
+from maskrcnn_core.run_config import DatasetConfig, DemoRun, EvaluateRun, LabelRun, TrainRun
 
 if TYPE_CHECKING:
     from maskrcnn_core.evaluation.coco import CocoScores

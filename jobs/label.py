@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.config import LabelRun
+from maskrcnn_core.run_config import LabelRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def label_with_progress(settings: LabelRun) -> "LabelSummary":
     """Label with a progress bar, or with lines of text where stdout is no terminal."""
     from pipelines.labelling import label
 
-    with _progress() as show:
+    with _progress(settings.label.record) as show:
         return label(settings, show)
 
 
@@ -49,15 +49,14 @@ def exit_code(settings: LabelRun, summary: "LabelSummary") -> int:
 def summary_lines(settings: LabelRun, summary: "LabelSummary") -> list[str]:
     """What came out, what failed, and the next commands."""
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.statuses.items(), key=_ok_first))
+    kind = settings.label.record
     if summary.skipped_because_done:
-        lines = [
-            f"already finished: {summary.images} images ({counts}), {summary.detections} detections; nothing to do"
-        ]
+        lines = [f"already finished: {summary.images} images ({counts}), {summary.detections} {kind}; nothing to do"]
     else:
         earlier = summary.images - summary.labelled_now
         resumed = f", {earlier} of them by earlier starts" if earlier else ""
         lines = [
-            f"finished: {summary.images} images ({counts}), {summary.detections} detections{resumed}",
+            f"finished: {summary.images} images ({counts}), {summary.detections} {kind}{resumed}",
             f"{summary.labelled_now} images in {summary.seconds:.0f} s "
             f"({summary.images_per_second:.2f} images/s without start-up)",
         ]
@@ -86,9 +85,9 @@ def _next_commands(settings: LabelRun) -> list[str]:
 
 
 @contextmanager
-def _progress() -> "Iterator[Callable[[LabelProgress], None]]":
+def _progress(kind: str) -> "Iterator[Callable[[LabelProgress], None]]":
     if not sys.stdout.isatty():
-        yield PlainProgress()
+        yield PlainProgress(kind=kind)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -97,7 +96,7 @@ def _progress() -> "Iterator[Callable[[LabelProgress], None]]":
         task = progress.add_task("label", total=None, numbers="workers start ...")
 
         def show(state: "LabelProgress") -> None:
-            numbers = progress_numbers(state) if state.images_per_second else "workers start ..."
+            numbers = progress_numbers(state, kind) if state.images_per_second else "workers start ..."
             progress.update(task, completed=state.done, total=state.images, numbers=numbers)
 
         yield show
@@ -106,8 +105,8 @@ def _progress() -> "Iterator[Callable[[LabelProgress], None]]":
 class PlainProgress:
     """Progress as lines of text, ever more rarely."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, kind: str = "detections") -> None:
+        self._clock, self._kind = clock, kind
         self._wait = _FIRST_LINE_SECONDS
         self._next = clock() + self._wait
         self._shown = -1
@@ -116,19 +115,19 @@ class PlainProgress:
         """Print a line if it is time for one and something is new."""
         if self._clock() < self._next or state.done == self._shown:
             return
-        numbers = progress_numbers(state) if state.images_per_second else "workers start ..."
+        numbers = progress_numbers(state, self._kind) if state.images_per_second else "workers start ..."
         print(f"{state.done}/{state.images} images  {numbers}", flush=True)
         self._shown = state.done
         self._wait = min(2 * self._wait, _LONGEST_LINE_SECONDS)
         self._next = self._clock() + self._wait
 
 
-def progress_numbers(state: "LabelProgress") -> str:
-    """Rate, detections, failures and time left in one line."""
+def progress_numbers(state: "LabelProgress", kind: str = "detections") -> str:
+    """Rate, detections (or what `kind` calls them), failures and time left in one line."""
     rate = state.images_per_second
     left = f"  left {_duration((state.images - state.done) / rate)}" if rate else ""
     failed = f"  {state.failed} failed" if state.failed else ""
-    return f"{rate:.2f} images/s  {state.detections} detections{failed}{left}"
+    return f"{rate:.2f} images/s  {state.detections} {kind}{failed}{left}"
 
 
 def _duration(seconds: float) -> str:

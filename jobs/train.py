@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.config import TrainRun
+from maskrcnn_core.run_config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipelines.training_progress import StepReport, TrainingEvent
 
     Work = Callable[[Callable[[TrainingEvent], None]], TrainSummary]
+
+_SHOWN_METRICS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "proposals/AR@100", "proposals/AR@1000")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,10 +43,13 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
 
 def event_line(event: "TrainingEvent") -> str:
     """One line of text for an event."""
-    from pipelines.training_progress import CheckpointSaved, StepReport, TrainingStarted
+    from pipelines.training_progress import CheckpointSaved, InitialWeightsLoaded, StepReport, TrainingStarted
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
+    if isinstance(event, InitialWeightsLoaded):
+        fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
+        return f"{event.taken} weights from {', '.join(event.sources)}{fresh}"
     if isinstance(event, StepReport):
         left = (
             time.strftime("%H:%M:%S", time.gmtime(event.seconds_left)) if event.seconds_left < 86400 else "over a day"
@@ -52,7 +57,7 @@ def event_line(event: "TrainingEvent") -> str:
         return f"step {event.step}/{event.steps}  {_step_numbers(event)}  left {left}"
     if isinstance(event, CheckpointSaved):
         return f"checkpoint at step {event.step}: {event.path}"
-    shown = [name for name in ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50") if name in event.metrics]
+    shown = [name for name in _SHOWN_METRICS if name in event.metrics]
     numbers = "  ".join(f"{name} {event.metrics[name]:.3f}" for name in shown) or "no annotated object to score on"
     failed = f"  ({event.failed_images} images failed)" if event.failed_images else ""
     best = "  best so far" if event.is_best else ""
@@ -83,23 +88,31 @@ def _step_numbers(event: "StepReport") -> str:
 def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     """What came out, and the next commands."""
     already = summary.resumed_from >= summary.steps
-    score = "" if summary.best_score is None else f", best AP {summary.best_score:.3f} at step {summary.best_step}"
+    name = "AP" if settings.model.box_head.enabled else "AR@1000"
+    score = "" if summary.best_score is None else f", best {name} {summary.best_score:.3f} at step {summary.best_step}"
     lines = [
         f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
         f"checkpoint: {summary.checkpoint}",
     ]
+    dataset = settings.data.val if settings.data.val.annotations else settings.data.train
     images = settings.data.val.annotations or settings.data.train.images
     labels = f"{settings.output.rstrip('/')}-labels"
     lines += [
         "next:",
         f"  python -m jobs.label --checkpoint {shlex.quote(summary.checkpoint)} --images {shlex.quote(images)} "
-        f"--output {shlex.quote(labels)}",
+        f"--output {shlex.quote(labels)}{_proposal_options(settings, dataset)}",
     ]
     if settings.data.val.annotations:
         annotations = shlex.quote(settings.data.val.annotations)
         lines.append(f"  python -m jobs.evaluate --labels {shlex.quote(labels)} --annotations {annotations}")
     return lines
+
+
+def _proposal_options(settings: TrainRun, dataset: DatasetConfig) -> str:
+    if not settings.model.box_head.enabled:
+        return " --label.record proposals"
+    return "" if settings.model.rpn.enabled else f" --proposals {shlex.quote(dataset.proposals)}"
 
 
 def _with_lines(work: "Work") -> "TrainSummary":

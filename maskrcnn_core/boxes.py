@@ -141,3 +141,52 @@ def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tens
     keep = torch.zeros_like(flat_scores, dtype=torch.bool)
     keep[torchvision.ops.nms(flat_boxes, flat_scores, max_overlap)] = True
     return keep.view_as(valid) & valid
+
+
+def soft_suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    gaussian: bool,
+    max_overlap: float,
+    sigma: float,
+    min_score: float,
+    max_kept: int,
+) -> tuple[Tensor, Tensor]:
+    """Soft non-maximum suppression within each group of each image (Bodla et al., ICCV 2017, figure 2).
+
+    Box by box, best first; each taken box lowers the scores of those that overlap it instead of dropping them. Scores
+    only fall, so the first `max_kept` boxes taken are the best ones, and no further step is needed.
+
+    Args:
+        boxes: [N, M, 4]; scores: [N, M] of 0 or more.
+        groups: [N, M] int64, boxes of different groups never lower each other.
+        valid: [N, M] bool, other slots are never taken and lower nothing.
+        gaussian: scores fall by exp(-IoU^2 / sigma) (Eq. 3); false = by 1 - IoU where IoU exceeds max_overlap (Eq. 2).
+        min_score: boxes whose score has not stayed above this are not taken; 0 or more.
+
+    Returns:
+        Of the boxes taken, best first: slot [N, D] int64 and score [N, D], 0 where an image has no more. D is
+        min(max_kept, M); on a CPU only as many as the fullest image needs.
+    """
+    left = torch.where(valid, scores, -1.0)
+    slots, taken = [], []
+    for _ in range(min(max_kept, scores.shape[1])):
+        best, slot = left.max(dim=1, keepdim=True)
+        if not best.is_cuda and not bool((best > min_score).any()):
+            break
+        slots.append(slot)
+        taken.append(best)
+        overlap = pairwise_iou(boxes.gather(1, slot[..., None].expand(-1, 1, 4)), boxes)[:, 0]
+        if gaussian:
+            decay = torch.exp(-overlap.square() / sigma)
+        else:
+            decay = torch.where(overlap > max_overlap, 1.0 - overlap, 1.0)
+        # Where an image has no box left, what is lowered here was not to be taken anyway.
+        left = torch.where(groups == groups.gather(1, slot), left * decay, left).scatter(1, slot, -1.0)
+    if not slots:
+        return groups.new_zeros(len(scores), 0), scores.new_zeros(len(scores), 0)
+    kept = torch.cat(taken, dim=1)
+    return torch.cat(slots, dim=1), torch.where(kept > min_score, kept, 0.0)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from maskrcnn_core.data.person import PERSON_SKELETON
 from maskrcnn_core.data.segmentation import rasterise
+from maskrcnn_core.draw_keypoints import draw_keypoints
 from maskrcnn_core.inference.records import ImageRecord
 
 Pixels = NDArray[np.uint8]
@@ -24,7 +24,6 @@ Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
 _FILL = 0.42  # opacity of a mask
-_LEFT, _RIGHT, _MIDDLE = (70, 220, 120), (255, 150, 60), (90, 190, 255)  # limbs: the person's left, right, and between
 _PAPER, _INK, _FAINT = (250, 250, 250), (28, 28, 32), (120, 120, 128)
 _MARGIN, _GAP = 18, 8  # of contact sheets, pixels
 
@@ -39,7 +38,8 @@ class DrawnObject:
         category_id: chooses the colour.
         score: shown in the label; None for ground truth.
         mask: [H, W] bool over the whole picture, or None.
-        keypoints: [P, 3] x, y, v; points with v = 0 are not drawn, those with v = 1 as rings; or None.
+        keypoints: [P, 3] x, y, v as in the label record (v a probability) where there is a score, else as in COCO's
+            annotations (v = 0, 1 or 2); or None. See `draw_keypoints`.
         crowd: a region of many objects: hatched, with a dashed box.
     """
 
@@ -162,7 +162,7 @@ def draw_objects(image: Pixels, objects: Sequence[DrawnObject], *, scale: float 
         _draw_box(canvas, drawn, style)
     for drawn in by_area:
         if drawn.keypoints is not None:
-            _draw_keypoints(canvas, drawn.keypoints, style)
+            draw_keypoints(canvas, drawn.keypoints, line=style.line, probable=drawn.score is not None)
     if labels:
         _draw_labels(canvas, objects, style)
     return np.asarray(canvas)
@@ -222,49 +222,6 @@ def _draw_box(canvas: Image.Image, drawn: DrawnObject, style: _Style) -> None:
     for y in range(y1, y2 + 1, 2 * dash):
         for x in (x1, max(x1, x2 - style.line + 1)):
             draw.rectangle((x, y, min(x + style.line - 1, x2), min(y + dash, y2)), fill=color)
-
-
-def _draw_keypoints(canvas: Image.Image, keypoints: NDArray[np.floating], style: _Style) -> None:
-    """Limbs and points with smooth edges: drawn on a finer overlay that covers only the person."""
-    seen = keypoints[keypoints[:, 2] > 0, :2]
-    if len(seen) == 0:
-        return
-    radius = 2.0 * style.line
-    left, top = (max(int(value), 0) for value in np.floor(seen.min(axis=0) - 2 * radius))
-    right, bottom = np.ceil(seen.max(axis=0) + 2 * radius).astype(int).tolist()
-    right, bottom = min(right, canvas.width), min(bottom, canvas.height)
-    if left >= right or top >= bottom:
-        return
-    fine = 3 if (right - left) * (bottom - top) < 2_000_000 else 1
-    overlay = Image.new("RGBA", ((right - left) * fine, (bottom - top) * fine))
-    draw = ImageDraw.Draw(overlay)
-    points = (keypoints[:, :2] - (left, top)) * fine
-    if len(keypoints) == 17:
-        for first, second in (np.asarray(limb) - 1 for limb in PERSON_SKELETON):
-            if keypoints[first, 2] > 0 and keypoints[second, 2] > 0:
-                line = (*points[first].tolist(), *points[second].tolist())
-                draw.line(line, fill=(*_limb_color(first, second), 255), width=round(1.5 * style.line * fine))
-    for index, (x, y) in enumerate(points.tolist()):
-        if keypoints[index, 2] > 0:
-            color = (*_limb_color(index, index), 255) if len(keypoints) == 17 else (*_MIDDLE, 255)
-            reach, width = radius * fine, max(1, round(0.6 * style.line * fine))
-            hidden = keypoints[index, 2] == 1
-            circle = (x - reach, y - reach, x + reach, y + reach)
-            draw.ellipse(
-                circle, fill=(*_INK, 255) if hidden else color, outline=color if hidden else (*_INK, 255), width=width
-            )
-    overlay = overlay.convert("RGBa").reduce(fine).convert("RGBA") if fine > 1 else overlay
-    canvas.paste(overlay, (left, top), overlay)
-
-
-def _limb_color(first: int, second: int) -> Color:
-    """COCO's keypoints after the nose alternate left (odd) and right (even)."""
-    if first == 0 and second == 0:
-        return _MIDDLE
-    sides = {index % 2 for index in (first, second) if index > 0}
-    if len(sides) == 2:
-        return _MIDDLE
-    return _LEFT if sides == {1} else _RIGHT
 
 
 @lru_cache(maxsize=32)

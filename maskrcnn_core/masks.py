@@ -1,7 +1,7 @@
 """From a soft mask on its box to COCO run lengths of the whole image, without ever making the whole image.
 
-A soft mask [S, S] covers its box. Bilinear resampling is separable, so its value on the pixels of the box is
-W_y @ mask @ W_x^T with one small weight matrix an axis. The result is thresholded, and only the box's columns are
+A soft mask [S, S] covers its box. Bilinear and bicubic resampling are separable, so its value on the pixels of the box
+is W_y @ mask @ W_x^T with one small weight matrix an axis. The result is thresholded, and only the box's columns are
 run-length encoded; everything outside is counted, not stored. Works on the host, on numpy arrays.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
-PasteRule = Literal["exact", "torchvision"]
+PasteRule = Literal["exact", "bicubic", "torchvision"]
 
 Float32Array = NDArray[np.float32]
 
@@ -41,11 +41,12 @@ def paste_mask(
         box: [4] float32 x1, y1, x2, y2 in image pixels; may reach beyond the image.
         height, width: the image's size.
         rule: `exact` evaluates the mask bilinearly at every pixel's centre, zero beyond its cells (detectron2);
+            `bicubic` does so with cubic convolution (the tutorial's other choice), which keeps curved edges rounder;
             `torchvision` pads the mask by one cell, rounds the box to whole pixels and stretches the mask over it.
         threshold: a pixel belongs to the object where its value is at least this.
     """
     side = mask.shape[0]
-    axis = _exact_axis if rule == "exact" else _torchvision_axis
+    axis = {"exact": _exact_axis, "bicubic": _bicubic_axis, "torchvision": _torchvision_axis}[rule]
     top, rows = axis(float(box[1]), float(box[3]), height, side)
     left, columns = axis(float(box[0]), float(box[2]), width, side)
     values = columns @ (mask.T @ rows.T)
@@ -54,12 +55,24 @@ def paste_mask(
 
 def _exact_axis(low: float, high: float, limit: int, side: int) -> tuple[int, Float32Array]:
     """First pixel and weights [pixels, side] of the pixels whose centres get a contribution from the mask's cells."""
+    # Half a cell: how far outside the box the outermost cells are still felt.
+    first, positions = _pixel_positions(low, high, limit, side, reach=0.5)
+    return first, _hat_weights(positions, side)
+
+
+def _bicubic_axis(low: float, high: float, limit: int, side: int) -> tuple[int, Float32Array]:
+    """As `_exact_axis` with cubic weights, which reach one cell further."""
+    first, positions = _pixel_positions(low, high, limit, side, reach=1.5)
+    return first, _cubic_weights(positions, side)
+
+
+def _pixel_positions(low: float, high: float, limit: int, side: int, reach: float) -> tuple[int, NDArray[np.float64]]:
+    """First pixel, and in cell coordinates the centres of the pixels at most `reach` cells outside the box."""
     scale = side / max(high - low, 1e-6)
-    reach = 0.5 / scale  # half a cell: how far outside the box the outermost cells are still felt
-    first = max(int(np.ceil(low - reach - 0.5)), 0)
-    last = min(int(np.floor(high + reach - 0.5)), limit - 1)
+    first = max(int(np.ceil(low - reach / scale - 0.5)), 0)
+    last = min(int(np.floor(high + reach / scale - 0.5)), limit - 1)
     centres = np.arange(first, max(last + 1, first), dtype=np.float64) + 0.5
-    return first, _hat_weights((centres - low) * scale - 0.5, side)
+    return first, (centres - low) * scale - 0.5
 
 
 def _torchvision_axis(low: float, high: float, limit: int, side: int) -> tuple[int, Float32Array]:
@@ -79,6 +92,14 @@ def _hat_weights(positions: NDArray[np.float64], side: int) -> Float32Array:
     cells = np.arange(side, dtype=np.float64)
     weights = 1.0 - np.abs(positions[:, None] - cells)
     return np.maximum(weights, 0.0).astype(np.float32)
+
+
+def _cubic_weights(positions: NDArray[np.float64], side: int) -> Float32Array:
+    """Cubic convolution weights (Keys, 1981, with -0.75 as torch and OpenCV have it), as `_hat_weights`."""
+    distance = np.abs(positions[:, None] - np.arange(side, dtype=np.float64))
+    near = (1.25 * distance - 2.25) * distance**2 + 1.0
+    far = -0.75 * (((distance - 5.0) * distance + 8.0) * distance - 4.0)
+    return np.where(distance <= 1.0, near, np.where(distance < 2.0, far, 0.0)).astype(np.float32)
 
 
 def run_lengths(mask: PastedMask, height: int, width: int) -> NDArray[np.int64]:

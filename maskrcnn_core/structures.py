@@ -115,7 +115,8 @@ class Detections:
         labels: [N, D] int64 in 0 .. K-1.
         count: [N] int64, how many of the D slots are real.
         masks: [N, D, S, S] float32 or None: probability of the object on an S x S grid over its box (roi frame).
-        keypoints: [N, D, P, 3] float32 or None: x, y in the frame of `boxes`, score.
+        keypoints: [N, D, P, 3] float32 or None: x, y in the frame of `boxes`, score; zeros where the label has none.
+        mask_boxes: [N, D, 4] float32 or None: what the masks cover where that is not `boxes`.
     """
 
     boxes: Tensor
@@ -124,6 +125,7 @@ class Detections:
     count: Tensor
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    mask_boxes: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""

@@ -16,12 +16,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
-from maskrcnn_core.config import BenchmarkRun, ClusterConfig, LabelConfig, LabelRun
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.inference.predictor import Predictor, PredictorSettings
+from maskrcnn_core.inference.predictor import Predictor
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.run_config import BenchmarkRun, ClusterConfig, LabelConfig, LabelRun
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.torchvision_models import import_torchvision
 from pipelines.labelling import label

@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskrcnn_core.config import EvaluateRun
+from maskrcnn_core.data.proposals import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
-from maskrcnn_core.evaluation.coco import STAT_NAMES, CocoScores, evaluate_coco
+from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, evaluate_coco
+from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.inference.records import SCHEMA_VERSION
+from maskrcnn_core.run_config import EvaluateRun
 from pipelines import storage
 
 _COLUMNS = ("image_id", "width", "height", "status", "detections", "model")
@@ -37,17 +39,12 @@ class EvaluationSummary:
         return {
             "stats": {kind: list(values) for kind, values in scores.stats.items()},
             "names": list(STAT_NAMES),
+            "keypoint_names": list(KEYPOINT_STAT_NAMES),
             "per_category": [
                 {"id": category.id, "name": category.name, "annotations": category.annotations, **category.ap}
                 for category in scores.per_category
             ],
-            "images": {
-                "annotated": scores.coverage.images,
-                "labelled": scores.coverage.labelled,
-                "failed": scores.coverage.failed,
-                "unlabelled": scores.coverage.unlabelled,
-                "unknown": scores.coverage.unknown,
-            },
+            "images": coverage_counts(scores.coverage),
             "annotations": scores.annotations,
             "detections": scores.detections,
             "skipped": dict(scores.skipped),
@@ -58,6 +55,17 @@ class EvaluationSummary:
         }
 
 
+def coverage_counts(coverage: Coverage) -> dict[str, int]:
+    """How labels and annotated images fit together, for the JSON of a scoring."""
+    return {
+        "annotated": coverage.images,
+        "labelled": coverage.labelled,
+        "failed": coverage.failed,
+        "unlabelled": coverage.unlabelled,
+        "unknown": coverage.unknown,
+    }
+
+
 def evaluate(run: EvaluateRun) -> EvaluationSummary:
     """Score the labels of a run, and write the numbers as JSON where `run.output` says so.
 
@@ -65,8 +73,7 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
         StorageError: labels or annotations are missing, are not what they should be, or the output cannot be written.
         AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
     """
-    if run.output and storage.is_folder(run.output):
-        raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
+    check_output(run)
     annotations = read_annotations(run.annotations)
     labels = read_labels(run.labels)
     settings = run.evaluate
@@ -79,6 +86,16 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
     if run.output:
         storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
     return summary
+
+
+def check_output(run: EvaluateRun) -> None:
+    """Make sure, before any work, that the numbers can be written where they are wanted.
+
+    Raises:
+        StorageError: a folder is there.
+    """
+    if run.output and storage.is_folder(run.output):
+        raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
 
 
 def _require_polygons(annotations: dict[str, Any]) -> None:
@@ -143,6 +160,11 @@ def _read_label_file(uri: str) -> pa.Table:
     try:
         with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
             schema = file.schema_arrow
+            if is_proposals_schema(schema):
+                raise StorageError(
+                    f"{uri}: holds proposals, expected detections; label without --label.record proposals "
+                    "(jobs.evaluate scores proposals as well)"
+                )
             missing = [name for name in _COLUMNS if name not in schema.names]
             if missing:
                 raise StorageError(f"{uri}: not label records: column {missing[0]!r} is missing")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from maskrcnn_core.data.proposals import ROWS_PER_GROUP, is_proposals_schema
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import SCHEMA_VERSION
 from pipelines import storage
@@ -49,7 +50,7 @@ class Tally:
 
     Attributes:
         statuses: number of images by record status.
-        detections: objects in them.
+        detections: objects, or proposals, in them.
         failures: those of the lowest image ids, at most `SHOWN_FAILURES`.
     """
 
@@ -181,10 +182,11 @@ def _label_files(output: str) -> list[str]:
 def _read_file(uri: str) -> tuple[npt.NDArray[np.int64], Tally]:
     filesystem, path = storage.filesystem_and_path(uri)
     try:
-        # One leaf of the detections is enough to count them; masks stay on disk.
-        columns = ["image_id", "uri", "status", "error", "detections.list.element.category_id"]
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            table = file.read(columns=columns)
+            # One leaf of the detections is enough to count them; masks stay on disk.
+            is_proposals = "proposals" in file.schema_arrow.names
+            leaf = "proposals.list.element.score" if is_proposals else "detections.list.element.category_id"
+            table = file.read(columns=["image_id", "uri", "status", "error", leaf])
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"output: cannot read the labels {uri!r}: {error}; delete the file to label it again"
@@ -193,10 +195,11 @@ def _read_file(uri: str) -> tuple[npt.NDArray[np.int64], Tally]:
 
 
 def tally_rows(table: pa.Table) -> Tally:
-    """Counts over label rows with columns image_id, uri, status, error, detections."""
+    """Counts over label rows with columns image_id, uri, status, error and detections or proposals."""
     counted = table.column("status").value_counts().to_pylist()
     statuses = {entry["values"]: entry["counts"] for entry in counted}
-    detections = pc.sum(pc.list_value_length(table.column("detections"))).as_py() or 0
+    found = table.column("proposals" if "proposals" in table.column_names else "detections")
+    detections = pc.sum(pc.list_value_length(found)).as_py() or 0
     failed = table.select(["image_id", "uri", "status", "error"]).filter(pc.field("status") != "ok")
     failures = [FailedImage(**row) for row in failed.sort_by("image_id").slice(0, SHOWN_FAILURES).to_pylist()]
     return Tally(statuses, detections, tuple(failures))
@@ -237,6 +240,8 @@ def write_batch(rows: pa.Table, output: str) -> pa.Table:
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    # Proposals are read image by image.
+    rows = ROWS_PER_GROUP if is_proposals_schema(table.schema) else None
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows)
     content: bytes = sink.getvalue().to_pybytes()
     return content

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,14 +19,17 @@ import ray
 import ray.data
 import ray.exceptions
 
-from maskrcnn_core.config import Category, LabelConfig, LabelRun
+from maskrcnn_core.config import Category
 from maskrcnn_core.errors import ConfigError, StorageError, UserError
+from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
+from maskrcnn_core.run_config import LabelConfig, LabelRun
 from pipelines import label_output, storage
 from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes
 from pipelines.label_output import FailedImage, RunIdentity, Tally
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 from pipelines.manifest import Manifest, build_manifest
+from pipelines.proposal_files import open_proposals
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
@@ -47,18 +50,7 @@ _LEAST_FILES = 20
 class DescribeCheckpoint(Protocol):
     """Signature of `maskrcnn_core.inference.predictor.describe_checkpoint`."""
 
-    def __call__(
-        self,
-        checkpoint: str,
-        *,
-        device: str,
-        precision: str,
-        batch_pixels: int,
-        max_pixels: int,
-        apply_exif: bool,
-        min_score: float | None,
-        max_detections: int | None,
-    ) -> tuple[str, tuple[Category, ...]]:
+    def __call__(self, checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
         """Fingerprint and categories, without building the network."""
         ...
 
@@ -132,15 +124,15 @@ def label(
         detector: None = the checkpoints of this project.
 
     Raises:
-        ConfigError: the cluster cannot hold the workers asked for.
+        ConfigError: the cluster cannot hold the workers asked for, or the model cannot do what is asked of it.
         CheckpointError: the checkpoint cannot be used.
-        StorageError: there are no images, or the output holds another run.
+        StorageError: there are no images, the output holds another run, or an image has no proposals.
         AnnotationError: the COCO json or manifest is malformed.
     """
     started = time.monotonic()
     detector = detector or _own_detector()
     manifest = build_manifest(run.images, run.image_root)
-    settings = _worker_settings(run, manifest)
+    settings = _worker_settings(run, manifest, _check_proposals(run, manifest))
     identity = _identity(run, manifest, settings, detector)
     state = label_output.claim(run.output, identity)
     if state == "finished":
@@ -213,29 +205,51 @@ def _own_detector() -> Detector:
     return Detector(load_predictor, describe_checkpoint)
 
 
-def _worker_settings(run: LabelRun, manifest: Manifest) -> WorkerSettings:
+def _check_proposals(run: LabelRun, manifest: Manifest) -> str:
+    """Fingerprint of the proposals of the run, after making sure that every image has some; empty where none are given.
+
+    Raises:
+        StorageError: they cannot be read, or lack an image.
+    """
+    if not run.proposals:
+        return ""
+    proposals = open_proposals(run.proposals, "proposals")
+    proposals.require(manifest.table.column("image_id").to_pylist(), allow_failed=True)
+    return proposals.fingerprint
+
+
+def _worker_settings(run: LabelRun, manifest: Manifest, proposals: str) -> WorkerSettings:
     config = run.label
     apply_exif = manifest.source != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
     return WorkerSettings(
-        checkpoint=run.checkpoint if "://" in run.checkpoint else os.path.abspath(os.path.expanduser(run.checkpoint)),
-        device="cuda" if config.use_gpu else "cpu",
-        precision=config.precision,
-        batch_pixels=config.batch_pixels,
-        max_pixels=config.max_pixels,
-        apply_exif=apply_exif,
-        min_score=config.min_score,
-        max_detections=config.max_detections,
+        checkpoint=_absolute(run.checkpoint),
+        predictor=PredictorSettings(
+            device="cuda" if config.use_gpu else "cpu",
+            precision=config.precision,
+            batch_pixels=config.batch_pixels,
+            max_pixels=config.max_pixels,
+            apply_exif=apply_exif,
+            min_score=config.min_score,
+            max_detections=config.max_detections,
+            test_short_sides=config.test_short_sides,
+            test_flip=config.test_flip,
+            record=config.record,
+            proposals=proposals,
+        ),
+        proposals=_absolute(run.proposals) if run.proposals else "",
         threads=config.threads_per_worker,
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
     )
 
 
+def _absolute(uri: str) -> str:
+    """Ray's workers have working directories of their own."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
 def _identity(run: LabelRun, manifest: Manifest, settings: WorkerSettings, detector: Detector) -> RunIdentity:
-    names = ("device", "precision", "batch_pixels", "max_pixels", "apply_exif", "min_score", "max_detections")
-    chosen = {name: getattr(settings, name) for name in names}
-    fingerprint, _ = detector.describe(settings.checkpoint, **chosen)
-    compared = ("precision", "max_pixels", "apply_exif", "min_score", "max_detections")
-    readable = {name: chosen[name] for name in compared} | {"number of images": len(manifest)}
+    fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
+    readable = deciding_settings(settings.predictor) | {"number of images": len(manifest)}
     return RunIdentity(fingerprint, manifest.digest, readable)
 
 
@@ -250,7 +264,7 @@ def _label_rest(
 ) -> Counts:
     """Labels the images of the folder `todo`; returns the counts of this start."""
     plan = plan_workers(run.label, nodes())
-    settings = WorkerSettings(**asdict(settings) | {"workers_per_node": plan.per_node})
+    settings = replace(settings, workers_per_node=plan.per_node)
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, before.images + todo_rows)
     with _ray_data_settings(), _unwrapped_errors(), Poller(board, report) as poller:

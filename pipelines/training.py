@@ -14,13 +14,23 @@ import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from maskrcnn_core.config import Category, DataConfig, DatasetConfig, TrainRun
+from maskrcnn_core.config import Category, KeypointHeadConfig
 from maskrcnn_core.data.coco import CocoDataset, load_coco
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from maskrcnn_core.evaluation.coco import check_annotations
+from maskrcnn_core.run_config import DataConfig, DatasetConfig, TrainRun
+from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage
 from pipelines.evaluation import read_annotations
-from pipelines.training_output import checkpoint_uri, claim, read_summary, write_summary
+from pipelines.proposal_files import check_proposal_settings, proposals_of
+from pipelines.training_output import (
+    checkpoint_uri,
+    claim,
+    initial_checkpoints,
+    is_claimed,
+    read_summary,
+    write_summary,
+)
 from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
 
@@ -69,6 +79,8 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     """
     run = _with_absolute_paths(run)
     run = replace(run, model=replace(run.model, categories=check_data(run)))
+    if run.init and not is_claimed(run.output):  # a run that goes on no longer needs what it started from
+        check_initial(run.model, initial_checkpoints(run.init))
     claim(run)
     if (finished := read_summary(run.output)) is not None:
         return TrainSummary(**{**finished, "resumed_from": run.train.steps})
@@ -89,7 +101,11 @@ def check_data(run: TrainRun) -> tuple[Category, ...]:
         StorageError: a file or folder is missing.
     """
     data = run.data
-    categories = _check_dataset("data.train", data.train, require_masks=run.model.mask_head.enabled).categories
+    check_proposal_settings(run)
+    dataset = _check_dataset("data.train", data.train, require_masks=run.model.mask_head.enabled)
+    categories = dataset.categories
+    if run.model.keypoint_head.enabled:
+        _check_keypoints(run.model.keypoint_head, dataset, data.train.annotations)
     if run.model.categories and run.model.categories != categories:
         raise ConfigError(
             f"model.categories: differ from those of {data.train.annotations}; leave them out, training takes them "
@@ -111,6 +127,21 @@ def check_data(run: TrainRun) -> tuple[Category, ...]:
     return categories
 
 
+def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
+    if dataset.keypoint_names != head.names:
+        raise ConfigError(
+            f"model.keypoint_head.names: {len(head.names)} names ({', '.join(head.names)}), but {annotations} has "
+            f"{len(dataset.keypoint_names)} ({', '.join(dataset.keypoint_names)}); expected the same in one order, "
+            "or model.keypoint_head.enabled false"
+        )
+    missing = [name for name in head.categories if name not in dataset.keypoint_categories]
+    if missing:
+        raise ConfigError(
+            f"model.keypoint_head.categories: {missing[0]!r} has no keypoints in {annotations}, expected some of "
+            f"{', '.join(dataset.keypoint_categories)}"
+        )
+
+
 def _check_dataset(name: str, source: DatasetConfig, *, require_masks: bool) -> CocoDataset:
     for field in ("images", "annotations"):
         if not getattr(source, field):
@@ -121,6 +152,8 @@ def _check_dataset(name: str, source: DatasetConfig, *, require_masks: bool) -> 
     if not any(image.objects for image in dataset.images):
         dropped = f" ({len(dataset.dropped)} faulty ones, the first: {dataset.dropped[0]})" if dataset.dropped else ""
         raise AnnotationError(f"{source.annotations}: no usable annotation{dropped}, expected at least one")
+    if (proposals := proposals_of(source, name)) is not None:
+        proposals.require(image.image_id for image in dataset.images)
     first = storage.join(source.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(
@@ -137,10 +170,15 @@ def _with_absolute_paths(run: TrainRun) -> TrainRun:
         return storage.filesystem_and_path(uri)[1] if uri and storage.is_local(uri) else uri
 
     def located(source: DatasetConfig) -> DatasetConfig:
-        return DatasetConfig(images=absolute(source.images), annotations=absolute(source.annotations))
+        return DatasetConfig(
+            images=absolute(source.images),
+            annotations=absolute(source.annotations),
+            proposals=absolute(source.proposals),
+        )
 
     data: DataConfig = replace(run.data, train=located(run.data.train), val=located(run.data.val))
-    return replace(run, output=absolute(run.output), data=data)
+    init = ",".join(map(absolute, initial_checkpoints(run.init))) if run.init else None
+    return replace(run, output=absolute(run.output), data=data, init=init)
 
 
 def _check_cluster(run: TrainRun) -> None:

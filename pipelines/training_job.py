@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
@@ -15,23 +15,35 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from maskrcnn_core.config import TrainRun
 from maskrcnn_core.data.coco import CocoDataset, load_coco
-from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate
+from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate, collate_proposals
+from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.run_config import TrainRun
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.training.state import TrainingState, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
+from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines import storage
 from pipelines.cluster import physical_cores
-from pipelines.training_progress import TrainingStarted
+from pipelines.proposal_files import proposals_of
+from pipelines.training_output import initial_checkpoints
+from pipelines.training_progress import InitialWeightsLoaded, TrainingStarted
 
-Batch = tuple[ImageBatch, Targets, Sequence[int]]
+
+class Batch(NamedTuple):
+    """What one step learns from; the proposals are None where an RPN makes them."""
+
+    images: ImageBatch
+    targets: Targets
+    image_ids: Sequence[int]
+    proposals: Proposals | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class TrainingJob:
         optimizer: of the detector's parameters.
         data: training annotations.
         validation: validation annotations; None where the run has none.
+        proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
         writer: of TensorBoard events; on rank 0 only.
         tensorboard: folder that it writes to.
     """
@@ -64,6 +77,8 @@ class TrainingJob:
     validation: CocoDataset | None
     writer: SummaryWriter | None
     tensorboard: Path
+    proposals: ProposalFiles | None
+    validation_proposals: ProposalFiles | None
 
     def tell(self, event: Any) -> None:
         """Send an event to the driver; rank 0 only, without waiting."""
@@ -88,7 +103,12 @@ def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tu
     threads = run.train.threads_per_worker or max(1, physical_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     device = ray.train.torch.get_device()
-    detector, optimizer, start = _restore(run, rank, device, ray.train.get_checkpoint())
+    checkpoint = ray.train.get_checkpoint()
+    detector, optimizer, start = _restore(run, rank, device, checkpoint)
+    if checkpoint is None and run.init and rank == 0:  # the others get rank 0's weights
+        sources = initial_checkpoints(run.init)
+        initial = load_initial_weights(detector, run.model, sources)
+        progress.add.remote(InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts))
     if world_size > 1:
         _broadcast(detector)
     learner = ray.train.torch.prepare_model(
@@ -111,6 +131,8 @@ def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tu
         validation=load_coco(val.annotations, require_masks=False, on_fault="drop") if val.annotations else None,
         writer=writer,
         tensorboard=tensorboard,
+        proposals=proposals_of(run.data.train, "data.train"),
+        validation_proposals=proposals_of(val, "data.val"),
     )
     validation_images = len(job.validation.images) if job.validation else 0
     job.tell(
@@ -134,7 +156,7 @@ def _restore(
     settings = run.train
     torch.manual_seed(settings.seed)
     # Rank 0 sends its weights to the others, so only it needs the backbone's.
-    pretrained = run.model.backbone.pretrained and checkpoint is None and rank == 0
+    pretrained = run.model.backbone.pretrained and checkpoint is None and not run.init and rank == 0
     detector = build_detector(run.model, load_pretrained=pretrained)
     detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(
@@ -183,7 +205,7 @@ def channels_last_collate(items: Sequence[TrainingItem], *, divisor: int) -> Bat
     """`collate`, with the pixels in the memory layout that convolutions are fastest with."""
     images, targets, image_ids = collate(items, divisor=divisor)
     pixels = images.pixels.contiguous(memory_format=torch.channels_last)
-    return replace(images, pixels=pixels), targets, image_ids
+    return Batch(replace(images, pixels=pixels), targets, image_ids, collate_proposals(items))
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -193,7 +215,8 @@ def _pinned(batch: Batch) -> Batch:
         values = {field.name: getattr(structure, field.name) for field in fields(structure)}
         return replace(structure, **{name: value.pin_memory() for name, value in values.items() if value is not None})
 
-    return pin(batch[0]), pin(batch[1]), batch[2]
+    proposals = None if batch.proposals is None else pin(batch.proposals)
+    return Batch(pin(batch.images), pin(batch.targets), batch.image_ids, proposals)
 
 
 @contextlib.contextmanager
@@ -208,8 +231,13 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         std=model.input.std,
         channels=model.input.channels,
         scale=model.input.scale,
+        resize=model.input.resize,
         mask_size=settings.mask_crop if model.mask_head.enabled else None,
+        keypoints=model.keypoint_head.enabled,
+        keypoint_offset=pixel_offset(model.keypoint_head.decode),
         max_pixels=job.run.data.max_pixels,
+        proposals=job.proposals,
+        max_proposals=model.rpn.post_nms_train,
     )
     plan = BatchPlan(
         source.sizes,

@@ -16,8 +16,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from maskrcnn_core.config import TrainRun
 from maskrcnn_core.errors import ConfigError, StorageError
+from maskrcnn_core.run_config import TrainRun
 from pipelines import storage
 
 _FREE_TO_CHANGE = (
@@ -41,6 +41,16 @@ def checkpoint_uri(output: str, name: str) -> str:
     return storage.join(output, "checkpoints", name)
 
 
+def initial_checkpoints(init: str) -> tuple[str, ...]:
+    """The folders that `TrainRun.init` names: one, or several with commas between them."""
+    return (init,) if storage.is_folder(init) else tuple(part.strip() for part in init.split(",") if part.strip())
+
+
+def is_claimed(output: str) -> bool:
+    """Whether a run lives in the folder."""
+    return storage.exists(storage.join(output, "run.json"))
+
+
 def claim(run: TrainRun) -> None:
     """Write run.json, or compare it with the run that owns the folder.
 
@@ -50,7 +60,7 @@ def claim(run: TrainRun) -> None:
     """
     uri = storage.join(run.output, "run.json")
     settings: dict[str, Any] = json.loads(json.dumps(asdict(run)))
-    if not storage.exists(uri):
+    if not is_claimed(run.output):
         if storage.exists(storage.join(run.output, "checkpoints")):
             raise StorageError(f"{run.output}: holds checkpoints but no run.json; expected a new or empty folder")
         storage.write_bytes_atomically(uri, json.dumps(settings, indent=2).encode())

@@ -35,6 +35,21 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True)
+class InitialWeightsLoaded:
+    """A new run starts from other checkpoints.
+
+    Attributes:
+        sources: their folders.
+        taken: number of weights taken over.
+        fresh: modules that start afresh, such as `box_head.classes`.
+    """
+
+    sources: tuple[str, ...]
+    taken: int
+    fresh: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StepReport:
     """Means over the steps since the last report.
 
@@ -93,7 +108,7 @@ class CheckpointSaved:
     path: str
 
 
-TrainingEvent = TrainingStarted | StepReport | ValidationReport | CheckpointSaved
+TrainingEvent = TrainingStarted | InitialWeightsLoaded | StepReport | ValidationReport | CheckpointSaved
 
 
 class ProgressLog:

@@ -13,8 +13,8 @@ import ray
 import ray.train
 import ray.train.torch
 
-from maskrcnn_core.config import TrainRun
 from maskrcnn_core.errors import UserError
+from maskrcnn_core.run_config import TrainRun
 from maskrcnn_core.training.optimizer import learning_rate
 from maskrcnn_core.training.state import TrainingState, save_training_state
 from maskrcnn_core.training.step import StepResult, seed_step, training_step
@@ -83,7 +83,7 @@ def _run_steps(job: TrainingJob, start: TrainingState) -> TrainingState:
             done = step + 1
             is_last = done == settings.steps
             report_due = done % settings.log_every == 0 or is_last
-            meter.add(_step(job, step, batch, with_grad_norm=report_due), step, batch[2])
+            meter.add(_step(job, step, batch, with_grad_norm=report_due), step, batch.image_ids)
             if report_due:
                 _report(job, meter, done, done - reported, watch)
                 reported = done
@@ -117,13 +117,14 @@ def _step(job: TrainingJob, step: int, batch: Batch, *, with_grad_norm: bool) ->
     )
     return training_step(
         job.learner,
-        batch[0].to(job.device),
-        batch[1].to(job.device),
+        batch.images.to(job.device),
+        batch.targets.to(job.device),
         job.optimizer,
         learning_rate=rate,
         clip_norm=settings.clip_norm,
         bfloat16=settings.precision == "bfloat16",
         with_grad_norm=with_grad_norm,
+        proposals=None if batch.proposals is None else batch.proposals.to(job.device),
     )
 
 
@@ -166,6 +167,7 @@ def _validate(job: TrainingJob, state: TrainingState, done: int) -> TrainingStat
         max_pixels=job.run.data.max_pixels,
         rank=job.rank,
         world_size=job.world_size,
+        proposals=job.validation_proposals,
     )
     if scores is None or job.writer is None:
         return state

@@ -20,18 +20,23 @@ FORBIDDEN_OUTSIDE = {
     "jobs": set(),
 }
 CORE_LAYERS = (
-    {"errors", "config", "structures"},
+    {"errors", "config_checks", "config", "run_config", "structures"},
     {"boxes", "masks", "keypoints"},
     {"data", "model", "weights"},
-    {"training", "inference", "evaluation", "draw"},
+    {"training", "inference", "evaluation", "draw", "draw_keypoints"},
 )
 SAME_LAYER = {
-    ("config", "errors"),
+    ("config_checks", "errors"),
+    ("config", "config_checks"),
+    ("run_config", "config"),
+    ("run_config", "config_checks"),
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),
     ("evaluation", "inference"),  # the label record
     ("draw", "inference"),  # the label record
+    ("draw", "draw_keypoints"),
+    ("inference", "draw"),  # a result draws itself
     ("weights", "model"),  # a checkpoint names its model
     ("model", "weights"),  # a trunk's ImageNet weights, translated
 }
@@ -160,7 +165,7 @@ def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
         ("maskrcnn_core/training/step.py", "from maskrcnn_core.model import build"),
         (
             "pipelines/training.py",
-            "import ray\nfrom maskrcnn_core.config import TrainRun\nfrom pipelines import storage",
+            "import ray\nfrom maskrcnn_core.run_config import TrainRun\nfrom pipelines import storage",
         ),
         ("jobs/train.py", "from pipelines.training import train\nfrom jobs.cli import run_job\nprint(1)"),
     ],

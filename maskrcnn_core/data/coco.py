@@ -64,13 +64,15 @@ class CocoDataset:
     Attributes:
         categories: in the order of their ids; the position is the label of a model trained on them.
         images: in file order.
-        keypoint_names: of the category that has keypoints, in their order; empty where none has.
+        keypoint_names: of the categories that have keypoints, in their order; empty where none has.
+        keypoint_categories: names of these categories.
         dropped: one line for each annotation that was left out.
     """
 
     categories: tuple[Category, ...]
     images: tuple[CocoImage, ...]
     keypoint_names: tuple[str, ...] = ()
+    keypoint_categories: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
     @property
@@ -118,7 +120,14 @@ def load_coco(path: str, *, require_masks: bool, on_fault: Literal["raise", "dro
         CocoImage(image.image_id, image.file_name, image.width, image.height, tuple(objects[image.image_id]))
         for image in images.values()
     )
-    return CocoDataset(categories, complete, keypoint_names, tuple(faults))
+    with_keypoints = {entry["id"] for entry in category_entries if entry.get("keypoints")}
+    return CocoDataset(
+        categories=categories,
+        images=complete,
+        keypoint_names=keypoint_names,
+        keypoint_categories=tuple(category.name for category in categories if category.id in with_keypoints),
+        dropped=tuple(faults),
+    )
 
 
 def _parse_json(path: str) -> Entry:
@@ -170,8 +179,11 @@ def _read_categories(entries: list[Entry], path: str) -> tuple[tuple[Category, .
     for entry in entries:
         if not isinstance(entry.get("name"), str):
             faults.append(f"category {entry.get('id')}: name {entry.get('name')!r}, expected text")
-        if entry.get("keypoints"):
-            keypoint_lists.add(tuple(str(name) for name in entry["keypoints"]))
+        names = entry.get("keypoints") or []
+        if not isinstance(names, list) or len(set(map(str, names))) != len(names):
+            faults.append(f"category {entry.get('id')}: keypoints {names!r:.60}, expected a list of different names")
+        elif names:
+            keypoint_lists.add(tuple(str(name) for name in names))
     if not entries:
         faults.append("section 'categories' is empty, expected at least one category")
     if len(keypoint_lists) > 1:
@@ -272,8 +284,11 @@ def _read_keypoints(keypoints: Any, num_keypoints: int) -> tuple[float, ...] | N
         return None
     if not isinstance(keypoints, list) or not _are_finite(keypoints):
         raise _Fault("keypoints: expected finite numbers x, y, visibility for each keypoint")
+    if len(keypoints) % 3:
+        raise _Fault(f"keypoints: {len(keypoints)} numbers, expected a multiple of 3 (x, y, visibility)")
     if len(keypoints) != 3 * num_keypoints:
         raise _Fault(f"keypoints: {len(keypoints)} numbers, expected 3 for each of the category's {num_keypoints}")
-    if any(visibility not in (0, 1, 2) for visibility in keypoints[2::3]):
-        raise _Fault("keypoints: a visibility that is not 0, 1 or 2")
+    for place, visibility in enumerate(keypoints[2::3]):
+        if visibility not in (0, 1, 2):
+            raise _Fault(f"keypoints: visibility {visibility} of keypoint {place}, expected 0, 1 or 2")
     return tuple(float(value) for value in keypoints)

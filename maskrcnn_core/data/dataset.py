@@ -13,10 +13,11 @@ from torch import Tensor
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import Folder
+from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.targets import ImageTargets, object_targets, pad_targets
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
+from maskrcnn_core.data.transform import ResizeRule, pad_batch, prepare_image, resized_size
 from maskrcnn_core.errors import ImageError
-from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class TrainingItem:
         original_size: (height, width) of the image file, pixels.
         targets: its objects in the input frame.
         image_id: COCO image id.
+        proposals: in the input frame, or None where an RPN makes them.
     """
 
     image: Tensor
     original_size: tuple[int, int]
     targets: ImageTargets
     image_id: int
+    proposals: ImageProposals | None = None
 
 
 class CocoTrainingData:
@@ -57,10 +60,13 @@ class CocoTrainingData:
     Args:
         dataset: annotations.
         images: folder or URI that the file names are relative to.
-        long_side, mean, std, channels, scale: as `InputConfig`.
+        long_side, mean, std, channels, scale, resize: as `InputConfig`.
         mask_size: side of the mask crops, cells; 0 = input resolution; None = no masks (see `data.targets`).
         keypoints: give keypoints too.
+        keypoint_offset: see `keypoints.pixel_offset`.
         max_pixels: larger images are refused.
+        proposals: of every image, where no RPN makes them.
+        max_proposals: best ones of an image that are used.
     """
 
     def __init__(
@@ -73,17 +79,23 @@ class CocoTrainingData:
         std: Sequence[float],
         channels: Literal["rgb", "bgr"] = "rgb",
         scale: Literal["unit", "byte"] = "unit",
+        resize: ResizeRule = "float",
         mask_size: int | None = 112,
         keypoints: bool = False,
+        keypoint_offset: float = 0.5,
         max_pixels: int = 178_956_970,
+        proposals: ProposalFiles | None = None,
+        max_proposals: int = 1000,
     ) -> None:
         self._images = dataset.images
         self._label_of = dataset.label_of
         self._keypoint_names = dataset.keypoint_names if keypoints else ()
+        self._keypoint_offset = keypoint_offset
         self._folder = Folder(images)
         self._long_side, self._mean, self._std = long_side, tuple(mean), tuple(std)
-        self._channels, self._scale = channels, scale
+        self._channels, self._scale, self._resize = channels, scale, resize
         self._mask_size, self._max_pixels = mask_size, max_pixels
+        self._proposals, self._max_proposals = proposals, max_proposals
 
     def __len__(self) -> int:
         return len(self._images)
@@ -101,7 +113,7 @@ class CocoTrainingData:
         """
         image = self._images[sample.index]
         pixels = self._decode(image)
-        size = resized_size(image.height, image.width, sample.short_side, self._long_side)
+        size = resized_size(image.height, image.width, sample.short_side, self._long_side, self._resize)
         prepared = prepare_image(
             pixels.flip(-1) if sample.flip else pixels,
             size=size,
@@ -109,6 +121,7 @@ class CocoTrainingData:
             std=self._std,
             channels=self._channels,
             scale=self._scale,
+            resize=self._resize,
         )
         targets = object_targets(
             image,
@@ -117,8 +130,23 @@ class CocoTrainingData:
             flip=sample.flip,
             mask_size=self._mask_size,
             keypoint_names=self._keypoint_names,
+            keypoint_offset=self._keypoint_offset,
         )
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id)
+        proposals = None
+        if self._proposals is not None:
+            proposals = resize_proposals(self._read_proposals(self._proposals, image), size, flip=sample.flip)
+        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id, proposals)
+
+    def _read_proposals(self, files: ProposalFiles, image: CocoImage) -> ImageProposals:
+        found = files.read(image.image_id, self._max_proposals)
+        if found.size != (image.height, image.width):
+            raise ImageError(
+                "failed",
+                f"image {image.image_id}: {files.name}: made at {found.size[1]} x {found.size[0]} pixels (width x "
+                f"height), the annotation file says {image.width} x {image.height}; make them with "
+                "jobs.label --images ANNOTATIONS.json",
+            )
+        return found
 
     def _decode(self, image: CocoImage) -> Tensor:
         where = f"image {image.image_id} ({self._folder.path(image.file_name)})"
@@ -145,6 +173,12 @@ class CocoTrainingData:
                 f"the annotation file says {image.width} x {image.height}; {hint}",
             )
         return pixels
+
+
+def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
+    """Proposals of a batch in the input frame; None where the items have none."""
+    found = [item.proposals for item in items if item.proposals is not None]
+    return pad_proposals(found) if found else None
 
 
 def collate(items: Sequence[TrainingItem], *, divisor: int = 32) -> tuple[ImageBatch, Targets, list[int]]:

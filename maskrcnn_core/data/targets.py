@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskrcnn_core.data.coco import CocoImage, CocoObject
 from maskrcnn_core.data.segmentation import ObjectMask, object_mask, rasterise
+from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Targets
 
 
@@ -32,7 +33,7 @@ class ImageTargets:
         crowd: [G] bool.
         masks: [G, Sh, Sw] uint8 coverage 0..255 or None; zeros for a crowd.
         mask_boxes: [G, 4] float32 or None, what each mask's grid covers.
-        keypoints: [G, P, 3] float32 or None: x, y, visibility; zeros for an object without keypoints.
+        keypoints: [G, P, 3] float32 or None: x, y, visibility; zeros where none is annotated.
     """
 
     boxes: Tensor
@@ -109,19 +110,6 @@ def _segmentation(item: CocoObject) -> "Sequence[Sequence[float]] | Mapping[str,
     return [] if item.segmentation is None else item.segmentation
 
 
-def mirror_keypoints(names: Sequence[str]) -> tuple[int, ...]:
-    """Where each keypoint comes from in a mirrored image: "left_x" and "right_x" change places, others stay."""
-    position = {name: index for index, name in enumerate(names)}
-    return tuple(position.get(_other_side(name), index) for index, name in enumerate(names))
-
-
-def _other_side(name: str) -> str:
-    for one, other in (("left", "right"), ("right", "left")):
-        if name.startswith(one):
-            return other + name.removeprefix(one)
-    return name
-
-
 def object_targets(
     image: CocoImage,
     label_of: Mapping[int, int],
@@ -130,6 +118,7 @@ def object_targets(
     flip: bool = False,
     mask_size: int | None = None,
     keypoint_names: Sequence[str] = (),
+    keypoint_offset: float = 0.5,
 ) -> ImageTargets:
     """The objects of an image, as the network sees it.
 
@@ -140,6 +129,7 @@ def object_targets(
         flip: mirrored left to right: boxes, masks and keypoints together.
         mask_size: S, see the module; None = no masks.
         keypoint_names: names of the P keypoints; empty = no keypoints.
+        keypoint_offset: see `keypoints.pixel_offset`.
 
     Returns:
         [G] in the order of `image.objects`, G may be 0.
@@ -158,7 +148,7 @@ def object_targets(
     if mask_boxes is not None:
         mask_boxes = mask_boxes * ~crowd[:, None]  # nothing was cropped there: zeros, also when mirrored
     if keypoint_names:
-        keypoints = _keypoints(image, keypoint_names, flip) * torch.tensor([scale_x, scale_y, 1.0])
+        keypoints = _keypoints(image, keypoint_names, flip, keypoint_offset) * torch.tensor([scale_x, scale_y, 1.0])
     return ImageTargets(
         boxes=_placed(boxes, image.width, flip) * scale,
         labels=torch.tensor([label_of[item.category_id] for item in image.objects], dtype=torch.int64),
@@ -176,18 +166,18 @@ def _placed(boxes: Tensor, width: int, flip: bool) -> Tensor:
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def _keypoints(image: CocoImage, names: Sequence[str], flip: bool) -> Tensor:
+def _keypoints(image: CocoImage, names: Sequence[str], flip: bool, offset: float) -> Tensor:
     keypoints = torch.zeros(len(image.objects), len(names), 3)
     for slot, item in enumerate(image.objects):
         if item.keypoints is not None:
             keypoints[slot] = torch.tensor(item.keypoints).reshape(-1, 3)
-    if not flip:
-        return keypoints
-    mirrored = keypoints[:, list(mirror_keypoints(names))]
-    labelled = mirrored[..., 2] > 0
-    # A COCO keypoint is the index of a pixel, not a place on its edge: column 0 becomes column width - 1.
-    mirrored[..., 0] = torch.where(labelled, image.width - 1 - mirrored[..., 0], mirrored[..., 0])
-    return mirrored
+    if flip:
+        keypoints = keypoints[:, list(mirror_keypoints(names))]
+        # A COCO keypoint is the index of a pixel, not a place on its edge: column 0 becomes column width - 1.
+        keypoints[..., 0] = image.width - 1 - keypoints[..., 0]
+    labelled = keypoints[..., 2:] > 0
+    keypoints[..., :2] = torch.where(labelled, keypoints[..., :2] + offset, 0.0)
+    return keypoints
 
 
 def _input_masks(image: CocoImage, input_size: tuple[int, int], flip: bool) -> tuple[Tensor, Tensor]:

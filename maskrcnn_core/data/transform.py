@@ -1,21 +1,40 @@
-"""uint8 image -> network input, with the numbers of torchvision's GeneralizedRCNNTransform."""
+"""uint8 image -> network input, with the numbers of torchvision's GeneralizedRCNNTransform or of detectron2's loader.
+
+The *resize rule* names whose: `float` interpolates floating-point values bilinearly and rounds sizes down (torchvision);
+`antialias` filters the uint8 image with Pillow's bilinear filter, which widens when it shrinks, back to uint8, and rounds
+sizes to the nearest (detectron2's ResizeShortestEdge and ResizeTransform).
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from maskrcnn_core.structures import ImageBatch
 
+ResizeRule = Literal["float", "antialias"]
 
-def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of the network's input: `short_side` by the shorter side, `long_side` at most.
 
-    Rounds down as torchvision's `GeneralizedRCNNTransform`, but a side is never shorter than one pixel. All in pixels.
+def resized_size(
+    height: int, width: int, short_side: int, long_side: int, rule: ResizeRule = "float"
+) -> tuple[int, int]:
+    """(height, width) of the network's input: `short_side` by the shorter side, `long_side` at most. All in pixels.
+
+    Rounded as `rule` says (see above), but a side is never shorter than one pixel.
     """
+    if rule == "antialias":
+        scale = short_side / min(height, width)
+        # In detectron2's order of operations, as products that lie at one half round by their last bit.
+        sides = (float(short_side), scale * width) if height < width else (scale * height, float(short_side))
+        if max(sides) > long_side:
+            scale = long_side / max(sides)
+            sides = (sides[0] * scale, sides[1] * scale)
+        return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
     scale = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, math.floor(float(height * scale))), max(1, math.floor(float(width * scale)))
 
@@ -28,8 +47,9 @@ def prepare_image(
     std: Sequence[float],
     channels: Literal["rgb", "bgr"] = "rgb",
     scale: Literal["unit", "byte"] = "unit",
+    resize: ResizeRule = "float",
 ) -> Tensor:
-    """Resize (bilinear, no antialiasing) and normalise.
+    """Resize and normalise.
 
     Args:
         image: [3, H, W] uint8 RGB.
@@ -37,12 +57,13 @@ def prepare_image(
         mean, std: for each channel, in the order of `channels`, of values in the range of `scale`.
         channels: order that the network expects.
         scale: unit = values 0..1, byte = values 0..255, before normalisation.
+        resize: the resize rule (see above).
 
     Returns:
-        [3, h, w] float32, in memory channels last (a view of [h, w, 3]). Within 1e-5 of torchvision, which normalises
-        before it resizes: both are linear.
+        [3, h, w] float32, in memory channels last (a view of [h, w, 3]). With `float` within 1e-5 of torchvision, which
+        normalises before it resizes: both are linear. With `antialias` the resized values are Pillow's own.
     """
-    resized = _resize(image, size)
+    resized = _resize(image, size) if resize == "float" else _resize_as_pillow(image, size)
     if channels == "bgr":
         resized = resized.flip(-1)
     unit = 255.0 if scale == "unit" else 1.0
@@ -64,6 +85,14 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) != size:
         values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
     return values[0].permute(1, 2, 0).contiguous()
+
+
+def _resize_as_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """`_resize` by Pillow itself. (torch's antialiased interpolation of uint8 is off by one in a value of some 600.)"""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    if pixels.shape[:2] != size:
+        pixels = np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels).to(torch.float32)
 
 
 def pad_batch(prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int) -> ImageBatch:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from maskrcnn_core.errors import AnnotationError
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "keypoints"]
 CocoDict = dict[str, Any]
 
 
@@ -100,19 +100,19 @@ def coco_results(labels: pa.Table, iou_type: IouType) -> list[CocoDict]:
 
     Args:
         labels: label records, any number of rows.
-        iou_type: `bbox` or `segm`.
+        iou_type: `bbox`, `segm` or `keypoints`; for the last, detections without keypoints are left out.
 
     Returns:
-        Dictionaries with `image_id`, `category_id`, `score` and `bbox` (x, y, width, height) or `segmentation`
-        (compressed RLE).
+        Dictionaries with `image_id`, `category_id`, `score` and `bbox` (x, y, width, height), `segmentation`
+        (compressed RLE) or `keypoints` (x, y, v for each).
 
     Raises:
         AnnotationError: `segm` is asked for and a detection has no mask.
     """
-    shape = "bbox" if iou_type == "bbox" else "segmentation"
+    shape = "segmentation" if iou_type == "segm" else iou_type
     image_ids, detections = _flatten(labels)
     shapes = detections.field(shape).to_pylist()
-    if None in shapes:
+    if None in shapes and iou_type != "keypoints":
         raise AnnotationError(
             f"image {image_ids[shapes.index(None)]}: a detection has no {shape}, so {iou_type} cannot be scored; "
             "label with a model that has a mask head"
@@ -121,6 +121,7 @@ def coco_results(labels: pa.Table, iou_type: IouType) -> list[CocoDict]:
     return [
         {"image_id": image_id, "category_id": category_id, "score": score, shape: value}
         for image_id, category_id, score, value in zip(*columns, strict=True)
+        if value is not None
     ]
 
 
@@ -151,6 +152,17 @@ def unknown_categories(labels: pa.Table, category_ids: Collection[int]) -> dict[
 def count_without_mask(labels: pa.Table) -> int:
     """How many detections carry no mask."""
     return int(_flatten(labels)[1].field("segmentation").null_count)
+
+
+def keypoint_counts(labels: pa.Table, category_ids: Collection[int] | None) -> dict[int, int]:
+    """How many detections of the categories (None = of any) have how many keypoints: number of keypoints -> detections;
+    0 where a detection has none."""
+    detections = _flatten(labels)[1]
+    if category_ids is not None:
+        wanted = pa.array(sorted(category_ids), type=pa.int32())
+        detections = detections.filter(pc.is_in(detections.field("category_id"), value_set=wanted))
+    lengths = pc.fill_null(pc.list_value_length(detections.field("keypoints")), 0)
+    return {entry["values"] // 3: entry["counts"] for entry in pc.value_counts(lengths).to_pylist()}
 
 
 def count_detections(labels: pa.Table) -> int:

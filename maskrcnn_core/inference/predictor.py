@@ -4,59 +4,53 @@ An encoded image is decoded, resized, batched with others of the same padded sha
 pasted and run-length encoded. Whatever goes wrong with one image becomes its record and costs no other image.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config import Category, ModelConfig
-from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.errors import CheckpointError, ImageError
-from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
-from maskrcnn_core.masks import encode_mask
+from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, decoded, source_name
+from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, mirrored
+from maskrcnn_core.inference.output import image_record, proposal_record
+from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
+from maskrcnn_core.inference.records import ImageRecord
+from maskrcnn_core.inference.results import ImageResult
+from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint, with_overrides
+from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.cpu_inference import use_cpu_convolutions
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import Detections, ImageBatch
-from maskrcnn_core.weights.checkpoint import check_weights, config_to_dict, fingerprint, load_checkpoint, load_config
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals
+from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
 
-
-@dataclass(frozen=True)
-class PredictorSettings:
-    """How a predictor runs; those fields that change results are part of its fingerprint.
-
-    Attributes:
-        device: torch device.
-        precision: `float32` or `bfloat16` (autocast).
-        batch_pixels: upper limit of padded input pixels in a batch; one image is always taken.
-        max_pixels: larger images fail as `too_large`.
-        apply_exif: turn images by their EXIF orientation.
-        min_score, max_detections: replace the checkpoint's; None keeps it.
-    """
-
-    device: str = "cpu"
-    precision: str = "float32"
-    batch_pixels: int = 2_000_000
-    max_pixels: int = 178_956_970
-    apply_exif: bool = True
-    min_score: float | None = None
-    max_detections: int | None = None
+_Record = TypeVar("_Record", ImageRecord, ProposalRecord)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image ready for a batch: its place in the request, pixels [3, h, w] float32 and original (height, width)."""
+    """An image ready for a batch.
+
+    Attributes:
+        place: in the request.
+        views: [3, h, w] float32 for each size of the image pyramid; mostly one.
+        original_size: (height, width).
+        proposals: in the original frame; None = the detector's own.
+    """
 
     place: int
-    pixels: Tensor
+    views: tuple[Tensor, ...]
     original_size: tuple[int, int]
+    proposals: ImageProposals | None = None
 
 
 class Predictor:
@@ -81,154 +75,273 @@ class Predictor:
         weights_fingerprint: str = "",
     ) -> None:
         self.settings = settings or PredictorSettings()
+        check_settings(config, self.settings)
         self.config = with_overrides(config, self.settings)
         self.categories = config.categories
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
         self._device = torch.device(self.settings.device)
         fold(detector)
+        if self.settings.cpu_convolutions and self._device.type == "cpu" and self.settings.precision == "float32":
+            use_cpu_convolutions(detector)
         detector.detection = replace(
             detector.detection,
             min_score=self.config.box_head.min_score,
             max_detections=self.config.box_head.max_detections,
         )
+        if self.settings.record == "proposals":
+            detector.test_proposals = replace(detector.test_proposals, post_nms=self.config.rpn.post_nms_test)
+        box_head, keypoint_head = self.config.box_head, self.config.keypoint_head
+        self._merge_rule = MergeRule(
+            nms_overlap=box_head.nms_overlap,
+            max_detections=box_head.max_detections,
+            nms_per_class=box_head.nms_per_class,
+            mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
+        )
         detector = detector.to(self._device).to(memory_format=torch.channels_last)
         self._detector = detector.eval().requires_grad_(False)
 
-    def predict(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ImageRecord]:
+    @property
+    def max_proposals(self) -> int:
+        """How many given proposals of an image `predict` is made for."""
+        return self.config.rpn.post_nms_test
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[ImageResult]: ...
+
+    @overload
+    def __call__(self, images: ImageSource) -> ImageResult: ...
+
+    def __call__(self, images: Any) -> ImageResult | list[ImageResult]:
+        """Detect objects, for a notebook; labelling uses `predict`.
+
+        Args:
+            images: one image or a list of them: an encoded file as bytes, a path or URI, an array [H, W, 3] uint8
+                RGB, a PIL image, a tensor [3, H, W] uint8 RGB.
+
+        Returns:
+            A result, or a list of them in the order of the images.
+
+        Raises:
+            ImageError: an image cannot be used; says which and why.
+        """
+        sources = list(images) if isinstance(images, list | tuple) else [images]
+
+        def failure(place: int, error: ImageError | ImageRecord) -> ImageError:
+            number = f"image {place} of {len(sources)}, " if len(sources) > 1 else ""
+            reason = error.error if isinstance(error, ImageRecord) else error
+            status: Any = error.status
+            return ImageError(status, f"{number}{source_name(sources[place])}: {reason}")
+
+        contents = []
+        for place, source in enumerate(sources):
+            try:
+                contents.append(bytes_or_pixels(source))
+            except ImageError as error:
+                raise failure(place, error) from None
+        results = []
+        for place, record in enumerate(self.predict(contents)):
+            if record.status != "ok":
+                raise failure(place, record)
+            results.append(self._result(sources[place], record))
+        return results if isinstance(images, list | tuple) else results[0]
+
+    def _result(self, source: ImageSource, record: ImageRecord) -> ImageResult:
+        keypoint_head = self.config.keypoint_head
+        return ImageResult(
+            record=record,
+            categories=self.categories,
+            has_masks=self.config.mask_head.enabled,
+            num_keypoints=len(keypoint_head.names) if keypoint_head.enabled else None,
+            source=source,
+            max_pixels=self.settings.max_pixels,
+            apply_exif=self.settings.apply_exif,
+        )
+
+    def predict(
+        self,
+        encoded: Sequence[bytes | Tensor | ImageError],
+        proposals: Sequence[ImageProposals | ImageError] | None = None,
+    ) -> list[ImageRecord]:
         """Label images.
 
         Args:
             encoded: image files as bytes, or decoded images [3, H, W] uint8 RGB; an error in place of one becomes its
                 record.
+            proposals: of each image in its original frame, instead of the RPN's; an error becomes the image's record.
 
         Returns:
             One record for each, in order. Never raises for an image.
         """
-        records: dict[int, ImageRecord] = {}
-        for batch in self._batches(encoded, records):
-            for item, record in zip(batch, self._label_or_fail(batch), strict=True):
+        return self._records(encoded, proposals or [None] * len(encoded), self._label)
+
+    def propose(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ProposalRecord]:
+        """The RPN's proposals, where `settings.record` is `proposals`; arguments and order as `predict`."""
+        records = self._records(encoded, [None] * len(encoded), self._propose)
+        return [
+            record
+            if isinstance(record, ProposalRecord)
+            else failed_proposals(record.status, record.error or "", record.width, record.height)
+            for record in records
+        ]
+
+    def _records(
+        self,
+        encoded: Sequence[bytes | Tensor | ImageError],
+        proposals: Sequence[ImageProposals | ImageError | None],
+        label: Callable[[list[_Prepared]], list[_Record]],
+    ) -> list[_Record | ImageRecord]:
+        """What `label` makes of the images, in order; an image that fails has an `ImageRecord` that says why."""
+        records: dict[int, _Record | ImageRecord] = {}
+        for batch in self._batches(encoded, proposals, records):
+            for item, record in zip(batch, _label_or_fail(batch, label), strict=True):
                 records[item.place] = record
         return [records[place] for place in range(len(encoded))]
 
     def _batches(
-        self, encoded: Sequence[bytes | Tensor | ImageError], records: dict[int, ImageRecord]
+        self,
+        encoded: Sequence[bytes | Tensor | ImageError],
+        proposals: Sequence[ImageProposals | ImageError | None],
+        records: dict[int, _Record | ImageRecord],
     ) -> Iterable[list[_Prepared]]:
         """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `records`."""
-        waiting: dict[tuple[int, int], list[_Prepared]] = {}
-        for place, content in enumerate(encoded):
+        waiting: dict[tuple[tuple[int, int], ...], list[_Prepared]] = {}
+        for place, (content, given) in enumerate(zip(encoded, proposals, strict=True)):
             try:
-                item = self._prepare(place, content)
+                item = self._prepare(place, content, given)
             except ImageError as error:
                 records[place] = _failure(error)
                 continue
             except (RuntimeError, MemoryError, ValueError) as error:  # such as no memory for the resized pixels
                 records[place] = _failure(ImageError("failed", _reason(error)))
                 continue
-            shape = self._padded_shape(item)
-            group = waiting.setdefault(shape, [])
+            shapes = tuple(self._padded_shape(view) for view in item.views)
+            group = waiting.setdefault(shapes, [])
             group.append(item)
-            if (len(group) + 1) * shape[0] * shape[1] > self.settings.batch_pixels:
-                yield waiting.pop(shape)
+            pixels = sum(height * width for height, width in shapes) * (1 + self.settings.test_flip)
+            if (len(group) + 1) * pixels > self.settings.batch_pixels:
+                yield waiting.pop(shapes)
         yield from waiting.values()
 
-    def _prepare(self, place: int, content: bytes | Tensor | ImageError) -> _Prepared:
-        if isinstance(content, ImageError):
-            raise content
-        if isinstance(content, Tensor):
-            image = content
-        else:
-            image = decode_image(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
+    def _prepare(
+        self, place: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None
+    ) -> _Prepared:
+        for given in (content, proposals):
+            if isinstance(given, ImageError):
+                raise given
+        assert not isinstance(content, ImageError)
+        assert not isinstance(proposals, ImageError)
+        image = decoded(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
+        own = self.config.input.short_side
+        views = tuple(self._resized(image, side) for side in self.settings.test_short_sides or (own,))
         height, width = image.shape[-2:]
+        if proposals is not None and proposals.size != (height, width):
+            raise ImageError(
+                "failed",
+                f"the image has {width} x {height} pixels (width x height), its proposals were made at "
+                f"{proposals.size[1]} x {proposals.size[0]}; make them with the same label.exif_orientation",
+            )
+        return _Prepared(place, views, (height, width), proposals)
+
+    def _resized(self, image: Tensor, short_side: int) -> Tensor:
+        """[3, H, W] uint8 -> network input. The limit of the longer side grows in proportion to the shorter one."""
         rule = self.config.input
-        size = resized_size(height, width, rule.short_side, rule.long_side)
-        pixels = prepare_image(image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale)
-        return _Prepared(place, pixels, (height, width))
+        long_side = round(rule.long_side * short_side / rule.short_side)
+        size = resized_size(image.shape[-2], image.shape[-1], short_side, long_side, rule.resize)
+        return prepare_image(
+            image,
+            size=size,
+            mean=rule.mean,
+            std=rule.std,
+            channels=rule.channels,
+            scale=rule.scale,
+            resize=rule.resize,
+        )
 
-    def _padded_shape(self, item: _Prepared) -> tuple[int, int]:
+    def _padded_shape(self, pixels: Tensor) -> tuple[int, int]:
         divisor = self.config.input.divisor
-        height, width = item.pixels.shape[-2:]
+        height, width = pixels.shape[-2:]
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
-
-    def _label_or_fail(self, batch: list[_Prepared]) -> list[ImageRecord]:
-        """Records of a batch; if it fails, image by image, so that only the culprit is lost."""
-        try:
-            return self._label(batch)
-        except (RuntimeError, MemoryError, ValueError) as error:
-            if len(batch) > 1:
-                return [record for item in batch for record in self._label_or_fail([item])]
-            height, width = batch[0].original_size
-            return [ImageRecord("failed", _reason(error), width, height)]
 
     @torch.inference_mode()
     def _label(self, batch: list[_Prepared]) -> list[ImageRecord]:
-        images = pad_batch(
-            [item.pixels for item in batch], [item.original_size for item in batch], self.config.input.divisor
-        )
-        detections = self.detect(images)
+        views = self._padded(batch)
+        given = [item.proposals for item in batch if item.proposals is not None]
+        assert len(given) in (0, len(batch))
+        proposals = pad_proposals(given) if given else None
+        several = len(views) > 1 or self.settings.test_flip
+        detections = self.detect_in_views(views, proposals) if several else self.detect(views[0], proposals)
+        return [image_record(detections, index, item.original_size, self.config) for index, item in enumerate(batch)]
+
+    @torch.inference_mode()
+    def _propose(self, batch: list[_Prepared]) -> list[ProposalRecord]:
+        images = self._on_device(self._padded(batch)[0])
+        with self._arithmetic():
+            found = self._detector.propose(images)
+        boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
+        found = replace(found, boxes=boxes).to("cpu")
+        least = self.settings.min_score or 0.0
+        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(batch)]
+
+    def _padded(self, batch: list[_Prepared]) -> list[ImageBatch]:
+        """The images of a batch in each of their sizes."""
+        sizes = [item.original_size for item in batch]
         return [
-            self._record(detections, index, height, width)
-            for index, (height, width) in enumerate(item.original_size for item in batch)
+            pad_batch(pixels, sizes, self.config.input.divisor)
+            for pixels in zip(*(item.views for item in batch), strict=True)
         ]
 
     @torch.inference_mode()
-    def detect(self, images: ImageBatch) -> Detections:
-        """Detections on the host, boxes in the original frame, clipped to the image."""
-        images = images.to(self._device)
-        images = replace(images, pixels=images.pixels.contiguous(memory_format=torch.channels_last))
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            found = self._detector.detect(images)
+    def detect(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
+        """Detections on the host, boxes in the original frame, clipped to the image.
+
+        Args:
+            images: of `pad_batch`.
+            proposals: in the original frame, instead of the RPN's.
+        """
+        images = self._on_device(images)
+        given = []
+        if proposals is not None:
+            proposals = proposals.to(self._device)
+            boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
+            given = [replace(proposals, boxes=boxes)]
+        with self._arithmetic():
+            found = self._detector.detect(images, *given)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
-        return replace(found, boxes=boxes).to("cpu")
+        keypoints = found.keypoints
+        if keypoints is not None:
+            keypoints = scale_keypoints(keypoints, images.input_sizes, images.original_sizes)
+        mask_boxes = found.mask_boxes
+        if mask_boxes is not None:
+            mask_boxes = scale_boxes(mask_boxes, images.input_sizes, images.original_sizes)
+        return replace(found, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes).to("cpu")
 
-    def _record(self, detections: Detections, index: int, height: int, width: int) -> ImageRecord:
-        count = int(detections.count[index])
-        boxes = detections.boxes[index, :count].numpy()
-        scores = detections.scores[index, :count].tolist()
-        labels = detections.labels[index, :count].tolist()
-        counts: list[str | None] = [None] * count
-        if detections.masks is not None:
-            rule, threshold = self.config.mask_head.paste, self.config.mask_head.threshold
-            masks = detections.masks[index, :count].float().numpy()
-            counts = [
-                encode_mask(mask, box, height, width, rule=rule, threshold=threshold)
-                for mask, box in zip(masks, boxes, strict=True)
-            ]
-        sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
-        return ImageRecord(
-            status="ok",
-            error=None,
-            width=width,
-            height=height,
-            detections=tuple(
-                DetectionRecord(
-                    category_id=self.categories[label].id,
-                    category=self.categories[label].name,
-                    score=score,
-                    bbox=(x, y, w, h),
-                    rle_counts=rle,
-                )
-                for label, score, (x, y, w, h), rle in zip(labels, scores, sides, counts, strict=True)
-            ),
-        )
+    @torch.inference_mode()
+    def detect_in_views(self, sizes: Sequence[ImageBatch], proposals: Proposals | None = None) -> Detections:
+        """As `detect`, merged over the images in several sizes and, with `test_flip`, mirrored in each."""
+        proposals = None if proposals is None else proposals.to(self._device)
+        views = []
+        for images in map(self._on_device, sizes):
+            views.append(View(images))
+            if self.settings.test_flip:
+                views.append(View(mirrored(images), flipped=True))
+        with self._arithmetic():
+            return detect_in_views(self._detector, views, self._merge_rule, proposals).to("cpu")
+
+    def _on_device(self, images: ImageBatch) -> ImageBatch:
+        images = images.to(self._device)
+        return replace(images, pixels=images.pixels.contiguous(memory_format=torch.channels_last))
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
-def load_predictor(
-    checkpoint: str,
-    *,
-    device: str = "cpu",
-    precision: str = "float32",
-    batch_pixels: int = 2_000_000,
-    max_pixels: int = 178_956_970,
-    apply_exif: bool = True,
-    min_score: float | None = None,
-    max_detections: int | None = None,
-) -> Predictor:
-    """The predictor of a checkpoint folder (arguments as in `PredictorSettings`).
+def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -> Predictor:
+    """The predictor of a checkpoint folder.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or its weights do not fit its configuration.
+        ConfigError: the model cannot do what the settings ask for.
     """
-    settings = PredictorSettings(device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections)
     config, state = load_checkpoint(checkpoint)
     detector = build_detector(config, load_pretrained=False)
     try:
@@ -241,46 +354,50 @@ def load_predictor(
     return Predictor(detector, config, settings, fingerprint(checkpoint))
 
 
-def describe_checkpoint(
-    checkpoint: str,
-    *,
-    device: str = "cpu",
-    precision: str = "float32",
-    batch_pixels: int = 2_000_000,
-    max_pixels: int = 178_956_970,
-    apply_exif: bool = True,
-    min_score: float | None = None,
-    max_detections: int | None = None,
-) -> tuple[str, tuple[Category, ...]]:
+def load_detector(
+    path: str | os.PathLike[str], device: str | None = None, settings: PredictorSettings | None = None
+) -> Predictor:
+    """A checkpoint folder as something to call on images.
+
+    Args:
+        path: the folder.
+        device: torch device; None = the GPU where there is one.
+        settings: all the rest.
+
+    Raises:
+        CheckpointError: as `load_predictor`.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_predictor(os.fspath(path), replace(settings or PredictorSettings(), device=device))
+
+
+def describe_checkpoint(checkpoint: str, settings: PredictorSettings | None = None) -> tuple[str, tuple[Category, ...]]:
     """The fingerprint and categories that `load_predictor` would have, without building the network.
 
     Raises:
         CheckpointError: the folder is missing or damaged.
+        ConfigError: the model cannot do what the settings ask for.
     """
-    settings = PredictorSettings(device, precision, batch_pixels, max_pixels, apply_exif, min_score, max_detections)
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder")
     config = load_config(checkpoint)
     check_weights(checkpoint)
+    settings = settings or PredictorSettings()
+    check_settings(config, settings)
     return combined_fingerprint(fingerprint(checkpoint), settings), config.categories
 
 
-def with_overrides(config: ModelConfig, settings: PredictorSettings) -> ModelConfig:
-    """The model's configuration with the settings that replace parts of it."""
-    box_head = config.box_head
-    if settings.min_score is not None:
-        box_head = replace(box_head, min_score=settings.min_score)
-    if settings.max_detections is not None:
-        box_head = replace(box_head, max_detections=settings.max_detections)
-    return replace(config, box_head=box_head)
-
-
-def combined_fingerprint(weights_fingerprint: str, settings: PredictorSettings) -> str:
-    """32 hexadecimal digits over the weights and the settings that change results (not the device or batching)."""
-    deciding = config_to_dict(settings)
-    del deciding["device"], deciding["batch_pixels"]
-    document = json.dumps({"weights": weights_fingerprint, "settings": deciding}, sort_keys=True)
-    return hashlib.sha256(document.encode()).hexdigest()[:32]
+def _label_or_fail(
+    batch: list[_Prepared], label: Callable[[list[_Prepared]], list[_Record]]
+) -> Sequence[_Record | ImageRecord]:
+    """Records of a batch; if it fails, image by image, so that only the culprit is lost."""
+    try:
+        return label(batch)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if len(batch) > 1:
+            return [record for item in batch for record in _label_or_fail([item], label)]
+        height, width = batch[0].original_size
+        return [ImageRecord("failed", _reason(error), width, height)]
 
 
 def _failure(error: ImageError) -> ImageRecord:

@@ -46,7 +46,9 @@ class DetectionRecord:
         score: 0 to 1.
         bbox: x, y, width, height.
         rle_counts: COCO compressed run lengths over the whole image, or None without a mask head.
-        keypoints: x, y, v for each keypoint, flat, or None without a keypoint head.
+        keypoints: x, y, v for each keypoint, flat, or None without a keypoint head and for categories that have none.
+            x, y count pixels from the middle of the first, as COCO's do. v is the probability that the head gives to
+            the place, above 0 (detectron2 and MMPose write their scores there too; COCO's scoring ignores it).
     """
 
     category_id: int

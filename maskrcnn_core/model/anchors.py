@@ -45,6 +45,17 @@ class AnchorRule:
     ratios: tuple[float, ...]
     rounded: bool
     fitted_strides: bool
+    every_level: bool = False
+
+    @property
+    def per_position(self) -> int:
+        """How many anchors are at each position."""
+        return len(self.ratios) * (len(self.sizes) if self.every_level else 1)
+
+    def bases(self, num_levels: int) -> list[Tensor]:
+        """The anchors at the origin, for each level [per_position, 4]: size by size, of each size ratio by ratio."""
+        each = [base_anchors(size, self.ratios, rounded=self.rounded) for size in self.sizes]
+        return [torch.cat(each)] * num_levels if self.every_level else each
 
 
 def pyramid_anchors(
@@ -61,12 +72,12 @@ def pyramid_anchors(
         input_shape: (height, width) of the padded batch.
 
     Returns:
-        For each level [H * W * len(ratios), 4], position-major, the order of the RPN's flattened output.
+        For each level [H * W * per_position, 4], position-major, the order of the RPN's flattened output.
     """
     grids = []
-    for size, stride, shape in zip(rule.sizes, strides, shapes, strict=True):
+    for base, stride, shape in zip(rule.bases(len(strides)), strides, shapes, strict=True):
         steps = (stride, stride)
         if rule.fitted_strides:
             steps = (input_shape[0] // shape[0], input_shape[1] // shape[1])
-        grids.append(grid_anchors(base_anchors(size, rule.ratios, rounded=rule.rounded).to(device), shape, steps))
+        grids.append(grid_anchors(base.to(device), shape, steps))
     return grids

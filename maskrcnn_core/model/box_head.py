@@ -10,25 +10,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
-from maskrcnn_core.model.losses import full_precision, smooth_l1_sum
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, soft_suppress, suppress
+from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.losses import box_regression_loss, full_precision
+from maskrcnn_core.model.normed_conv import normed_conv
 from maskrcnn_core.structures import Detections, Proposals, valid_slots
 
 
 class BoxHead(nn.Module):
-    """Fully connected layers, then class logits and box deltas.
+    """3x3 convolutions, fully connected layers, then class logits and box deltas.
+
+    Two layers: Fast R-CNN with FPN. Four convolutions and one layer: "4conv1fc" (Wu and He, Group Normalization, ECCV
+    2018, section 4.2). No layer: the mean over the region's grid, for features that a whole stage has made (C4: He et
+    al., Mask R-CNN, figure 4 left).
 
     The features are flattened channels last (row, column, channel), the order in which RoIAlign delivers them.
+
+    Args:
+        in_channels, resolution: of the region features.
+        channels, layers: width and number of the fully connected layers.
+        num_classes: K.
+        class_agnostic: one box per region instead of one per class.
+        convs, conv_channels: number and width of the convolutions.
+        conv_norm: "none", "frozen_batch" or "group", after each of them.
     """
 
     def __init__(
-        self, in_channels: int, resolution: int, channels: int, layers: int, num_classes: int, *, class_agnostic: bool
+        self,
+        in_channels: int,
+        resolution: int,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool,
+        convs: int = 0,
+        conv_channels: int = 256,
+        conv_norm: str = "none",
     ) -> None:
         super().__init__()
-        widths = [in_channels * resolution**2] + [channels] * layers
+        conv_widths = [in_channels] + [conv_channels] * convs
+        self.convs = nn.ModuleList(normed_conv(a, b, 3, conv_norm) for a, b in pairwise(conv_widths))
+        widths = [conv_widths[-1] * (resolution**2 if layers else 1)] + [channels] * layers
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.classes = nn.Linear(channels, num_classes + 1)
-        self.deltas = nn.Linear(channels, 4 if class_agnostic else 4 * num_classes)
+        self.classes = nn.Linear(widths[-1], num_classes + 1)
+        self.deltas = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -39,7 +65,9 @@ class BoxHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C, resolution, resolution] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
-        x = features.permute(0, 2, 3, 1).flatten(1)
+        for conv in self.convs:
+            features = functional.relu(conv(features), inplace=True)
+        x = features.permute(0, 2, 3, 1).flatten(1) if len(self.layers) > 0 else features.mean(dim=(2, 3))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             x = functional.relu(_linear(x, layer), inplace=True)
@@ -85,11 +113,13 @@ def box_losses(
     *,
     delta_weights: tuple[float, float, float, float],
     smooth_l1_beta: float,
+    box_loss: str = "smooth_l1",
 ) -> dict[str, Tensor]:
     """Class loss (mean over the sampled regions) and box loss (sum over positives / sampled regions).
 
     Args:
         logits: [N, S, K + 1]; deltas: [N, S, 1 or K, 4].
+        smooth_l1_beta, box_loss: beta and kind of `box_regression_loss`.
 
     Returns:
         `roi_class` and `roi_box`, scalars.
@@ -105,9 +135,16 @@ def box_losses(
     if deltas.shape[2] > 1:
         choice = torch.where(positive, labels, 0)[..., None, None].expand(-1, -1, 1, 4)
         deltas = deltas.gather(2, choice)
-    wanted = encode_deltas(samples.object_boxes[:, front], samples.boxes[:, front], delta_weights)
-    box_loss = smooth_l1_sum(deltas[:, :, 0], wanted, positive, smooth_l1_beta) / num_sampled
-    return {"roi_class": class_loss, "roi_box": box_loss}
+    box_sum = box_regression_loss(
+        deltas[:, :, 0],
+        samples.boxes[:, front],
+        samples.object_boxes[:, front],
+        positive,
+        weights=delta_weights,
+        kind=box_loss,
+        beta=smooth_l1_beta,
+    )
+    return {"roi_class": class_loss, "roi_box": box_sum / num_sampled}
 
 
 @dataclass(frozen=True)
@@ -120,12 +157,21 @@ class DetectionRule:
     nms_overlap: float
     max_detections: int
     min_size: float
+    nms: str = "hard"
+    soft_sigma: float = 0.5
+    nms_per_class: bool = True
+
+    def __post_init__(self) -> None:
+        if self.nms not in ("hard", "soft_linear", "soft_gaussian"):
+            raise ConfigError(
+                f"model.box_head.nms: got {self.nms!r}, expected 'hard', 'soft_linear' or 'soft_gaussian'"
+            )
 
 
 def detections_from_boxes(
     logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor, rule: DetectionRule
 ) -> Detections:
-    """Refined boxes after NMS within each class, best first, top K (Fast R-CNN, section 3).
+    """Refined boxes after NMS, best first, top K (Fast R-CNN, section 3).
 
     Args:
         logits: [N, R, K + 1]; deltas: [N, R, 1 or K, 4].
@@ -134,29 +180,59 @@ def detections_from_boxes(
     Returns:
         Detections in the input frame with D = max_detections slots; on a CPU only as many as the fullest image needs.
     """
+    return detections_and_regions(logits, deltas, proposals, sizes, rule)[0]
+
+
+def detections_and_regions(
+    logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor, rule: DetectionRule
+) -> tuple[Detections, Tensor]:
+    """As `detections_from_boxes`, and [N, D] int64: the slot of the proposal that each detection came from."""
     num_images = len(logits)
     num_classes = logits.shape[2] - 1
     scores = full_precision(logits).softmax(dim=-1)[..., :-1]
     scores = torch.where(proposals.valid[..., None], scores, 0.0).flatten(1)
     num_candidates = min(rule.max_candidates, scores.shape[1])
     if not scores.is_cuda:
-        num_candidates = min(num_candidates, max(int((scores > rule.min_score).sum(dim=1).max()), 1))
+        num_candidates = min(num_candidates, max([1, *(scores > rule.min_score).sum(dim=1).tolist()]))
     top, index = scores.topk(num_candidates, dim=1)
     region, label = index // num_classes, index % num_classes
     image = torch.arange(num_images, device=logits.device)[:, None]
     chosen = deltas[image, region, 0 if deltas.shape[2] == 1 else label]
     boxes = clip_boxes(decode_deltas(full_precision(chosen), proposals.boxes[image, region], rule.delta_weights), sizes)
     valid = (top > rule.min_score) & have_min_size(boxes, rule.min_size)
-    keep = suppress(boxes, top, label, valid, rule.nms_overlap)
-    order = torch.sort(torch.where(keep, top, -1.0), dim=1, descending=True, stable=True).indices
-    order = order[:, : rule.max_detections]
-    count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not count.is_cuda:
-        order = order[:, : int(count.max())]
+    order, kept, count = _survivors(boxes, top, label, valid, rule)
     real = valid_slots(count, order.shape[1])
-    return Detections(
+    detections = Detections(
         boxes=torch.where(real[..., None], boxes[image, order], 0.0),
-        scores=torch.where(real, top[image, order], 0.0),
+        scores=torch.where(real, kept, 0.0),
         labels=torch.where(real, label[image, order], 0),
         count=count,
     )
+    return detections, torch.where(real, region[image, order], 0)
+
+
+def _survivors(
+    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, rule: DetectionRule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes that NMS leaves, best first: slot [N, D] among the candidates, score [N, D] and count [N]."""
+    groups = labels if rule.nms_per_class else torch.zeros_like(labels)
+    if rule.nms != "hard":
+        order, kept = soft_suppress(
+            boxes,
+            scores,
+            groups,
+            valid,
+            gaussian=rule.nms == "soft_gaussian",
+            max_overlap=rule.nms_overlap,
+            sigma=rule.soft_sigma,
+            min_score=rule.min_score,
+            max_kept=rule.max_detections,
+        )
+        return order, kept, (kept > rule.min_score).sum(dim=1)
+    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap)
+    order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices
+    order = order[:, : rule.max_detections]
+    count = keep.sum(dim=1).clamp(max=order.shape[1])
+    if not count.is_cuda:
+        order = order[:, : max([0, *count.tolist()])]
+    return order, scores.gather(1, order), count

@@ -1,10 +1,17 @@
-"""Feature Pyramid Network (Lin et al., CVPR 2017, section 3)."""
+"""Feature Pyramid Network (Lin et al., CVPR 2017, section 3), and the same without its top-down pathway."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
+from maskrcnn_core.model.normed_conv import normed_conv
+
+Norm = Literal["none", "frozen_batch", "group"]
+Extra = Literal["max_pool", "none"]
 
 
 class FPN(nn.Module):
@@ -12,25 +19,59 @@ class FPN(nn.Module):
 
     P6 subsamples P5 by two (section 4.1, footnote 3). Coarse maps are enlarged by nearest neighbour to the finer
     map's size.
+
+    Args:
+        in_channels: widths of the maps that are used, finest first.
+        channels: width of every level.
+        strides: of the maps that are used.
+        maps_used: which of the trunk's maps they are; None = all.
+        norm: of every convolution, as `normed_conv`.
+        extra: max_pool = one more level, the coarsest subsampled by two (for the RPN only); none.
+        top_down: false = no pathway: the pyramid that the network itself has, with the same convolutions on it
+            (section 5.1.1, table 1d; the tutorial: 'The "native" in-network feature pyramid poses an inherent
+            tradeoff').
+
+    Attributes:
+        channels, strides: of the levels.
+        num_roi_levels: regions are cut from the first so many levels: not from the extra one, and of two levels with
+            one stride only from the first.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        maps_used: Sequence[int] | None = None,
+        norm: Norm = "none",
+        extra: Extra = "max_pool",
+        top_down: bool = True,
+    ) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
-        for module in (*self.laterals, *self.outputs):
-            nn.init.kaiming_uniform_(module.weight, a=1)
-            nn.init.zeros_(module.bias)
+        self.laterals = nn.ModuleList(normed_conv(width, channels, 1, norm) for width in in_channels)
+        self.outputs = nn.ModuleList(normed_conv(channels, channels, 3, norm) for _ in in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | FrozenAffineConv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+        self.channels = channels
+        self.strides = (*strides, 2 * strides[-1]) if extra == "max_pool" else tuple(strides)
+        self.num_roi_levels = len(set(strides))
+        self.top_down = top_down
+        self.extra = extra
+        self._maps_used = tuple(range(len(in_channels))) if maps_used is None else tuple(maps_used)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """C2 to C5, each [N, C_l, H_l, W_l] -> P2 to P6, each [N, channels, H_l, W_l]."""
-        merged = self.laterals[-1](maps[-1])
-        pyramid = [self.outputs[-1](merged)]
-        for level in range(len(maps) - 2, -1, -1):
-            lateral = self.laterals[level](maps[level])
-            merged = lateral + functional.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            pyramid.insert(0, self.outputs[level](merged))
-        pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
+        """The trunk's maps, each [N, C_l, H_l, W_l] -> levels P2 to P6, each [N, channels, H_l, W_l]."""
+        laterals = [lateral(maps[index]) for lateral, index in zip(self.laterals, self._maps_used, strict=True)]
+        if self.top_down:
+            for level in range(len(laterals) - 2, -1, -1):
+                size = laterals[level].shape[-2:]
+                coarse = functional.interpolate(laterals[level + 1], size=size, mode="nearest")
+                laterals[level] = laterals[level] + coarse
+        pyramid = [output(lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
+        if self.extra == "max_pool":
+            pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
         return pyramid
 
 

@@ -6,6 +6,8 @@ While training, the affine is applied to the weights instead of the activations:
 memory and time. For inference `fold` multiplies it in once.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -114,21 +116,29 @@ def freeze_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Paths of (convolution, affine) where the affine's input is the very tensor that the convolution made."""
-    producers: dict[int, tuple[str, Tensor]] = {}
-    pairs: list[tuple[str, str]] = []
+    """Paths of (convolution, affine) where the affine alone reads what the convolution makes.
+
+    Where something else reads it too (the shortcut around a norm that comes first), or a module runs twice, the affine
+    has to stay on its own.
+    """
+    producers: dict[int, tuple[str, Tensor, Any]] = {}
+    pairs: list[tuple[str, str, Any]] = []
+    runs: Counter[str] = Counter()
     handles: list[RemovableHandle] = []
 
     def on_conv(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            producers[id(output)] = (path, output)  # the tensor is kept, so that its id stays its own
+            runs[path] += 1
+            producers[id(output)] = (path, output, output.grad_fn)  # the tensor is kept, so that its id stays its own
 
         return hook
 
     def on_affine(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in producers:
-                pairs.append((producers[id(inputs[0])][0], path))
+            runs[path] += 1
+            conv, _, node = producers.get(id(inputs[0]), ("", None, None))
+            if conv and inputs[0].grad_fn is node:  # not changed in place meanwhile
+                pairs.append((conv, path, node))
 
         return hook
 
@@ -140,13 +150,30 @@ def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, s
             handles.append(module.register_forward_pre_hook(on_affine(path)))
     was_training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(example)
+        with torch.enable_grad():  # the graph says who reads what, functions included
+            result = network.eval()(example.detach().requires_grad_() * 1.0)
     finally:
         network.train(was_training)
         for handle in handles:
             handle.remove()
-    return pairs
+    readers = _readers([result] if isinstance(result, Tensor) else list(result))
+    return [(conv, affine) for conv, affine, node in pairs if runs[conv] == runs[affine] == readers[node] == 1]
+
+
+def _readers(results: Sequence[Tensor]) -> Counter[Any]:
+    """How many operations read the output of each node of the graph; being a result counts as being read."""
+    stack = [result.grad_fn for result in results if result.grad_fn is not None]
+    readers: Counter[Any] = Counter(stack)
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        inputs = [source for source, _ in node.next_functions if source is not None]
+        readers.update(inputs)
+        stack.extend(inputs)
+    return readers
 
 
 def fold(network: nn.Module) -> nn.Module:

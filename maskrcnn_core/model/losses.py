@@ -1,8 +1,15 @@
-"""Losses, and their precision, shared by the RPN and the heads."""
+"""Losses of box regression, and their precision, shared by the RPN and the box head."""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from maskrcnn_core.boxes import box_areas, decode_deltas, encode_deltas
+from maskrcnn_core.errors import ConfigError
+
+_EPSILON = 1e-7
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -23,3 +30,86 @@ def smooth_l1_sum(predicted: Tensor, wanted: Tensor, counted: Tensor, beta: floa
     if beta == 0:
         return (predicted - wanted).abs().sum()
     return functional.smooth_l1_loss(predicted, wanted, beta=beta, reduction="sum")
+
+
+def box_regression_loss(
+    deltas: Tensor,
+    references: Tensor,
+    wanted: Tensor,
+    counted: Tensor,
+    *,
+    weights: tuple[float, float, float, float],
+    kind: str,
+    beta: float,
+) -> Tensor:
+    """Sum of a box loss over the counted boxes.
+
+    Args:
+        deltas: [..., 4] regression output.
+        references: [..., 4] what the deltas move: anchors or proposals.
+        wanted: [..., 4] the objects' boxes.
+        counted: [...] bool; the other boxes add nothing, whatever they hold.
+        weights: of the delta coding.
+        kind: "smooth_l1" compares deltas; "giou" and "ciou" compare boxes.
+        beta: of smooth L1; 0 = L1.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if kind == "smooth_l1":
+        return smooth_l1_sum(deltas, encode_deltas(wanted, references, weights), counted, beta)
+    if kind not in ("giou", "ciou"):
+        raise ConfigError(f"box_loss: got {kind!r}, expected 'smooth_l1', 'giou' or 'ciou'")
+    # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
+    kept, unit = counted[..., None], wanted.new_tensor([0.0, 0.0, 1.0, 1.0])
+    predicted = decode_deltas(torch.where(kept, deltas, 0.0), torch.where(kept, references, unit), weights)
+    losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, torch.where(kept, wanted, unit))
+    return torch.where(counted, losses, 0.0).sum()
+
+
+def giou_losses(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """1 - generalised IoU of each pair of boxes: [..., 4], [..., 4] -> [...] in [0, 2].
+
+    Rezatofighi et al., CVPR 2019, algorithm 2.
+    """
+    iou, union = _paired_iou(predicted, wanted)
+    hull = _enclosing_sides(predicted, wanted).prod(dim=-1)
+    return 1.0 - iou + (hull - union) / (hull + _EPSILON)
+
+
+def ciou_losses(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """1 - complete IoU of each pair of boxes: [..., 4], [..., 4] -> [...].
+
+    Zheng et al., AAAI 2020, Eq. 10 and 11: besides the overlap, the distance of the centres and the difference of the
+    aspect ratios. The weight of the latter has no gradient.
+    """
+    iou, _ = _paired_iou(predicted, wanted)
+    diagonal = _enclosing_sides(predicted, wanted).square().sum(dim=-1)
+    between = 0.5 * (predicted[..., :2] + predicted[..., 2:] - wanted[..., :2] - wanted[..., 2:])
+    distance = between.square().sum(dim=-1)
+    ratio = (4.0 / math.pi**2) * (_aspect_angle(wanted) - _aspect_angle(predicted)).square()
+    with torch.no_grad():
+        share = ratio / (1.0 - iou + ratio + _EPSILON)
+    return 1.0 - iou + distance / (diagonal + _EPSILON) + share * ratio
+
+
+def _paired_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and union [...] of each first box with its own second box."""
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_areas(first) + box_areas(second) - intersection
+    return intersection / (union + _EPSILON), union
+
+
+def _enclosing_sides(first: Tensor, second: Tensor) -> Tensor:
+    """[..., 2] sides of the smallest box around both."""
+    return torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+
+
+def _aspect_angle(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [...] arctan(width / height)."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=_EPSILON)
+    return torch.atan(sides[..., 0] / sides[..., 1])

@@ -1,10 +1,17 @@
-"""Mask head: a small fully convolutional network that draws each region's object (Mask R-CNN, section 3, figure 4
-right).
+"""Mask heads: small networks that draw each region's object (Mask R-CNN, section 3, figure 4 right, and the variants of
+tables 2b and 2e).
 
-Letters: R regions, M = 2 * resolution the mask's side, K classes.
+Letters: R regions, M = 2 * resolution the mask's side, K classes. What a head returns, its *output*, is one of
+
+    [R, M, M]     sigmoid: logits of each region's own class (Mask R-CNN, section 3: no class competes with another)
+    [R, 2, M, M]  softmax: log-probabilities of its own class and of background, after a softmax over the K classes and
+                  background at each pixel (table 2b, "per-pixel softmax and a multinomial loss")
+
+and `mask_probabilities` and `mask_loss` take either.
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torchvision
@@ -14,16 +21,37 @@ from torch.nn import functional
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
 
+MaskActivation = Literal["sigmoid", "softmax"]
+
+
+def _outputs(num_classes: int, *, class_agnostic: bool, activation: MaskActivation) -> int:
+    """Values of a pixel: the classes, or the object as such; and after them, for the softmax, background."""
+    return (1 if class_agnostic else num_classes) + (activation == "softmax")
+
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, a deconvolution that doubles the resolution, and a 1x1 predictor for each class."""
+    """3x3 convolutions, a deconvolution that doubles the resolution, and a 1x1 predictor for each class.
 
-    def __init__(self, in_channels: int, channels: int, layers: int, num_classes: int, *, class_agnostic: bool) -> None:
+    With `layers` = 0 the deconvolution follows at once: the head of a C4 network, on the features of its fifth stage.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool,
+        activation: MaskActivation = "sigmoid",
+    ) -> None:
         super().__init__()
+        self.class_agnostic, self.activation = class_agnostic, activation
         widths = [in_channels] + [channels] * layers
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
-        self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
+        outputs = _outputs(num_classes, class_agnostic=class_agnostic, activation=activation)
+        self.predictor = nn.Conv2d(channels, outputs, 1)
         for module in (*self.convs, self.deconv):
             assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -34,16 +62,17 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mask logits of each region's own class.
+        """Output for each region's own class.
 
-        Only the wanted class is computed: its row of the 1x1 predictor is applied to the region's features.
+        With the sigmoid only the wanted class is computed: its row of the 1x1 predictor is applied to the region's
+        features.
 
         Args:
             features: [R, C, resolution, resolution].
             labels: [R] int64 in 0 .. K-1; ignored where masks are class-agnostic.
 
         Returns:
-            [R, M, M] logits.
+            [R, M, M] or [R, 2, M, M], see the module.
         """
         x = features
         for conv in self.convs:
@@ -51,14 +80,15 @@ class MaskHead(nn.Module):
         cells = self._enlarged(x)
         weight, bias = self.predictor.weight.flatten(1), self.predictor.bias
         assert bias is not None
-        if len(weight) == 1:
+        if self.class_agnostic:
             labels = torch.zeros_like(labels)
+        if self.activation == "softmax":
+            every = full_precision(functional.linear(cells, weight, bias)).log_softmax(dim=-1)
+            own = every.gather(-1, labels.view(-1, 1, 1, 1, 1, 1).expand(*every.shape[:-1], 1))
+            return torch.stack((_in_order(own[..., 0]), _in_order(every[..., -1])), dim=1)
         own_weight, own_bias = weight.index_select(0, labels), bias.index_select(0, labels)
         logits = torch.bmm(cells.flatten(1, -2), own_weight[:, :, None])[:, :, 0] + own_bias[:, None]
-        height, width = x.shape[-2:]
-        # From (row, column, row within, column within) to rows and columns of the doubled grid.
-        grid = logits.view(len(x), height, width, 2, 2).transpose(2, 3)
-        return grid.reshape(len(x), 2 * height, 2 * width)
+        return _in_order(logits.view(cells.shape[:-1]))
 
     def _enlarged(self, x: Tensor) -> Tensor:
         """[R, C, h, w] -> [R, h, w, 2, 2, C'], the deconvolution and its ReLU.
@@ -72,6 +102,64 @@ class MaskHead(nn.Module):
         kernel = weight.permute(2, 3, 1, 0).reshape(4 * out_channels, -1, 1, 1)
         cells = functional.relu(functional.conv2d(x, kernel, bias.repeat(4)), inplace=True)
         return cells.permute(0, 2, 3, 1).reshape(len(x), *x.shape[-2:], 2, 2, out_channels)
+
+
+def _in_order(cells: Tensor) -> Tensor:
+    """[R, h, w, 2, 2] (row, column, row within, column within) -> [R, 2 h, 2 w]."""
+    regions, height, width = cells.shape[:3]
+    return cells.transpose(2, 3).reshape(regions, 2 * height, 2 * width)
+
+
+class MaskMLP(nn.Module):
+    """Fully connected layers, then the whole mask of each class at once (Mask R-CNN, table 2e: 1024, 1024, K * 28^2).
+
+    The features are flattened channels last, as in the box head. Unlike a convolution it can draw a pixel from all of
+    the region, and has to learn every place for itself.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        resolution: int,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool,
+        activation: MaskActivation = "sigmoid",
+    ) -> None:
+        super().__init__()
+        self.class_agnostic, self.activation = class_agnostic, activation
+        self.side = 2 * resolution
+        widths = [in_channels * resolution**2] + [channels] * layers
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        outputs = _outputs(num_classes, class_agnostic=class_agnostic, activation=activation)
+        self.predictor = nn.Linear(widths[-1], outputs * self.side**2)
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """As `MaskHead.forward`."""
+        x = features.permute(0, 2, 3, 1).flatten(1)
+        for layer in self.layers:
+            x = functional.relu(layer(x), inplace=True)
+        every = self.predictor(x).unflatten(1, (-1, self.side, self.side))
+        if self.class_agnostic:
+            labels = torch.zeros_like(labels)
+        if self.activation == "softmax":
+            every = full_precision(every).log_softmax(dim=1)
+        own = every.gather(1, labels.view(-1, 1, 1, 1).expand(-1, 1, self.side, self.side))
+        return own[:, 0] if self.activation == "sigmoid" else torch.cat((own, every[:, -1:]), dim=1)
+
+
+def mask_probabilities(output: Tensor) -> Tensor:
+    """Output of a mask head -> [R, M, M] float32, the probability that a pixel belongs to the region's object."""
+    output = full_precision(output)
+    return output.sigmoid() if output.ndim == 3 else output[:, 0].exp()
 
 
 def mask_targets(
@@ -109,17 +197,22 @@ def mask_targets(
     return wanted
 
 
-def mask_loss(logits: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the pixels of the counted regions (Mask R-CNN, section 3).
+def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the pixels of the counted regions of the binary cross-entropy (Mask R-CNN, section 3) or, of a softmax
+    head, the multinomial one: a pixel's class is the region's, or background where the object isn't; a fractional
+    target is a share of each.
 
     Args:
-        logits, wanted: [R, M, M].
+        output: of a mask head, [R, M, M] or [R, 2, M, M].
+        wanted: [R, M, M] in [0, 1].
         counted: [R] bool.
 
     Returns:
         Scalar, 0 where nothing counts.
     """
-    loss = functional.binary_cross_entropy_with_logits(full_precision(logits), wanted, reduction="none").mean(
-        dim=(1, 2)
-    )
-    return torch.where(counted, loss, 0.0).sum() / counted.sum().clamp(min=1)
+    output = full_precision(output)
+    if output.ndim == 3:
+        loss = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+    else:
+        loss = -(wanted * output[:, 0] + (1.0 - wanted) * output[:, 1])
+    return torch.where(counted, loss.mean(dim=(1, 2)), 0.0).sum() / counted.sum().clamp(min=1)

@@ -1,31 +1,40 @@
 """The detector: image -> trunk -> pyramid -> regions -> RoI transform -> heads.
 
-Training and inference share the parts but no branches: `forward` gives losses, `detect` gives detections.
+Training and inference share the parts but no branches: `forward` gives losses, `detect` gives detections. The steps of
+`detect` are methods of their own, for those who put several looks at an image together.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.keypoints import KeypointRule, decode_heatmaps
 from maskrcnn_core.model.anchors import AnchorRule, pyramid_anchors
 from maskrcnn_core.model.backbones import Trunk
-from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_from_boxes
-from maskrcnn_core.model.fpn import FPN
+from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_and_regions
+from maskrcnn_core.model.keypoint_head import KeypointHead, keypoint_loss, keypoint_targets
 from maskrcnn_core.model.losses import full_precision
-from maskrcnn_core.model.mask_head import MaskHead, mask_loss, mask_targets
+from maskrcnn_core.model.mask_head import MaskHead, MaskMLP, mask_loss, mask_probabilities, mask_targets
 from maskrcnn_core.model.matching import match, sample
-from maskrcnn_core.model.roi_transform import PyramidRoIAlign
+from maskrcnn_core.model.pyramids import Pyramid
+from maskrcnn_core.model.region_stage import RegionStage
+from maskrcnn_core.model.roi_transform import RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
-PYRAMID_STRIDES = (4, 8, 16, 32, 64)
+# Regions and masks that a head computes at once on a CPU: no intermediate result then is larger than what the
+# allocator keeps for reuse (`buffers.py`).
+_REGIONS_AT_ONCE = 500
+_MASKS_AT_ONCE = 25
 
 
 @dataclass(frozen=True)
 class RoILossRule:
-    """Matching and sampling of proposals, and the box loss (attributes as in `RoIConfig` and `BoxHeadConfig`)."""
+    """Matching and sampling of proposals, and the losses (attributes as in `RoIConfig` and the heads' sections)."""
 
     positive_overlap: float
     batch_size: int
@@ -34,31 +43,73 @@ class RoILossRule:
     crowd_overlap: float
     smooth_l1_beta: float
     soft_mask_targets: bool
+    box_loss: str = "smooth_l1"
+    keypoint_loss_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class RegionHeads:
+    """What is computed for each region. Each head has its own RoI transform.
+
+    Attributes:
+        stage: network between the transforms and the heads (C4: res5), or None.
+        box_transform, box_head: classes and boxes.
+        mask_transform, mask_head: masks, or None.
+        masks_on_proposals: predict masks on the proposals of the detections instead of their refined boxes.
+        keypoint_transform, keypoint_head: keypoints, or None.
+        keypoint_labels: labels whose objects have keypoints.
+        keypoint_rule: where in its cell a heatmap's maximum lies.
+    """
+
+    box_transform: RoITransform
+    box_head: BoxHead
+    stage: RegionStage | None = None
+    mask_transform: RoITransform | None = None
+    mask_head: MaskHead | MaskMLP | None = None
+    masks_on_proposals: bool = False
+    keypoint_transform: RoITransform | None = None
+    keypoint_head: KeypointHead | None = None
+    keypoint_labels: tuple[int, ...] = ()
+    keypoint_rule: KeypointRule = "exact"
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Per-image computation of a batch, that everything per region starts from.
+
+    Attributes:
+        maps: pyramid levels, each [N, C, H_l, W_l].
+        input_sizes: [N, 2] (height, width) of the images in the padded batch.
+        input_shape: (height, width) of the padded batch.
+    """
+
+    maps: list[Tensor]
+    input_sizes: Tensor
+    input_shape: tuple[int, int]
 
 
 class RegionDetector(nn.Module):
-    """Mask R-CNN (He et al., ICCV 2017) or, without a mask head, Faster R-CNN with FPN.
+    """Mask R-CNN (He et al., ICCV 2017) and its parts: without masks Faster R-CNN, without RPN Fast R-CNN, without
+    heads an RPN.
 
     Args:
-        trunk: image -> C2 to C5.
-        fpn: C2 to C5 -> P2 to P6.
-        rpn_head: P2 to P6 -> objectness and deltas.
-        box_transform, box_head: region features and head for classes and boxes.
-        mask_transform, mask_head: the same for masks, or None.
+        trunk: image -> feature maps.
+        pyramid: feature maps -> levels that regions are cut from.
+        rpn_head: levels -> objectness and deltas; None: proposals are given.
+        heads: per-region computation; None: proposals are all there is.
         num_classes: K.
         anchors, train_proposals, test_proposals, rpn_loss, roi_loss, detection: the rules of each step.
     """
+
+    has_keypoints: Tensor
 
     def __init__(
         self,
         *,
         trunk: Trunk,
-        fpn: FPN,
-        rpn_head: RPNHead,
-        box_transform: PyramidRoIAlign,
-        box_head: BoxHead,
-        mask_transform: PyramidRoIAlign | None,
-        mask_head: MaskHead | None,
+        pyramid: Pyramid,
+        rpn_head: RPNHead | None,
+        heads: RegionHeads | None,
         num_classes: int,
         anchors: AnchorRule,
         train_proposals: ProposalRule,
@@ -68,81 +119,203 @@ class RegionDetector(nn.Module):
         detection: DetectionRule,
     ) -> None:
         super().__init__()
-        self.trunk, self.fpn, self.rpn_head = trunk, fpn, rpn_head
-        self.box_transform, self.box_head = box_transform, box_head
-        self.mask_transform, self.mask_head = mask_transform, mask_head
+        self.trunk, self.pyramid, self.rpn_head = trunk, pyramid, rpn_head
+        self.region_stage = heads.stage if heads else None
+        self.box_transform = heads.box_transform if heads else None
+        self.box_head = heads.box_head if heads else None
+        self.mask_transform = heads.mask_transform if heads else None
+        self.mask_head = heads.mask_head if heads else None
+        self.masks_on_proposals = heads is not None and heads.masks_on_proposals
+        self.keypoint_transform = heads.keypoint_transform if heads else None
+        self.keypoint_head = heads.keypoint_head if heads else None
+        self.keypoint_rule: KeypointRule = heads.keypoint_rule if heads else "exact"
+        has_keypoints = torch.zeros(num_classes + 1, dtype=torch.bool)
+        has_keypoints[list(heads.keypoint_labels if heads else ())] = True
+        self.register_buffer("has_keypoints", has_keypoints, persistent=False)
         self.num_classes = num_classes
         self.anchors = anchors
         self.train_proposals, self.test_proposals = train_proposals, test_proposals
         self.rpn_loss, self.roi_loss, self.detection = rpn_loss, roi_loss, detection
         self._anchor_cache: tuple[object, list[Tensor]] | None = None
 
-    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals | None = None) -> dict[str, Tensor]:
         """Losses of a batch.
 
+        Args:
+            images, targets: of one batch.
+            proposals: in the input frame; the heads learn on them instead of the RPN's, which, where there is one,
+                learns beside them.
+
         Returns:
-            Scalars `rpn_objectness`, `rpn_box`, `roi_class`, `roi_box` and, with a mask head, `roi_mask`.
+            Scalars: `rpn_objectness`, `rpn_box` with an RPN; `roi_class`, `roi_box` with a box head; `roi_mask`,
+            `roi_keypoint` with these heads.
+
+        Raises:
+            ConfigError: proposals are neither given nor made.
         """
         targets = _with_a_slot(targets)
-        pyramid, logits, deltas, anchors = self._dense(images)
-        losses = rpn_losses(logits, deltas, anchors, targets, self.rpn_loss)
-        with torch.no_grad():
-            proposals = propose(logits, deltas, anchors, images.input_sizes, self.train_proposals)
-            samples = self._sample_regions(proposals, targets)
-        num_images, num_sampled = samples.labels.shape
-        image_index = torch.arange(num_images, device=samples.labels.device)[:, None].expand(-1, num_sampled)
-        features = self.box_transform(pyramid, samples.boxes.flatten(0, 1), image_index.flatten())
-        class_logits, box_deltas = self.box_head(features)
-        losses |= box_losses(
-            class_logits.unflatten(0, (num_images, num_sampled)),
-            box_deltas.unflatten(0, (num_images, num_sampled)),
-            samples,
-            delta_weights=self.detection.delta_weights,
-            smooth_l1_beta=self.roi_loss.smooth_l1_beta,
-        )
-        if self.mask_head is not None:
-            losses["roi_mask"] = self._mask_loss(pyramid, samples, image_index, targets)
+        features = self.features(images)
+        losses: dict[str, Tensor] = {}
+        if self.rpn_head is not None:
+            logits, deltas = self.rpn_head(features.maps)
+            anchors = self._grid(features)
+            losses |= rpn_losses(logits, deltas, anchors, targets, self.rpn_loss)
+            if proposals is None and self.box_head is not None:
+                with torch.no_grad():
+                    proposals = propose(logits, deltas, anchors, images.input_sizes, self.train_proposals)
+        if self.box_head is not None:
+            losses |= self._region_losses(features.maps, _given(proposals), targets)
         return losses
 
     @torch.no_grad()
     def propose(self, images: ImageBatch) -> Proposals:
         """The RPN's proposals, by the rule for inference."""
-        _, logits, deltas, anchors = self._dense(images)
-        return propose(logits, deltas, anchors, images.input_sizes, self.test_proposals)
+        return self._propose(self.features(images))
 
     @torch.no_grad()
-    def detect(self, images: ImageBatch) -> Detections:
-        """Detections of a batch in the input frame: proposals, box head, NMS, top K, masks on the refined boxes."""
-        pyramid, logits, deltas, anchors = self._dense(images)
-        proposals = propose(logits, deltas, anchors, images.input_sizes, self.test_proposals)
+    def detect(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
+        """Detections of a batch in the input frame: proposals, box head, NMS, top K, masks and keypoints on those.
+
+        Args:
+            images: one batch.
+            proposals: in the input frame; used instead of the RPN's.
+
+        Raises:
+            ConfigError: proposals are neither given nor made.
+        """
+        features = self.features(images)
+        found = self.boxes(features, proposals)
+        masks, heatmaps = self.masks_on(features, found), self.heatmaps_on(features, found)
+        keypoints = None if heatmaps is None else self.keypoints_of(heatmaps, found)
+        return replace(found, masks=masks, keypoints=keypoints)
+
+    def features(self, images: ImageBatch) -> ImageFeatures:
+        """Per-image computation."""
+        shape = (images.pixels.shape[-2], images.pixels.shape[-1])
+        return ImageFeatures(self.pyramid(self.trunk(images.pixels)), images.input_sizes, shape)
+
+    @torch.no_grad()
+    def boxes(self, features: ImageFeatures, proposals: Proposals | None = None) -> Detections:
+        """Boxes, scores and labels in the input frame, of the RPN's or the given proposals (input frame)."""
+        if proposals is None and self.rpn_head is not None:
+            proposals = self._propose(features)
+        proposals = _given(proposals)
         num_images, num_regions = proposals.scores.shape
-        image_index = torch.arange(num_images, device=proposals.boxes.device)[:, None].expand(-1, num_regions)
-        features = self.box_transform(pyramid, proposals.boxes.flatten(0, 1), image_index.flatten())
-        class_logits, box_deltas = self.box_head(features)
-        detections = detections_from_boxes(
+        image_index = _image_index(proposals.scores)
+
+        def compute(boxes: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+            assert self.box_head is not None
+            outputs: tuple[Tensor, ...] = self.box_head(self._cut(features.maps, boxes, images, self.box_transform))
+            return outputs
+
+        boxes = proposals.boxes.flatten(0, 1)
+        class_logits, box_deltas = _in_pieces(compute, _REGIONS_AT_ONCE, boxes, image_index.flatten())
+        found, regions = detections_and_regions(
             class_logits.unflatten(0, (num_images, num_regions)),
             box_deltas.unflatten(0, (num_images, num_regions)),
             proposals,
-            images.input_sizes,
+            features.input_sizes,
             self.detection,
         )
-        return detections if self.mask_head is None else self._with_masks(pyramid, detections)
+        if not self.masks_on_proposals:
+            return found
+        refined_from = proposals.boxes.gather(1, regions[..., None].expand(-1, -1, 4))
+        return replace(found, mask_boxes=torch.where(found.valid[..., None], refined_from, 0.0))
 
-    def _dense(self, images: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Per-image computation: the pyramid; per level objectness [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]."""
-        pyramid = self.fpn(self.trunk(images.pixels))
-        logits, deltas = self.rpn_head(pyramid)
-        return pyramid, logits, deltas, self._grid(pyramid, images.pixels)
+    @torch.no_grad()
+    def masks_on(self, features: ImageFeatures, found: Detections) -> Tensor | None:
+        """[N, D, S, S] probabilities on the boxes of `found` (tutorial, "Mask R-CNN: Inference", step 2), zero in
+        padded slots; None without a mask head."""
+        if self.mask_head is None:
+            return None
+        boxes = found.boxes if found.mask_boxes is None else found.mask_boxes
 
-    def _grid(self, pyramid: list[Tensor], pixels: Tensor) -> list[Tensor]:
+        def compute(boxes: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            assert self.mask_head is not None
+            cut = self._cut(features.maps, boxes, images, self.mask_transform)
+            return (mask_probabilities(self.mask_head(cut, labels)),)
+
+        return _in_slots(compute, found.valid, boxes, found.labels)
+
+    @torch.no_grad()
+    def heatmaps_on(self, features: ImageFeatures, found: Detections) -> Tensor | None:
+        """[N, D, P, S, S] keypoint logits on the boxes of `found`, zero where a label has no keypoints; None without a
+        keypoint head."""
+        if self.keypoint_head is None:
+            return None
+
+        def compute(boxes: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            assert self.keypoint_head is not None
+            heatmaps: Tensor = self.keypoint_head(self._cut(features.maps, boxes, images, self.keypoint_transform))
+            return (full_precision(heatmaps),)
+
+        return _in_slots(compute, found.valid & self.has_keypoints[found.labels], found.boxes, found.labels)
+
+    @torch.no_grad()
+    def keypoints_of(self, heatmaps: Tensor, found: Detections) -> Tensor:
+        """[N, D, P, 3] keypoints (x, y, score) in the frame of `found`, of `heatmaps_on`."""
+        wanted = (found.valid & self.has_keypoints[found.labels]).flatten()
+        rows = _rows_to_compute(wanted)
+        points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows])
+        points = torch.where(wanted[rows, None, None], points, 0.0)
+        keypoints = points.new_zeros(len(wanted), *points.shape[1:]).index_copy(0, rows, points)
+        return keypoints.unflatten(0, found.scores.shape)
+
+    def _cut(self, maps: list[Tensor], boxes: Tensor, image_index: Tensor, transform: RoITransform | None) -> Tensor:
+        """Features of regions as the heads see them: [R, 4], [R] -> [R, C, S, S]."""
+        assert transform is not None
+        cut: Tensor = transform(maps, boxes, image_index)
+        if self.region_stage is not None:
+            cut = self.region_stage(cut)
+        return cut
+
+    def _propose(self, features: ImageFeatures) -> Proposals:
+        if self.rpn_head is None:
+            raise ConfigError("model.rpn.enabled is false: this detector makes no proposals, give them")
+        logits, deltas = self.rpn_head(features.maps)
+        return propose(logits, deltas, self._grid(features), features.input_sizes, self.test_proposals)
+
+    def _grid(self, features: ImageFeatures) -> list[Tensor]:
         """Anchors of the batch, kept for the next one, which mostly has the same shape."""
-        shapes = tuple((features.shape[-2], features.shape[-1]) for features in pyramid)
-        input_shape = (pixels.shape[-2], pixels.shape[-1])
-        key = (input_shape, pixels.device)
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in features.maps)
+        device = features.maps[0].device
+        key = (features.input_shape, device)
         if self._anchor_cache is None or self._anchor_cache[0] != key:
-            grid = pyramid_anchors(self.anchors, PYRAMID_STRIDES, shapes, input_shape, pixels.device)
+            grid = pyramid_anchors(self.anchors, self.pyramid.strides, shapes, features.input_shape, device)
             self._anchor_cache = (key, grid)
         return self._anchor_cache[1]
+
+    def _region_losses(self, maps: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+        assert self.box_head is not None
+        with torch.no_grad():
+            samples = self._sample_regions(proposals, targets)
+        image_index = _image_index(samples.labels)
+        regions = self._cut(maps, samples.boxes.flatten(0, 1), image_index.flatten(), self.box_transform)
+        class_logits, box_deltas = self.box_head(regions)
+        losses = box_losses(
+            class_logits.unflatten(0, samples.labels.shape),
+            box_deltas.unflatten(0, samples.labels.shape),
+            samples,
+            delta_weights=self.detection.delta_weights,
+            smooth_l1_beta=self.roi_loss.smooth_l1_beta,
+            box_loss=self.roi_loss.box_loss,
+        )
+        front = _PositiveRegions(samples, image_index)
+        if self.mask_head is not None:
+            assert self.mask_transform is not None
+            assert self.box_transform is not None
+            # A stage for each region is dear, and box and mask head see the same regions in the same grid (C4).
+            shared = self.region_stage is not None and self.mask_transform.resolution == self.box_transform.resolution
+            cut = (
+                regions.index_select(0, front.slots)
+                if shared
+                else self._cut(maps, front.boxes, front.images, self.mask_transform)
+            )
+            losses["roi_mask"] = self._mask_loss(cut, front, targets)
+        if self.keypoint_head is not None:
+            cut = self._cut(maps, front.boxes, front.images, self.keypoint_transform)
+            losses["roi_keypoint"] = self._keypoint_loss(cut, front, targets)
+        return losses
 
     def _sample_regions(self, proposals: Proposals, targets: Targets) -> RoISamples:
         """Regions for the losses: proposals and the objects themselves, matched and drawn (Fast R-CNN, section 2.3)."""
@@ -173,47 +346,90 @@ class RegionDetector(nn.Module):
             max_positives=samples.max_positives,
         )
 
-    def _mask_loss(self, pyramid: list[Tensor], samples: RoISamples, image_index: Tensor, targets: Targets) -> Tensor:
+    def _mask_loss(self, regions: Tensor, front: "_PositiveRegions", targets: Targets) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_transform is not None
-        front = slice(0, max(samples.max_positives, 1))
-        positive = samples.positive[:, front].flatten()
-        rows = _rows_to_compute(positive)
-        boxes = samples.boxes[:, front].flatten(0, 1)[rows]
-        labels = torch.where(positive, samples.labels[:, front].flatten(), 0)[rows]
-        images = image_index[:, front].flatten()[rows]
-        logits = self.mask_head(self.mask_transform(pyramid, boxes, images), labels)
+        output = self.mask_head(regions, front.labels)
         wanted = mask_targets(
             targets,
-            boxes,
-            images,
-            samples.objects[:, front].flatten()[rows],
-            logits.shape[-1],
+            front.boxes,
+            front.images,
+            front.objects,
+            output.shape[-1],
             aligned=self.mask_transform.aligned,
         )
         if not self.roi_loss.soft_mask_targets:
             wanted = (wanted >= 0.5).to(wanted.dtype)
-        return mask_loss(logits, wanted, positive[rows])
+        return mask_loss(output, wanted, front.positive)
 
-    def _with_masks(self, pyramid: list[Tensor], detections: Detections) -> Detections:
-        """Mask probabilities on the refined boxes (tutorial, "Mask R-CNN: Inference", step 2)."""
-        assert self.mask_head is not None
-        assert self.mask_transform is not None
-        num_images, num_slots = detections.scores.shape
-        rows = _rows_to_compute(detections.valid.flatten())
-        image_index = torch.arange(num_images, device=rows.device).repeat_interleave(num_slots)[rows]
-        features = self.mask_transform(pyramid, detections.boxes.flatten(0, 1)[rows], image_index)
-        probabilities = self.mask_head(features, detections.labels.flatten()[rows])
-        probabilities = full_precision(probabilities).sigmoid()
-        side = 2 * self.mask_transform.resolution
-        masks = probabilities.new_zeros(num_images * num_slots, side, side).index_copy(0, rows, probabilities)
-        return Detections(
-            boxes=detections.boxes,
-            scores=detections.scores,
-            labels=detections.labels,
-            count=detections.count,
-            masks=masks.unflatten(0, (num_images, num_slots)),
+    def _keypoint_loss(self, regions: Tensor, front: "_PositiveRegions", targets: Targets) -> Tensor:
+        assert self.keypoint_head is not None
+        heatmaps = self.keypoint_head(regions)
+        learned = front.positive & self.has_keypoints[front.labels]
+        cells, counted = keypoint_targets(
+            targets, front.boxes, front.images, front.objects, learned, heatmaps.shape[-1]
         )
+        return self.roi_loss.keypoint_loss_weight * keypoint_loss(heatmaps, cells, counted)
+
+
+class _PositiveRegions:
+    """The sampled regions that masks and keypoints learn on: on a CPU the positives, on a GPU all slots that positives
+    may fill.
+
+    Attributes:
+        slots: [R] int64, place among the N * S sampled regions.
+        boxes: [R, 4]; images, labels, objects: [R] int64, of each; the label of a negative is 0.
+        positive: [R] bool.
+    """
+
+    def __init__(self, samples: RoISamples, image_index: Tensor) -> None:
+        front = slice(0, max(samples.max_positives, 1))
+        positive = samples.positive[:, front].flatten()
+        rows = _rows_to_compute(positive)
+        all_slots = torch.arange(samples.labels.numel(), device=rows.device).view(samples.labels.shape)
+        self.slots = all_slots[:, front].flatten()[rows]
+        self.boxes = samples.boxes[:, front].flatten(0, 1)[rows]
+        self.images = image_index[:, front].flatten()[rows]
+        self.labels = torch.where(positive, samples.labels[:, front].flatten(), 0)[rows]
+        self.objects = samples.objects[:, front].flatten()[rows]
+        self.positive = positive[rows]
+
+
+def _given(proposals: Proposals | None) -> Proposals:
+    if proposals is None:
+        raise ConfigError("model.rpn.enabled is false: this detector makes no proposals, give them")
+    return proposals
+
+
+def _image_index(slots: Tensor) -> Tensor:
+    """[N, S] any -> [N, S] int64, the image of each slot."""
+    return torch.arange(len(slots), device=slots.device)[:, None].expand(slots.shape)
+
+
+def _in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions: Tensor) -> tuple[Tensor, ...]:
+    """`compute` on all regions; on a CPU in pieces of `at_once`, put together again."""
+    if regions[0].is_cuda or len(regions[0]) <= at_once:
+        return compute(*regions)
+    pieces = [compute(*piece) for piece in zip(*(part.split(at_once) for part in regions), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _in_slots(compute: Callable[..., tuple[Tensor, ...]], wanted: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """What a head computes for the wanted detections, [N, D, ...], zero in the other slots.
+
+    Args:
+        compute: boxes [R, 4], images [R], labels [R] -> ([R, ...],).
+        wanted: [N, D] bool; boxes: [N, D, 4]; labels: [N, D].
+    """
+    rows = _rows_to_compute(wanted.flatten())
+    images = _image_index(wanted).flatten()[rows]
+    (drawn,) = _in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
+    if wanted.is_cuda:
+        kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))
+        drawn = torch.where(kept, drawn, 0.0)
+    else:
+        drawn = drawn.new_zeros(wanted.numel(), *drawn.shape[1:]).index_copy(0, rows, drawn)
+    return drawn.view(*wanted.shape, *drawn.shape[1:])
 
 
 def _with_a_slot(targets: Targets) -> Targets:

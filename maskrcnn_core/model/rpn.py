@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.boxes import clip_boxes, decode_deltas, encode_deltas, have_min_size, suppress
-from maskrcnn_core.model.losses import full_precision, smooth_l1_sum
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, suppress
+from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.structures import Proposals, Targets
 
@@ -91,7 +91,7 @@ def propose(
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]
     count = keep.sum(dim=1).clamp(max=rule.post_nms)
     if not count.is_cuda:
-        order = order[:, : max(int(count.max()), 1)]
+        order = order[:, : max([1, *count.tolist()])]
     real = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return Proposals(
         boxes=torch.where(real[..., None], all_boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
@@ -102,7 +102,7 @@ def propose(
 
 @dataclass(frozen=True)
 class RPNLossRule:
-    """Matching and sampling of anchors (Faster R-CNN, section 3.1.2-3.1.3)."""
+    """Matching and sampling of anchors (Faster R-CNN, section 3.1.2-3.1.3) and the box loss (`box_regression_loss`)."""
 
     positive_overlap: float
     negative_overlap: float
@@ -110,6 +110,7 @@ class RPNLossRule:
     positive_fraction: float
     crowd_overlap: float
     smooth_l1_beta: float
+    box_loss: str = "smooth_l1"
 
 
 def rpn_losses(
@@ -142,9 +143,17 @@ def rpn_losses(
     index, positive = samples.index[:, front], samples.positive[:, front]
     objects = matches.objects.gather(1, index)
     object_boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
-    wanted = encode_deltas(object_boxes, all_anchors[index], _DELTA_WEIGHTS)
     predicted = full_precision(torch.cat(list(deltas), dim=1).gather(1, index[..., None].expand(-1, -1, 4)))
+    box_loss = box_regression_loss(
+        predicted,
+        all_anchors[index],
+        object_boxes,
+        positive,
+        weights=_DELTA_WEIGHTS,
+        kind=rule.box_loss,
+        beta=rule.smooth_l1_beta,
+    )
     return {
         "rpn_objectness": (objectness * samples.valid).sum() / num_sampled,
-        "rpn_box": smooth_l1_sum(predicted, wanted, positive, rule.smooth_l1_beta) / num_sampled,
+        "rpn_box": box_loss / num_sampled,
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.errors import UserError
-from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.optimizer import set_learning_rate
 
 
@@ -39,12 +39,14 @@ def training_step(
     clip_norm: float = 0.0,
     bfloat16: bool = False,
     with_grad_norm: bool = False,
+    proposals: Proposals | None = None,
 ) -> StepResult:
     """Forward, backward and update.
 
     Args:
-        detector: in train mode; called with (images, targets), gives a dictionary of scalar losses.
-        images, targets: on the detector's device.
+        detector: in train mode; called with (images, targets), and the proposals where there are some, gives a
+            dictionary of scalar losses.
+        images, targets, proposals: on the detector's device.
         clip_norm: upper limit of the gradients' L2 norm; 0 = none.
         bfloat16: run the forward pass under autocast.
         with_grad_norm: measure the norm also where it is not clipped.
@@ -53,7 +55,8 @@ def training_step(
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
-        losses: dict[str, Tensor] = detector(images, targets)
+        given = (images, targets) if proposals is None else (images, targets, proposals)
+        losses: dict[str, Tensor] = detector(*given)
     stacked = torch.stack([loss.float() for loss in losses.values()])
     stacked.sum().backward()
     grad_norm = None

@@ -1,79 +1,75 @@
 """Another framework's checkpoint file -> our checkpoint folder."""
 
-import pickle
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from maskrcnn_core.config import Category, ModelConfig
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.weights.backbone_weights import is_classifier
 from maskrcnn_core.weights.checkpoint import save_checkpoint
-from maskrcnn_core.weights.torchvision_models import import_torchvision, is_torchvision_mask_rcnn
+from maskrcnn_core.weights.coco_categories import COCO_CATEGORIES
+from maskrcnn_core.weights.detectron2_models import import_detectron2, is_detectron2
+from maskrcnn_core.weights.mmdetection_models import import_mmdetection, is_mmdetection
+from maskrcnn_core.weights.source_configs import parse_source_config
+from maskrcnn_core.weights.source_files import read_source
+from maskrcnn_core.weights.torchvision_models import import_torchvision, is_torchvision
 
-# Where training scripts put the weights inside their file.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema")
+# Each family's keys are told from the others'; the order says nothing.
+_FAMILIES = (
+    (is_torchvision, import_torchvision),
+    (is_detectron2, import_detectron2),
+    (is_mmdetection, import_mmdetection),
+)
 
 
 def convert_checkpoint(
-    source: Path | str, output: Path | str, *, categories: tuple[Category, ...] | None = None, norm_eps: float = 0.0
+    source: Path | str,
+    output: Path | str,
+    *,
+    categories: tuple[Category, ...] | None = None,
+    norm_eps: float | None = None,
+    source_config: str | None = None,
 ) -> ModelConfig:
-    """Read a torchvision `.pth` file and write a checkpoint folder.
+    """Read a file of torchvision, detectron2 or mmdetection and write a checkpoint folder.
 
     Args:
-        source: file of `torch.save`; only tensors and plain containers are unpickled.
+        source: .pth or .pkl file; only tensors, arrays and plain containers are unpickled.
         output: checkpoint folder to write.
-        categories: names of labels 1, 2, ...; None = COCO's where the model has 91 outputs.
-        norm_eps: epsilon of the source's batch norms.
+        categories: classes in the order of the source's labels without background; None = as the file names them,
+            or COCO's where their number says so, else numbered names.
+        norm_eps: epsilon of the source's batch norms; None = its framework's.
+        source_config: the framework's own name of the model's configuration, for what the file does not tell; checked
+            against the keys.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or of an unknown kind.
+        CheckpointError: the file is missing, damaged, unsafe, of an unknown kind, or not what source_config says.
     """
-    state = read_state(source)
-    if not is_torchvision_mask_rcnn(state):
-        shown = ", ".join(sorted(state)[:3])
+    said = None if source_config is None else parse_source_config(source_config)
+    file = read_source(source)
+    if categories is None and file.class_names is not None:
+        categories = _named_categories(file.class_names)
+    for is_family, import_family in _FAMILIES:
+        if not is_family(file.state):
+            continue
+        try:
+            config, state = import_family(file.state, norm_eps=norm_eps, categories=categories, source_config=said)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        save_checkpoint(output, state, config)
+        return config
+    shown = ", ".join(sorted(file.state)[:3])
+    if is_classifier(file.state):
         raise CheckpointError(
-            f"{source}: keys such as {shown} are of no known kind; expected the state dict of torchvision's "
-            "maskrcnn_resnet50_fpn"
+            f"{source}: keys such as {shown} are of an image classifier, which is no detector; give it to training as "
+            f"the backbone's weights: --model.backbone.weights {source}"
         )
-    try:
-        config, translated = import_torchvision(state, norm_eps=norm_eps, categories=categories)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    save_checkpoint(output, translated, config)
-    return config
+    raise CheckpointError(
+        f"{source}: keys such as {shown} are of no known kind; expected the state dict of a Faster, Mask or Keypoint "
+        "R-CNN of torchvision, detectron2 or mmdetection"
+    )
 
 
-def read_state(source: Path | str) -> dict[str, Tensor]:
-    """The state dict in a file of `torch.save`, unwrapped from a training checkpoint where it is one.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not a torch file, or holds more than tensors and plain values.
-    """
-    path = Path(source)
-    if not path.is_file():
-        raise CheckpointError(f"{source}: no such file, expected a .pth file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{source}: refused, it is no torch file or holds objects other than tensors ({_first_line(error)}); "
-            "save the state dict alone: torch.save(model.state_dict(), FILE)"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{source}: not readable as a torch file ({_first_line(error)}); it is damaged or cut short: copy it again"
-        ) from error
-    for name in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{source}: got {type(content).__name__}, expected a state dict of tensors")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+def _named_categories(names: tuple[str, ...]) -> tuple[Category, ...]:
+    """Categories of the names that a file has; COCO's own ids where they are COCO's names."""
+    if names == tuple(category.name for category in COCO_CATEGORIES):
+        return COCO_CATEGORIES
+    return tuple(Category(number, name) for number, name in enumerate(names, start=1))

@@ -20,6 +20,7 @@ from maskrcnn_core.boxes import (
     pairwise_coverage,
     pairwise_iou,
     scale_boxes,
+    soft_suppress,
     suppress,
 )
 
@@ -185,3 +186,98 @@ def test_nothing_valid_keeps_nothing(slots: int) -> None:
     keep = suppress(torch.zeros(2, slots, 4), torch.zeros(2, slots), nothing.long(), nothing, 0.5)
     assert keep.shape == (2, slots)
     assert not keep.any()
+
+
+def soft(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, gaussian: bool, max_kept: int = 1000
+) -> tuple[Tensor, Tensor]:
+    return soft_suppress(
+        boxes,
+        scores,
+        groups,
+        valid,
+        gaussian=gaussian,
+        max_overlap=0.3,
+        sigma=0.5,
+        min_score=0.05,
+        max_kept=max_kept,
+    )
+
+
+def slow_soft_suppress(
+    boxes: list[list[float]], scores: list[float], groups: list[int], slots: list[int], gaussian: bool
+) -> list[tuple[int, float]]:
+    """Bodla et al., figure 2, for one image: (slot, score) of the boxes that stay above 0.05, best first."""
+    score_of, kept = {slot: scores[slot] for slot in slots}, []
+    for group in set(groups):
+        left = {slot for slot in slots if groups[slot] == group}
+        while left:
+            best = max(left, key=lambda slot: (score_of[slot], -slot))
+            left.remove(best)
+            kept.append((best, score_of[best]))
+            for other in left:
+                overlap = float(torchvision.ops.box_iou(torch.tensor([boxes[best]]), torch.tensor([boxes[other]])))
+                if gaussian:
+                    score_of[other] *= math.exp(-(overlap**2) / 0.5)
+                elif overlap > 0.3:
+                    score_of[other] *= 1 - overlap
+    return sorted((item for item in kept if item[1] > 0.05), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_soft_suppress_is_the_slow_reference(gaussian: bool, seed: int) -> None:
+    boxes, generator = random_boxes(3, 25, seed=seed), torch.Generator().manual_seed(seed)
+    scores = torch.rand(3, 25, generator=generator)
+    groups = torch.randint(0, 3, (3, 25), generator=generator)
+    valid = torch.rand(3, 25, generator=generator) > 0.3
+    slots, kept = soft(boxes, scores, groups, valid, gaussian)
+    few_slots, few_kept = soft(boxes, scores, groups, valid, gaussian, max_kept=5)
+    assert few_slots.shape == (3, 5)
+    longest = 0
+    for image in range(3):
+        expected = slow_soft_suppress(
+            boxes[image].tolist(),
+            scores[image].tolist(),
+            groups[image].tolist(),
+            valid[image].nonzero()[:, 0].tolist(),
+            gaussian,
+        )
+        count, longest = len(expected), max(longest, len(expected))
+        assert slots[image, :count].tolist() == [slot for slot, _ in expected]
+        torch.testing.assert_close(kept[image, :count], torch.tensor([score for _, score in expected]))
+        assert not kept[image, count:].any()
+        # Of all that stay, the best.
+        assert few_slots[image].tolist() == [slot for slot, _ in expected[:5]]
+        torch.testing.assert_close(few_kept[image], torch.tensor([score for _, score in expected[:5]]))
+    assert slots.shape == (3, longest)
+    assert (kept < scores.gather(1, slots)).sum() > 5  # the pictures do hold overlapping boxes
+
+
+def test_soft_suppress_by_eye() -> None:
+    # Slot 1 covers 0.6 of slot 0 and 2 lies far away; 3 is 1 in another group. Linear: 0.8 * 0.4 = 0.32.
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 6], [50, 50, 60, 60], [0, 0, 10, 6]]])
+    scores, groups = torch.tensor([[0.9, 0.8, 0.4, 0.6]]), torch.tensor([[0, 0, 0, 1]])
+    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=False)
+    assert slots.tolist() == [[0, 3, 2, 1]]
+    torch.testing.assert_close(kept, torch.tensor([[0.9, 0.6, 0.4, 0.32]]))
+    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=True)
+    assert slots.tolist() == [[0, 3, 2, 1]]
+    torch.testing.assert_close(kept, torch.tensor([[0.9, 0.6, 0.4, 0.8 * math.exp(-0.72)]]))
+
+
+def test_soft_suppress_without_overlap_only_sorts() -> None:
+    corners = torch.arange(6.0)[:, None] * 20
+    boxes = torch.cat((corners, corners, corners + 10, corners + 10), dim=1)[None]
+    scores = torch.tensor([[0.3, 0.9, 0.04, 0.5, 0.5, 0.1]])
+    slots, kept = soft(boxes, scores, torch.zeros(1, 6).long(), all_valid(scores), gaussian=True)
+    assert slots.tolist() == [[1, 3, 4, 0, 5]]  # of equal scores the earlier slot first; the weakest not at all
+    assert kept.tolist() == scores[:, slots[0]].tolist()
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize(("images", "slots"), [(2, 0), (0, 3), (2, 3)])
+def test_soft_suppress_of_nothing(images: int, slots: int, gaussian: bool) -> None:
+    nothing = torch.zeros(images, slots, dtype=torch.bool)
+    order, kept = soft(torch.zeros(images, slots, 4), torch.ones(images, slots), nothing.long(), nothing, gaussian)
+    assert order.shape == kept.shape == (images, 0)

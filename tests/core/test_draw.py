@@ -73,29 +73,6 @@ def test_crowd_is_hatched_and_dashed() -> None:
             assert tinted == border == 1.0
 
 
-def test_keypoints_are_drawn_where_they_are_known() -> None:
-    points = np.zeros((17, 3))
-    points[5] = 40, 40, 2
-    points[6] = 100, 40, 1
-    drawn = draw_objects(GRAY, [DrawnObject((0, 0, 1, 1), "person", 1, keypoints=points)], labels=False)
-    assert (drawn[40, 40] != 100).any()
-    assert (drawn[40, 70] != 100).any()  # the limb between the shoulders
-    changed = (drawn != 100).any(axis=2)
-    changed[0, 0] = False
-    rows, columns = np.nonzero(changed)
-    assert rows.min() > 30  # a point with v = 0 at (0, 0) draws nothing
-    assert rows.max() < 50
-    assert columns.min() > 30
-    assert columns.max() < 110
-    assert drawn[40, 40].sum() > 2 * drawn[40, 100].sum()  # seen: filled with colour; hidden: dark inside
-
-
-@pytest.mark.parametrize("points", [np.zeros((17, 3)), np.array([[-500.0, -500.0, 2.0]]), np.array([[5.0, 5.0, 2.0]])])
-def test_keypoints_of_any_number_or_outside(points: np.ndarray) -> None:
-    drawn = draw_objects(GRAY, [DrawnObject((0, 0, 9, 9), "hand", 2, keypoints=points)])
-    assert drawn.shape == GRAY.shape
-
-
 def test_category_colors_are_distinct() -> None:
     colors = np.array([category_color(index) for index in range(1, 91)], dtype=float)
     distances = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))
@@ -176,14 +153,14 @@ def test_record_and_annotations_of_one_object_draw_alike() -> None:
     mask = np.zeros(GRAY.shape[:2], dtype=bool)
     mask[30:70, 20:50] = True
     counts = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
-    points = (30.0, 40.0, 2.0) * 17
+    points = (30.0, 40.0, 1.0) * 17
     found = DetectionRecord(3, "cat", 0.9, (20.0, 30.0, 30.0, 40.0), counts, points)
     weak = DetectionRecord(3, "cat", 0.2, (0.0, 0.0, 5.0, 5.0))
     annotation = {
         "category_id": 3,
         "bbox": [20, 30, 30, 40],
         "segmentation": [[20, 30, 50, 30, 50, 70, 20, 70]],
-        "keypoints": list(points),
+        "keypoints": [30.0, 40.0, 2.0] * 17,  # seen; v of a record is a probability
         "iscrowd": 0,
     }
     (left,) = objects_from_record(ImageRecord("ok", None, 160, 120, (found, weak)), min_score=0.5)

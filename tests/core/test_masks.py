@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn_core.masks import PastedMask, decode_mask, encode_counts, encode_mask, paste_mask, run_lengths
+from maskrcnn_core.masks import PastedMask, PasteRule, decode_mask, encode_counts, encode_mask, paste_mask, run_lengths
 
 
 def full_image(mask: PastedMask, height: int, width: int) -> np.ndarray:
@@ -65,7 +65,8 @@ def test_bytes_equal_pycocotools(data: st.DataObject) -> None:
     np.testing.assert_array_equal(decode_mask(encoded, height, width), image)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("rule", ["exact", "bicubic"])
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize(
     "box",
     [
@@ -77,18 +78,46 @@ def test_bytes_equal_pycocotools(data: st.DataObject) -> None:
         (30.4, 30.4, 30.6, 30.6),
     ],
 )
-def test_exact_paste_is_bilinear_at_pixel_centres(box: tuple[float, ...], threshold: float) -> None:
+def test_paste_interpolates_at_pixel_centres(box: tuple[float, ...], threshold: float, rule: PasteRule) -> None:
     height, width = 100, 120
     mask = soft_blob(int(box[0] * 10) % 97)
     x = (torch.arange(width) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
     y = (torch.arange(height) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].double()
-    reference = functional.grid_sample(torch.from_numpy(mask)[None, None].double(), grid, align_corners=False)[0, 0]
+    reference = functional.grid_sample(
+        torch.from_numpy(mask)[None, None].double(),
+        grid,
+        mode="bilinear" if rule == "exact" else "bicubic",
+        align_corners=False,
+    )[0, 0]
     pasted = full_image(
-        paste_mask(mask, np.array(box, dtype=np.float32), height, width, threshold=threshold), height, width
+        paste_mask(mask, np.array(box, dtype=np.float32), height, width, rule=rule, threshold=threshold), height, width
     )
     undecided = (reference - threshold).abs().numpy() < 1e-5
     np.testing.assert_array_equal(pasted | undecided, (reference.numpy() >= threshold) | undecided)
+
+
+def keys_kernel(x: float) -> float:
+    """Cubic convolution with -0.75, as written in the literature."""
+    x, a = abs(x), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("box", [(3.2, 4.9, 21.7, 17.3), (-4.0, 2.0, 9.0, 40.0)])
+def test_bicubic_paste_as_the_slow_reference_to_the_byte(box: tuple[float, ...]) -> None:
+    height, width, side = 24, 30, 7
+    mask = soft_blob(5, side)
+    image = np.zeros((height, width), dtype=bool)
+    for i in range(height):
+        for j in range(width):
+            y = (i + 0.5 - box[1]) / (box[3] - box[1]) * side - 0.5
+            x = (j + 0.5 - box[0]) / (box[2] - box[0]) * side - 0.5
+            value = sum(mask[p, q] * keys_kernel(y - p) * keys_kernel(x - q) for p in range(side) for q in range(side))
+            image[i, j] = value >= 0.5
+    assert 20 < image.sum() < 600
+    assert encode_mask(mask, np.array(box), height, width, rule="bicubic") == pycocotools_counts(image)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +137,6 @@ def test_torchvision_rule_is_torchvisions(box: tuple[float, ...]) -> None:
 
 def test_box_outside_the_image_gives_an_empty_mask() -> None:
     box = np.array([200.0, 200.0, 240.0, 260.0], dtype=np.float32)
-    for rule in ("exact", "torchvision"):
+    for rule in ("exact", "bicubic", "torchvision"):
         counts = encode_mask(np.ones((28, 28), dtype=np.float32), box, 100, 120, rule=rule)
         assert not decode_mask(counts, 100, 120).any()

@@ -37,8 +37,7 @@ from jobs import evaluate, label, train
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
-    ClusterConfig,
-    FPNConfig,
+    PyramidConfig,
     InputConfig,
     MaskHeadConfig,
     ModelConfig,
@@ -47,7 +46,9 @@ from maskrcnn_core.config import (
 from maskrcnn_core.data.generated import CATEGORIES, generate_dataset
 from maskrcnn_core.inference.predictor import load_predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.run_config import ClusterConfig
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines.cluster import connect
 
@@ -57,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SMALL = ModelConfig(
     input=InputConfig(short_side=64, long_side=96),
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False),
-    fpn=FPNConfig(8),
+    pyramid=PyramidConfig(channels=8),
     rpn=RPNConfig(pre_nms_test=20, post_nms_test=10),
     box_head=BoxHeadConfig(channels=8, max_detections=5),
     mask_head=MaskHeadConfig(channels=4, layers=1),
@@ -67,7 +68,7 @@ SMALL_YAML = """
 model:
   input: {short_side: 64, long_side: 96}
   backbone: {name: efficientnet_lite0, pretrained: false, frozen_stages: 0}
-  fpn: {channels: 8}
+  pyramid: {channels: 8}
   rpn: {batch_size: 16, pre_nms_train: 20, pre_nms_test: 20, post_nms_train: 10, post_nms_test: 10}
   roi: {batch_size: 8}
   box_head: {channels: 8}
@@ -226,7 +227,7 @@ def test_every_image_has_its_row(labelled: Labelled, collection: Collection, num
 
 @pytest.mark.ray
 def test_bad_images_change_nothing_for_good_ones(labelled: Labelled, collection: Collection, checkpoint: Path) -> None:
-    predictor = load_predictor(str(checkpoint), apply_exif=False)
+    predictor = load_predictor(str(checkpoint), PredictorSettings(apply_exif=False))
     for case in collection.cases:
         if case.status == "ok":
             (alone,) = predictor.predict([(collection.images / case.name).read_bytes()])

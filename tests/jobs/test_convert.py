@@ -56,7 +56,7 @@ def test_the_converted_checkpoint_labels_as_torchvision_does(
     names = write_categories(tmp_path, 18, 3, 7)
     assert main(["--source", str(source), "--output", output, "--annotations", names, "--norm_eps", "1e-5"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"checkpoint: {output} (resnet18, 3 categories)",
+        f"checkpoint: {output} (resnet18, fpn, boxes, masks; 3 categories)",
         "next:",
         f"  python -m jobs.label --checkpoint {output} --images FOLDER --output FOLDER",
     ]
@@ -109,7 +109,7 @@ def refused(arguments: list[str], output: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file, expected a .pth file"),
+        (None, "no such file, expected a .pth or .pkl file"),
         (b"", "copy it again"),
         (b"PK\x03\x04 and then nothing", "copy it again"),
         (b"not a torch file", "refused, it is no torch file"),
@@ -160,7 +160,7 @@ def test_a_state_dict_with_a_missing_tensor(peer: MaskRCNN, tmp_path: Path, caps
     torch.save(state, path)
     line = refused(["--source", str(path)], tmp_path / "checkpoint", capsys)
     assert f"{path}: " in line
-    assert "rpn.head.cls_logits.bias is missing" in line
+    assert "1 keys are missing (rpn.head.cls_logits.bias)" in line
 
 
 def test_names_for_another_number_of_classes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

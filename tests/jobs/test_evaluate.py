@@ -1,11 +1,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import main
-from tests.core.evaluation.synthetic import annotation, annotation_file, detection, found, label_table, random_problem
+from maskrcnn_core.inference.proposal_records import ProposalRecord, proposals_to_table
+from tests.core.evaluation.synthetic import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    annotation_file,
+    detection,
+    found,
+    label_table,
+    random_problem,
+)
+from tests.core.evaluation.test_keypoints import random_problem as random_keypoints
 
 
 @pytest.fixture
@@ -86,3 +98,55 @@ def test_a_wrong_file_is_one_line(
     assert err.startswith("error: ")
     assert expected in err
     assert err.count("\n") == 1
+
+
+def test_proposals_get_their_average_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of the four objects are found exactly, one with IoU 0.6 (thresholds 0.50, 0.55 and 0.60), one not at all."""
+    boxes = [[0, 0, 20, 20], [30, 0, 20, 20], [60, 0, 20, 20], [0, 40, 20, 20]]
+    annotations = annotation_file([annotation(n, 1, 2, box) for n, box in enumerate(boxes, 1)], [1, 2])
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    proposed = np.array([*boxes[:2], [60, 0, 20, 12], [100, 100, 10, 10]], np.float32)
+    record = ProposalRecord("ok", None, WIDTH, HEIGHT, proposed, np.array([0.9, 0.8, 0.7, 0.6], np.float32))
+    pq.write_table(proposals_to_table([1], ["1.jpg"], [record], "model"), tmp_path / "proposals.parquet")
+    output = str(tmp_path / "recall.json")
+    arguments = ["--labels", str(tmp_path / "proposals.parquet"), "--annotations", str(tmp_path / "val.json")]
+    assert main([*arguments, "--output", output]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["AR@100", "0.575"] in rows  # (2 + 0.3) / 4
+    assert ["AR@1000", "0.575"] in rows
+    assert ["ARs@1000", "0.575"] in rows
+    assert ["ARl@1000", "-"] in rows
+    assert "4 proposals and 4 annotated objects in 2 images." in shown
+    assert "1 of these images have no label row" in shown
+    assert json.loads(Path(output).read_text())["stats"]["proposals"] == pytest.approx([0.575] * 3 + [-1.0] * 2)
+
+
+def test_keypoints_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, labels = random_keypoints(2)
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    pq.write_table(labels, tmp_path / "one.parquet")
+    output = tmp_path / "scores.json"
+    arguments = ["--labels", str(tmp_path / "one.parquet"), "--annotations", str(tmp_path / "val.json")]
+    assert main([*arguments, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    numbers = json.loads(output.read_text())
+    names = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
+    assert numbers["keypoint_names"] == names
+    assert "COCO keypoint scores" in shown
+    for name, value in zip(names, numbers["stats"]["keypoints"], strict=True):
+        assert [name, f"{value:.3f}"] in rows
+    cat = next(category for category in numbers["per_category"] if category["name"] == "cat")
+    assert cat["keypoints"] == numbers["stats"]["keypoints"][0]
+    assert ["cat", f"{cat['bbox']:.3f}", f"{cat['keypoints']:.3f}", str(cat["annotations"])] in rows
+    dog = next(category for category in numbers["per_category"] if category["name"] == "dog")
+    assert ["dog", f"{dog['bbox']:.3f}", "-", str(dog["annotations"])] in rows
+
+
+def test_labels_without_keypoints_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, _ = random_keypoints(2)
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    pq.write_table(label_table({1: found(detection(2, 0.9, [10, 10, 20, 20]))}), tmp_path / "one.parquet")
+    assert main(["--labels", str(tmp_path / "one.parquet"), "--annotations", str(tmp_path / "val.json")]) == 0
+    assert "Keypoints not scored: 1 detections of categories with keypoints have none." in capsys.readouterr().out

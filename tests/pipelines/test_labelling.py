@@ -15,9 +15,11 @@ import pytest
 import ray
 from PIL import Image
 
-from maskrcnn_core.config import Category, ClusterConfig, LabelConfig, LabelRun
+from maskrcnn_core.config import Category
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, schema_categories
+from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.run_config import ClusterConfig, LabelConfig, LabelRun
 from pipelines.cluster import NodeCapacity, connect
 from pipelines.label_progress import Counts, LabelProgress, ProgressBoard
 from pipelines.label_worker import LabelWorker, WorkerSettings, read_image
@@ -76,14 +78,14 @@ def _fingerprint(checkpoint: str, min_score: float | None) -> str:
     return hashlib.sha256(f"{checkpoint} {min_score}".encode()).hexdigest()[:8]
 
 
-def load_fake(checkpoint: str, **settings: object) -> FakePredictor:
-    return FakePredictor(checkpoint, settings["max_pixels"], settings["min_score"])
+def load_fake(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
+    return FakePredictor(checkpoint, settings.max_pixels, settings.min_score)
 
 
-def describe_fake(checkpoint: str, **settings: object) -> tuple[str, tuple[Category, ...]]:
+def describe_fake(checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
     if "no_such" in checkpoint:
         raise CheckpointError(f"{checkpoint}: no such checkpoint")
-    return _fingerprint(checkpoint, settings["min_score"]), CATEGORIES
+    return _fingerprint(checkpoint, settings.min_score), CATEGORIES
 
 
 FAKE = Detector(load_fake, describe_fake)
@@ -120,7 +122,7 @@ def cluster() -> Iterator[None]:
 
 
 def worker(checkpoint: str = "good", board: ProgressBoard | None = None, max_pixels: int = 10_000) -> LabelWorker:
-    settings = WorkerSettings(checkpoint, "cpu", "float32", 1, max_pixels, False, None, None, threads=1, group_size=4)
+    settings = WorkerSettings(checkpoint, PredictorSettings(max_pixels=max_pixels), threads=1, group_size=4)
     return LabelWorker(load_fake, settings, board or ProgressBoard())
 
 

@@ -15,19 +15,15 @@ from PIL import Image
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
-    ClusterConfig,
-    DataConfig,
-    DatasetConfig,
-    FPNConfig,
+    PyramidConfig,
     InputConfig,
     MaskHeadConfig,
     ModelConfig,
     RoIConfig,
     RPNConfig,
-    TrainConfig,
-    TrainRun,
 )
 from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, StorageError, UserError
+from maskrcnn_core.run_config import ClusterConfig, DataConfig, DatasetConfig, TrainConfig, TrainRun
 from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines import cluster
@@ -42,7 +38,7 @@ SIDE, IMAGES, STEPS = 64, 7, 6
 SMALL = ModelConfig(
     input=InputConfig(short_side=SIDE, long_side=SIDE),
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    fpn=FPNConfig(8),
+    pyramid=PyramidConfig(channels=8),
     rpn=RPNConfig(batch_size=16, pre_nms_train=20, pre_nms_test=20, post_nms_train=10, post_nms_test=10),
     roi=RoIConfig(batch_size=8),
     box_head=BoxHeadConfig(channels=8),
@@ -169,8 +165,8 @@ def test_other_settings_in_the_same_output_are_refused(straight: tuple[TrainRun,
     run, _, summary = straight
     with pytest.raises(ConfigError, match=r"train.learning_rate was 0.002, now 0.5; give the same"):
         train(replace(run, train=replace(run.train, learning_rate=0.5)))
-    with pytest.raises(ConfigError, match=r"model.fpn.channels was 8, now 16"):
-        train(replace(run, model=replace(run.model, fpn=FPNConfig(16))))
+    with pytest.raises(ConfigError, match=r"model.pyramid.channels was 8, now 16"):
+        train(replace(run, model=replace(run.model, pyramid=PyramidConfig(channels=16))))
     assert train(replace(run, train=replace(run.train, log_every=1))).steps == summary.steps
 
 

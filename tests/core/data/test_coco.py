@@ -173,9 +173,43 @@ def test_keypoints(write: Callable[[Any], str]) -> None:
     content["annotations"][0]["keypoints"] = [1, 2, 2, 0, 0, 0]
     dataset = load_coco(write(content), require_masks=True)
     assert dataset.keypoint_names == ("left_eye", "right_eye")
+    assert dataset.keypoint_categories == ("dog",)
     assert [item.keypoints for item in dataset.images[0].objects] == [(1.0, 2.0, 2.0, 0.0, 0.0, 0.0), None]
-    content["annotations"][0]["keypoints"][2] = 3
-    with pytest.raises(AnnotationError, match="visibility"):
+
+
+KEYPOINT_FAULTS = [
+    ([1, 2, 3, 0, 0, 0], "visibility 3 of keypoint 0, expected 0, 1 or 2"),
+    ([1, 2, 2, 0, 0, 0.5], "visibility 0.5 of keypoint 1"),
+    ([1, 2, 2, 0, 0], r"5 numbers, expected a multiple of 3 \(x, y, visibility\)"),
+    ([1, 2, 2], "3 numbers, expected 3 for each of the category's 2"),
+    ([1, 2, 2, 0, float("nan"), 1], "expected finite numbers"),
+    ("1,2,2", "expected finite numbers"),
+]
+
+
+@pytest.mark.parametrize(("keypoints", "message"), KEYPOINT_FAULTS)
+def test_faults_of_keypoints_name_the_annotation(write: Callable[[Any], str], keypoints: Any, message: str) -> None:
+    content = document()
+    content["categories"][0]["keypoints"] = ["left_eye", "right_eye"]
+    content["annotations"][0]["keypoints"] = keypoints
+    path = write(content)
+    with pytest.raises(AnnotationError, match=f"annotation 1 of image 7: keypoints: .*{message}"):
+        load_coco(path, require_masks=True)
+    assert len(load_coco(path, require_masks=True, on_fault="drop").dropped) == 1
+
+
+@pytest.mark.parametrize("names", ["eye", ["eye", "eye"], {"eye": 1}])
+def test_a_category_with_a_wrong_list_of_keypoints(write: Callable[[Any], str], names: Any) -> None:
+    content = document()
+    content["categories"][0]["keypoints"] = names
+    with pytest.raises(AnnotationError, match=r"category 9: keypoints .*, expected a list of different names"):
+        load_coco(write(content), require_masks=True)
+
+
+def test_two_lists_of_keypoints_in_a_file(write: Callable[[Any], str]) -> None:
+    content = document()
+    content["categories"][0]["keypoints"], content["categories"][1]["keypoints"] = ["eye"], ["ear"]
+    with pytest.raises(AnnotationError, match="categories have different lists of keypoints"):
         load_coco(write(content), require_masks=True)
 
 
@@ -198,3 +232,4 @@ def test_real_files(shared_data: Path, name: str, images: int, objects: int, cat
     assert sum(len(image.objects) for image in dataset.images) == objects
     assert len(dataset.categories) == categories
     assert len(dataset.keypoint_names) == keypoints
+    assert dataset.keypoint_categories == (("person",) if keypoints else ())

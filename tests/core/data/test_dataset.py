@@ -6,14 +6,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pyarrow import fs
 from torch.utils.data import DataLoader
 
 from maskrcnn_core.data.coco import load_coco
-from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate
+from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate, collate_proposals
+from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import ImageError
+from maskrcnn_core.inference.proposal_records import ProposalRecord, proposals_to_table
 
 SIZES = ((12, 16), (20, 10), (8, 8))
 
@@ -38,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def data_of(folder: Path, images: str | None = None) -> CocoTrainingData:
+def data_of(folder: Path, images: str | None = None, **settings: object) -> CocoTrainingData:
     return CocoTrainingData(
         load_coco(str(folder / "instances.json"), require_masks=True),
         images or str(folder),
@@ -46,6 +50,7 @@ def data_of(folder: Path, images: str | None = None) -> CocoTrainingData:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         mask_size=8,
+        **settings,
     )
 
 
@@ -127,3 +132,55 @@ def test_real_images(shared_data: Path) -> None:
     assert targets.valid.sum() == sum(len(image.objects) for image in dataset.images[:2])
     inside = targets.boxes[targets.valid]
     assert (inside[:, 2:] > inside[:, :2]).all()
+
+
+def proposals_of(folder: Path, sizes: tuple[tuple[int, int], ...] = SIZES) -> ProposalFiles:
+    """One proposal in the first image, two in the second, none in the third."""
+    boxes = ([[1, 1, 4, 4]], [[1, 1, 4, 4], [2, 0, 8, 20]], [])
+    records = [
+        ProposalRecord(
+            "ok",
+            None,
+            width,
+            height,
+            np.array(rows, np.float32).reshape(-1, 4),
+            np.linspace(1, 0, len(rows), dtype="f"),
+        )
+        for (height, width), rows in zip(sizes, boxes, strict=True)
+    ]
+    path = str(folder / "proposals.parquet")
+    pq.write_table(proposals_to_table([100, 101, 102], ["x"] * 3, records, "model"), path)
+    return ProposalFiles([path], fs.LocalFileSystem(), "data.train.proposals")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_proposals_move_with_their_objects(folder: Path, flip: bool) -> None:
+    """The first proposal of an image is the very box of its object."""
+    data = data_of(folder, proposals=proposals_of(folder))
+    items = [pickle.loads(pickle.dumps(data))[Sample(index, flip, short_side=24)] for index in range(3)]
+    proposals = collate_proposals(items)
+    assert proposals is not None
+    assert proposals.count.tolist() == [1, 2, 0]
+    targets = collate(items)[1]
+    torch.testing.assert_close(proposals.boxes[:2, 0], targets.boxes[:2, 0])
+    x1, x2 = (0.0, 16.0) if flip else (4.0, 20.0)  # 2 to 10 of a width of 10, twice as large
+    assert proposals.boxes[1, 1].tolist() == [x1, 0.0, x2, 40.0]
+    assert proposals.boxes[2].tolist() == [[0.0] * 4] * 2
+
+
+def test_only_the_best_proposals_are_used(folder: Path) -> None:
+    data = data_of(folder, proposals=proposals_of(folder), max_proposals=1)
+    assert [len(data[Sample(index, False, 24)].proposals) for index in range(3)] == [1, 1, 0]
+
+
+def test_without_proposals_there_are_none(folder: Path) -> None:
+    assert collate_proposals([data_of(folder)[Sample(0, False, 24)]]) is None
+
+
+def test_proposals_of_another_frame_are_an_error(folder: Path) -> None:
+    data = data_of(folder, proposals=proposals_of(folder, ((16, 12), (20, 10), (8, 8))))
+    message = (
+        r"image 100: data\.train\.proposals: made at 12 x 16 pixels \(width x height\), the annotation file says 16"
+    )
+    with pytest.raises(ImageError, match=message):
+        data[Sample(0, False, 24)]

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from maskrcnn_core.data.coco import CocoImage, CocoObject, load_coco, rasterise
-from maskrcnn_core.data.targets import crop_masks, mirror_keypoints, object_targets, pad_targets, targets_from_dense
+from maskrcnn_core.data.targets import crop_masks, object_targets, pad_targets, targets_from_dense
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
@@ -144,12 +144,13 @@ def test_an_object_without_a_pixel_has_an_empty_mask_over_its_box() -> None:
     torch.testing.assert_close(targets.mask_boxes, targets.boxes)
 
 
-def test_left_and_right_change_places() -> None:
+def test_keypoints_are_scaled_and_mirrored() -> None:
     names = ("nose", "left_eye", "right_eye", "left_fin")
-    assert mirror_keypoints(names) == (0, 2, 1, 3)
     item = rectangle(1, 0, 0, 9, 9, keypoints=(4, 5, 2, 6, 3, 1, 0, 0, 0, 19, 9, 2))
     plain, mirrored = (
-        object_targets(image_with(item), {5: 0}, input_size=(20, 20), keypoint_names=names, flip=flip).keypoints
+        object_targets(
+            image_with(item), {5: 0}, input_size=(20, 20), keypoint_names=names, keypoint_offset=0.0, flip=flip
+        ).keypoints
         for flip in (False, True)
     )
     assert plain is not None
@@ -157,6 +158,43 @@ def test_left_and_right_change_places() -> None:
     assert plain.tolist() == [[[4.0, 10.0, 2.0], [6.0, 6.0, 1.0], [0.0, 0.0, 0.0], [19.0, 18.0, 2.0]]]
     # Pixel column x becomes 19 - x; what is not annotated stays zero, on the other side.
     assert mirrored.tolist() == [[[15.0, 10.0, 2.0], [0.0, 0.0, 0.0], [13.0, 6.0, 1.0], [0.0, 18.0, 2.0]]]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_keypoints_are_middles_of_pixels(flip: bool) -> None:
+    """Half a pixel of the original image more, wherever it lands; what is not annotated stays zero."""
+    item = rectangle(1, 0, 0, 9, 9, keypoints=(4, 5, 2, 19, 0, 1, 7, 7, 0))
+    got = object_targets(
+        image_with(item), {5: 0}, input_size=(20, 60), keypoint_names=("a", "b", "c"), flip=flip
+    ).keypoints
+    assert got is not None
+    columns = (15.5, 0.5) if flip else (4.5, 19.5)
+    assert got.tolist() == [[[3 * columns[0], 11.0, 2.0], [3 * columns[1], 1.0, 1.0], [0.0, 0.0, 0.0]]]
+
+
+def test_objects_without_keypoints_have_zeros() -> None:
+    people = image_with(rectangle(1, 0, 0, 9, 9), rectangle(2, 0, 0, 9, 9, keypoints=(4, 5, 2)))
+    got = object_targets(people, {5: 0}, input_size=(10, 20), keypoint_names=("a",)).keypoints
+    assert got is not None
+    assert got.tolist() == [[[0.0, 0.0, 0.0]], [[4.5, 5.5, 2.0]]]
+
+
+def test_a_mirrored_real_person_is_the_person_in_a_mirror(shared_data: Path) -> None:
+    dataset = load_coco(str(shared_data / "coco/annotations/person_keypoints_val.json"), require_masks=False)
+    image = next(i for i in dataset.images if i.objects and sum(v == 2 for v in i.objects[0].keypoints[2::3]) > 12)
+    plain, mirrored = (
+        object_targets(
+            image,
+            dataset.label_of,
+            input_size=(image.height, image.width),
+            keypoint_names=dataset.keypoint_names,
+            flip=flip,
+        ).keypoints
+        for flip in (False, True)
+    )
+    left, right = (dataset.keypoint_names.index(f"{side}_shoulder") for side in ("left", "right"))
+    assert mirrored[0, left, 0] == pytest.approx(image.width - float(plain[0, right, 0]))
+    assert mirrored[0, left, 1:].tolist() == plain[0, right, 1:].tolist()
 
 
 def test_no_objects_at_all() -> None:

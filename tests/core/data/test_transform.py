@@ -1,9 +1,11 @@
-"""Resizing and normalising, against torchvision's own transform."""
+"""Resizing and normalising, against torchvision's own transform and against Pillow."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
@@ -23,8 +25,29 @@ def test_resized_size_by_eye(size: tuple[int, int], expected: tuple[int, int]) -
     assert resized_size(*size, 800, 1333) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),  # 1066.67: rounded, not cut
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),  # 1199.06
+        ((100, 1000), (133, 1333)),  # 133.3
+        ((300, 641), (624, 1333)),  # 623.87: the longer side's limit
+        ((800, 800), (800, 800)),
+        ((16, 33), (646, 1333)),  # 646.3
+    ],
+)
+def test_resized_size_of_the_antialias_rule_by_eye(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(*size, 800, 1333, "antialias") == expected
+
+
+def test_a_side_at_one_half_is_rounded_up() -> None:
+    assert resized_size(4, 5, 10, 100, "antialias") == (10, 13)  # 12.5
+
+
 def test_a_side_is_never_empty() -> None:
     assert resized_size(1, 5000, 800, 1333) == (1, 1333)
+    assert resized_size(1, 5000, 800, 1333, "antialias") == (1, 1333)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.integers(0, 40))
@@ -47,6 +70,33 @@ def test_values_of_torchvision(height: int, width: int) -> None:
     batch = pad_batch([prepared], [(height, width)], 32)
     assert batch.pixels.shape == expected.tensors.shape
     torch.testing.assert_close(batch.pixels, expected.tensors, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(20, 31), (97, 61), (64, 48), (130, 200), (1, 9), (48, 64)])
+def test_antialias_gives_the_values_of_pillow(size: tuple[int, int]) -> None:
+    image = image_of(48, 64)
+    settings = {"mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte", "resize": "antialias"}
+    prepared = prepare_image(image, size=size, channels="bgr", **settings)
+    pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    assert prepared.shape == (3, *size)
+    assert np.array_equal(prepared.flip(0).permute(1, 2, 0).numpy(), np.asarray(pillow))  # to the bit
+    assert prepared.permute(1, 2, 0).is_contiguous()
+
+
+def test_shrinking_averages_with_antialias_and_samples_without() -> None:
+    stripes = torch.zeros(3, 8, 64, dtype=torch.uint8)
+    stripes[..., ::4] = 200  # every fourth column: a quarter of the light
+    settings = {"size": (1, 8), "mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte"}
+    smooth = prepare_image(stripes, resize="antialias", **settings)
+    assert smooth[:, :, 1:-1].sub(50).abs().max() <= 1
+    assert prepare_image(stripes, resize="float", **settings).max() == 100  # between a bright and a dark column
+
+
+def test_antialias_leaves_the_image_alone() -> None:
+    image = image_of(10, 12)
+    before = image.clone()
+    prepare_image(image, size=(10, 12), mean=(9, 9, 9), std=(2, 2, 2), scale="byte", resize="antialias")
+    assert image.equal(before)
 
 
 def test_channels_and_scale() -> None:

@@ -17,18 +17,19 @@ from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
     Category,
-    FPNConfig,
     InputConfig,
     MaskHeadConfig,
     ModelConfig,
+    PyramidConfig,
     RPNConfig,
 )
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.data.transform import prepare_image
 from maskrcnn_core.errors import CheckpointError, ImageError
-from maskrcnn_core.inference.predictor import Predictor, PredictorSettings, describe_checkpoint, load_predictor
+from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
 from maskrcnn_core.inference.records import ImageRecord
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.structures import Detections, ImageBatch
 from maskrcnn_core.weights.checkpoint import save_checkpoint
@@ -36,7 +37,7 @@ from maskrcnn_core.weights.checkpoint import save_checkpoint
 CONFIG = ModelConfig(
     input=InputConfig(short_side=64, long_side=96),
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    fpn=FPNConfig(channels=16),
+    pyramid=PyramidConfig(channels=16),
     anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
     rpn=RPNConfig(pre_nms_test=60, post_nms_test=20),
     box_head=BoxHeadConfig(channels=32, max_detections=8),
@@ -205,7 +206,7 @@ def test_an_image_that_cannot_be_resized_costs_only_itself(
 def test_batches_stay_within_the_pixels(
     budget: int, batches: list[int], checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = load_predictor(checkpoint, batch_pixels=budget)
+    predictor = load_predictor(checkpoint, PredictorSettings(batch_pixels=budget))
     watched = watch(predictor, monkeypatch)
     records = predictor.predict([dim(seed) for seed in range(5)])
     assert [record.status for record in records] == ["ok"] * 5
@@ -224,42 +225,44 @@ def test_overrides_replace_the_checkpoints(checkpoint: str, predictor: Predictor
     image = dim(0, 256)
     found = predictor.predict([image])[0].detections
     assert len(found) == 8
-    few = load_predictor(checkpoint, max_detections=3).predict([image])[0].detections
+    few = load_predictor(checkpoint, PredictorSettings(max_detections=3)).predict([image])[0].detections
     assert [(d.category_id, d.bbox) for d in few] == [(d.category_id, d.bbox) for d in found[:3]]
     limit = (found[3].score + found[4].score) / 2
-    sure = load_predictor(checkpoint, min_score=limit).predict([image])[0].detections
+    sure = load_predictor(checkpoint, PredictorSettings(min_score=limit)).predict([image])[0].detections
     assert [d.score for d in sure] == [d.score for d in found if d.score > limit]
-    nothing = load_predictor(checkpoint, min_score=1.0).predict([image])[0]
+    nothing = load_predictor(checkpoint, PredictorSettings(min_score=1.0)).predict([image])[0]
     assert (nothing.status, nothing.detections) == ("ok", ())
 
 
 def test_images_over_the_limit_are_too_large(checkpoint: str) -> None:
-    predictor = load_predictor(checkpoint, max_pixels=60 * 90 - 1)
+    predictor = load_predictor(checkpoint, PredictorSettings(max_pixels=60 * 90 - 1))
     records = predictor.predict([encoded(60, 90), encoded(50, 90)])
     assert [record.status for record in records] == ["too_large", "ok"]
 
 
-SETTINGS: list[dict[str, object]] = [
-    {},
-    {"precision": "bfloat16"},
-    {"max_pixels": 99},
-    {"apply_exif": False},
-    {"min_score": 0.5},
-    {"max_detections": 5},
+SETTINGS = [
+    PredictorSettings(),
+    PredictorSettings(precision="bfloat16"),
+    PredictorSettings(max_pixels=99),
+    PredictorSettings(apply_exif=False),
+    PredictorSettings(min_score=0.5),
+    PredictorSettings(max_detections=5),
+    PredictorSettings(test_short_sides=(64, 80)),
+    PredictorSettings(test_flip=True),
 ]
 
 
 def test_fingerprint_is_known_without_the_network_and_follows_what_changes_results(checkpoint: str) -> None:
     prints = []
     for settings in SETTINGS:
-        described, categories = describe_checkpoint(checkpoint, **settings)
+        described, categories = describe_checkpoint(checkpoint, settings)
         assert categories == CONFIG.categories
-        assert described == load_predictor(checkpoint, **settings).fingerprint
+        assert described == load_predictor(checkpoint, settings).fingerprint
         assert len(described) == 32
         assert set(described) <= set("0123456789abcdef")
         prints.append(described)
     assert len(set(prints)) == len(SETTINGS)
-    assert describe_checkpoint(checkpoint, batch_pixels=5, device="cuda")[0] == prints[0]
+    assert describe_checkpoint(checkpoint, PredictorSettings(batch_pixels=5, device="cuda"))[0] == prints[0]
 
 
 def test_fingerprint_follows_the_weights(checkpoint: str, tmp_path: Path) -> None:
@@ -276,9 +279,9 @@ def test_no_checkpoint(read: Callable[[str], object], tmp_path: Path) -> None:
 
 def test_weights_of_another_configuration(tmp_path: Path) -> None:
     state = build_detector(CONFIG, load_pretrained=False).state_dict()
-    del state["fpn.laterals.0.bias"]
+    del state["pyramid.laterals.0.bias"]
     save_checkpoint(tmp_path, state, CONFIG)
-    with pytest.raises(CheckpointError, match=r"do not fit config\.json \(Missing key.*fpn\.laterals\.0\.bias"):
+    with pytest.raises(CheckpointError, match=r"do not fit config\.json \(Missing key.*pyramid\.laterals\.0\.bias"):
         load_predictor(str(tmp_path))
 
 

@@ -1,13 +1,25 @@
 """The box head: its order of features, its losses on padded samples, and which boxes become detections."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
-from maskrcnn_core.boxes import encode_deltas
-from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_from_boxes
-from maskrcnn_core.model.losses import smooth_l1_sum
+from maskrcnn_core.boxes import decode_deltas, encode_deltas
+from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.box_head import (
+    BoxHead,
+    DetectionRule,
+    RoISamples,
+    box_losses,
+    detections_and_regions,
+    detections_from_boxes,
+)
 from maskrcnn_core.structures import Proposals
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -39,6 +51,63 @@ def test_convolution_and_matrix_product_agree_in_value_and_gradient() -> None:
     sum(part.square().sum() for part in twin.double()(features.double())).backward()  # float64: the matrix product
     for one, other in zip(head.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["none", "frozen_batch", "group"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_convolutions_come_before_the_layers(norm: str, layers: int) -> None:
+    torch.manual_seed(0)
+    head = BoxHead(4, 3, 16, layers, NUM_CLASSES, class_agnostic=False, convs=2, conv_channels=8, conv_norm=norm)
+    features = torch.randn(5, 4, 3, 3)
+    x = features
+    for conv in head.convs:
+        if norm == "none":
+            x = functional.conv2d(x, conv.weight, conv.bias, padding=1)
+        elif norm == "frozen_batch":
+            conv.scale.uniform_(0.5, 2)
+            conv.shift.uniform_(-1, 1)
+            x = functional.conv2d(x, conv.weight, padding=1)
+            x = x * conv.scale[:, None, None] + conv.shift[:, None, None]
+        else:
+            assert conv[0].bias is None
+            x = functional.conv2d(x, conv[0].weight, padding=1)
+            x = functional.group_norm(x, 8, conv[1].weight, conv[1].bias)
+        x = x.clamp(min=0)
+    if layers:
+        x = (x.permute(0, 2, 3, 1).flatten(1) @ head.layers[0].weight.t() + head.layers[0].bias).clamp(min=0)
+    else:
+        x = torch.stack([x[:, :, i, j] for i in range(3) for j in range(3)]).mean(dim=0)
+    logits, deltas = head(features)
+    torch.testing.assert_close(logits, head.classes(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deltas, head.deltas(x).unflatten(1, (NUM_CLASSES, 4)), rtol=1e-4, atol=1e-5)
+    (logits.square().sum() + deltas.square().sum()).backward()
+    assert all(parameter.grad.any() for parameter in head.parameters())
+    assert head(features[:0])[0].shape == (0, NUM_CLASSES + 1)
+
+
+def test_without_layers_the_grid_may_have_any_size() -> None:
+    head = BoxHead(4, 7, 1024, 0, NUM_CLASSES, class_agnostic=True)
+    assert {name: tuple(value.shape) for name, value in head.named_parameters()} == {
+        "classes.weight": (NUM_CLASSES + 1, 4),
+        "classes.bias": (NUM_CLASSES + 1,),
+        "deltas.weight": (4, 4),
+        "deltas.bias": (4,),
+    }
+    constant = torch.randn(2, 4, 1, 1)
+    for side in (1, 4, 7):
+        torch.testing.assert_close(head(constant.expand(2, 4, side, side))[0], head.classes(constant[:, :, 0, 0]))
+
+
+@pytest.mark.parametrize("norm", ["none", "frozen_batch", "group"])
+def test_names_of_parameters(norm: str) -> None:
+    head = BoxHead(4, 3, 16, 1, NUM_CLASSES, class_agnostic=False, convs=1, conv_channels=8, conv_norm=norm)
+    of_convs = {
+        "none": ["convs.0.weight", "convs.0.bias"],
+        "frozen_batch": ["convs.0.weight", "convs.0.scale", "convs.0.shift"],
+        "group": ["convs.0.0.weight", "convs.0.1.weight", "convs.0.1.bias"],
+    }[norm]
+    others = [f"{layer}.{kind}" for layer in ("layers.0", "classes", "deltas") for kind in ("weight", "bias")]
+    assert list(head.state_dict()) == of_convs + others
 
 
 def random_boxes(*shape: int) -> Tensor:
@@ -78,6 +147,28 @@ def test_losses_are_plain_torch_on_the_real_regions(beta: float, agnostic: bool,
     assert (deltas.grad.abs().sum(dim=(2, 3)) > 0).tolist() == positive.tolist()
 
 
+@pytest.mark.parametrize(("kind", "peer"), [("giou", generalized_box_iou_loss), ("ciou", complete_box_iou_loss)])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_overlap_losses_compare_decoded_boxes(
+    agnostic: bool, kind: str, peer: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    positive = torch.tensor([[True, True, False], [True, False, False]])
+    labels = torch.where(positive, torch.tensor([[0, 2, 0], [1, 0, 0]]), NUM_CLASSES)
+    boxes, objects = random_boxes(2, 3), random_boxes(2, 3)
+    deltas = torch.randn(2, 3, 1 if agnostic else NUM_CLASSES, 4, requires_grad=True)
+    samples = RoISamples(
+        boxes, labels, objects, torch.zeros_like(labels), positive, torch.ones_like(positive), max_positives=2
+    )
+    logits = torch.randn(2, 3, NUM_CLASSES + 1)
+    losses = box_losses(logits, deltas, samples, delta_weights=WEIGHTS, smooth_l1_beta=1.0, box_loss=kind)
+    own = deltas[positive][torch.arange(3), 0 if agnostic else labels[positive]]
+    expected = peer(decode_deltas(own, boxes[positive], WEIGHTS), objects[positive]).sum() / 6
+    torch.testing.assert_close(losses["roi_box"], expected)
+    losses["roi_box"].backward()
+    assert torch.equal(deltas.grad.abs().sum(dim=(2, 3)) > 0, positive)
+
+
 @pytest.mark.parametrize("valid", [True, False])
 def test_losses_without_positives(valid: bool) -> None:
     logits, deltas = torch.zeros(1, 4, NUM_CLASSES + 1), torch.randn(1, 4, NUM_CLASSES, 4, requires_grad=True)
@@ -90,18 +181,6 @@ def test_losses_without_positives(valid: bool) -> None:
     assert losses["roi_class"].item() == pytest.approx(torch.tensor(4.0).log().item() if valid else 0.0)
     losses["roi_box"].backward()
     assert not deltas.grad.any()
-
-
-def test_smooth_l1_by_eye() -> None:
-    # beta 2: 1 -> 1 / 4 (square part); 4 -> 4 - 1 (linear part). beta 0: |difference|.
-    predicted = torch.tensor([[1.0, 4, 0, -4], [9, 9, 9, 9]], requires_grad=True)
-    wanted = torch.tensor([[0.0, 0, 0, 0], [float("nan")] * 4])
-    counted = torch.tensor([True, False])
-    assert smooth_l1_sum(predicted, wanted, counted, 2.0).item() == pytest.approx(0.25 + 3 + 3)
-    assert smooth_l1_sum(predicted, wanted, counted, 0.0).item() == pytest.approx(9.0)
-    smooth_l1_sum(predicted, wanted, counted, 2.0).backward()
-    torch.testing.assert_close(predicted.grad, torch.tensor([[0.5, 1, 0, -1], [0, 0, 0, 0]]))
-    assert smooth_l1_sum(predicted[:0], wanted[:0], counted[:0], 1.0).item() == 0
 
 
 RULE = DetectionRule(WEIGHTS, min_score=0.3, max_candidates=100, nms_overlap=0.5, max_detections=10, min_size=0.01)
@@ -155,6 +234,80 @@ def test_images_are_padded_to_the_fullest_and_cut_at_the_most() -> None:
     found = detections_from_boxes(logits, torch.zeros(2, 6, 1, 4), proposals, sizes, few)
     assert found.count.tolist() == [2, 1]
     torch.testing.assert_close(found.scores, torch.tensor([[1.0, 0.9], [1.0, 0.0]]))
+
+
+def test_classes_compete_only_where_asked() -> None:
+    # Region 0 is class 0 (0.5) or class 1 (0.45); region 1, nearly the same box, is class 1 (0.8).
+    proposals = proposals_of([[[0.0, 0, 20, 20], [0.0, 0, 20, 19]]], [2])
+    logits = logits_of([[[0.5, 0.45, 0.05], [0.1, 0.8, 0.1]]])
+    arguments = (logits, torch.zeros(1, 2, 2, 4), proposals, torch.tensor([[50, 50]]))
+    found = detections_from_boxes(*arguments, RULE)
+    assert (found.labels.tolist(), found.count.tolist()) == ([[1, 0]], [2])
+    together = detections_from_boxes(*arguments, replace(RULE, nms_per_class=False))
+    assert (together.labels.tolist(), together.count.tolist()) == ([[1]], [1])
+
+
+@pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
+@pytest.mark.parametrize("per_class", [True, False])
+def test_soft_detections_by_eye(per_class: bool, nms: str) -> None:
+    # Boxes 0 and 1 have IoU 0.6; box 1 is of class 0 or, weaker, of class 1; box 2 is far off and not real.
+    proposals = proposals_of([[[0.0, 0, 10, 10], [0.0, 0, 10, 6], [30.0, 30, 40, 40]]], [2])
+    logits = logits_of([[[0.9, 0.05, 0.05], [0.6, 0.35, 0.05], [0.9, 0.05, 0.05]]])
+    rule = replace(RULE, nms=nms, soft_sigma=0.8, nms_per_class=per_class, min_score=0.1)
+    found, regions = detections_and_regions(logits, torch.zeros(1, 3, 2, 4), proposals, torch.tensor([[50, 50]]), rule)
+    by_overlap = {"soft_linear": 0.4, "soft_gaussian": math.exp(-(0.6**2) / 0.8)}[nms]
+    by_itself = {"soft_linear": 0.0, "soft_gaussian": math.exp(-1 / 0.8)}[nms]  # of one box, the other class
+    weak = 0.35 if per_class else 0.35 * by_overlap * by_itself
+    expected = [
+        (score, label, region)
+        for score, label, region in ((0.9, 0, 0), (0.6 * by_overlap, 0, 1), (weak, 1, 1))
+        if score > 0.1
+    ]
+    expected.sort(key=lambda one: -one[0])
+    assert found.count.tolist() == [len(expected)]
+    torch.testing.assert_close(found.scores, torch.tensor([[score for score, _, _ in expected]]))
+    assert found.labels.tolist() == [[label for _, label, _ in expected]]
+    assert regions.tolist() == [[region for _, _, region in expected]]
+
+
+def test_soft_detections_without_overlap_are_the_hard_ones() -> None:
+    boxes = [[float(x), 0, float(x) + 9, 9] for x in range(0, 60, 10)]
+    proposals = proposals_of([boxes, boxes], [6, 1])
+    logits = logits_of([[[1 - 0.1 * i, 0.1 * i] for i in range(6)]] * 2)
+    arguments = (logits, torch.zeros(2, 6, 1, 4), proposals, torch.tensor([[99, 99]] * 2))
+    hard = detections_from_boxes(*arguments, replace(RULE, max_detections=4))
+    for nms in ("soft_linear", "soft_gaussian"):
+        soft = detections_from_boxes(*arguments, replace(RULE, max_detections=4, nms=nms))
+        for name in ("boxes", "scores", "labels", "count"):
+            assert torch.equal(getattr(soft, name), getattr(hard, name)), name
+
+
+def test_each_detection_names_its_proposal() -> None:
+    near, other = [0.0, 0, 20, 20], [0.0, 0, 20, 19]
+    proposals = proposals_of([[near, other, [30.0, 30, 60, 60]]] * 2, [3, 1])
+    logits = logits_of([[[0.6, 0.4, 0], [0.9, 0.05, 0.05], [0.35, 0.1, 0.55]]] * 2)
+    _, regions = detections_and_regions(logits, torch.zeros(2, 3, 2, 4), proposals, torch.tensor([[99, 99]] * 2), RULE)
+    assert regions.tolist() == [[1, 0, 2], [0, 0, 0]]
+
+
+def test_unknown_nms_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.box_head\.nms: got 'softer', expected 'hard', 'soft_linear'"):
+        replace(RULE, nms="softer")
+
+
+@pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
+@pytest.mark.parametrize(("images", "slots"), [(0, 3), (2, 0)])
+def test_no_images_and_no_regions(images: int, slots: int, nms: str) -> None:
+    proposals = Proposals(torch.zeros(images, slots, 4), torch.zeros(images, slots), torch.zeros(images).long())
+    found = detections_from_boxes(
+        torch.zeros(images, slots, 3),
+        torch.zeros(images, slots, 2, 4),
+        proposals,
+        torch.full((images, 2), 50),
+        replace(RULE, nms=nms),
+    )
+    assert found.boxes.shape == (images, 0, 4)
+    assert found.count.tolist() == [0] * images
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -10,7 +10,7 @@ from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
     Category,
-    FPNConfig,
+    PyramidConfig,
     MaskHeadConfig,
     ModelConfig,
     RoIConfig,
@@ -21,12 +21,13 @@ from maskrcnn_core.model.anchors import AnchorRule
 from maskrcnn_core.model.box_head import DetectionRule
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RoILossRule
+from maskrcnn_core.model.roi_levels import LevelRule
 from maskrcnn_core.model.rpn import ProposalRule, RPNLossRule
 
 # No two numbers alike, and none a default.
 CONFIG = ModelConfig(
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=3),
-    fpn=FPNConfig(channels=12),
+    pyramid=PyramidConfig(channels=12),
     anchors=AnchorConfig(sizes=(9.0, 18.0, 36.0, 72.0, 144.0), ratios=(0.4, 1.5), rounded=True, fitted_strides=True),
     rpn=RPNConfig(
         convs=2,
@@ -87,7 +88,7 @@ def test_parts() -> None:
     assert detector.num_classes == 2
     for part, resolution in ((detector.box_transform, 5), (detector.mask_transform, 6)):
         assert (part.resolution, part.sampling_ratio, part.aligned) == (resolution, 3, False)
-        assert (part.canonical_size, part.canonical_level, part.strides) == (100.0, 3, (4, 8, 16, 32))
+        assert part.levels == LevelRule((4, 8, 16, 32), 100.0, 3)
     assert len(detector.rpn_head.convs) == 2
     assert detector.rpn_head.objectness.weight.shape == (2, 12, 1, 1)
     assert [tuple(layer.weight.shape) for layer in detector.box_head.layers] == [(20, 300), (20, 20), (20, 20)]

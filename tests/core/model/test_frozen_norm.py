@@ -106,6 +106,59 @@ def test_gradient_is_that_of_the_normalised_network(groups: int) -> None:
     assert [name for name, _ in frozen.named_parameters()] == ["0.weight"]
 
 
+class ShortcutAroundNorm(nn.Module):
+    """The convolution's output goes into the norm and past it, as in networks that normalise first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x + self.norm(x)
+
+
+class NormOfOneConvTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.conv(self.one(self.conv(x))))
+
+
+class ConvAsResultToo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.conv(x)
+        return [x, self.norm(x)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ShortcutAroundNorm,
+        NormOfOneConvTwice,
+        ConvAsResultToo,
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4)),
+        lambda: timm.create_model("resnetv2_18", features_only=True),
+        lambda: timm.create_model("repvgg_a0", features_only=True),
+    ],
+)
+def test_affines_that_a_convolution_cannot_take_stay(make: object) -> None:
+    network = with_lively_norms(make())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = outputs(network, images)
+    with torch.no_grad():  # as a caller may have it
+        freeze_batch_norms(network, torch.zeros(1, 3, 64, 64))
+    assert any(isinstance(module, FrozenAffine) for module in network.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert_same(outputs(network, images), expected)
+
+
 def test_a_norm_without_affine_and_a_network_without_norm() -> None:
     norm = nn.BatchNorm2d(2, affine=False)
     norm.running_mean.fill_(1.0)

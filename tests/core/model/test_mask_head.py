@@ -7,7 +7,7 @@ from torch.nn import functional
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
-from maskrcnn_core.model.mask_head import MaskHead, mask_loss, mask_targets
+from maskrcnn_core.model.mask_head import MaskHead, MaskMLP, mask_loss, mask_probabilities, mask_targets
 from maskrcnn_core.structures import Targets
 
 
@@ -122,3 +122,113 @@ def test_deconvolution_and_own_class_equal_the_plain_layers(class_agnostic: bool
         every_class = head.predictor(head.deconv(x).relu())
         expected = every_class[:, 0] if class_agnostic else every_class[torch.arange(3), labels]
         torch.testing.assert_close(head(features, labels), expected)
+
+
+def with_random_weights(head: MaskHead | MaskMLP) -> MaskHead | MaskMLP:
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return head.double()
+
+
+def every_logit(head: MaskHead | MaskMLP, features: Tensor) -> Tensor:
+    """Logits of all outputs [R, K or K + 1, M, M], layer by layer."""
+    if isinstance(head, MaskMLP):
+        x = features.permute(0, 2, 3, 1).flatten(1)
+        for layer in head.layers:
+            x = layer(x).relu()
+        return head.predictor(x).view(len(x), -1, head.side, head.side)
+    for conv in head.convs:
+        features = conv(features).relu()
+    return head.predictor(head.deconv(features).relu())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_agnostic", [True, False])
+@pytest.mark.parametrize("kind", ["fcn", "mlp"])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_variants_equal_the_plain_layers(kind: str, layers: int, class_agnostic: bool) -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(3, 8, 4, 4, dtype=torch.float64), torch.tensor([4, 0, 2])
+    own = torch.zeros(3, dtype=torch.int64) if class_agnostic else labels
+    for activation, extra in (("sigmoid", 0), ("softmax", 1)):
+        arguments = (8, 6, layers, 5) if kind == "fcn" else (8, 4, 6, layers, 5)
+        head = with_random_weights(
+            (MaskHead if kind == "fcn" else MaskMLP)(*arguments, class_agnostic=class_agnostic, activation=activation)
+        )
+        every = every_logit(head, features)
+        assert every.shape == (3, (1 if class_agnostic else 5) + extra, 8, 8)
+        output = head(features, labels)
+        if activation == "sigmoid":
+            torch.testing.assert_close(output, every[torch.arange(3), own])
+            torch.testing.assert_close(mask_probabilities(output), every[torch.arange(3), own].sigmoid())
+        else:
+            shares = every.softmax(dim=1)
+            torch.testing.assert_close(mask_probabilities(output), shares[torch.arange(3), own])
+            torch.testing.assert_close(output[:, 1].exp(), shares[:, -1])
+        assert head(features[:0], labels[:0]).shape == output[:0].shape
+        assert mask_probabilities(output[:0]).shape == (0, 8, 8)
+
+
+def test_classes_compete_in_a_softmax_and_not_in_a_sigmoid() -> None:
+    # Raising another class's logit by its bias takes probability from the own class, in the softmax alone.
+    features, labels = torch.randn(2, 4, 3, 3), torch.zeros(2, dtype=torch.int64)
+    for activation in ("sigmoid", "softmax"):
+        head = MaskHead(4, 6, 1, 3, class_agnostic=False, activation=activation)  # type: ignore[arg-type]
+        before = mask_probabilities(head(features, labels))
+        with torch.no_grad():
+            head.predictor.bias[1] += 3.0  # type: ignore[index]
+        after = mask_probabilities(head(features, labels))
+        assert bool((after < before - 0.1).all()) == (activation == "softmax")
+        assert torch.equal(after, before) == (activation == "sigmoid")
+
+
+@pytest.mark.parametrize("garbage", [5.0, float("inf"), float("nan")])
+def test_softmax_loss_is_the_cross_entropy_of_class_or_background(garbage: float) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 6, 5, 5), torch.tensor([2, 0, 4, 1])  # 5 classes, the last logit is background
+    inside = torch.rand(4, 5, 5) < 0.5
+    counted = torch.tensor([True, True, False, True])
+    classes = torch.where(inside, labels[:, None, None], 5)
+    expected = functional.cross_entropy(logits[counted], classes[counted])
+    logs = logits.log_softmax(dim=1)
+    output = torch.stack((logs[torch.arange(4), labels], logs[:, 5]), dim=1)
+    output[~counted] = garbage
+    torch.testing.assert_close(mask_loss(output, inside.float(), counted), expected)
+    # A fractional target is a share of both.
+    half = torch.full((4, 5, 5), 0.5)
+    wanted = -(output[counted].mean(dim=(1, 2, 3))).mean()
+    torch.testing.assert_close(mask_loss(output, half, counted), wanted)
+    assert mask_loss(output[:0], half[:0], counted[:0]).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["fcn", "mlp"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_every_variant_learns_its_masks(kind: str, activation: str) -> None:
+    """The bright half of the region is the object; its class is seen too, which the softmax has to tell."""
+    torch.manual_seed(0)
+    labels, counted = torch.arange(16) % 3, torch.ones(16, dtype=torch.bool)
+    features = torch.randn(16, 4, 4, 4) * 0.1
+    features[torch.arange(16), 1 + labels] += 1.0
+    right = torch.arange(16) % 2 == 0
+    features[right, 0, :, 2:] += 1.0
+    features[~right, 0, :, :2] += 1.0
+    column = torch.arange(8)
+    wanted = torch.where(right[:, None], column >= 4, column < 4)[:, None].expand(-1, 8, -1).float()
+    arguments = (4, 16, 1, 3) if kind == "fcn" else (4, 4, 16, 1, 3)
+    head = (MaskHead if kind == "fcn" else MaskMLP)(*arguments, class_agnostic=False, activation=activation)
+    optimizer = torch.optim.Adam(head.parameters(), 0.02)
+    for _ in range(80):
+        loss = mask_loss(head(features, labels), wanted, counted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = mask_probabilities(head(features, labels)) >= 0.5
+    assert (drawn == wanted.bool()).float().mean() > 0.95
+
+
+def test_the_paper_s_fully_connected_head() -> None:
+    # Table 2e: 256 x 14 x 14 -> 1024 -> 1024 -> 80 x 28 x 28
+    head = MaskMLP(2, 14, 16, 2, 80, class_agnostic=False)
+    assert [tuple(layer.weight.shape) for layer in head.layers] == [(16, 2 * 196), (16, 16)]
+    assert head.predictor.weight.shape == (80 * 784, 16)
+    assert head(torch.zeros(1, 2, 14, 14), torch.tensor([79])).shape == (1, 28, 28)

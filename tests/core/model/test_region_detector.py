@@ -11,7 +11,7 @@ from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
     Category,
-    FPNConfig,
+    PyramidConfig,
     MaskHeadConfig,
     ModelConfig,
     RoIConfig,
@@ -26,7 +26,7 @@ from maskrcnn_core.structures import Detections, ImageBatch, Targets
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    fpn=FPNConfig(channels=16),
+    pyramid=PyramidConfig(channels=16),
     anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
     rpn=RPNConfig(pre_nms_train=100, pre_nms_test=100, post_nms_train=50, post_nms_test=30, batch_size=64),
     roi=RoIConfig(batch_size=16),
@@ -83,18 +83,18 @@ def test_losses_are_finite_and_reach_every_part(agnostic: bool, soft: bool) -> N
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    for part in (detector.trunk, detector.fpn, detector.rpn_head, detector.box_head, detector.mask_head):
+    for part in (detector.trunk, detector.pyramid, detector.rpn_head, detector.box_head, detector.mask_head):
         assert all(parameter.grad.any() for parameter in part.parameters() if parameter.ndim == 4)
 
 
 def test_each_loss_reaches_its_own_parts_only() -> None:
     detector = build().train()
     reached = {
-        "rpn_objectness": {"trunk", "fpn", "rpn_head"},
-        "rpn_box": {"trunk", "fpn", "rpn_head"},
-        "roi_class": {"trunk", "fpn", "box_head"},
-        "roi_box": {"trunk", "fpn", "box_head"},
-        "roi_mask": {"trunk", "fpn", "mask_head"},
+        "rpn_objectness": {"trunk", "pyramid", "rpn_head"},
+        "rpn_box": {"trunk", "pyramid", "rpn_head"},
+        "roi_class": {"trunk", "pyramid", "box_head"},
+        "roi_box": {"trunk", "pyramid", "box_head"},
+        "roi_mask": {"trunk", "pyramid", "mask_head"},
     }
     losses = detector(images_of((96, 96)), pad_targets([picture_targets((96, 96))]))
     for name, expected in reached.items():
@@ -288,7 +288,7 @@ def test_learns_two_images() -> None:
     config = replace(
         CONFIG,
         backbone=BackboneConfig(name="efficientnet_lite0", pretrained=True, frozen_stages=2),
-        fpn=FPNConfig(channels=48),
+        pyramid=PyramidConfig(channels=48),
         box_head=BoxHeadConfig(channels=128),
         mask_head=MaskHeadConfig(channels=48, layers=2),
     )

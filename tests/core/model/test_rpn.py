@@ -1,10 +1,13 @@
 """Proposals and the RPN's losses, by eye and against plain references."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import nms
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss, nms
 
 from maskrcnn_core.boxes import decode_deltas, encode_deltas
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
@@ -139,6 +142,28 @@ def test_nothing_to_sample_is_zero_and_finite() -> None:
     assert {name: loss.item() for name, loss in losses.items()} == {"rpn_objectness": 0.0, "rpn_box": 0.0}
     sum(losses.values()).backward()
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(("kind", "peer"), [("giou", generalized_box_iou_loss), ("ciou", complete_box_iou_loss)])
+def test_overlap_losses_compare_decoded_boxes(kind: str, peer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    anchors = boxes_at((0, 0), (40, 40), (80, 80))
+    boxes = torch.tensor([[[0.0, 0, 10, 9], [41, 40, 50, 50]]])
+    real = torch.ones(1, 2, dtype=torch.bool)
+    torch.manual_seed(0)
+    logits, deltas = torch.randn(1, 3), (0.3 * torch.randn(1, 3, 4)).requires_grad_()
+    rule = replace(EVERYTHING, box_loss=kind)
+    losses = rpn_losses([logits], [deltas], [anchors], targets_of(boxes, real, ~real), rule)
+    expected = peer(decode_deltas(deltas[0, :2], anchors[:2], UNIT), boxes[0]).sum() / 3
+    torch.testing.assert_close(losses["rpn_box"], expected)
+    losses["rpn_box"].backward()
+    assert (deltas.grad.abs().sum(dim=2) > 0).tolist() == [[True, True, False]]
+
+
+def test_no_images() -> None:
+    anchors = boxes_at((0, 0), (40, 40))
+    logits, deltas, sizes = torch.zeros(0, 2), torch.zeros(0, 2, 4), torch.zeros(0, 2, dtype=torch.int64)
+    found = propose([logits], [deltas], [anchors], sizes, ProposalRule(10, 10, 0.7, 1.0))
+    assert found.boxes.shape == (0, 1, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -14,6 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import resized_size
+from maskrcnn_core.inference.output import image_record
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch
@@ -94,7 +95,7 @@ def test_detections_and_masks(
         assert (found.boxes[0] - expected["boxes"]).abs().max() < 0.05
         assert expected["scores"].min() > 0.05
         height, width = image.shape[-2:]
-        record = predictor._record(found, 0, height, width)
+        record = image_record(found, 0, (height, width), predictor.config)
         for detection, soft in zip(record.detections, expected["masks"][:, 0], strict=True):
             theirs = pycocotools.mask.encode(np.asfortranarray((soft > 0.5).numpy().astype(np.uint8)))
             got = {"size": [height, width], "counts": detection.rle_counts}

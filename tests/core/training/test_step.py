@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.errors import UserError
-from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.step import StepResult, require_finite, seed_step, training_step
 
 
@@ -86,3 +86,21 @@ def test_seeds_differ_by_step_rank_and_run() -> None:
     keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
     assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
     assert len({draw(*key) for key in keys}) == 4
+
+
+def test_proposals_reach_the_detector() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals) -> dict[str, Tensor]:
+            return {"count": self.weight * proposals.count.sum()}
+
+    model = Counts()
+    given = Proposals(torch.zeros(1, 3, 4), torch.zeros(1, 3), torch.tensor([3]))
+    result = training_step(
+        model, *inputs(1.0), torch.optim.SGD(model.parameters(), lr=1.0), learning_rate=0.1, proposals=given
+    )
+    assert result.losses.tolist() == [3.0]
+    assert model.weight.item() == pytest.approx(1.0 - 0.3)

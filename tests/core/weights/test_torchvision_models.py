@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import detection
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -13,11 +14,10 @@ from maskrcnn_core.config import Category
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.model.box_head import BoxHead
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.torchvision_models import (
-    _default_categories,
-    import_torchvision,
-    is_torchvision_mask_rcnn,
-)
+from maskrcnn_core.weights.imported import default_categories
+from maskrcnn_core.weights.source_configs import parse_source_config
+from maskrcnn_core.weights.torchvision_models import import_torchvision, is_torchvision
+from tests.core.weights.synthetic_models import detectron2_state, mmdetection_state
 
 NORM_EPS = 1e-5
 
@@ -56,7 +56,7 @@ def test_trunk_and_pyramid_are_torchvisions(reference: MaskRCNN, state: dict[str
     assert all(key.startswith("box_head.") for key in missing)
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     expected = list(reference.backbone(images).values())
-    for got, theirs in zip(detector.fpn(detector.trunk(images)), expected, strict=True):
+    for got, theirs in zip(detector.pyramid(detector.trunk(images)), expected, strict=True):
         assert float((got - theirs).abs().max() / theirs.abs().max()) < 1e-5
     logits, deltas = detector.rpn_head(expected)
     their_logits, their_deltas = reference.rpn.head(expected)
@@ -118,16 +118,18 @@ def test_old_key_names(state: dict[str, Tensor]) -> None:
 
 def test_missing_and_left_over_keys_are_named(state: dict[str, Tensor]) -> None:
     lacking = {key: value for key, value in state.items() if key != "roi_heads.box_head.fc7.bias"}
-    with pytest.raises(CheckpointError, match=r"roi_heads\.box_head\.fc7\.bias is missing"):
+    with pytest.raises(CheckpointError, match=r"1 keys are missing \(roi_heads\.box_head\.fc7\.bias\)"):
         import_torchvision(lacking)
     with pytest.raises(CheckpointError, match=r"1 keys are left over \(extra\.weight\)"):
         import_torchvision(state | {"extra.weight": torch.zeros(1)})
 
 
 def test_kind_is_told_by_the_keys(state: dict[str, Tensor]) -> None:
-    assert is_torchvision_mask_rcnn(state)
-    assert not is_torchvision_mask_rcnn({"backbone.body.conv1.weight": torch.zeros(1)})
-    assert not is_torchvision_mask_rcnn({})
+    assert is_torchvision(state)
+    assert not is_torchvision({"backbone.body.conv1.weight": torch.zeros(1)})
+    assert not is_torchvision({})
+    assert not is_torchvision(detectron2_state())
+    assert not is_torchvision(mmdetection_state())
 
 
 def test_categories(state: dict[str, Tensor]) -> None:
@@ -140,7 +142,81 @@ def test_categories(state: dict[str, Tensor]) -> None:
 
 
 def test_categories_of_coco_keep_their_ids() -> None:
-    categories = _default_categories(90)
+    categories = default_categories(90, with_keypoints=False)
     assert [category.id for category in categories] == list(range(1, 91))
     assert (categories[0].name, categories[11].name, categories[12].name) == ("person", "N/A", "stop sign")
     assert sum(category.name == "N/A" for category in categories) == 10
+    assert default_categories(80, with_keypoints=False)[79] == Category(90, "toothbrush")
+    assert default_categories(1, with_keypoints=True) == (Category(1, "person"),)
+    assert default_categories(1, with_keypoints=False) == (Category(1, "class 1"),)
+
+
+def shapes_of(name: str) -> dict[str, Tensor]:
+    """The state dict of one of torchvision's models, without values."""
+    with torch.device("meta"):
+        model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "convs", "layers", "mask", "keypoint"),
+    [
+        ("maskrcnn_resnet50_fpn", "resnet50", 0, 2, True, False),
+        ("maskrcnn_resnet50_fpn_v2", "resnet50", 4, 1, True, False),
+        ("keypointrcnn_resnet50_fpn", "resnet50", 0, 2, False, True),
+        ("fasterrcnn_resnet50_fpn", "resnet50", 0, 2, False, False),
+        ("fasterrcnn_resnet50_fpn_v2", "resnet50", 4, 1, False, False),
+        ("fasterrcnn_mobilenet_v3_large_fpn", "mobilenet_v3_large_torchvision", 0, 2, False, False),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", "mobilenet_v3_large_torchvision", 0, 2, False, False),
+    ],
+)
+def test_every_model_fits_its_detector(
+    name: str, network: str, convs: int, layers: int, mask: bool, keypoint: bool
+) -> None:
+    config, translated = import_torchvision(shapes_of(name), source_config=parse_source_config(name))
+    with torch.device("meta"):
+        expected = build_detector(config, load_pretrained=False).state_dict()
+    assert {key: value.shape for key, value in translated.items()} == {k: v.shape for k, v in expected.items()}
+    assert config.backbone.name == network
+    assert (config.box_head.convs, config.box_head.layers) == (convs, layers)
+    assert (config.mask_head.enabled, config.keypoint_head.enabled) == (mask, keypoint)
+    assert config.pyramid.norm == config.box_head.conv_norm == ("frozen_batch" if convs else "none")
+    assert config.rpn.convs == (2 if convs else 1)
+    assert len(config.categories) == (1 if keypoint else 90)
+    small = "_320_" in name
+    assert (config.input.short_side, config.rpn.pre_nms_test) == ((320, 150) if small else (800, 1000))
+
+
+def test_epsilon_is_told_by_the_keys() -> None:
+    """Only released weights of the first version have frozen norms, which count no batches, and epsilon 0."""
+    kinds = {"maskrcnn_resnet50_fpn": 0.0, "maskrcnn_resnet50_fpn_v2": 1e-5, "fasterrcnn_mobilenet_v3_large_fpn": 1e-5}
+    for name, released in kinds.items():
+        state = {key: torch.full(value.shape, 1e-3) for key, value in shapes_of(name).items()}
+        first = "features.0.0" if "mobilenet" in name else "stem.0"
+        frozen = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        for source, eps in ((state, 1e-5), (frozen, released if "v2" not in name else 1e-5)):
+            if "v2" in name and source is frozen:
+                continue  # its norms are never frozen
+            scale = import_torchvision(source)[1][f"trunk.{first}.scale"]
+            torch.testing.assert_close(scale, torch.full_like(scale, 1e-3 / (1e-3 + eps) ** 0.5))
+
+
+def test_anchors_of_several_sizes_come_by_size(state: dict[str, Tensor]) -> None:
+    """torchvision orders a position's anchors by ratio, then size; we by size, then ratio."""
+    shapes = shapes_of("fasterrcnn_mobilenet_v3_large_fpn")
+    source = {key: torch.zeros(value.shape) for key, value in shapes.items()}
+    source["rpn.head.cls_logits.bias"] = torch.tensor([10.0 * ratio + size for ratio in range(3) for size in range(5)])
+    source["rpn.head.bbox_pred.bias"] = torch.tensor(
+        [100.0 * ratio + 10 * size + side for ratio in range(3) for size in range(5) for side in range(4)]
+    )
+    config, translated = import_torchvision(source)
+    assert config.anchors.every_level
+    assert translated["rpn_head.objectness.bias"].tolist() == [10.0 * r + s for s in range(5) for r in range(3)]
+    assert translated["rpn_head.deltas.bias"].tolist() == [
+        100.0 * r + 10 * s + side for s in range(5) for r in range(3) for side in range(4)
+    ]
+
+
+def test_a_name_that_contradicts_the_keys(state: dict[str, Tensor]) -> None:
+    with pytest.raises(CheckpointError, match=r"network resnet50 \(the keys: resnet18\)"):
+        import_torchvision(state, source_config=parse_source_config("maskrcnn_resnet50_fpn"))

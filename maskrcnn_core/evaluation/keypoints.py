@@ -1,0 +1,99 @@
+"""What COCO's keypoint scoring (object keypoint similarity, OKS) takes from annotations and label records.
+
+Only categories that have keypoints are scored, so that a file of 80 categories with keypoints of persons gives the
+numbers of its persons. An object without a visible keypoint is neither to be found nor wrong to find.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from maskrcnn_core.errors import AnnotationError, ConfigError
+from maskrcnn_core.evaluation.results import CocoDict, keypoint_counts
+from maskrcnn_core.keypoints import COCO_SIGMAS
+
+MAX_DETECTIONS = 20
+"""Best detections of an image and category that count (COCO's number for keypoints)."""
+
+
+def keypoint_categories(annotations: CocoDict) -> dict[int, int]:
+    """Id of each category that has keypoints -> how many."""
+    return {
+        category["id"]: len(category["keypoints"]) for category in annotations["categories"] if _lists_any(category)
+    }
+
+
+def _lists_any(category: Mapping[str, object]) -> bool:
+    names = category.get("keypoints")
+    return isinstance(names, list) and len(names) > 0
+
+
+def reason_without_keypoints(
+    annotations: CocoDict, rows: pa.Table, sigmas: Sequence[float] | None
+) -> tuple[bool, str | None]:
+    """Whether there are keypoints to score, and why they cannot be.
+
+    Args:
+        annotations: COCO keypoints.
+        rows: label records.
+        sigmas: as `evaluate_coco`.
+
+    Returns:
+        True and None: score them. False and a reason: one side has them. False and None: neither has any.
+
+    Raises:
+        ConfigError: sigmas that do not fit the number of keypoints.
+    """
+    categories = keypoint_categories(annotations)
+    if not categories:
+        found = keypoint_counts(rows, None)
+        return False, "no category of the annotations lists keypoints" if set(found) - {0} else None
+    numbers = set(categories.values())
+    if len(numbers) > 1:
+        return False, f"the categories have different numbers of keypoints ({', '.join(map(str, sorted(numbers)))})"
+    (number,) = numbers
+    if sigmas is None and number != len(COCO_SIGMAS):
+        return (
+            False,
+            f"the annotations have {number} keypoints, and only for COCO's 17 there are known sigmas; give yours",
+        )
+    if sigmas is not None and len(sigmas) != number:
+        raise ConfigError(
+            f"keypoint sigmas: got {len(sigmas)} numbers, expected one for each of the {number} keypoints"
+        )
+    found = keypoint_counts(rows, set(categories))
+    if found.get(0):
+        return False, f"{found[0]} detections of categories with keypoints have none"
+    if set(found) - {number}:
+        other = min(set(found) - {number})
+        return False, f"detections have {other} keypoints, the annotations {number}"
+    return True, None
+
+
+def keypoint_subset(annotations: CocoDict) -> CocoDict:
+    """The annotations of categories with keypoints, each with the fields that the engines read.
+
+    Raises:
+        AnnotationError: an annotation's keypoints are not x, y, v for each of the category's; names it.
+    """
+    categories = keypoint_categories(annotations)
+    return {
+        **annotations,
+        "categories": [category for category in annotations["categories"] if category["id"] in categories],
+        "annotations": [
+            _with_keypoints(annotation, categories[annotation["category_id"]])
+            for annotation in annotations["annotations"]
+            if annotation["category_id"] in categories
+        ],
+    }
+
+
+def _with_keypoints(annotation: CocoDict, number: int) -> CocoDict:
+    points = annotation.get("keypoints") or [0] * (3 * number)
+    if not isinstance(points, list) or len(points) != 3 * number:
+        raise AnnotationError(
+            f"annotation {annotation.get('id')}: keypoints {points!r:.60}, expected 3 numbers x, y, v for each of the "
+            f"category's {number}"
+        )
+    visible = sum(visibility > 0 for visibility in points[2::3])
+    return {"num_keypoints": visible, **annotation, "keypoints": points}

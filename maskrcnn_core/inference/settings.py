@@ -1,0 +1,119 @@
+"""How a predictor runs, and the fingerprint that says which labels belong to one run. Imports no network code."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.errors import ConfigError
+
+# Not part of a fingerprint: where and how fast it runs.
+_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_convolutions")
+# Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
+_LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
+
+
+@dataclass(frozen=True)
+class PredictorSettings:
+    """How a predictor runs; those fields that change results are part of its fingerprint.
+
+    Attributes:
+        device: torch device.
+        precision: `float32` or `bfloat16` (autocast).
+        batch_pixels: upper limit of padded input pixels in a batch, over all views; one image is always taken.
+        max_pixels: larger images fail as `too_large`.
+        apply_exif: turn images by their EXIF orientation.
+        min_score, max_detections: replace the checkpoint's; None keeps it.
+        test_short_sides: featurised image pyramid: each image is looked at in all these sizes (pixels of the shorter
+            side) and the results are merged; empty = once, in the checkpoint's size.
+        test_flip: look at each size mirrored left to right as well.
+        record: what is asked of the detector, `detections` or the RPN's `proposals`; then `min_score` and
+            `max_detections` are of proposals.
+        proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
+        cpu_convolutions: in float32 on a CPU, convolutions with fewer multiplications and reused memory
+            (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+    batch_pixels: int = 2_000_000
+    max_pixels: int = 178_956_970
+    apply_exif: bool = True
+    min_score: float | None = None
+    max_detections: int | None = None
+    test_short_sides: tuple[int, ...] = ()
+    test_flip: bool = False
+    record: Literal["detections", "proposals"] = "detections"
+    proposals: str = ""
+    cpu_convolutions: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))
+        if any(side < 1 for side in self.test_short_sides):
+            raise ConfigError(f"test_short_sides: got {self.test_short_sides}, expected lengths of 1 pixel or more")
+
+
+def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
+    """Make sure that a model can do what is asked of it.
+
+    Raises:
+        ConfigError: it lacks the part that does it; says which and what to ask for instead.
+    """
+    if settings.record == "proposals":
+        if not config.rpn.enabled:
+            raise ConfigError("label.record: got 'proposals', but the checkpoint has no RPN; expected 'detections'")
+        if settings.proposals:
+            raise ConfigError(
+                "proposals: are given, and label.record asks for proposals as well; expected only one of the two"
+            )
+        if settings.test_short_sides or settings.test_flip:
+            raise ConfigError(
+                "label.test_short_sides, label.test_flip: only detections are merged over several views; "
+                "leave them out with label.record 'proposals'"
+            )
+    else:
+        if not config.box_head.enabled:
+            raise ConfigError(
+                "label.record: got 'detections', but the checkpoint is an RPN alone; expected 'proposals' "
+                "(--label.record proposals)"
+            )
+        if not config.rpn.enabled and not settings.proposals:
+            raise ConfigError(
+                "proposals: not given, but the checkpoint has no RPN; give --proposals URI, the output of "
+                "jobs.label --label.record proposals with a checkpoint that has one"
+            )
+        masks_elsewhere = config.mask_head.enabled and config.mask_head.regions == "proposals"
+        if masks_elsewhere and (settings.test_short_sides or settings.test_flip):
+            raise ConfigError(
+                "label.test_short_sides, label.test_flip: masks of several views are drawn on the merged boxes; leave "
+                "them out with a checkpoint whose model.mask_head.regions is 'proposals'"
+            )
+
+
+def with_overrides(config: ModelConfig, settings: PredictorSettings) -> ModelConfig:
+    """The model's configuration with the settings that replace parts of it."""
+    if settings.record == "proposals":
+        most = settings.max_detections or config.rpn.post_nms_test
+        return replace(config, rpn=replace(config.rpn, post_nms_test=most))
+    box_head = config.box_head
+    if settings.min_score is not None:
+        box_head = replace(box_head, min_score=settings.min_score)
+    if settings.max_detections is not None:
+        box_head = replace(box_head, max_detections=settings.max_detections)
+    return replace(config, box_head=box_head)
+
+
+def deciding_settings(settings: PredictorSettings) -> dict[str, Any]:
+    """The settings that change results, by name (not the device or batching), as JSON can hold them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+        if name not in _WITHOUT_EFFECT and (name not in _LATER_ADDED or value != _LATER_ADDED[name])
+    }
+
+
+def combined_fingerprint(weights_fingerprint: str, settings: PredictorSettings) -> str:
+    """32 hexadecimal digits over the weights and the settings that change results."""
+    document = json.dumps({"weights": weights_fingerprint, "settings": deciding_settings(settings)}, sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:32]

@@ -1,0 +1,85 @@
+"""Memory for large arrays on a CPU that is used again instead of asked for anew.
+
+libc maps every block above 32 MB from the system and gives it back when it is freed. Each time, every page of it then
+costs a fault, which for a feature map of 70 MB takes about as long as the convolution that fills it.
+"""
+
+import ctypes
+import sys
+import threading
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LARGE = 1 << 20
+# malloc.h of glibc
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_probe = [np.empty(1)]
+_FREE = sys.getrefcount(_probe[0])  # of an array that only a list holds
+
+
+class BufferPool:
+    """Hands out float32 tensors whose memory returns to the pool when the last tensor or view over it is gone.
+
+    Args:
+        max_bytes: what is kept at most; beyond it, memory nobody holds is freed, oldest first.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 30) -> None:
+        self._max_bytes = max_bytes
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """An uninitialised, contiguous float32 tensor on the CPU; small ones don't come from the pool."""
+        elements = prod(shape)
+        if elements * 4 < _LARGE:
+            return torch.empty(*shape)
+        with self._lock:
+            array = self._unused(elements)
+            if array is None:
+                self._forget(elements * 4)
+                array = np.empty(elements, np.float32)
+                self._arrays.append(array)
+            # The tensor holds a reference to the array until its storage goes.
+            return torch.from_numpy(array)[:elements].view(*shape)
+
+    def _unused(self, elements: int) -> np.ndarray | None:
+        """The smallest array that nobody else holds and that fits without wasting half of it."""
+        fitting: np.ndarray | None = None
+        for index in range(len(self._arrays)):
+            size = len(self._arrays[index])
+            fits = elements <= size <= 2 * elements
+            if fits and sys.getrefcount(self._arrays[index]) == _FREE and (fitting is None or size < len(fitting)):
+                fitting = self._arrays[index]
+        return fitting
+
+    def _forget(self, wanted_bytes: int) -> None:
+        kept = sum(array.nbytes for array in self._arrays)
+        index = 0
+        while kept + wanted_bytes > self._max_bytes and index < len(self._arrays):
+            if sys.getrefcount(self._arrays[index]) == _FREE:
+                kept -= self._arrays.pop(index).nbytes
+            else:
+                index += 1
+
+
+POOL = BufferPool()
+
+
+def keep_freed_memory() -> None:
+    """Let libc keep freed blocks that are smaller than those it maps one by one, up to 512 MB of them.
+
+    By default glibc returns the top of its heap whenever a few dozen megabytes of it are free, to fetch them again for
+    the next feature map. For the whole process; nothing happens where libc is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 512 << 20)

@@ -1,0 +1,87 @@
+"""A detector's convolutions for inference in float32 on a CPU: same weights, less time.
+
+Wide 3x3 convolutions become Winograd's; the others are computed in bands of rows, so that no result is larger than what
+libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why).
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskrcnn_core.model.buffers import POOL, keep_freed_memory
+from maskrcnn_core.model.winograd import WinogradConv2d
+
+_BAND_BYTES = 16 << 20
+# Narrower ones spend their time in the transforms, wider ones in reading the transformed kernel.
+_WINOGRAD_CHANNELS = range(192, 385)
+
+
+class BandedConv2d(nn.Module):
+    """A convolution whose large outputs are computed band by band. Takes over the parameters of `conv`."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding = cast(tuple[int, int], conv.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H', W']."""
+        height, width = (
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, pad, dilation in zip(
+                x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        row_bytes = 4 * width * len(self.weight)
+        if len(x) * height * row_bytes <= _BAND_BYTES:
+            return self._convolve(x, self.padding)
+        output = POOL.empty((len(x), height, width, len(self.weight)))
+        rows = max(_BAND_BYTES // row_bytes, 1)
+        for image, place in zip(x.split(1), output.split(1), strict=True):
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                band = self._convolve(self._rows_for(image, top, bottom), (0, self.padding[1]))
+                place[:, top:bottom].copy_(band.permute(0, 2, 3, 1))
+        return output.permute(0, 3, 1, 2)
+
+    def _rows_for(self, image: Tensor, top: int, bottom: int) -> Tensor:
+        """The rows of [1, C, H, W] that output rows top .. bottom see, zeros outside of the image."""
+        height, reach = image.shape[2], self.dilation[0] * (self.weight.shape[2] - 1) + 1
+        first = top * self.stride[0] - self.padding[0]
+        last = (bottom - 1) * self.stride[0] - self.padding[0] + reach
+        rows = image[:, :, max(first, 0) : min(last, height)]
+        above, below = max(-first, 0), max(last - height, 0)
+        if above == 0 and below == 0:
+            return rows
+        return functional.pad(rows.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
+
+    def _convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        return functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+def use_cpu_convolutions(network: nn.Module) -> None:
+    """Replace, in place, the convolutions of a network for inference in float32 on a CPU.
+
+    Also tells libc to keep freed memory (`keep_freed_memory`).
+    """
+    keep_freed_memory()
+    _replace_in(network)
+
+
+def _replace_in(network: nn.Module) -> None:
+    for name, child in list(network.named_children()):
+        # Only the plain class: a subclass may pad by itself or standardise its weights.
+        if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
+            setattr(network, name, _replacement(child))
+        else:
+            _replace_in(child)
+
+
+def _replacement(conv: nn.Conv2d) -> nn.Module:
+    plain = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
+    wide = conv.in_channels in _WINOGRAD_CHANNELS and conv.out_channels in _WINOGRAD_CHANNELS
+    if plain and wide and conv.kernel_size == (3, 3):
+        return WinogradConv2d(conv)
+    return BandedConv2d(conv)

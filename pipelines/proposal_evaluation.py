@@ -1,0 +1,146 @@
+"""Average recall of Parquet proposals against a COCO annotation file."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskrcnn_core.data.proposals import is_proposals_schema
+from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.evaluation.coco import check_annotations
+from maskrcnn_core.evaluation.proposals import (
+    PROPOSAL_STAT_NAMES,
+    RecallCounts,
+    annotated_boxes,
+    count_recall,
+    no_recall,
+    proposals_of_rows,
+    summarize_recall,
+)
+from maskrcnn_core.evaluation.results import Coverage, match_labels
+from maskrcnn_core.run_config import EvaluateRun
+from pipelines import storage
+from pipelines.evaluation import check_output, coverage_counts, label_files, read_annotations
+
+_LIGHT_COLUMNS = ["image_id", "width", "height", "status", "model"]
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ProposalEvaluation:
+    """What one scoring of proposals found.
+
+    Attributes:
+        run: what was asked for.
+        stats: the numbers that `PROPOSAL_STAT_NAMES` names; -1 where not defined.
+        coverage: which images have proposals.
+        annotations: annotated objects, crowd regions not counted.
+        proposals: on annotated images, at most 1000 of each.
+        models: fingerprints of the models that made the rows, sorted.
+    """
+
+    run: EvaluateRun
+    stats: tuple[float, ...]
+    coverage: Coverage
+    annotations: int
+    proposals: int
+    models: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
+        return {
+            "stats": {"proposals": list(self.stats)},
+            "names": list(PROPOSAL_STAT_NAMES),
+            "images": coverage_counts(self.coverage),
+            "annotations": self.annotations,
+            "proposals": self.proposals,
+            "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
+        }
+
+
+def holds_proposals(uri: str) -> bool:
+    """Whether labels are proposals; false for what is no label file: reading it says why.
+
+    Raises:
+        StorageError: there are no files.
+    """
+    try:
+        return is_proposals_schema(_open(label_files(uri)[0]).schema_arrow)
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
+    """Score the proposals of a run, and write the numbers as JSON where `run.output` says so.
+
+    The proposals are read a few images at a time: those of a large collection need no more memory than a small one's.
+
+    Raises:
+        StorageError: proposals or annotations are missing, are not what they should be, or the output cannot be
+            written.
+        AnnotationError: the annotations are wrong, or proposals and annotations do not belong together.
+    """
+    check_output(run)
+    annotations = read_annotations(run.annotations)
+    files = label_files(run.labels)
+    rows = pa.concat_tables([_read(file, _LIGHT_COLUMNS) for file in files])
+    try:
+        _, coverage = match_labels(rows, check_annotations(annotations))
+        counts = _count(files, annotations)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
+    summary = ProposalEvaluation(
+        run,
+        summarize_recall(counts),
+        coverage,
+        annotations=int(counts.objects[0]),
+        proposals=counts.proposals,
+        models=tuple(sorted(set(rows.column("model").to_pylist()))),
+    )
+    if run.output:
+        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
+    return summary
+
+
+def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:
+    objects = annotated_boxes(annotations)
+    counts = no_recall()
+    for batch in _batches(files):
+        ids = batch.column("image_id").to_pylist()
+        found = proposals_of_rows(batch.column("proposals"))
+        counts += count_recall(
+            (boxes, scores, objects.pop(image_id))
+            for image_id, (boxes, scores) in zip(ids, found, strict=True)
+            if image_id in objects
+        )
+    nothing = np.empty((0, 4), np.float32), np.empty(0, np.float32)
+    return counts + count_recall((*nothing, left) for left in objects.values())
+
+
+def _batches(files: list[str]) -> Iterator[pa.RecordBatch]:
+    for uri in files:
+        try:
+            with _open(uri) as file:
+                yield from file.iter_batches(_ROWS_AT_ONCE, columns=["image_id", "proposals"])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
+
+
+def _read(uri: str, columns: list[str]) -> pa.Table:
+    try:
+        with _open(uri) as file:
+            missing = [name for name in (*columns, "proposals") if name not in file.schema_arrow.names]
+            if missing:
+                raise StorageError(f"{uri}: not proposals: column {missing[0]!r} is missing; give one run's folder")
+            return file.read(columns=columns).replace_schema_metadata(None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    filesystem, path = storage.filesystem_and_path(uri)
+    return pq.ParquetFile(path, filesystem=filesystem)

@@ -1,0 +1,66 @@
+import numpy as np
+import pyarrow as pa
+
+from maskrcnn_core.inference.proposal_records import (
+    ProposalRecord,
+    failed_proposals,
+    proposal_schema,
+    proposals_to_table,
+)
+
+
+def test_rows_by_eye() -> None:
+    boxes = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+    records = [
+        ProposalRecord("ok", None, 20, 10, boxes, np.array([0.75, 0.5], np.float32)),
+        ProposalRecord("ok", None, 30, 40, np.empty((0, 4), np.float32), np.empty(0, np.float32)),
+        failed_proposals("unreadable", "damaged"),
+    ]
+    table = proposals_to_table([7, 8, 9], ["a", "b", "c"], records, "print")
+    assert table.schema == proposal_schema()
+    assert table.schema.metadata == {b"maskrcnn.schema_version": b"1", b"maskrcnn.record": b"proposals"}
+    table.validate(full=True)
+    assert table.to_pylist() == [
+        {
+            "image_id": 7,
+            "uri": "a",
+            "width": 20,
+            "height": 10,
+            "status": "ok",
+            "error": None,
+            "proposals": [
+                {"bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.75},
+                {"bbox": [5.0, 6.0, 7.0, 8.0], "score": 0.5},
+            ],
+            "model": "print",
+        },
+        {
+            "image_id": 8,
+            "uri": "b",
+            "width": 30,
+            "height": 40,
+            "status": "ok",
+            "error": None,
+            "proposals": [],
+            "model": "print",
+        },
+        {
+            "image_id": 9,
+            "uri": "c",
+            "width": None,
+            "height": None,
+            "status": "unreadable",
+            "error": "damaged",
+            "proposals": [],
+            "model": "print",
+        },
+    ]
+
+
+def test_no_images_give_a_table_of_the_same_schema() -> None:
+    table = proposals_to_table([], [], [], "print")
+    assert table.num_rows == 0
+    assert table.schema == proposal_schema()
+    assert pa.concat_tables(
+        [table, proposals_to_table([1], ["a"], [failed_proposals("missing", "gone")], "p")]
+    ).num_rows
