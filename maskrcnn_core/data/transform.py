@@ -1,8 +1,8 @@
 """uint8 image -> network input, with the numbers of torchvision's GeneralizedRCNNTransform or of detectron2's loader.
 
-The *resize rule* names whose: `float` interpolates floating-point values bilinearly and rounds sizes down (torchvision);
-`antialias` filters the uint8 image with Pillow's bilinear filter, which widens when it shrinks, back to uint8, and rounds
-sizes to the nearest (detectron2's ResizeShortestEdge and ResizeTransform).
+The *resize rule* names whose: `float` interpolates floating-point values bilinearly and rounds sizes down
+(torchvision); `antialias` filters the uint8 image with Pillow's bilinear filter, which widens when it shrinks, back to
+uint8, and rounds sizes to the nearest (detectron2's ResizeShortestEdge and ResizeTransform).
 """
 
 import math

@@ -44,8 +44,8 @@ class DetectsInSteps(Protocol[State]):
         """[N, D, P, S, S] keypoint logits on the boxes of `found` (input frame); None without a keypoint head."""
         ...
 
-    def keypoints_of(self, heatmaps: Tensor, found: Detections) -> Tensor:
-        """[N, D, P, 3] keypoints in the frame of `found`, of `heatmaps_on`."""
+    def keypoints_of(self, heatmaps: Tensor, found: Detections, max_side: int) -> Tensor:
+        """[N, D, P, 3] keypoints in the frame of `found`, of `heatmaps_on`; no box is longer than `max_side` pixels."""
         ...
 
 
@@ -105,8 +105,8 @@ def detect_in_views(
     states, found = [], []
     for view in views:
         state = detector.features(view.images)
-        in_view = None if proposals is None else replace(proposals, boxes=boxes_in_view(proposals.boxes, view))
-        detections = detector.boxes(state, in_view)
+        given = None if proposals is None else replace(proposals, boxes=boxes_in_view(proposals.boxes, view))
+        detections = detector.boxes(state, given)
         found.append(replace(detections, boxes=boxes_from_view(detections.boxes, view)))
         states.append(state)
     merged = merge_detections(found, rule)
@@ -135,7 +135,8 @@ def detect_in_views(
     if heatmaps is not None:
         # In a view's frame rather than the original one: its size, and so the work, is bounded.
         upright = View(views[0].images)
-        points = detector.keypoints_of(heatmaps, replace(merged, boxes=boxes_in_view(merged.boxes, upright)))
+        in_view = replace(merged, boxes=boxes_in_view(merged.boxes, upright))
+        points = detector.keypoints_of(heatmaps, in_view, max(upright.images.pixels.shape[-2:]))
         points = scale_keypoints(points, upright.images.input_sizes, upright.images.original_sizes)
         keypoints = torch.where(merged.valid[..., None, None], points, 0.0)
     return replace(merged, masks=masks, keypoints=keypoints)

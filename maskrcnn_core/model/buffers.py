@@ -48,6 +48,11 @@ class BufferPool:
             # The tensor holds a reference to the array until its storage goes.
             return torch.from_numpy(array)[:elements].view(*shape)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the pool, in use or not."""
+        return sum(array.nbytes for array in self._arrays)
+
     def _unused(self, elements: int) -> np.ndarray | None:
         """The smallest array that nobody else holds and that fits without wasting half of it."""
         fitting: np.ndarray | None = None
@@ -59,7 +64,7 @@ class BufferPool:
         return fitting
 
     def _forget(self, wanted_bytes: int) -> None:
-        kept = sum(array.nbytes for array in self._arrays)
+        kept = self.kept_bytes
         index = 0
         while kept + wanted_bytes > self._max_bytes and index < len(self._arrays):
             if sys.getrefcount(self._arrays[index]) == _FREE:

@@ -66,13 +66,21 @@ class FPN(nn.Module):
         laterals = [lateral(maps[index]) for lateral, index in zip(self.laterals, self._maps_used, strict=True)]
         if self.top_down:
             for level in range(len(laterals) - 2, -1, -1):
-                size = laterals[level].shape[-2:]
-                coarse = functional.interpolate(laterals[level + 1], size=size, mode="nearest")
-                laterals[level] = laterals[level] + coarse
+                laterals[level] = _merged(laterals[level], laterals[level + 1])
         pyramid = [output(lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
         if self.extra == "max_pool":
             pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
         return pyramid
+
+
+def _merged(fine: Tensor, coarse: Tensor) -> Tensor:
+    """The finer map plus the coarser one enlarged to its size, for inference written over the finer one."""
+    size = fine.shape[-2:]
+    if torch.is_grad_enabled() or size != (2 * coarse.shape[-2], 2 * coarse.shape[-1]):
+        return fine + functional.interpolate(coarse, size=size, mode="nearest")
+    blocks = fine.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    blocks += coarse[:, :, :, None, :, None]
+    return fine
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

@@ -136,7 +136,7 @@ def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, s
     def on_affine(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             runs[path] += 1
-            conv, _, node = producers.get(id(inputs[0]), ("", None, None))
+            conv, __, node = producers.get(id(inputs[0]), ("", None, None))
             if conv and inputs[0].grad_fn is node:  # not changed in place meanwhile
                 pairs.append((conv, path, node))
 

@@ -186,7 +186,7 @@ class RegionDetector(nn.Module):
         features = self.features(images)
         found = self.boxes(features, proposals)
         masks, heatmaps = self.masks_on(features, found), self.heatmaps_on(features, found)
-        keypoints = None if heatmaps is None else self.keypoints_of(heatmaps, found)
+        keypoints = None if heatmaps is None else self.keypoints_of(heatmaps, found, max(features.input_shape))
         return replace(found, masks=masks, keypoints=keypoints)
 
     def features(self, images: ImageBatch) -> ImageFeatures:
@@ -252,11 +252,12 @@ class RegionDetector(nn.Module):
         return _in_slots(compute, found.valid & self.has_keypoints[found.labels], found.boxes, found.labels)
 
     @torch.no_grad()
-    def keypoints_of(self, heatmaps: Tensor, found: Detections) -> Tensor:
-        """[N, D, P, 3] keypoints (x, y, score) in the frame of `found`, of `heatmaps_on`."""
+    def keypoints_of(self, heatmaps: Tensor, found: Detections, max_side: int) -> Tensor:
+        """[N, D, P, 3] keypoints (x, y, score) in the frame of `found`, of `heatmaps_on`; no box is longer than
+        `max_side` pixels."""
         wanted = (found.valid & self.has_keypoints[found.labels]).flatten()
         rows = _rows_to_compute(wanted)
-        points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows])
+        points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows], max_side=max_side)
         points = torch.where(wanted[rows, None, None], points, 0.0)
         keypoints = points.new_zeros(len(wanted), *points.shape[1:]).index_copy(0, rows, points)
         return keypoints.unflatten(0, found.scores.shape)

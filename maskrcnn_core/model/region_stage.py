@@ -23,8 +23,10 @@ class RegionStage(nn.Sequential):
         self.channels, self.stride = channels, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """[R, C4, S, S] -> [R, channels, ceil(S / stride), ceil(S / stride)]; R may be 0."""
-        return super().forward(x)
+        """[R, C4, S, S], S a multiple of `stride` -> [R, channels, S / stride, S / stride]; R may be 0."""
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 def take_region_stage(trunk: Trunk) -> RegionStage | None:

@@ -1,5 +1,7 @@
 """Residual networks as trunks: ResNet (He et al., CVPR 2016), ResNeXt (Xie et al., CVPR 2017), wide ResNet."""
 
+from typing import Any
+
 import torchvision
 from torch import Tensor, nn
 
@@ -68,7 +70,8 @@ class ResNetTrunk(nn.Module):
             ConfigError: the blocks have no 1x1 convolution.
         """
         for stage in self.stages:
-            for block in stage.children():
+            blocks: Any = stage.children()  # torchvision's own type, without annotations
+            for block in blocks:
                 if not hasattr(block, "conv3"):
                     raise ConfigError(
                         "model.backbone.stride_in_1x1: only bottleneck blocks have it (resnet50 and deeper, resnext); "

@@ -54,12 +54,14 @@ class ProposalRule:
         post_nms: proposals kept per image.
         nms_overlap: IoU above which the weaker of two proposals of a level goes.
         min_size: shortest side of a proposal, input pixels.
+        min_score: lowest objectness of a proposal, as a probability.
     """
 
     pre_nms: int
     post_nms: int
     nms_overlap: float
     min_size: float
+    min_score: float = 0.0
 
 
 def propose(
@@ -85,7 +87,10 @@ def propose(
         levels.append(torch.full_like(index, level))
     all_boxes = clip_boxes(torch.cat(boxes, dim=1), sizes)
     all_scores, all_levels = torch.cat(scores, dim=1), torch.cat(levels, dim=1)
-    keep = suppress(all_boxes, all_scores, all_levels, have_min_size(all_boxes, rule.min_size), rule.nms_overlap)
+    valid = have_min_size(all_boxes, rule.min_size)
+    if rule.min_score > 0:
+        valid &= all_scores >= rule.min_score
+    keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap)
     ranked = torch.where(keep, all_scores, -1.0)
     # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]

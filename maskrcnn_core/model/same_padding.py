@@ -4,8 +4,6 @@ The tutorial's advice for any backbone ("Use 'same' padding everywhere, preserve
 symmetric, as the convolutions of residual networks pad: (kernel - 1) / 2 on each side.
 """
 
-from collections.abc import Iterable
-
 import torch
 from timm.models.inception_v3 import InceptionB, InceptionD
 from torch import Tensor, nn
@@ -29,9 +27,10 @@ def pad_same(network: nn.Module) -> None:
             _pad_pool(module)
 
 
-def same_pads(kernel: Iterable[int], dilation: Iterable[int]) -> tuple[int, ...]:
-    """Padding of each axis that keeps a stride-1 layer's size, for odd kernels."""
-    return tuple(step * (size - 1) // 2 for size, step in zip(kernel, dilation, strict=True))
+def same_pads(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, int]:
+    """Padding of height and width that keeps a stride-1 layer's size, for odd kernels."""
+    (height, width), (down, across) = kernel, dilation
+    return down * (height - 1) // 2, across * (width - 1) // 2
 
 
 def _pad_pool(pool: nn.MaxPool2d | nn.AvgPool2d) -> None:

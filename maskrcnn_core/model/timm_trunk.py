@@ -163,7 +163,8 @@ def _features(model: str, pretrained: bool, **options: object) -> nn.Module:
 
 def _taps(model: str) -> tuple[int, ...]:
     """Indices of timm's feature maps at strides 4, 8, 16 and, where there is one, 32."""
-    reductions: Sequence[int] = [entry["reduction"] for entry in _features(model, False).feature_info.info]
+    info: Any = _features(model, False).feature_info
+    reductions: list[int] = [entry["reduction"] for entry in info.info]
     if not set(STRIDES[:3]) <= set(reductions):
         raise ConfigError(
             f"model.backbone.name: timm:{model} has feature maps at strides {reductions}, expected {list(STRIDES)}"
@@ -179,7 +180,7 @@ def _freeze_unused(trunk: TimmTrunk) -> None:
     was_training = trunk.training
     with torch.enable_grad():
         total = torch.stack([features.sum() for features in trunk.eval()(torch.zeros(1, 3, *_WHOLE_SIZE))]).sum()
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(total, parameters, allow_unused=True)
     trunk.train(was_training)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:

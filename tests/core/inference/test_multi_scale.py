@@ -193,10 +193,11 @@ class Reader:
         place = torch.arange(SIZE, dtype=torch.float32)
         return torch.stack((spots * (SIZE - place), spots * (place + 1)), dim=2)
 
-    def keypoints_of(self, heatmaps: Tensor, found: Detections) -> Tensor:
+    def keypoints_of(self, heatmaps: Tensor, found: Detections, max_side: int) -> Tensor:
         best = heatmaps.flatten(-2).argmax(dim=-1)  # [N, D, P]
         cells = torch.stack((best % SIZE, best // SIZE), dim=-1) + 0.5
         sides = found.boxes[..., 2:] - found.boxes[..., :2]
+        assert (sides <= max_side).all()
         xy = found.boxes[..., None, :2] + cells * sides[..., None, :] / SIZE
         return torch.cat((xy, torch.ones_like(xy[..., :1])), dim=-1)
 

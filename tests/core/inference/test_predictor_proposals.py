@@ -136,6 +136,22 @@ def test_a_model_without_an_rpn_detects_from_given_proposals(
         assert_same(one, other)
 
 
+def test_several_views_look_at_the_same_given_proposals(
+    images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path
+) -> None:
+    given = through_a_file(proposed, tmp_path)
+    settings = PredictorSettings(proposals="print", test_short_sides=(64, 96), test_flip=True)
+    records = predictor_of(settings).predict(images, given)
+    assert [record.status for record in records] == ["ok"] * 3
+    for record in records:
+        assert record.width is not None
+        assert 0 < len(record.detections) <= CONFIG.box_head.max_detections
+        assert max(found.bbox[0] + found.bbox[2] for found in record.detections) <= record.width + 1e-3
+    mirrored = predictor_of(replace(settings, test_short_sides=())).predict(images[:1], given[:1])[0]
+    plain = predictor_of(PredictorSettings(proposals="print")).predict(images[:1], given[:1])[0]
+    assert {found.bbox for found in mirrored.detections} != {found.bbox for found in plain.detections}
+
+
 def test_an_image_without_proposals_has_no_detections(images: list[bytes]) -> None:
     given = predictor_of(PredictorSettings(proposals="print"))
     nothing = ImageProposals(torch.zeros(0, 4), torch.zeros(0), (60, 90))

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_core.model import cpu_inference
+from maskrcnn_core.model.cpu_inference import BandedConv2d, use_cpu_convolutions
+from maskrcnn_core.model.winograd import WinogradConv2d
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 7, "padding": 3, "stride": 2, "bias": False},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": (3, 1), "padding": (1, 0), "groups": 2},
+        {"kernel_size": 5, "padding": 0},
+        {"kernel_size": 1, "stride": 2},
+    ],
+)
+@pytest.mark.parametrize("size", [(40, 31), (9, 7)])
+def test_in_bands_it_is_the_same(
+    settings: dict[str, object], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, **settings)  # type: ignore[arg-type]
+    x = torch.randn(2, 4, *size).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(cpu_inference, "_BAND_BYTES", 4 * 6 * size[1] * 3)  # about three rows
+    with torch.inference_mode():
+        torch.testing.assert_close(BandedConv2d(conv)(x), conv(x), rtol=1e-5, atol=1e-6)
+
+
+def test_which_convolutions_become_what() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 256, 7, stride=2, padding=3),
+        nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
+        nn.Conv2d(256, 256, 3, padding=1, stride=2),
+        nn.Conv2d(256, 64, 3, padding=1),
+        nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(64, 8, 2, stride=2),
+    )
+    x = torch.randn(1, 3, 40, 52)
+    with torch.inference_mode():
+        wanted = network(x)
+        use_cpu_convolutions(network)
+        got = network(x)
+    kinds = [type(module) for module in network.modules() if not list(module.children())]
+    assert kinds == [BandedConv2d, WinogradConv2d, nn.ReLU, BandedConv2d, BandedConv2d, nn.Conv2d, nn.ConvTranspose2d]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
