@@ -24,7 +24,7 @@ def run(settings: ConvertRun) -> int:
         settings.source,
         settings.output,
         categories=categories,
-        norm_eps=settings.norm_eps,
+        norm_eps=settings.norm_eps or None,
         source_config=settings.source_config,
     )
     parts = [config.backbone.name, config.pyramid.kind]

@@ -40,7 +40,7 @@ class InputConfig:
     resize: Literal["float", "antialias"] = "float"
     """float = bilinear on unrounded values (torchvision); antialias = 8-bit bilinear with PIL's filter (detectron2)."""
     divisor: int = 32
-    """Batches are padded to a multiple of this, pixels; at least the coarsest backbone stride."""
+    """Batches are padded to a multiple of this, pixels; 1 = only to the largest image (detectron2's C4 and DC5)."""
 
     def __post_init__(self) -> None:
         require_positive("model.input.short_side", self.short_side)
@@ -52,10 +52,10 @@ class InputConfig:
         )
         require(all(s > 0 for s in self.std), "model.input.std", self.std, "numbers above 0")
         require(
-            self.divisor > 0 and self.divisor % 32 == 0,
+            self.divisor == 1 or (self.divisor > 0 and self.divisor % 32 == 0),
             "model.input.divisor",
             self.divisor,
-            "a positive multiple of 32",
+            "a positive multiple of 32, or 1 for no padding",
         )
 
 
@@ -177,6 +177,8 @@ class RPNConfig:
     """Proposals kept per image after NMS, inference."""
     nms_overlap: float = 0.7
     """IoU above which the weaker of two proposals of one level is dropped."""
+    min_score: float = 0.0
+    """Proposals less probable than this are dropped."""
     min_size: float = 1e-3
     """Proposals with a side shorter than this are dropped, input pixels."""
     box_loss: Literal["smooth_l1", "giou", "ciou"] = "smooth_l1"
@@ -187,7 +189,7 @@ class RPNConfig:
     def __post_init__(self) -> None:
         for name in ("convs", "batch_size", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
             require_positive(f"model.rpn.{name}", getattr(self, name))
-        for name in ("positive_overlap", "negative_overlap", "positive_fraction", "nms_overlap"):
+        for name in ("positive_overlap", "negative_overlap", "positive_fraction", "nms_overlap", "min_score"):
             require_fraction(f"model.rpn.{name}", getattr(self, name))
         require(
             self.negative_overlap <= self.positive_overlap,

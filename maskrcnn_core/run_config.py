@@ -129,9 +129,9 @@ class LabelConfig:
     exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
     """Turn images by their EXIF tag; auto = ignore where the source is COCO json (its ground truth is unturned)."""
     min_score: float | None = None
-    """Drop detections below this score; null = as in the checkpoint."""
+    """Drop detections (or proposals) below this score; null = as in the checkpoint."""
     max_detections: int | None = None
-    """Detections kept per image; null = as in the checkpoint."""
+    """Detections (or proposals) kept per image; null = as in the checkpoint."""
     record: Literal["detections", "proposals"] = "detections"
     """What a row holds: detections, or the RPN's proposals to train and detect from."""
     test_short_sides: tuple[int, ...] = ()
@@ -182,11 +182,19 @@ class EvaluateConfig:
 
     max_detections: int = 100
     """Best detections of an image and category that count (COCO: 100)."""
+    keypoint_sigmas: tuple[float, ...] = ()
+    """Spread of each keypoint's annotation as a share of the object's scale; empty = COCO's, for its 17 keypoints."""
     engine: Literal["hotcoco", "pycocotools"] = "hotcoco"
     """hotcoco = compiled, bit-equal to pycocotools (tests hold it so); pycocotools = the reference itself."""
 
     def __post_init__(self) -> None:
         require(self.max_detections >= 10, "evaluate.max_detections", self.max_detections, "at least 10")
+        require(
+            all(sigma > 0 for sigma in self.keypoint_sigmas),
+            "evaluate.keypoint_sigmas",
+            self.keypoint_sigmas,
+            "numbers above 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -196,7 +204,8 @@ class TrainRun:
     output: str
     """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration."""
     init: str | None = None
-    """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh."""
+    """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
+    several, separated by commas, the first that has a weight gives it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Detector."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -246,7 +255,8 @@ class ConvertRun:
     """Turn another framework's checkpoint file into a checkpoint folder with that framework's conventions."""
 
     source: str
-    """torchvision .pth file: the state dict of maskrcnn_resnet50_fpn (or another ResNet-FPN Mask R-CNN)."""
+    """.pth or .pkl file of torchvision (Mask, Keypoint and Faster R-CNN), detectron2 (C4, DC5, FPN; masks, keypoints,
+    boxes, RPN) or mmdetection (Mask and Faster R-CNN with FPN)."""
     output: str
     """Checkpoint folder to write."""
     annotations: str | None = None
@@ -255,7 +265,7 @@ class ConvertRun:
     """The source framework's own name of the model's configuration, where the file alone can't tell
     (COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x, COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x, ...)."""
     norm_eps: float = 0.0
-    """Epsilon of the source's batch norms: 0 for released COCO weights, 1e-5 for models trained otherwise."""
+    """Epsilon of the source's batch norms; 0 = the source framework's own (torchvision's released weights: none)."""
 
     def __post_init__(self) -> None:
         require_not_negative("norm_eps", self.norm_eps)

@@ -79,7 +79,13 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
     settings = run.evaluate
     try:
         _require_polygons(annotations)
-        scores = evaluate_coco(annotations, labels, max_detections=settings.max_detections, engine=settings.engine)
+        scores = evaluate_coco(
+            annotations,
+            labels,
+            max_detections=settings.max_detections,
+            engine=settings.engine,
+            keypoint_sigmas=settings.keypoint_sigmas or None,
+        )
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
     summary = EvaluationSummary(run, scores, tuple(sorted(set(labels.column("model").to_pylist()))))

@@ -27,7 +27,7 @@ from maskrcnn_core.inference.results import ImageResult
 from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint, with_overrides
 from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.cpu_inference import use_cpu_convolutions
+from maskrcnn_core.model.cpu_inference import use_cpu_layers
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
@@ -81,8 +81,8 @@ class Predictor:
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
         self._device = torch.device(self.settings.device)
         fold(detector)
-        if self.settings.cpu_convolutions and self._device.type == "cpu" and self.settings.precision == "float32":
-            use_cpu_convolutions(detector)
+        if self.settings.cpu_layers and self._device.type == "cpu" and self.settings.precision == "float32":
+            use_cpu_layers(detector)
         detector.detection = replace(
             detector.detection,
             min_score=self.config.box_head.min_score,

@@ -9,7 +9,7 @@ from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
-_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_convolutions")
+_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_layers")
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
 
@@ -31,7 +31,7 @@ class PredictorSettings:
         record: what is asked of the detector, `detections` or the RPN's `proposals`; then `min_score` and
             `max_detections` are of proposals.
         proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
-        cpu_convolutions: in float32 on a CPU, convolutions with fewer multiplications and reused memory
+        cpu_layers: in float32 on a CPU, layers with fewer multiplications and reused memory
             (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
     """
 
@@ -46,7 +46,7 @@ class PredictorSettings:
     test_flip: bool = False
     record: Literal["detections", "proposals"] = "detections"
     proposals: str = ""
-    cpu_convolutions: bool = True
+    cpu_layers: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))

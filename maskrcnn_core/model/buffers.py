@@ -4,7 +4,6 @@ libc maps every block above 32 MB from the system and gives it back when it is f
 costs a fault, which for a feature map of 70 MB takes about as long as the convolution that fills it.
 """
 
-import ctypes
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,9 +14,6 @@ import torch
 from torch import Tensor
 
 _LARGE = 1 << 20
-# malloc.h of glibc
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 _probe = [np.empty(1)]
 _FREE = sys.getrefcount(_probe[0])  # of an array that only a list holds
 
@@ -74,17 +70,3 @@ class BufferPool:
 
 
 POOL = BufferPool()
-
-
-def keep_freed_memory() -> None:
-    """Let libc keep freed blocks that are smaller than those it maps one by one, up to 512 MB of them.
-
-    By default glibc returns the top of its heap whenever a few dozen megabytes of it are free, to fetch them again for
-    the next feature map. For the whole process; nothing happens where libc is another.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 512 << 20)

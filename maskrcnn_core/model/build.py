@@ -178,4 +178,4 @@ def _keypoint_labels(config: ModelConfig) -> tuple[int, ...]:
 
 
 def _proposal_rule(config: ModelConfig, pre_nms: int, post_nms: int) -> ProposalRule:
-    return ProposalRule(pre_nms, post_nms, config.rpn.nms_overlap, config.rpn.min_size)
+    return ProposalRule(pre_nms, post_nms, config.rpn.nms_overlap, config.rpn.min_size, min_score=config.rpn.min_score)

@@ -1,20 +1,24 @@
-"""A detector's convolutions for inference in float32 on a CPU: same weights, less time.
+"""A detector's layers for inference in float32 on a CPU: same weights, less time.
 
 Wide 3x3 convolutions become Winograd's; the others are computed in bands of rows, so that no result is larger than what
-libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why).
+libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). The weights of large fully connected
+layers are brought into oneDNN's order once instead of at every call.
 """
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.model.buffers import POOL, keep_freed_memory
+from maskrcnn_core.model.buffers import POOL
 from maskrcnn_core.model.winograd import WinogradConv2d
 
-_BAND_BYTES = 16 << 20
+_BAND_BYTES = 6 << 20
 # Narrower ones spend their time in the transforms, wider ones in reading the transformed kernel.
 _WINOGRAD_CHANNELS = range(192, 385)
+_LARGE_LINEAR = 1 << 20
+_TYPICAL_ROWS = 250
 
 
 class BandedConv2d(nn.Module):
@@ -61,22 +65,46 @@ class BandedConv2d(nn.Module):
         return functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
-def use_cpu_convolutions(network: nn.Module) -> None:
-    """Replace, in place, the convolutions of a network for inference in float32 on a CPU.
+class PackedLinear(nn.Module):
+    """A fully connected layer with its weights in oneDNN's own order (1000 regions x 12544 -> 1024: 75 against 190 ms
+    on 2 cores).
 
-    Also tells libc to keep freed memory (`keep_freed_memory`).
+    The operators are those that torch's own compiler uses; `pack` says whether this torch has them.
     """
-    keep_freed_memory()
-    _replace_in(network)
+
+    def __init__(self, packed: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self._packed = packed  # no buffer: it has no storage that could be saved or moved
+        self.bias = bias
+
+    @staticmethod
+    def pack(layer: nn.Linear) -> nn.Module:
+        """The layer packed, or as it is where torch or the processor can't."""
+        bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _TYPICAL_ROWS)
+            one = PackedLinear(packed, bias)
+            one(layer.weight.new_zeros(1, layer.in_features))
+        except (AttributeError, RuntimeError):
+            return layer
+        return one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C_in] -> [R, C_out]."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return output
 
 
-def _replace_in(network: nn.Module) -> None:
+def use_cpu_layers(network: nn.Module) -> None:
+    """Replace, in place, the layers of a network for inference in float32 on a CPU."""
     for name, child in list(network.named_children()):
-        # Only the plain class: a subclass may pad by itself or standardise its weights.
+        # Only the plain classes: a subclass may pad by itself or standardise its weights.
         if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
             setattr(network, name, _replacement(child))
+        elif type(child) is nn.Linear and child.in_features * child.out_features >= _LARGE_LINEAR:
+            setattr(network, name, PackedLinear.pack(child))
         else:
-            _replace_in(child)
+            use_cpu_layers(child)
 
 
 def _replacement(conv: nn.Conv2d) -> nn.Module:

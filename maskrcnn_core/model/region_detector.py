@@ -28,7 +28,7 @@ from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
 # Regions and masks that a head computes at once on a CPU: no intermediate result then is larger than what the
 # allocator keeps for reuse (`buffers.py`).
-_REGIONS_AT_ONCE = 500
+_REGIONS_AT_ONCE = 250
 _MASKS_AT_ONCE = 25
 
 
@@ -260,7 +260,7 @@ class RegionDetector(nn.Module):
         points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows], max_side=max_side)
         points = torch.where(wanted[rows, None, None], points, 0.0)
         keypoints = points.new_zeros(len(wanted), *points.shape[1:]).index_copy(0, rows, points)
-        return keypoints.unflatten(0, found.scores.shape)
+        return keypoints.view(*found.scores.shape, *points.shape[1:])
 
     def _cut(self, maps: list[Tensor], boxes: Tensor, image_index: Tensor, transform: RoITransform | None) -> Tensor:
         """Features of regions as the heads see them: [R, 4], [R] -> [R, C, S, S]."""

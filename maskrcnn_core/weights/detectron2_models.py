@@ -154,6 +154,7 @@ def detectron2_conventions(form: Architecture) -> ModelConfig:
             channels="bgr",
             scale="byte",
             resize="antialias",
+            divisor=32 if pyramid else 1,
         ),
         backbone=BackboneConfig(name=form.network, pretrained=False, frozen_stages=2, stride_in_1x1=not resnext),
         pyramid=PyramidConfig(kind=form.pyramid),

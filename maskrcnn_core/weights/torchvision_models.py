@@ -130,7 +130,7 @@ def torchvision_conventions(form: Architecture) -> ModelConfig:
         backbone=BackboneConfig(name=form.network, pretrained=False, frozen_stages=2),
         pyramid=PyramidConfig(levels=_MOBILENET_LEVELS if mobile else _RESNET_LEVELS),
         anchors=AnchorConfig(sizes=_ANCHOR_SIZES, rounded=True, fitted_strides=True, every_level=mobile),
-        rpn=RPNConfig(post_nms_train=2000),
+        rpn=RPNConfig(post_nms_train=2000, min_score=0.05 if mobile else 0.0),
         roi=RoIConfig(aligned=False),
         mask_head=MaskHeadConfig(paste="torchvision"),
         keypoint_head=KeypointHeadConfig(decode="torchvision"),

@@ -37,10 +37,10 @@ from jobs import evaluate, label, train
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
-    PyramidConfig,
     InputConfig,
     MaskHeadConfig,
     ModelConfig,
+    PyramidConfig,
     RPNConfig,
 )
 from maskrcnn_core.data.generated import CATEGORIES, generate_dataset

@@ -1,6 +1,8 @@
 """From torchvision's file to labels: what `jobs.convert` writes is loaded and compared with torchvision's answer."""
 
 import json
+import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from maskrcnn_core.data.generated import generate_picture
 from maskrcnn_core.inference.predictor import Predictor, PredictorSettings, describe_checkpoint
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import load_checkpoint
+from tests.core.weights.synthetic_models import detectron2_state
 
 NUM_CLASSES = 3
 SIDE = 96
@@ -174,3 +177,48 @@ def test_names_that_are_no_json(source: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "names.json").write_text("person, cat")
     arguments = ["--source", str(source), "--annotations", str(tmp_path / "names.json")]
     assert f"{tmp_path}/names.json: not JSON" in refused(arguments, tmp_path / "checkpoint", capsys)
+
+
+@pytest.fixture(scope="module")
+def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as detectron2's model zoo has them."""
+    path = tmp_path_factory.mktemp("zoo") / "model_final.pkl"
+    arrays = {key: value.numpy() for key, value in detectron2_state(num_classes=2, device="cpu").items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+    return path
+
+
+def test_a_file_of_detectron2(zoo_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "checkpoint")
+    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
+    assert main(["--source", str(zoo_file), "--output", output, "--source_config", name]) == 0
+    assert f"checkpoint: {output} (resnet50, fpn, boxes, masks; 2 categories)" in capsys.readouterr().out
+    config, _ = load_checkpoint(output)
+    assert config.backbone.stride_in_1x1
+    assert config.input.resize == "antialias"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x", "it says pyramid c4 (the keys: fpn)"),
+        ("mask_rcnn", "source_config: got 'mask_rcnn', expected the name of"),
+    ],
+)
+def test_a_source_config_that_does_not_fit(
+    name: str, expected: str, zoo_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["--source", str(zoo_file), "--source_config", name], tmp_path / "checkpoint", capsys)
+    assert expected in line
+
+
+def test_a_malicious_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Malice:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"model": {"weight": np.zeros(2), "other": [Malice()]}}))
+    line = refused(["--source", str(path)], tmp_path / "checkpoint", capsys)
+    assert "refused, it names posix.mkdir" in line
+    assert os.listdir(tmp_path) == ["bad.pkl"]

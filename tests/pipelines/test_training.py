@@ -15,10 +15,10 @@ from PIL import Image
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
-    PyramidConfig,
     InputConfig,
     MaskHeadConfig,
     ModelConfig,
+    PyramidConfig,
     RoIConfig,
     RPNConfig,
 )

@@ -3,7 +3,7 @@ import threading
 
 import torch
 
-from maskrcnn_core.model.buffers import BufferPool, keep_freed_memory
+from maskrcnn_core.model.buffers import BufferPool
 
 LARGE = (1024, 1024)  # 4 MB
 
@@ -68,9 +68,3 @@ def test_threads_never_share_a_block() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-def test_keeping_freed_memory_can_be_asked_for_again() -> None:
-    keep_freed_memory()
-    keep_freed_memory()
-    assert float(torch.ones(1000, 1000).sum()) == 1e6

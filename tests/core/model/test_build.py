@@ -10,9 +10,9 @@ from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
     Category,
-    PyramidConfig,
     MaskHeadConfig,
     ModelConfig,
+    PyramidConfig,
     RoIConfig,
     RPNConfig,
 )

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from maskrcnn_core.model import cpu_inference
-from maskrcnn_core.model.cpu_inference import BandedConv2d, use_cpu_convolutions
+from maskrcnn_core.model.cpu_inference import BandedConv2d, PackedLinear, use_cpu_layers
 from maskrcnn_core.model.winograd import WinogradConv2d
 
 
@@ -44,8 +44,30 @@ def test_which_convolutions_become_what() -> None:
     x = torch.randn(1, 3, 40, 52)
     with torch.inference_mode():
         wanted = network(x)
-        use_cpu_convolutions(network)
+        use_cpu_layers(network)
         got = network(x)
     kinds = [type(module) for module in network.modules() if not list(module.children())]
     assert kinds == [BandedConv2d, WinogradConv2d, nn.ReLU, BandedConv2d, BandedConv2d, nn.Conv2d, nn.ConvTranspose2d]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_layer_is_the_same() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2048, 600), nn.Linear(600, 8))
+    x = torch.randn(70, 2048)
+    with torch.inference_mode():
+        wanted = network(x)
+        use_cpu_layers(network)
+        torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-5)
+        assert network(x[:0]).shape == (0, 8)
+    assert type(network[1]) is nn.Linear
+    assert isinstance(network[0], PackedLinear | nn.Linear)
+
+
+def test_a_torch_without_the_operators_keeps_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing)
+    layer = nn.Linear(4, 3)
+    assert PackedLinear.pack(layer) is layer

@@ -72,6 +72,16 @@ def test_images_have_their_own_counts_and_small_boxes_go() -> None:
     assert not nothing.valid.any()
 
 
+def test_proposals_of_low_objectness_go_before_nms() -> None:
+    """A probability of 0.05 is a logit of -2.94; the rule of torchvision's MobileNet models."""
+    anchors, deltas = [boxes_at((0, 0), (20, 0), (40, 0))], [torch.zeros(2, 3, 4)]
+    logits = [torch.tensor([[-2.9, -3.0, 1.0], [-9.0, -9.0, -9.0]])]
+    rule = ProposalRule(10, 10, 0.7, 1e-3, min_score=0.05)
+    found = propose(logits, deltas, anchors, torch.tensor([[100, 100], [100, 100]]), rule)
+    assert found.count.tolist() == [2, 0]
+    assert found.boxes[0, :, 0].tolist() == [40, 0]
+
+
 def test_proposals_are_a_slow_reference() -> None:
     torch.manual_seed(0)
     anchors = []

@@ -78,7 +78,7 @@ def peer_model(name: str, **settings: object) -> nn.Module:
         heads = model.roi_heads
         layers = [(model.rpn.head.cls_logits, 8.0), (model.rpn.head.bbox_pred, 5.0)]
         # MobileNet's features come out small with random weights.
-        factor = 1500.0 if "mobilenet" in name else 30.0
+        factor = 300.0 if "mobilenet" in name else 30.0
         layers += [(heads.box_predictor.cls_score, factor), (heads.box_predictor.bbox_pred, 5.0)]
         if heads.has_mask():
             layers.append((heads.mask_predictor.mask_fcn_logits, 5.0))
@@ -115,9 +115,6 @@ def ours(peer: nn.Module) -> tuple[ModelConfig, RegionDetector]:
     )
     detector = build_detector(config, load_pretrained=False)
     detector.load_state_dict(state, strict=True)
-    if config.anchors.every_level:
-        detector.test_proposals = replace(detector.test_proposals, min_score=0.05)
-        detector.train_proposals = replace(detector.train_proposals, min_score=0.05)
     return config, detector.eval()
 
 

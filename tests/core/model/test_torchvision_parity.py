@@ -69,7 +69,9 @@ def test_trunk_and_rpn_outputs(
         assert (theirs.tensors - batch.pixels).abs().max() < 1e-5
         their_pyramid = list(reference.backbone(theirs.tensors).values())
         their_logits, their_deltas = reference.rpn.head(their_pyramid)
-        pyramid, logits, deltas, _ = detector._dense(batch)
+        pyramid = detector.features(batch).maps
+        assert detector.rpn_head is not None
+        logits, deltas = detector.rpn_head(pyramid)
         for got, expected in zip(pyramid, their_pyramid, strict=True):
             assert relative_error(got, expected) < 1e-4
         for got, expected in zip(logits, their_logits, strict=True):
