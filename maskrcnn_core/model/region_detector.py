@@ -301,6 +301,9 @@ class RegionDetector(nn.Module):
             smooth_l1_beta=self.roi_loss.smooth_l1_beta,
             box_loss=self.roi_loss.box_loss,
         )
+        if self.rpn_head is None:
+            # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all of them.
+            losses["roi_class"] = losses["roi_class"] + 0.0 * torch.stack([level.sum() for level in maps]).sum()
         front = _PositiveRegions(samples, image_index)
         if self.mask_head is not None:
             assert self.mask_transform is not None

@@ -251,8 +251,14 @@ def check_round_trip(detector: RegionDetector, combination: Combination, folder:
     assert all(torch.equal(loaded[name], value) for name, value in detector.state_dict().items())
 
 
+def refused(combination: Combination) -> bool:
+    """Their C5 is a pool alone: there is nothing to dilate."""
+    return combination.pyramid == "dc5" and combination.trunk.startswith(("alexnet", "vgg"))
+
+
 def check(combination: Combination, folder: Path) -> None:
     detector = build(combination)
+    assert (detector is None) == refused(combination)
     if detector is None:
         return
     check_training(detector, combination)
@@ -301,8 +307,3 @@ REFUSED = (
 def test_what_is_not_allowed_says_so(combination: Combination) -> None:
     with pytest.raises(ConfigError, match=r"model\.pyramid\.kind: got dc5"):
         build_detector(combination.config(), load_pretrained=False)
-
-
-def test_all_but_a_few_combinations_are_allowed() -> None:
-    refused = [str(c) for c in trunks_and_pyramids() if build(c) is None]
-    assert len(refused) <= 8, refused
