@@ -82,6 +82,7 @@ class Combination:
                 transform=any_transform,
                 reduction="max" if detail == "max" else "average",
                 sampling_ratio=0 if detail == "adaptive" else 2,
+                canonical_size=32.0,
                 batch_size=16,
                 box_resolution=4,
                 mask_resolution=4,
