@@ -5,28 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskrcnn_core.config import COCO_KEYPOINTS
 from maskrcnn_core.data.shapes import Color, Figure, Floats, Part, capsule, disc
 
-PERSON_KEYPOINTS = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-"""COCO's keypoints of a person, in order. Left and right are the person's own."""
+PERSON_KEYPOINTS = COCO_KEYPOINTS
+"""In this order. Left and right are the person's own."""
 
 PERSON_SKELETON = (
     (16, 14),

@@ -130,7 +130,6 @@ def _heads(config: ModelConfig, pyramid: Pyramid, stage: RegionStage | None) -> 
             else None
         ),
         keypoint_labels=_keypoint_labels(config) if keypoints else (),
-        keypoint_rule=config.keypoint_head.decode,
     )
 
 

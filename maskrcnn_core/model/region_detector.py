@@ -4,7 +4,6 @@ Training and inference share the parts but no branches: `forward` gives losses, 
 `detect` are methods of their own, for those who put several looks at an image together.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.keypoints import KeypointRule, decode_heatmaps
+from maskrcnn_core.keypoints import decode_heatmaps
 from maskrcnn_core.model.anchors import AnchorRule, pyramid_anchors
 from maskrcnn_core.model.backbones import Trunk
 from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_and_regions
@@ -21,15 +20,23 @@ from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.mask_head import MaskHead, MaskMLP, mask_loss, mask_probabilities, mask_targets
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.pyramids import Pyramid
+from maskrcnn_core.model.region_rows import (
+    REGIONS_AT_ONCE,
+    PositiveRegions,
+    image_index_of,
+    in_pieces,
+    in_slots,
+    rows_to_compute,
+)
 from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
-# Regions and masks that a head computes at once on a CPU: no intermediate result then is larger than what the
-# allocator keeps for reuse (`buffers.py`).
-_REGIONS_AT_ONCE = 250
-_MASKS_AT_ONCE = 25
+_NO_PROPOSALS = (
+    "model.rpn.enabled: is false, so this detector makes no proposals, and none are given; expected "
+    "data.train.proposals for training, --proposals for jobs.label, or the argument `proposals`"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,6 @@ class RegionHeads:
         masks_on_proposals: predict masks on the proposals of the detections instead of their refined boxes.
         keypoint_transform, keypoint_head: keypoints, or None.
         keypoint_labels: labels whose objects have keypoints.
-        keypoint_rule: where in its cell a heatmap's maximum lies.
     """
 
     box_transform: RoITransform
@@ -70,7 +76,6 @@ class RegionHeads:
     keypoint_transform: RoITransform | None = None
     keypoint_head: KeypointHead | None = None
     keypoint_labels: tuple[int, ...] = ()
-    keypoint_rule: KeypointRule = "exact"
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,6 @@ class RegionDetector(nn.Module):
         self.masks_on_proposals = heads is not None and heads.masks_on_proposals
         self.keypoint_transform = heads.keypoint_transform if heads else None
         self.keypoint_head = heads.keypoint_head if heads else None
-        self.keypoint_rule: KeypointRule = heads.keypoint_rule if heads else "exact"
         has_keypoints = torch.zeros(num_classes + 1, dtype=torch.bool)
         has_keypoints[list(heads.keypoint_labels if heads else ())] = True
         self.register_buffer("has_keypoints", has_keypoints, persistent=False)
@@ -201,7 +205,7 @@ class RegionDetector(nn.Module):
             proposals = self._propose(features)
         proposals = _given(proposals)
         num_images, num_regions = proposals.scores.shape
-        image_index = _image_index(proposals.scores)
+        image_index = image_index_of(proposals.scores)
 
         def compute(boxes: Tensor, images: Tensor) -> tuple[Tensor, ...]:
             assert self.box_head is not None
@@ -209,7 +213,7 @@ class RegionDetector(nn.Module):
             return outputs
 
         boxes = proposals.boxes.flatten(0, 1)
-        class_logits, box_deltas = _in_pieces(compute, _REGIONS_AT_ONCE, boxes, image_index.flatten())
+        class_logits, box_deltas = in_pieces(compute, REGIONS_AT_ONCE, boxes, image_index.flatten())
         found, regions = detections_and_regions(
             class_logits.unflatten(0, (num_images, num_regions)),
             box_deltas.unflatten(0, (num_images, num_regions)),
@@ -235,7 +239,7 @@ class RegionDetector(nn.Module):
             cut = self._cut(features.maps, boxes, images, self.mask_transform)
             return (mask_probabilities(self.mask_head(cut, labels)),)
 
-        return _in_slots(compute, found.valid, boxes, found.labels)
+        return in_slots(compute, found.valid, boxes, found.labels)
 
     @torch.no_grad()
     def heatmaps_on(self, features: ImageFeatures, found: Detections) -> Tensor | None:
@@ -249,14 +253,14 @@ class RegionDetector(nn.Module):
             heatmaps: Tensor = self.keypoint_head(self._cut(features.maps, boxes, images, self.keypoint_transform))
             return (full_precision(heatmaps),)
 
-        return _in_slots(compute, found.valid & self.has_keypoints[found.labels], found.boxes, found.labels)
+        return in_slots(compute, found.valid & self.has_keypoints[found.labels], found.boxes, found.labels)
 
     @torch.no_grad()
     def keypoints_of(self, heatmaps: Tensor, found: Detections, max_side: int) -> Tensor:
         """[N, D, P, 3] keypoints (x, y, score) in the frame of `found`, of `heatmaps_on`; no box is longer than
         `max_side` pixels."""
         wanted = (found.valid & self.has_keypoints[found.labels]).flatten()
-        rows = _rows_to_compute(wanted)
+        rows = rows_to_compute(wanted)
         points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows], max_side=max_side)
         points = torch.where(wanted[rows, None, None], points, 0.0)
         keypoints = points.new_zeros(len(wanted), *points.shape[1:]).index_copy(0, rows, points)
@@ -272,7 +276,7 @@ class RegionDetector(nn.Module):
 
     def _propose(self, features: ImageFeatures) -> Proposals:
         if self.rpn_head is None:
-            raise ConfigError("model.rpn.enabled is false: this detector makes no proposals, give them")
+            raise ConfigError(_NO_PROPOSALS)
         logits, deltas = self.rpn_head(features.maps)
         return propose(logits, deltas, self._grid(features), features.input_sizes, self.test_proposals)
 
@@ -290,7 +294,7 @@ class RegionDetector(nn.Module):
         assert self.box_head is not None
         with torch.no_grad():
             samples = self._sample_regions(proposals, targets)
-        image_index = _image_index(samples.labels)
+        image_index = image_index_of(samples.labels)
         regions = self._cut(maps, samples.boxes.flatten(0, 1), image_index.flatten(), self.box_transform)
         class_logits, box_deltas = self.box_head(regions)
         losses = box_losses(
@@ -304,7 +308,7 @@ class RegionDetector(nn.Module):
         if self.rpn_head is None:
             # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all of them.
             losses["roi_class"] = losses["roi_class"] + 0.0 * torch.stack([level.sum() for level in maps]).sum()
-        front = _PositiveRegions(samples, image_index)
+        front = PositiveRegions(samples, image_index)
         if self.mask_head is not None:
             assert self.mask_transform is not None
             assert self.box_transform is not None
@@ -350,7 +354,7 @@ class RegionDetector(nn.Module):
             max_positives=samples.max_positives,
         )
 
-    def _mask_loss(self, regions: Tensor, front: "_PositiveRegions", targets: Targets) -> Tensor:
+    def _mask_loss(self, regions: Tensor, front: PositiveRegions, targets: Targets) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_transform is not None
         output = self.mask_head(regions, front.labels)
@@ -366,7 +370,7 @@ class RegionDetector(nn.Module):
             wanted = (wanted >= 0.5).to(wanted.dtype)
         return mask_loss(output, wanted, front.positive)
 
-    def _keypoint_loss(self, regions: Tensor, front: "_PositiveRegions", targets: Targets) -> Tensor:
+    def _keypoint_loss(self, regions: Tensor, front: PositiveRegions, targets: Targets) -> Tensor:
         assert self.keypoint_head is not None
         heatmaps = self.keypoint_head(regions)
         learned = front.positive & self.has_keypoints[front.labels]
@@ -376,64 +380,10 @@ class RegionDetector(nn.Module):
         return self.roi_loss.keypoint_loss_weight * keypoint_loss(heatmaps, cells, counted)
 
 
-class _PositiveRegions:
-    """The sampled regions that masks and keypoints learn on: on a CPU the positives, on a GPU all slots that positives
-    may fill.
-
-    Attributes:
-        slots: [R] int64, place among the N * S sampled regions.
-        boxes: [R, 4]; images, labels, objects: [R] int64, of each; the label of a negative is 0.
-        positive: [R] bool.
-    """
-
-    def __init__(self, samples: RoISamples, image_index: Tensor) -> None:
-        front = slice(0, max(samples.max_positives, 1))
-        positive = samples.positive[:, front].flatten()
-        rows = _rows_to_compute(positive)
-        all_slots = torch.arange(samples.labels.numel(), device=rows.device).view(samples.labels.shape)
-        self.slots = all_slots[:, front].flatten()[rows]
-        self.boxes = samples.boxes[:, front].flatten(0, 1)[rows]
-        self.images = image_index[:, front].flatten()[rows]
-        self.labels = torch.where(positive, samples.labels[:, front].flatten(), 0)[rows]
-        self.objects = samples.objects[:, front].flatten()[rows]
-        self.positive = positive[rows]
-
-
 def _given(proposals: Proposals | None) -> Proposals:
     if proposals is None:
-        raise ConfigError("model.rpn.enabled is false: this detector makes no proposals, give them")
+        raise ConfigError(_NO_PROPOSALS)
     return proposals
-
-
-def _image_index(slots: Tensor) -> Tensor:
-    """[N, S] any -> [N, S] int64, the image of each slot."""
-    return torch.arange(len(slots), device=slots.device)[:, None].expand(slots.shape)
-
-
-def _in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions: Tensor) -> tuple[Tensor, ...]:
-    """`compute` on all regions; on a CPU in pieces of `at_once`, put together again."""
-    if regions[0].is_cuda or len(regions[0]) <= at_once:
-        return compute(*regions)
-    pieces = [compute(*piece) for piece in zip(*(part.split(at_once) for part in regions), strict=True)]
-    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
-
-
-def _in_slots(compute: Callable[..., tuple[Tensor, ...]], wanted: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-    """What a head computes for the wanted detections, [N, D, ...], zero in the other slots.
-
-    Args:
-        compute: boxes [R, 4], images [R], labels [R] -> ([R, ...],).
-        wanted: [N, D] bool; boxes: [N, D, 4]; labels: [N, D].
-    """
-    rows = _rows_to_compute(wanted.flatten())
-    images = _image_index(wanted).flatten()[rows]
-    (drawn,) = _in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
-    if wanted.is_cuda:
-        kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))
-        drawn = torch.where(kept, drawn, 0.0)
-    else:
-        drawn = drawn.new_zeros(wanted.numel(), *drawn.shape[1:]).index_copy(0, rows, drawn)
-    return drawn.view(*wanted.shape, *drawn.shape[1:])
 
 
 def _with_a_slot(targets: Targets) -> Targets:
@@ -454,10 +404,3 @@ def _with_a_slot(targets: Targets) -> Targets:
         crowd=functional.pad(targets.crowd, (0, 1)),
         **padded,
     )
-
-
-def _rows_to_compute(wanted: Tensor) -> Tensor:
-    """Rows that a head computes: all on a GPU, where asking for a count would stall it; else the wanted."""
-    if wanted.is_cuda:
-        return torch.arange(len(wanted), device=wanted.device)
-    return wanted.nonzero()[:, 0]

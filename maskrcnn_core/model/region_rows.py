@@ -1,0 +1,85 @@
+"""Which rows of padded regions a head computes, in what pieces, and how its results come back to their slots.
+
+On a GPU every slot is computed, since asking how many are real would stall it; on a CPU only the real ones, in pieces.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from maskrcnn_core.model.box_head import RoISamples
+
+# Regions and masks that a head computes at once on a CPU: no intermediate result then is larger than what the
+# allocator keeps for reuse (`buffers.py`).
+REGIONS_AT_ONCE = 250
+_MASKS_AT_ONCE = 25
+
+
+class PositiveRegions:
+    """The sampled regions that masks and keypoints learn on: on a CPU the positives, on a GPU all slots that positives
+    may fill.
+
+    Attributes:
+        slots: [R] int64, place among the N * S sampled regions.
+        boxes: [R, 4]; images, labels, objects: [R] int64, of each; the label of a negative is 0.
+        positive: [R] bool.
+    """
+
+    def __init__(self, samples: RoISamples, image_index: Tensor) -> None:
+        front = slice(0, max(samples.max_positives, 1))
+        positive = samples.positive[:, front].flatten()
+        rows = rows_to_compute(positive)
+        all_slots = torch.arange(samples.labels.numel(), device=rows.device).view(samples.labels.shape)
+        self.slots = all_slots[:, front].flatten()[rows]
+        self.boxes = samples.boxes[:, front].flatten(0, 1)[rows]
+        self.images = image_index[:, front].flatten()[rows]
+        self.labels = torch.where(positive, samples.labels[:, front].flatten(), 0)[rows]
+        self.objects = samples.objects[:, front].flatten()[rows]
+        self.positive = positive[rows]
+
+
+def image_index_of(slots: Tensor) -> Tensor:
+    """[N, S] any -> [N, S] int64, the image of each slot."""
+    return torch.arange(len(slots), device=slots.device)[:, None].expand(slots.shape)
+
+
+def in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions: Tensor) -> tuple[Tensor, ...]:
+    """`compute` on all regions; on a CPU in pieces of `at_once`, put together again.
+
+    Args:
+        compute: [R', ...] of each of `regions` -> some tensors [R', ...].
+        regions: each [R, ...].
+
+    Returns:
+        The same tensors for all R.
+    """
+    if regions[0].is_cuda or len(regions[0]) <= at_once:
+        return compute(*regions)
+    pieces = [compute(*piece) for piece in zip(*(part.split(at_once) for part in regions), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def in_slots(compute: Callable[..., tuple[Tensor, ...]], wanted: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """What a head computes for the wanted detections, [N, D, ...], zero in the other slots.
+
+    Args:
+        compute: boxes [R, 4], images [R], labels [R] -> ([R, ...],).
+        wanted: [N, D] bool; boxes: [N, D, 4]; labels: [N, D].
+    """
+    rows = rows_to_compute(wanted.flatten())
+    images = image_index_of(wanted).flatten()[rows]
+    (drawn,) = in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
+    if wanted.is_cuda:
+        kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))
+        drawn = torch.where(kept, drawn, 0.0)
+    else:
+        drawn = drawn.new_zeros(wanted.numel(), *drawn.shape[1:]).index_copy(0, rows, drawn)
+    return drawn.view(*wanted.shape, *drawn.shape[1:])
+
+
+def rows_to_compute(wanted: Tensor) -> Tensor:
+    """Rows that a head computes: all on a GPU, where asking for a count would stall it; else the wanted."""
+    if wanted.is_cuda:
+        return torch.arange(len(wanted), device=wanted.device)
+    return wanted.nonzero()[:, 0]
