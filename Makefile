@@ -10,10 +10,10 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock
+.PHONY: help setup demo test test-all check format lock
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Make .venv with the locked packages (some 6 GB); nothing to do when it is current
 
@@ -38,6 +38,9 @@ demo: setup ## Train, label and score on generated images; writes to demo/
 
 test: check ## Everything that must pass before a change goes in: check, then the tests
 	@$(BIN)/python -m pytest
+
+test-all: check ## The tests that take many minutes too: chaos with killed processes, every combination of the detector's parts
+	@$(BIN)/python -m pytest -m ""
 
 check: setup ## Format, lint and types
 	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs in the files above; make format mends it." >&2; exit 1; }

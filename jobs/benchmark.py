@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.run_config import BenchmarkRun
+from maskrcnn_core.benchmark_config import BenchmarkRun
 
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",

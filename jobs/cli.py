@@ -1,6 +1,6 @@
 """The command line that every job shares: settings from a run's dataclass, one line for every mistake.
 
-A job names its run type (`maskrcnn_core.run_config`) and an action; `run_job` does the rest: `--config FILE.yaml`,
+A job names its run type (`maskrcnn_core.*_config`) and an action; `run_job` does the rest: `--config FILE.yaml`,
 every field as `--section.name`, `--help` with meaning, type and default of each, `--print_config`. It imports nothing
 heavy, so that `--help` answers at once; the action imports what it needs.
 """

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.run_config import ConvertRun
+from maskrcnn_core.convert_config import ConvertRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:

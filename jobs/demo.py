@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli import parse_run, run_job
-from maskrcnn_core.run_config import DatasetConfig, DemoRun, EvaluateRun, LabelRun, TrainRun
+from maskrcnn_core.demo_config import DemoRun
+from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.label_config import LabelRun
+from maskrcnn_core.train_config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
     from maskrcnn_core.evaluation.coco import CocoScores

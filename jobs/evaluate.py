@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.run_config import EvaluateRun
+from maskrcnn_core.evaluate_config import EvaluateRun
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.run_config import LabelRun
+from maskrcnn_core.label_config import LabelRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.run_config import DatasetConfig, TrainRun
+from maskrcnn_core.train_config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
     from rich.console import Console

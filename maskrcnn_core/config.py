@@ -1,8 +1,8 @@
 """The model's typed configuration: frozen dataclasses, each field with its meaning and unit, each value checked here.
 
 `ModelConfig` is what a checkpoint carries: architecture, conventions and inference settings, so that it loads with no
-flags. What belongs to one run is in `run_config.py`. Only `model/build.py` and `pipelines/` read a configuration;
-everything else takes plain arguments.
+flags. What belongs to one run is in `train_config.py`, `label_config.py` and the other files of that kind. Only
+`model/build.py` and `pipelines/` read a configuration; everything else takes plain arguments.
 """
 
 from dataclasses import dataclass, field

@@ -16,13 +16,15 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
+from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.run_config import BenchmarkRun, ClusterConfig, LabelConfig, LabelRun
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.torchvision_models import import_torchvision
 from pipelines.labelling import label

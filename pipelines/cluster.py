@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import ray
 import ray.exceptions
 
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.run_config import ClusterConfig
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
 # reads that would feed it wait forever. Logical CPUs cost nothing; threads are set to the physical cores.

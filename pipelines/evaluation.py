@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from maskrcnn_core.data.proposals import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, evaluate_coco
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.inference.records import SCHEMA_VERSION
-from maskrcnn_core.run_config import EvaluateRun
 from pipelines import storage
 
 _COLUMNS = ("image_id", "width", "height", "status", "detections", "model")

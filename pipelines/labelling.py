@@ -22,7 +22,7 @@ import ray.exceptions
 from maskrcnn_core.config import Category
 from maskrcnn_core.errors import ConfigError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
-from maskrcnn_core.run_config import LabelConfig, LabelRun
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines import label_output, storage
 from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes
 from pipelines.label_output import FailedImage, RunIdentity, Tally

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from maskrcnn_core.data.proposals import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import check_annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
@@ -22,7 +23,6 @@ from maskrcnn_core.evaluation.proposals import (
     summarize_recall,
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
-from maskrcnn_core.run_config import EvaluateRun
 from pipelines import storage
 from pipelines.evaluation import check_output, coverage_counts, label_files, read_annotations
 

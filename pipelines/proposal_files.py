@@ -2,7 +2,7 @@
 
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import ConfigError, StorageError
-from maskrcnn_core.run_config import DatasetConfig, TrainRun
+from maskrcnn_core.train_config import DatasetConfig, TrainRun
 from pipelines import storage
 from pipelines.evaluation import label_files
 

@@ -22,8 +22,8 @@ from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.run_config import TrainRun
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.sampler import BatchPlan

@@ -17,7 +17,7 @@ from typing import Any
 from pyarrow import fs
 
 from maskrcnn_core.errors import ConfigError, StorageError
-from maskrcnn_core.run_config import TrainRun
+from maskrcnn_core.train_config import TrainRun
 from pipelines import storage
 
 _FREE_TO_CHANGE = (

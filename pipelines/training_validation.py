@@ -28,7 +28,7 @@ from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.run_config import DatasetConfig
+from maskrcnn_core.train_config import DatasetConfig
 from maskrcnn_core.training.loader import prefetch
 
 _IMAGES_PER_READ = 8

@@ -14,7 +14,7 @@ import ray.train
 import ray.train.torch
 
 from maskrcnn_core.errors import UserError
-from maskrcnn_core.run_config import TrainRun
+from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.optimizer import learning_rate
 from maskrcnn_core.training.state import TrainingState, save_training_state
 from maskrcnn_core.training.step import StepResult, seed_step, training_step

@@ -19,8 +19,10 @@ FORBIDDEN_OUTSIDE = {
     "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer"},
     "jobs": set(),
 }
+RUN_CONFIGS = {f"{job}_config" for job in ("cluster", "train", "label", "evaluate", "convert", "benchmark", "demo")}
 CORE_LAYERS = (
-    {"errors", "config_checks", "config", "run_config", "structures"},
+    {"errors", "config_checks", "config", "structures"},
+    RUN_CONFIGS,
     {"boxes", "masks", "keypoints"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "draw", "draw_keypoints"},
@@ -28,8 +30,7 @@ CORE_LAYERS = (
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
-    ("run_config", "config"),
-    ("run_config", "config_checks"),
+    *((f"{job}_config", "cluster_config") for job in ("train", "label", "evaluate", "benchmark")),
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),
@@ -165,7 +166,7 @@ def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
         ("maskrcnn_core/training/step.py", "from maskrcnn_core.model import build"),
         (
             "pipelines/training.py",
-            "import ray\nfrom maskrcnn_core.run_config import TrainRun\nfrom pipelines import storage",
+            "import ray\nfrom maskrcnn_core.train_config import TrainRun\nfrom pipelines import storage",
         ),
         ("jobs/train.py", "from pipelines.training import train\nfrom jobs.cli import run_job\nprint(1)"),
     ],

@@ -34,6 +34,7 @@ import torch
 from PIL import Image
 
 from jobs import evaluate, label, train
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
@@ -48,7 +49,6 @@ from maskrcnn_core.inference.predictor import load_predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.run_config import ClusterConfig
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines.cluster import connect
 

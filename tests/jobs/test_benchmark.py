@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jobs.benchmark import main
+from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.data.generated import generate_dataset
-from maskrcnn_core.run_config import BenchmarkRun, ClusterConfig
 from pipelines import benchmarking
 from pipelines.benchmarking import Comparison
 from pipelines.cluster import connect

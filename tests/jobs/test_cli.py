@@ -11,7 +11,9 @@ import yaml
 
 from jobs.cli import run_job
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.run_config import EvaluateRun, LabelRun, TrainRun
+from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.label_config import LabelRun
+from maskrcnn_core.train_config import TrainRun
 
 REQUIRED = ["--output", "out"]
 
@@ -195,7 +197,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from jobs.cli import run_job\n"
-        "from maskrcnn_core.run_config import TrainRun\n"
+        "from maskrcnn_core.train_config import TrainRun\n"
         "assert run_job(TrainRun, lambda _: 1, prog='x', argv=['--help']) == 0\n"
         "assert not {'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)\n"
     )

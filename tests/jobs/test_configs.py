@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import parse_run
-from maskrcnn_core.run_config import TrainRun
+from maskrcnn_core.train_config import TrainRun
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 

@@ -13,9 +13,11 @@ import jobs.train
 import pipelines.contact_sheet
 import pipelines.evaluation
 from jobs import demo
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.results import Coverage
-from maskrcnn_core.run_config import EvaluateRun, LabelRun, TrainRun
+from maskrcnn_core.label_config import LabelRun
+from maskrcnn_core.train_config import TrainRun
 from pipelines.evaluation import EvaluationSummary
 from pipelines.training import TrainSummary
 
@@ -151,7 +153,7 @@ def test_a_demo_without_pictures_is_one_line(
 @pytest.mark.slow  # trains, labels and scores on Ray: some 30 s
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns about settings of its own that it sets itself
 def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from maskrcnn_core.run_config import ClusterConfig
+    from maskrcnn_core.cluster_config import ClusterConfig
     from pipelines.cluster import connect
 
     settings = yaml.safe_load(demo._CONFIG.read_text())

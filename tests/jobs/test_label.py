@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs import label as job
-from maskrcnn_core.run_config import LabelConfig, LabelRun
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines.label_output import FailedImage
 from pipelines.label_progress import LabelProgress
 from pipelines.labelling import LabelSummary

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from jobs import train as job
-from maskrcnn_core.run_config import DataConfig, DatasetConfig, TrainRun
+from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from pipelines import training
 from pipelines.training import TrainSummary
 from pipelines.training_progress import (

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateConfig, EvaluateRun
 from maskrcnn_core.evaluation.coco import evaluate_coco
-from maskrcnn_core.run_config import EvaluateConfig, EvaluateRun
 from pipelines import storage
 from pipelines.evaluation import evaluate, label_files, read_annotations, read_labels
 from tests.core.evaluation.synthetic import found, label_table, random_problem

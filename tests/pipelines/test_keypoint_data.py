@@ -10,7 +10,7 @@ from maskrcnn_core.data.coco import load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.run_config import DataConfig, DatasetConfig, TrainRun
+from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training import check_data
 
 

@@ -15,11 +15,12 @@ import pytest
 import ray
 from PIL import Image
 
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import Category
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, schema_categories
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.run_config import ClusterConfig, LabelConfig, LabelRun
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines.cluster import NodeCapacity, connect
 from pipelines.label_progress import Counts, LabelProgress, ProgressBoard
 from pipelines.label_worker import LabelWorker, WorkerSettings, read_image

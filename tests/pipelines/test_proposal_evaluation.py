@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
-from maskrcnn_core.run_config import EvaluateRun
 from pipelines import proposal_evaluation
 from pipelines.evaluation import evaluate, read_labels
 from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals

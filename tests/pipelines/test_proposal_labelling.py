@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals, is_proposals_schema
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
-from maskrcnn_core.run_config import ClusterConfig, LabelConfig, LabelRun
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.label_progress import ProgressBoard

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import (
     BackboneConfig,
     BoxHeadConfig,
@@ -23,7 +24,7 @@ from maskrcnn_core.config import (
     RPNConfig,
 )
 from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, StorageError, UserError
-from maskrcnn_core.run_config import ClusterConfig, DataConfig, DatasetConfig, TrainConfig, TrainRun
+from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainConfig, TrainRun
 from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines import cluster

@@ -9,18 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import BackboneConfig, InputConfig, ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.inference.proposal_records import proposals_to_table
-from maskrcnn_core.run_config import (
-    ClusterConfig,
-    DataConfig,
-    DatasetConfig,
-    EvaluateRun,
-    LabelConfig,
-    LabelRun,
-    TrainRun,
-)
+from maskrcnn_core.label_config import LabelConfig, LabelRun
+from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from pipelines import cluster
 from pipelines.labelling import label

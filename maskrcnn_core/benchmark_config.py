@@ -1,0 +1,31 @@
+"""The typed configuration of the benchmarks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskrcnn_core.config_checks import require_not_negative, require_positive
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Measure speed on this machine."""
+
+    images: str | None = None
+    """Folder of images; null = generated ones."""
+    num_images: int = 8
+    """How many of them."""
+    rounds: int = 3
+    """Interleaved rounds; the median counts."""
+    short_side: int = 800
+    """Short side of the network's input, pixels; the long side is limited to 5/3 of it."""
+    max_detections: int = 100
+    """Detections of an image; the random weights always find that many."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of our side; the peer computes in float32."""
+    threads: int = 0
+    """CPU threads of both sides; 0 = the machine's cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "rounds", "short_side", "max_detections"):
+            require_positive(name, getattr(self, name))
+        require_not_negative("threads", self.threads)

@@ -1,0 +1,78 @@
+"""The typed configuration of a labelling run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Offline inference."""
+
+    num_workers: int = 0
+    """Detector processes (Ray actors); 0 = chosen from the cluster."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
+    batch_pixels: int = 2_000_000
+    """Upper limit of padded input pixels in one batch; one image is always taken."""
+    max_pixels: int = 178_956_970
+    """Larger images become rows with status too_large, pixels."""
+    exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
+    """Turn images by their EXIF tag; auto = ignore where the source is COCO json (its ground truth is unturned)."""
+    min_score: float | None = None
+    """Drop detections (or proposals) below this score; null = as in the checkpoint."""
+    max_detections: int | None = None
+    """Detections (or proposals) kept per image; null = as in the checkpoint."""
+    record: Literal["detections", "proposals"] = "detections"
+    """What a row holds: detections, or the RPN's proposals to train and detect from."""
+    test_short_sides: tuple[int, ...] = ()
+    """Detect at each of these short sides and merge (image pyramid), pixels; empty = only the checkpoint's own."""
+    test_flip: bool = False
+    """Detect on the mirrored image too and merge."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network."""
+    rows_per_file: int = 1000
+    """Images per Parquet file, about."""
+    max_failed_fraction: float = 1.0
+    """Exit with 1 if a larger share of images failed."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_pixels", "max_pixels", "rows_per_file"):
+            require_positive(f"label.{name}", getattr(self, name))
+        for name in ("num_workers", "threads_per_worker"):
+            require_not_negative(f"label.{name}", getattr(self, name))
+        require_fraction("label.max_failed_fraction", self.max_failed_fraction)
+        if self.min_score is not None:
+            require_fraction("label.min_score", self.min_score)
+        if self.max_detections is not None:
+            require_positive("label.max_detections", self.max_detections)
+        require(
+            all(side > 0 for side in self.test_short_sides),
+            "label.test_short_sides",
+            self.test_short_sides,
+            "numbers above 0",
+        )
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """Detect objects in an image collection and write one Parquet row per image."""
+
+    checkpoint: str
+    """Checkpoint folder."""
+    images: str
+    """Folder, glob, COCO json or manifest .parquet."""
+    output: str
+    """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
+    proposals: str | None = None
+    """Proposals that an earlier run wrote with --label.record proposals; used instead of the checkpoint's RPN."""
+    image_root: str | None = None
+    """Folder that the file names of a COCO json are relative to; null = looked for beside the json."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+    """Inference."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster."""

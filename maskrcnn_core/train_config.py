@@ -1,0 +1,132 @@
+"""The typed configuration of a training run: data, optimisation."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Images with COCO annotations."""
+
+    images: str = ""
+    """Folder that the file names in the annotations are relative to."""
+    annotations: str = ""
+    """COCO instances JSON file."""
+    proposals: str = ""
+    """Proposals that jobs.label --label.record proposals wrote; needed where model.rpn.enabled is false."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training and validation data."""
+
+    train: DatasetConfig = field(default_factory=DatasetConfig)
+    """What to learn from."""
+    val: DatasetConfig = field(default_factory=DatasetConfig)
+    """What to choose the best checkpoint by; empty = keep the last."""
+    workers: int = 0
+    """Loader processes per training worker; 0 = one background thread."""
+    max_pixels: int = 178_956_970
+    """Larger images are refused, pixels."""
+
+    def __post_init__(self) -> None:
+        require_not_negative("data.workers", self.workers)
+        require_positive("data.max_pixels", self.max_pixels)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. Defaults are the 1x schedule of the reference systems (16 images a step)."""
+
+    steps: int = 90_000
+    """Optimisation steps."""
+    batch_size: int = 16
+    """Images per step over all workers; a multiple of train.num_workers."""
+    num_workers: int = 1
+    """Training processes (Ray Train workers)."""
+    use_gpu: bool = False
+    """One GPU for each worker (NCCL) instead of CPU (gloo)."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker; 0 = the machine's cores / workers on it."""
+    learning_rate: float = 0.02
+    """Peak learning rate for the whole batch."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty on weights (not on biases and norms)."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up."""
+    warmup_factor: float = 0.001
+    """Learning rate at step 0, as a share of the peak."""
+    schedule: Literal["step", "cosine"] = "step"
+    """After warm-up: step = multiply by decay_factor at decay_steps; cosine = to zero at the last step."""
+    decay_steps: tuple[int, ...] = (60_000, 80_000)
+    """Steps at which the learning rate falls (schedule: step)."""
+    decay_factor: float = 0.1
+    """What the learning rate is multiplied by at each of decay_steps."""
+    clip_norm: float = 0.0
+    """Upper limit of the gradient norm; 0 = none."""
+    flip_probability: float = 0.5
+    """Share of images mirrored left to right."""
+    short_sides: tuple[int, ...] = ()
+    """Short sides to choose from at random for each image, pixels; empty = model.input.short_side."""
+    mask_crop: int = 112
+    """Side of the grid on which each ground-truth mask is kept, cropped to its box; 0 = input resolution."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass (bfloat16 by autocast)."""
+    seed: int = 0
+    """Seed of weights, sampling order and augmentation."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step always makes one."""
+    validate_every: int = 5000
+    """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
+    log_every: int = 20
+    """Steps between log entries (TensorBoard, progress)."""
+    max_failures: int = 3
+    """How often lost workers or machines are replaced, each time from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
+            require_positive(f"train.{name}", getattr(self, name))
+        for name in ("threads_per_worker", "weight_decay", "warmup_steps", "clip_norm", "mask_crop", "validate_every"):
+            require_not_negative(f"train.{name}", getattr(self, name))
+        require_not_negative("train.max_failures", self.max_failures)
+        for name in ("momentum", "warmup_factor", "flip_probability"):
+            require_fraction(f"train.{name}", getattr(self, name))
+        require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
+        require(
+            self.batch_size % self.num_workers == 0,
+            "train.batch_size",
+            self.batch_size,
+            f"a multiple of train.num_workers ({self.num_workers})",
+        )
+        require(all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0")
+        require(
+            tuple(sorted(self.decay_steps)) == tuple(self.decay_steps),
+            "train.decay_steps",
+            self.decay_steps,
+            "increasing steps",
+        )
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Train a Mask R-CNN on COCO-format data."""
+
+    output: str
+    """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration."""
+    init: str | None = None
+    """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
+    several, separated by commas, the first that has a weight gives it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Detector."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data sets."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster."""
