@@ -1,35 +1,47 @@
-"""Which images a run is about: anything that `--images` may name, as one sorted table with a unique id for each."""
+"""Every image of a run with a unique id, as Parquet shards: built once, read in chunks, never held whole.
+
+    FOLDER/part-00000.parquet   image_id, uri, size, etag, width, height; sorted by image_id, ids disjoint between parts
+    FOLDER/manifest.json        written last: rows of each part, digest, what it was made from
+
+Building is a sort in two rounds of independent tasks. The first lists the parts of the source and writes pieces sorted
+by id; the second cuts the ids into ranges of equal weight, and each task merges one range of all pieces into a part.
+Equal ids meet in one range, so that the second round finds every collision. A task holds some hundred thousand images
+at most, whatever the size of the collection.
+"""
 
 import hashlib
 import json
-import posixpath
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.fs
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError
+from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+from pipelines.source import IMAGE_EXTENSIONS, Entries, Part, Source, entries, source_stamp
 
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.int64(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("etag", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
     ]
 )
 
-Source = Literal["folder", "glob", "file", "coco", "parquet"]
+_PIECE_ROWS = 500_000
+_PART_ROWS = 250_000
+_ROWS_PER_GROUP = 4_096
 
-# How many of a COCO file's images are looked for in each candidate folder before the next one is tried.
-_ROOT_PROBES = 20
+Tasks = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
+"""Calls a function with each tuple of arguments, in any order and place, and yields what it returns."""
 
 
 @dataclass(frozen=True)
@@ -37,248 +49,227 @@ class Manifest:
     """The images of a run.
 
     Attributes:
-        table: `MANIFEST_SCHEMA`, image_id unique. Width and height where the source told them.
-        source: what `images` turned out to be.
-        digest: hex digest of all ids and uris in order; equal digests mean the same images.
+        folder: where it lies.
+        parts: rows of part-00000, part-00001, ...
+        digest: 32 hexadecimal digits; equal digests mean the same ids and uris.
+        images, kind, stamp: the source that it was made from, as in `Source`.
     """
 
-    table: pa.Table
-    source: Source
+    folder: str
+    parts: tuple[int, ...]
     digest: str
+    images: str
+    kind: str
+    stamp: str
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return sum(self.parts)
+
+    def read(self, part: int, start: int = 0, stop: int | None = None) -> pa.Table:
+        """Rows start..stop of one part, `MANIFEST_SCHEMA`; reads only the row groups that hold them."""
+        filesystem, path = storage.filesystem_and_path(_part_uri(self.folder, part))
+        with storage.naming(path), pq.ParquetFile(path, filesystem=filesystem) as file:
+            stop = file.metadata.num_rows if stop is None else stop
+            groups = range(start // _ROWS_PER_GROUP, -(-stop // _ROWS_PER_GROUP))
+            table = file.read_row_groups(list(groups))
+        return table.slice(start - groups.start * _ROWS_PER_GROUP, stop - start)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """One part after the other."""
+        return (self.read(part) for part in range(len(self.parts)))
 
 
-def build_manifest(images: str, image_root: str | None = None) -> Manifest:
-    """Lists the images that a setting `images` names.
+@dataclass(frozen=True)
+class _Piece:
+    """One sorted file of the first round.
+
+    Attributes:
+        rows: of each row group; ids: the first one of each.
+        digest: sum over its rows.
+        others: names that are no images.
+    """
+
+    uri: str
+    rows: tuple[int, ...]
+    ids: tuple[int, ...]
+    digest: int
+    others: int
+
+
+def one_by_one(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """`Tasks` in this process."""
+    return (function(*some) for some in arguments)
+
+
+def build_manifest(source: Source, folder: str, tasks: Tasks = one_by_one) -> Manifest:
+    """List the images of a source and write them as a manifest.
 
     Args:
-        images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, or a .parquet
-            with a `uri` column and optionally `image_id`, `width`, `height`. Local or s3://.
-        image_root: folder that the file names of a COCO json are relative to; None looks beside the json.
+        source: of `open_source`.
+        folder: where it goes; what a broken-off attempt has left there is replaced.
+        tasks: how the work is spread.
 
     Raises:
-        StorageError: nothing is there, or nothing in it is an image.
-        AnnotationError: the COCO json or the Parquet manifest is malformed.
-        ConfigError: `image_root` is given where it has no meaning.
+        StorageError: nothing in the source is an image, or it cannot be listed.
+        AnnotationError: the source is malformed, or two images have one id.
     """
-    source = _source(images)
-    if image_root is not None and source != "coco":
-        raise ConfigError(f"image_root: only has a meaning with a COCO json, but images is {images!r}; drop it")
-    if source == "coco":
-        table = _from_coco(images, image_root)
-    elif source == "parquet":
-        table = _from_parquet(images)
-    else:
-        table = _from_listing(images, source)
-    return Manifest(table, source, _digest(table))
-
-
-def stable_image_id(name: str) -> int:
-    """63-bit id of a name: the same on every machine and in every run."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def _source(images: str) -> Source:
-    filesystem, path = storage.filesystem_and_path(images)
-    info = filesystem.get_file_info(path)
-    if info.type == pa.fs.FileType.Directory:
-        return "folder"
-    if info.type == pa.fs.FileType.NotFound:
-        if _is_glob(images):
-            return "glob"
-        raise StorageError(f"images: no file or folder {images!r}; expected a folder, glob, COCO json or .parquet")
-    extension = posixpath.splitext(path)[1].lower()
-    if extension in IMAGE_EXTENSIONS:
-        return "file"
-    if extension == ".json":
-        return "coco"
-    if extension == ".parquet":
-        return "parquet"
-    raise StorageError(
-        f"images: {images!r} is no image, COCO .json or manifest .parquet; "
-        "expected one of them, or a folder or glob of images"
+    pieces_folder = storage.join(folder, "pieces")
+    listed = tasks(_list_part, [(part, index, pieces_folder) for index, part in enumerate(source.parts)])
+    pieces = [piece for found in listed for piece in found]
+    total = sum(sum(piece.rows) for piece in pieces)
+    if total == 0:
+        raise StorageError(_nothing_found(source, sum(piece.others for piece in pieces)))
+    cuts = _cuts(pieces, max(1, -(-total // _PART_ROWS)))
+    files = tuple(piece.uri for piece in pieces if piece.rows)
+    ranges = [(files, low, high, folder, number, source.images) for number, (low, high) in enumerate(cuts)]
+    rows = dict(tasks(_merge_range, ranges))
+    manifest = Manifest(
+        folder,
+        tuple(rows[number] for number in range(len(cuts))),
+        f"{sum(piece.digest for piece in pieces) % 2**128:032x}",
+        source.images,
+        source.kind,
+        source.stamp,
     )
+    storage.delete_folder(pieces_folder)
+    storage.write_bytes_atomically(storage.join(folder, "manifest.json"), json.dumps(asdict(manifest)).encode())
+    return manifest
 
 
-def _is_glob(text: str) -> bool:
-    return any(character in text for character in "*?[")
+def open_manifest(folder: str) -> Manifest | None:
+    """The manifest in a folder, or None where there is none that was finished."""
+    place = storage.join(folder, "manifest.json")
+    if not storage.exists(place):
+        return None
+    content = json.loads(storage.read_bytes(place))
+    return Manifest(**{**content, "folder": folder, "parts": tuple(content["parts"])})
 
 
-def _from_listing(images: str, source: Source) -> pa.Table:
-    root, pattern = images, None
-    if source == "glob":
-        root, pattern = _split_glob(images)
-    elif source == "file":
-        root, name = posixpath.split(images)
-        root, pattern = root or ".", re.compile(re.escape(name))
-    files = [posixpath.basename(images)] if source == "file" else _walk(root, images)
-    matching = [name for name in files if pattern is None or pattern.fullmatch(name)]
-    chosen = sorted(name for name in matching if name.lower().endswith(IMAGE_EXTENSIONS))
-    if not chosen:
-        seen = f"{len(matching)} other files" if matching else ("no match" if pattern else "it is empty")
-        raise StorageError(
-            f"images: no images in {images!r} ({seen}); expected files with {', '.join(IMAGE_EXTENSIONS)}"
-        )
-    ids = [stable_image_id(name) for name in chosen]
-    return _table(images, ids, [_absolute(root, name) for name in chosen])
+def changes_since(manifest: Manifest, images: str) -> str | None:
+    """What makes a manifest another than the one that `images` (absolute) would give now; None where nothing shows.
+
+    On S3 a prefix is not listed again: objects that came later are not seen.
+    """
+    if manifest.images != images:
+        return f"images was {manifest.images!r}, now {images!r}"
+    kind: Any = manifest.kind
+    if manifest.stamp and source_stamp(images, kind) != manifest.stamp:
+        return f"{images!r} has changed since its images were listed"
+    return None
 
 
-def _walk(root: str, images: str) -> list[str]:
-    """Names of all files below `root`, relative to it, without hidden ones."""
-    filesystem, path = storage.filesystem_and_path(root)
-    try:
-        found = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
-    except FileNotFoundError:
-        raise StorageError(f"images: no folder {root!r} (from {images!r}); check the path") from None
-    except OSError as error:
-        raise StorageError(f"images: cannot list {root!r}: {error}") from error
-    prefix = len(path.rstrip("/")) + 1
-    names = (info.path[prefix:] for info in found if info.type == pa.fs.FileType.File)
-    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+def stable_image_id(uri: str) -> int:
+    """63-bit id of a uri: the same on every machine and in every run (BLAKE2b, 8 bytes, top bit dropped)."""
+    return int.from_bytes(hashlib.blake2b(uri.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _split_glob(glob: str) -> tuple[str, re.Pattern[str]]:
-    """The folder before the first wildcard, and what names below it must match."""
-    parts = glob.split("/")
-    first = next(index for index, part in enumerate(parts) if _is_glob(part))
-    root = "/".join(parts[:first]) or ("/" if glob.startswith("/") else ".")
-    return root, re.compile(_glob_regex("/".join(parts[first:])))
+# ---- first round: parts of the source to sorted pieces ---------------------------------------------------------------
 
 
-def _glob_regex(glob: str) -> str:
-    """`**/` any folders, `*` and `?` within one name, `[...]` a set, `[!...]` all others."""
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+def _list_part(part: Part, number: int, folder: str) -> list[_Piece]:
+    tables: list[pa.Table] = []
+    pieces: list[_Piece] = []
+    others = 0
 
-    def translate(match: re.Match[str]) -> str:
-        token = match.group()
-        if token in pieces:
-            return pieces[token]
-        if len(token) > 2 and token.startswith("["):
-            inner = token[1:-1].replace("\\", "\\\\")
-            return f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
-        return re.escape(token)
+    def flush() -> None:
+        uri = storage.join(folder, f"{number:06d}-{len(pieces):04d}.parquet")
+        pieces.append(_write_piece(uri, pa.concat_tables([*tables, MANIFEST_SCHEMA.empty_table()]), others))
+        tables.clear()
 
-    return re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|[^*?\[]+|\[", translate, glob)
-
-
-def _from_coco(images: str, image_root: str | None) -> pa.Table:
-    entries = _coco_images(images)
-    names = [entry["file_name"] for entry in entries]
-    root = _image_root(images, names, image_root)
-    sizes = [(entry.get("width"), entry.get("height")) for entry in entries]
-    ids = [entry["id"] for entry in entries]
-    return _table(images, ids, [_absolute(root, name) for name in names], sizes)
+    for some in entries(part):
+        others += some.others
+        tables.append(_table(some, part))
+        if sum(table.num_rows for table in tables) >= _PIECE_ROWS:
+            flush()
+    flush()
+    return pieces
 
 
-def _coco_images(images: str) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(storage.read_bytes(images))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AnnotationError(f"images: {images!r} is not valid JSON: {error}") from error
-    entries = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise AnnotationError(f'images: {images!r} has no entries in "images"; expected a COCO json')
-    for index, entry in enumerate(entries):
-        wrong = not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not entry.get("file_name")
-        if wrong or not isinstance(entry["file_name"], str):
-            raise AnnotationError(
-                f"images: {images!r}, entry images[{index}] is {str(entry)[:120]}; "
-                "expected an integer id and a file_name"
-            )
-    return sorted(entries, key=lambda entry: entry["id"])
-
-
-def _image_root(images: str, names: Sequence[str], image_root: str | None) -> str:
-    """The folder that a COCO json's file names are relative to."""
-    folder = posixpath.dirname(images) or "."
-    parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
-    parent = parent or "."
-    beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
-    candidates = [image_root] if image_root is not None else beside
-    for candidate in candidates:
-        if any(storage.exists(storage.join(candidate, name)) for name in names[:_ROOT_PROBES]):
-            return candidate
-    raise StorageError(
-        f"images: the files that {images!r} names, as {names[0]!r}, are in none of {', '.join(candidates)}; "
-        "give their folder with --image_root"
-    )
-
-
-def _from_parquet(images: str) -> pa.Table:
-    filesystem, path = storage.filesystem_and_path(images)
-    try:
-        schema = pq.read_schema(path, filesystem=filesystem)
-        known = [name for name in MANIFEST_SCHEMA.names if name in schema.names]
-        table = pq.read_table(path, filesystem=filesystem, columns=known)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise AnnotationError(f"images: cannot read the manifest {images!r}: {error}") from error
-    if "uri" not in known:
-        raise AnnotationError(f"images: the manifest {images!r} has columns {schema.names}; expected `uri`")
-    uris = table.column("uri").to_pylist()
-    if not uris or not all(isinstance(uri, str) and uri for uri in uris):
-        raise AnnotationError(f"images: the manifest {images!r} has no rows, or rows whose uri is no text")
-    ids = table.column("image_id").to_pylist() if "image_id" in known else [stable_image_id(uri) for uri in uris]
-    if not all(isinstance(image_id, int) for image_id in ids):
-        raise AnnotationError(f"images: the manifest {images!r} has an image_id that is no integer; expected int64")
-    folder = posixpath.dirname(images) or "."
-    sizes = None
-    if "width" in known and "height" in known:
-        sizes = list(zip(table.column("width").to_pylist(), table.column("height").to_pylist(), strict=True))
-    rows = sorted(range(len(ids)), key=lambda row: ids[row])
-    return _table(
-        images,
-        [ids[row] for row in rows],
-        [_absolute(folder, uris[row]) for row in rows],
-        None if sizes is None else [sizes[row] for row in rows],
-    )
-
-
-def _absolute(folder: str, name: str) -> str:
-    """`name` below `folder`, so that every process finds it whatever folder it runs in."""
-    if "://" in name:
-        return name
-    uri = name if name.startswith("/") else storage.join(folder, name)
-    return uri if "://" in uri else _absolute_local(uri)
-
-
-def _absolute_local(path: str) -> str:
-    return str(storage.filesystem_and_path(path)[1])
-
-
-def _table(
-    images: str,
-    ids: Sequence[int],
-    uris: Sequence[str],
-    sizes: Iterable[tuple[object, object]] | None = None,
-) -> pa.Table:
-    _require_unique(images, ids, uris)
-    widths, heights = zip(*sizes, strict=True) if sizes is not None else ([None] * len(ids), [None] * len(ids))
+def _table(some: Entries, part: Part) -> pa.Table:
+    ids = [stable_image_id(uri) for uri in some.uris] if some.ids is None else some.ids
+    given = (ids, some.uris, some.sizes, some.etags, some.widths, some.heights)
     try:
         columns = [
-            pa.array(values, field.type)
-            for values, field in zip((ids, uris, widths, heights), MANIFEST_SCHEMA, strict=True)
+            pa.array([None] * len(ids) if values is None else values, field.type)
+            for values, field in zip(given, MANIFEST_SCHEMA, strict=True)
         ]
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise AnnotationError(f"images: {images!r} has an id or size of the wrong type: {error}") from error
+        raise AnnotationError(f"images: {part.place!r} has an id or size of the wrong type: {error}") from error
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
-def _require_unique(images: str, ids: Sequence[int], uris: Sequence[str]) -> None:
-    first: dict[int, str] = {}
-    for image_id, uri in zip(ids, uris, strict=True):
-        if image_id in first:
-            raise AnnotationError(
-                f"images: {images!r} has image id {image_id} twice, for {first[image_id]!r} and {uri!r}; "
-                "each image needs an id of its own (a manifest .parquet can set image_id)"
-            )
-        first[image_id] = uri
+def _write_piece(uri: str, table: pa.Table, others: int) -> _Piece:
+    table = table.sort_by("image_id")
+    ids = table.column("image_id").to_numpy()
+    if len(ids) == 0:
+        return _Piece(uri, (), (), 0, others)
+    _write_parquet(uri, table)
+    starts = range(0, len(ids), _ROWS_PER_GROUP)
+    rows = tuple(min(_ROWS_PER_GROUP, len(ids) - start) for start in starts)
+    return _Piece(uri, rows, tuple(int(ids[start]) for start in starts), _digest(table), others)
 
 
-def _digest(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for batch in table.select(["image_id", "uri"]).to_batches(max_chunksize=10_000):
-        rows = zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
-        digest.update("".join(f"{image_id}\t{uri}\n" for image_id, uri in rows).encode())
-    return digest.hexdigest()
+def _digest(table: pa.Table) -> int:
+    """A sum over the rows, so that neither their order nor how they were listed matters."""
+    total = 0
+    for image_id, uri in zip(table.column("image_id").to_pylist(), table.column("uri").to_pylist(), strict=True):
+        total += int.from_bytes(hashlib.blake2b(f"{image_id}\t{uri}".encode(), digest_size=16).digest(), "big")
+    return total
+
+
+def _write_parquet(uri: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    storage.write_bytes_atomically(uri, sink.getvalue().to_pybytes())
+
+
+def _nothing_found(source: Source, others: int) -> str:
+    seen = f"{others} other files" if others else ("no match" if source.kind == "glob" else "it is empty")
+    return f"images: no images in {source.images!r} ({seen}); expected files with {', '.join(IMAGE_EXTENSIONS)}"
+
+
+# ---- second round: id ranges of all pieces to parts ------------------------------------------------------------------
+
+
+def _cuts(pieces: Iterable[_Piece], wanted: int) -> list[tuple[int, int]]:
+    """Ranges low <= id < high of about equal numbers of rows, which cover all ids."""
+    groups = sorted((first, rows) for piece in pieces for first, rows in zip(piece.ids, piece.rows, strict=True))
+    weights = np.cumsum([rows for _, rows in groups])
+    firsts = [first for first, _ in groups]
+    edges = [firsts[int(np.searchsorted(weights, weights[-1] * k / wanted))] for k in range(1, wanted)]
+    lows = [-(2**63), *sorted(set(edges) - {firsts[0]})]
+    return list(zip(lows, [*lows[1:], 2**63], strict=True))
+
+
+def _merge_range(files: tuple[str, ...], low: int, high: int, folder: str, number: int, images: str) -> tuple[int, int]:
+    tables = [table for uri in files if (table := _read_range(uri, low, high)).num_rows]
+    table = pa.concat_tables(tables).sort_by("image_id")
+    _require_unique(table, images)
+    _write_parquet(_part_uri(folder, number), table)
+    return number, table.num_rows
+
+
+def _read_range(uri: str, low: int, high: int) -> pa.Table:
+    filesystem, path = storage.filesystem_and_path(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        groups = [file.metadata.row_group(index).column(0).statistics for index in range(file.num_row_groups)]
+        first = bisect_left([statistics.max for statistics in groups], low)
+        last = bisect_right([statistics.min for statistics in groups], high - 1)
+        table = file.read_row_groups(list(range(first, max(first, last))))
+    ids = table.column("image_id")
+    return table.filter(pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high - 1)))
+
+
+def _require_unique(table: pa.Table, images: str) -> None:
+    ids = table.column("image_id").to_numpy()
+    same = np.flatnonzero(ids[1:] == ids[:-1])
+    if len(same):
+        pair = table.slice(int(same[0]), 2).column("uri").to_pylist()
+        raise AnnotationError(
+            f"images: {images!r} has image id {ids[same[0]]} twice, for {pair[0]!r} and {pair[1]!r}; "
+            "each image needs an id of its own (a manifest .parquet can set image_id)"
+        )
+
+
+def _part_uri(folder: str, number: int) -> str:
+    return storage.join(folder, f"part-{number:05d}.parquet")

@@ -2,19 +2,117 @@
 
 A *uri* is a local path (absolute, relative to the working directory, or with ~), `file:///...` or `s3://bucket/key`.
 S3 credentials, region and endpoint come from where AWS tools take them (AWS_ACCESS_KEY_ID, AWS_REGION,
-AWS_ENDPOINT_URL, ~/.aws, instance roles).
+AWS_ENDPOINT_URL, ~/.aws, instance roles). The settings `storage.*` travel as environment variables too, so that every
+process of a job sees them. Throttling, dropped connections and time-outs are tried again with growing pauses.
 """
 
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.storage_config import StorageConfig
+
+# Names of S3's, Arrow's and boto3's errors that say that nothing at all can be read, whatever the object.
+_HOPELESS = {
+    "InvalidAccessKeyId": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
+    "INVALID_ACCESS_KEY_ID": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the AWS session has expired; sign in again (aws sso login) or renew AWS_SESSION_TOKEN",
+    "EXPIRED_TOKEN": "the AWS session has expired; sign in again (aws sso login) or renew AWS_SESSION_TOKEN",
+    "InvalidToken": "AWS_SESSION_TOKEN is not valid; sign in again (aws sso login)",
+    "NoCredentialsError": "no AWS credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE, or --storage.anonymous true",
+    "NoSuchBucket": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
+    "NO_SUCH_BUCKET": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
+    "EndpointConnectionError": "the S3 endpoint does not answer; check AWS_ENDPOINT_URL or --storage.endpoint_url",
+}
+_FORBIDDEN = {
+    name: "access denied; check the rights of these credentials and the bucket's policy"
+    for name in ("AccessDenied", "ACCESS_DENIED", "Forbidden", "403", "AllAccessDisabled")
+}
+_VARIABLES = "MASKRCNN_STORAGE_"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Patience with S3.
+
+    Attributes:
+        max_attempts: of one request.
+        connect_timeout, request_timeout: seconds.
+        anonymous: requests are not signed (public buckets).
+    """
+
+    max_attempts: int = 10
+    connect_timeout: float = 10.0
+    request_timeout: float = 60.0
+    anonymous: bool = False
+
+
+def settings_environment(config: StorageConfig) -> dict[str, str]:
+    """The environment variables that carry the settings to every process."""
+    chosen = {
+        f"{_VARIABLES}MAX_ATTEMPTS": str(config.max_attempts),
+        f"{_VARIABLES}CONNECT_TIMEOUT": str(config.connect_timeout),
+        f"{_VARIABLES}REQUEST_TIMEOUT": str(config.request_timeout),
+        f"{_VARIABLES}ANONYMOUS": str(int(config.anonymous)),
+    }
+    chosen |= {"AWS_ENDPOINT_URL": config.endpoint_url} if config.endpoint_url else {}
+    return chosen | ({"AWS_REGION": config.region} if config.region else {})
+
+
+@contextlib.contextmanager
+def applied(config: StorageConfig) -> Iterator[None]:
+    """The settings hold for this process and those it starts, inside the block."""
+    wanted = settings_environment(config)
+    former = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def limits() -> Limits:
+    """The limits in force."""
+    given = os.environ.get
+    return Limits(
+        max_attempts=int(given(f"{_VARIABLES}MAX_ATTEMPTS", Limits.max_attempts)),
+        connect_timeout=float(given(f"{_VARIABLES}CONNECT_TIMEOUT", Limits.connect_timeout)),
+        request_timeout=float(given(f"{_VARIABLES}REQUEST_TIMEOUT", Limits.request_timeout)),
+        anonymous=given(f"{_VARIABLES}ANONYMOUS", "0") == "1",
+    )
+
+
+def explain(message: str) -> str | None:
+    """How to mend an S3 error after which no other object can be read either, or that denies access; else None.
+
+    Args:
+        message: an error's code, or text that holds it.
+    """
+    return next((text for name, text in (_HOPELESS | _FORBIDDEN).items() if name in message), None)
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether every further object will fail the same way: wrong credentials, no such bucket."""
+    return any(name in str(error) for name in _HOPELESS)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether this object, or all of them, are closed to these credentials."""
+    return isinstance(error, PermissionError) or any(name in str(error) for name in _FORBIDDEN)
 
 
 def is_local(uri: str) -> bool:
@@ -41,17 +139,32 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
     path = rest.strip("/")
     if not path:
         raise StorageError(f"{uri}: the bucket is missing; expected s3://bucket/key")
-    with _naming(uri):
+    with naming(uri):
         return _s3_filesystem(path.split("/", 1)[0]), path
 
 
 def _s3_filesystem(bucket: str) -> fs.FileSystem:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:  # Arrow's constructor, unlike boto3, does not look at these two
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return _connected(bucket, region, endpoint, limits(), os.environ.get("AWS_ACCESS_KEY_ID", ""), os.getpid())
+
+
+@functools.lru_cache(maxsize=16)
+def _connected(bucket: str, region: str, endpoint: str, limits: Limits, key: str, process: int) -> fs.FileSystem:
+    """One client, with its pool of connections, for each bucket and setting; the key and process only tell them
+    apart."""
+    options = {
+        "connect_timeout": limits.connect_timeout,
+        "request_timeout": limits.request_timeout,
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=limits.max_attempts),
+        **({"anonymous": True} if limits.anonymous else {}),
+    }
+    if endpoint:  # Arrow's constructor, unlike boto3, does not look at the variable
         scheme, _, host = endpoint.rstrip("/").rpartition("://")
-        return fs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region or "us-east-1")
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket))
+        return fs.S3FileSystem(
+            endpoint_override=host, scheme=scheme or "https", region=region or "us-east-1", **options
+        )
+    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **options)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -76,7 +189,7 @@ def read_bytes(uri: str) -> bytes:
         StorageError: there is no such file, or it cannot be read.
     """
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri), filesystem.open_input_file(path) as stream:
+    with naming(uri), filesystem.open_input_file(path) as stream:
         content: bytes = stream.read()
     return content
 
@@ -90,7 +203,7 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
         StorageError: the place cannot be written.
     """
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri):
+    with naming(uri):
         if is_local(uri):
             _replace_local_file(Path(path), content)
         else:
@@ -123,7 +236,7 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
         StorageError: there is no such folder.
     """
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri):
+    with naming(uri):
         found = filesystem.get_file_info(path)
         if found.type != fs.FileType.Directory:
             what = "no such folder" if found.type == fs.FileType.NotFound else "is a file; expected a folder"
@@ -140,14 +253,23 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     )
 
 
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all that is in it; one that is not there is fine."""
+    filesystem, path = filesystem_and_path(uri)
+    with naming(uri):
+        filesystem.delete_dir_contents(path, missing_dir_ok=True)
+        if is_local(uri) and os.path.isdir(path):
+            filesystem.delete_dir(path)
+
+
 def _file_type(uri: str) -> fs.FileType:
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri):
+    with naming(uri):
         return filesystem.get_file_info(path).type
 
 
 @contextlib.contextmanager
-def _naming(uri: str) -> Iterator[None]:
+def naming(uri: str) -> Iterator[None]:
     """Turn what the operating system or S3 reports into a StorageError that names the uri."""
     try:
         yield
@@ -162,4 +284,6 @@ def _naming(uri: str) -> Iterator[None]:
     except OSError as error:
         if "is a directory" in str(error):  # Arrow's own error for a folder has no type of its own
             raise StorageError(f"{uri}: is a folder; expected a file") from error
+        if (reason := explain(str(error))) is not None:
+            raise StorageError(f"{uri}: {reason}") from error
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error

@@ -3,6 +3,7 @@ says so."""
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -296,6 +297,22 @@ def test_trunks_and_pyramids(combination: Combination, tmp_path: Path) -> None:
 @pytest.mark.parametrize("combination", list(pyramids_transforms_and_heads()), ids=str)
 def test_pyramids_transforms_and_heads(combination: Combination, tmp_path: Path) -> None:
     check(combination, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_every_combination(trunk: str, pyramid: str, tmp_path: Path) -> None:
+    """The full product of the four axes, one test for each trunk and pyramid: about an hour on two cores."""
+    for number, (transform, heads) in enumerate(itertools.product(TRANSFORMS, HEADS)):
+        combination = Combination(trunk, pyramid, transform, heads)
+        try:
+            check(combination, tmp_path / str(number))
+        except Exception as error:
+            error.add_note(f"in the combination {combination}")
+            raise
+        shutil.rmtree(tmp_path / str(number), ignore_errors=True)  # some trunks have hundreds of megabytes
 
 
 REFUSED = (
