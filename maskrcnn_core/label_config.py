@@ -5,6 +5,7 @@ from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+from maskrcnn_core.storage_config import StorageConfig
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,24 @@ class LabelConfig:
     """Detect on the mirrored image too and merge."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network."""
-    rows_per_file: int = 1000
-    """Images per Parquet file, about."""
+    rows_per_file: int = 0
+    """Images of one Parquet file, which is also what a lost worker has to do again; 0 = chosen, at most 1000 on GPUs
+    and 250 on CPUs."""
+    max_workers: int = 0
+    """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now."""
+    image_timeout: float = 600.0
+    """Seconds that the detector may take for one image; one that takes longer in two processes fails. 0 = no limit."""
     max_failed_fraction: float = 1.0
     """Exit with 1 if a larger share of images failed."""
+    retry_failed: bool = False
+    """Label again the images that failed in earlier starts."""
+    changed_source: Literal["refuse", "keep"] = "refuse"
+    """When the source has changed since its images were listed: refuse, or keep to the images as listed."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_pixels", "max_pixels", "rows_per_file"):
+        for name in ("batch_pixels", "max_pixels"):
             require_positive(f"label.{name}", getattr(self, name))
-        for name in ("num_workers", "threads_per_worker"):
+        for name in ("num_workers", "threads_per_worker", "rows_per_file", "max_workers", "image_timeout"):
             require_not_negative(f"label.{name}", getattr(self, name))
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
         if self.min_score is not None:
@@ -65,7 +75,7 @@ class LabelRun:
     checkpoint: str
     """Checkpoint folder."""
     images: str
-    """Folder, glob, COCO json or manifest .parquet."""
+    """Folder, glob, S3 prefix, COCO json, S3 inventory (its manifest.json), .parquet or .csv with a column `uri`."""
     output: str
     """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
     proposals: str | None = None
@@ -74,5 +84,7 @@ class LabelRun:
     """Folder that the file names of a COCO json are relative to; null = looked for beside the json."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Inference."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """S3."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""

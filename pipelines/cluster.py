@@ -6,9 +6,10 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -60,7 +61,9 @@ class NodeCapacity:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, *, worker_logs: bool = False) -> Iterator[None]:
+def connect(
+    cluster: ClusterConfig, *, worker_logs: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Ray, ready to use inside the block.
 
     A process that already uses Ray keeps its connection, also afterwards. Otherwise the cluster at `cluster.address`
@@ -70,6 +73,7 @@ def connect(cluster: ClusterConfig, *, worker_logs: bool = False) -> Iterator[No
     Args:
         cluster: which cluster.
         worker_logs: repeat what workers print on this terminal.
+        environment: variables for all processes of the job.
 
     Raises:
         ConfigError: the cluster at the address cannot be joined.
@@ -81,7 +85,7 @@ def connect(cluster: ClusterConfig, *, worker_logs: bool = False) -> Iterator[No
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         with _stderr_unless_failed():
             if address:
-                _join(address, worker_logs)
+                _join(address, worker_logs, environment or {})
             else:
                 _start(cluster.num_cpus, worker_logs)
         try:
@@ -95,6 +99,24 @@ def nodes() -> tuple[NodeCapacity, ...]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     found = [NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
     return tuple(sorted(found, key=lambda node: (node.gpus, node.cpus), reverse=True))
+
+
+def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Calls a function with each tuple of arguments in tasks of one CPU; yields what they return as it comes.
+
+    Twice as many tasks as the cluster has CPUs are under way at once, so that a million of them need no memory here.
+    """
+    remote = ray.remote(num_cpus=1)(function)
+    most = 2 * max(1, sum(node.cpus for node in nodes()))
+    waiting: list[Any] = []
+    for some in arguments:
+        if len(waiting) >= most:
+            ready, waiting = ray.wait(waiting, num_returns=1)
+            yield from ray.get(ready)
+        waiting.append(remote.remote(*some))
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        yield from ray.get(ready)
 
 
 @contextmanager
@@ -130,10 +152,11 @@ def _stderr_unless_failed() -> Iterator[None]:
             os.close(kept)
 
 
-def _join(address: str, worker_logs: bool) -> None:
+def _join(address: str, worker_logs: bool, environment: Mapping[str, str]) -> None:
     try:
         _require_listener(address)
-        ray.init(address=address, log_to_driver=worker_logs, logging_level=logging.ERROR)
+        runtime_env = {"env_vars": dict(environment)} if environment else None
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=worker_logs, logging_level=logging.ERROR)
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             f"cluster.address: the Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, "

@@ -1,28 +1,36 @@
 """The output folder of a labelling run.
 
-    OUTPUT/labels/*.parquet       the labels, each file whole from the moment it is visible
-    OUTPUT/_run/run.json          what the run is: model fingerprint, images, settings
-    OUTPUT/_run/manifest.parquet  every image of the run
-    OUTPUT/_run/todo/*.parquet    what the last start had left to do
-    OUTPUT/_run/_SUCCESS          written last, with the counts
+    OUTPUT/labels/labels-PPPPP-RRRRRRR.parquet   the labels of one chunk: rows R.. of part P of the manifest
+    OUTPUT/_run/run.json       what the run is: model fingerprint, code, settings, images
+    OUTPUT/_run/manifest/      every image of the run (`pipelines.manifest`)
+    OUTPUT/_run/chunks.json    rows of a chunk
+    OUTPUT/_run/todo/          the chunks that the last start had left to do
+    OUTPUT/_run/_SUCCESS       written last, with the counts
 
-The label files themselves say what is done: no second book has to agree with them, and a file that is deleted is
-simply labelled again.
+Exactly one row for each image follows from the names. A chunk's file is named by its place in the manifest and appears
+whole, in one rename or one S3 upload, so that it is the data and the book of what is done at once: no moment lies
+between writing and committing. Whoever labels a chunk again (a retried task, a process that outlived its driver)
+replaces the file by the same rows; nothing can be lost, doubled or torn, and a file that is deleted is labelled again.
+
+Ray Data's own checkpoints (`CheckpointConfig`) keep row ids in a second place instead: they load all ids of a run in
+every filter actor (8 GB for a billion images), skip rows whose files a mode "overwrite" has removed, filter nothing
+behind a source that is no file, and are deleted on success, after which a repeated run writes everything twice.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import maskrcnn_core
 from maskrcnn_core.data.proposals import ROWS_PER_GROUP, is_proposals_schema
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import SCHEMA_VERSION
@@ -30,8 +38,13 @@ from pipelines import storage
 from pipelines.manifest import Manifest
 
 SHOWN_FAILURES = 10
-_TODO_ROWS_PER_FILE = 20_000
-_READ_THREADS = 8
+_LAYOUT_VERSION = 2
+_TALLY_KEY = b"maskrcnn.tally"
+_READ_THREADS = 32
+
+# Code whose change can change labels; fingerprinted so that one run never mixes two versions.
+_DECIDING_CODE = ("boxes.py", "masks.py", "keypoints.py", "structures.py", "data/decode.py", "data/transform.py")
+_DECIDING_FOLDERS = ("model", "inference")
 
 
 @dataclass(frozen=True)
@@ -95,14 +108,45 @@ class RunIdentity:
 
     Attributes:
         model: fingerprint of weights and settings, as in the label rows.
-        manifest: digest of the images.
         settings: readable values that explain a difference; compared as well.
+        code: fingerprint of the code that decides about labels.
     """
 
     model: str
-    manifest: str
     settings: Mapping[str, Any]
+    code: str
     schema_version: str = SCHEMA_VERSION
+    layout_version: int = _LAYOUT_VERSION
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """Rows start..stop of one part of the manifest: what one task labels and one file holds."""
+
+    part: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"labels-{self.part:05d}-{self.start:07d}.parquet"
+
+    def uri(self, output: str) -> str:
+        """Of its file in the output of a run."""
+        return storage.join(labels_folder(output), self.name)
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Version and digest of the code that decides about labels: the same on every machine of a cluster."""
+    root = Path(maskrcnn_core.__file__).parent
+    files = [root / name for name in _DECIDING_CODE]
+    files += [file for folder in _DECIDING_FOLDERS for file in sorted((root / folder).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def labels_folder(output: str) -> str:
@@ -110,17 +154,20 @@ def labels_folder(output: str) -> str:
     return storage.join(output, "labels")
 
 
-def claim(output: str, identity: RunIdentity) -> Literal["new", "resumed", "finished"]:
-    """Looks whether `output` is free for this run, before any work.
+def manifest_folder(output: str) -> str:
+    """Where the manifest lies."""
+    return storage.join(output, "_run", "manifest")
+
+
+def state_of(output: str) -> Literal["new", "begun", "finished"]:
+    """Whether `output` is free, or holds a run.
 
     Raises:
-        StorageError: it holds labels of another run.
+        StorageError: it holds labels of unknown origin.
     """
-    place = storage.join(output, "_run", "run.json")
-    if storage.exists(place):
-        _require_same(output, json.loads(storage.read_bytes(place)), identity)
-        return "finished" if storage.exists(storage.join(output, "_run", "_SUCCESS")) else "resumed"
-    if _label_files(output):
+    if storage.exists(_run_file(output, "run.json")):
+        return "finished" if storage.exists(_run_file(output, "_SUCCESS")) else "begun"
+    if _label_names(output):
         raise StorageError(
             f"output: {output!r} holds labels of unknown origin (labels/*.parquet without _run/run.json); "
             "choose another --output, or delete its labels folder"
@@ -128,24 +175,18 @@ def claim(output: str, identity: RunIdentity) -> Literal["new", "resumed", "fini
     return "new"
 
 
-def open_run(output: str, identity: RunIdentity, manifest: Manifest) -> None:
-    """Writes down what the run is; call it once, when `claim` said new."""
-    storage.write_bytes_atomically(storage.join(output, "_run", "manifest.parquet"), _parquet(manifest.table))
-    content = json.dumps(asdict(identity), indent=2).encode()
-    storage.write_bytes_atomically(storage.join(output, "_run", "run.json"), content)
+def open_run(output: str, identity: RunIdentity) -> None:
+    """Writes down what the run is."""
+    storage.write_bytes_atomically(_run_file(output, "run.json"), json.dumps(asdict(identity), indent=2).encode())
 
 
-def close_run(output: str, tally: Tally) -> None:
-    """Marks the run as finished."""
-    storage.write_bytes_atomically(storage.join(output, "_run", "_SUCCESS"), tally.to_json().encode())
+def require_same_run(output: str, identity: RunIdentity) -> None:
+    """Make sure that the run in `output` has this identity.
 
-
-def finished_tally(output: str) -> Tally:
-    """The counts of a finished run."""
-    return Tally.from_json(storage.read_bytes(storage.join(output, "_run", "_SUCCESS")).decode())
-
-
-def _require_same(output: str, stored: Mapping[str, Any], identity: RunIdentity) -> None:
+    Raises:
+        StorageError: it has another; says what differs and what can be done.
+    """
+    stored = json.loads(storage.read_bytes(_run_file(output, "run.json")))
     wanted = json.loads(json.dumps(asdict(identity)))
     if stored == wanted:
         return
@@ -155,43 +196,119 @@ def _require_same(output: str, stored: Mapping[str, Any], identity: RunIdentity)
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
-    if stored.get("manifest") != wanted["manifest"] and not changed:
-        changed.append("the list of images changed")
     if stored.get("model") != wanted["model"] and not changed:
         changed.append(f"the model was {stored.get('model')}, now {wanted['model']}")
-    raise StorageError(
-        f"output: {output!r} holds another run ({'; '.join(changed) or 'another label format'}); "
-        "choose another --output, repeat the former command to continue that run, or delete the folder"
+    if stored.get("code") != wanted["code"] and not changed:
+        changed.append(f"the code that decides about labels was {stored.get('code')}, now {wanted['code']}")
+    raise StorageError(another_run(output, "; ".join(changed) or "another label format"))
+
+
+def another_run(output: str, difference: str) -> str:
+    """The message that refuses an output folder."""
+    return (
+        f"output: {output!r} holds another run ({difference}); choose another --output, "
+        "repeat the former command to continue that run, or delete the folder"
     )
 
 
-def read_labelled(output: str) -> tuple[npt.NDArray[np.int64], Tally]:
-    """Sorted ids of all images that have a row, and the counts over these rows."""
-    files = _label_files(output)
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        parts = list(pool.map(_read_file, files))
-    ids = np.sort(np.concatenate([ids for ids, _ in parts])) if parts else np.empty(0, np.int64)
-    return ids, sum((tally for _, tally in parts), NOTHING)
+def chunk_rows(output: str) -> int | None:
+    """Rows of a chunk, where that has been settled."""
+    place = _run_file(output, "chunks.json")
+    return int(json.loads(storage.read_bytes(place))["rows"]) if storage.exists(place) else None
 
 
-def _label_files(output: str) -> list[str]:
-    folder = labels_folder(output)
-    return storage.list_files(folder, ".parquet") if storage.is_folder(folder) else []
+def settle_chunk_rows(output: str, rows: int) -> None:
+    """Chunks of this run have so many rows from now on."""
+    storage.write_bytes_atomically(_run_file(output, "chunks.json"), json.dumps({"rows": rows}).encode())
 
 
-def _read_file(uri: str) -> tuple[npt.NDArray[np.int64], Tally]:
+def chunks(manifest: Manifest, rows: int) -> Iterator[Chunk]:
+    """All chunks of a run, in order."""
+    for part, total in enumerate(manifest.parts):
+        for start in range(0, total, rows):
+            yield Chunk(part, start, min(start + rows, total))
+
+
+def chunks_done(output: str, manifest: Manifest, rows: int) -> tuple[list[Chunk], list[Chunk]]:
+    """Chunks that have a file, and those that have none. Costs one listing of the labels folder.
+
+    Raises:
+        StorageError: the folder holds a Parquet file that is no chunk of this run.
+    """
+    names = set(_label_names(output))
+    done: list[Chunk] = []
+    todo: list[Chunk] = []
+    for chunk in chunks(manifest, rows):
+        (done if chunk.name in names else todo).append(chunk)
+    if len(done) < len(names):
+        strange = min(names - {chunk.name for chunk in done})
+        raise StorageError(
+            f"output: {storage.join(labels_folder(output), strange)} belongs to no chunk of this run; "
+            "expected labels-PART-ROW.parquet only: move the file away"
+        )
+    return done, todo
+
+
+def write_todo(output: str, todo: Sequence[Chunk]) -> str:
+    """Writes chunks as one Parquet file for Ray Data to read, and returns its folder."""
+    folder = _run_file(output, "todo")
+    columns = {name: [getattr(chunk, name) for chunk in todo] for name in ("part", "start", "stop")}
+    storage.write_bytes_atomically(storage.join(folder, "chunks.parquet"), _parquet(pa.table(columns)))
+    return folder
+
+
+def reopen_run(output: str) -> None:
+    """Takes the mark of success away, before rows of a finished run are labelled again."""
+    storage.delete_file(_run_file(output, "_SUCCESS"))
+
+
+def close_run(output: str, tally: Tally) -> None:
+    """Marks the run as finished."""
+    storage.write_bytes_atomically(_run_file(output, "_SUCCESS"), tally.to_json().encode())
+
+
+def finished_tally(output: str) -> Tally:
+    """The counts of a finished run."""
+    return Tally.from_json(storage.read_bytes(_run_file(output, "_SUCCESS")).decode())
+
+
+def write_labels(table: pa.Table, uri: str) -> Tally:
+    """Writes the label rows of a chunk; the file appears whole, or not at all. Its counts stand in its metadata."""
+    tally = tally_rows(table)
+    metadata = {**(table.schema.metadata or {}), _TALLY_KEY: tally.to_json().encode()}
+    storage.write_bytes_atomically(uri, _parquet(table.replace_schema_metadata(metadata)))
+    return tally
+
+
+def read_tally(uri: str) -> Tally:
+    """The counts of one label file, from its footer.
+
+    Raises:
+        StorageError: it is no label file, or damaged.
+    """
     filesystem, path = storage.filesystem_and_path(uri)
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            # One leaf of the detections is enough to count them; masks stay on disk.
-            is_proposals = "proposals" in file.schema_arrow.names
-            leaf = "proposals.list.element.score" if is_proposals else "detections.list.element.category_id"
-            table = file.read(columns=["image_id", "uri", "status", "error", leaf])
+        metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"output: cannot read the labels {uri!r}: {error}; delete the file to label it again"
         ) from error
-    return table.column("image_id").to_numpy(), tally_rows(table)
+    if _TALLY_KEY not in metadata:
+        raise StorageError(f"output: {uri!r} has no counts in its metadata; delete the file to label it again")
+    return Tally.from_json(metadata[_TALLY_KEY].decode())
+
+
+def read_tallies(uris: Sequence[str]) -> list[Tally]:
+    """`read_tally` of many files at once."""
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return list(pool.map(read_tally, uris))
+
+
+def read_labels(uri: str) -> pa.Table:
+    """The rows of one label file."""
+    filesystem, path = storage.filesystem_and_path(uri)
+    with storage.naming(uri):
+        return pq.read_table(path, filesystem=filesystem)
 
 
 def tally_rows(table: pa.Table) -> Tally:
@@ -205,37 +322,14 @@ def tally_rows(table: pa.Table) -> Tally:
     return Tally(statuses, detections, tuple(failures))
 
 
-def write_todo(output: str, manifest: Manifest, done: npt.NDArray[np.int64]) -> tuple[str, int]:
-    """Writes the images without a row as Parquet, and returns the folder and their number."""
-    folder = storage.join(output, "_run", "todo")
-    filesystem, path = storage.filesystem_and_path(folder)
-    filesystem.delete_dir_contents(path, missing_dir_ok=True)
-    mask = np.isin(manifest.table.column("image_id").to_numpy(), done, invert=True)
-    todo = manifest.table.filter(pa.array(mask)).select(["image_id", "uri"])
-    for index, part in enumerate(_slices(todo, _TODO_ROWS_PER_FILE)):
-        storage.write_bytes_atomically(storage.join(folder, f"part-{index:06d}.parquet"), _parquet(part))
-    return folder, todo.num_rows
+def _run_file(output: str, name: str) -> str:
+    return storage.join(output, "_run", name)
 
 
-def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, rows):
-        yield table.slice(start, rows)
-
-
-def write_labels(table: pa.Table, output: str) -> Tally:
-    """Writes label rows as one file.
-
-    The name follows from the image ids: a second attempt at the same rows replaces the first one's file.
-    """
-    ids = np.sort(table.column("image_id").to_numpy())
-    name = f"labels-{ids[0]:019d}-{hashlib.sha256(ids.tobytes()).hexdigest()[:16]}.parquet"
-    storage.write_bytes_atomically(storage.join(labels_folder(output), name), _parquet(table))
-    return tally_rows(table)
-
-
-def write_batch(rows: pa.Table, output: str) -> pa.Table:
-    """`write_labels` for `map_batches`: the counts go on, as one row of JSON, instead of the rows."""
-    return pa.table({"tally": [write_labels(rows, output).to_json()]})
+def _label_names(output: str) -> list[str]:
+    folder = labels_folder(output)
+    files = storage.list_files(folder, ".parquet") if storage.is_folder(folder) else []
+    return [uri.rsplit("/", 1)[-1] for uri in files]
 
 
 def _parquet(table: pa.Table) -> bytes:

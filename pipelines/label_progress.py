@@ -18,18 +18,42 @@ _SNAPSHOT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one piece of work brought.
+
+    Attributes:
+        images, detections, failed: in it.
+        busy, waited: seconds that the detector worked on it, and stood still before it for want of images.
+    """
+
+    images: int = 0
+    detections: int = 0
+    failed: int = 0
+    busy: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
 class Counts:
     """Work of this start of a run.
 
     Attributes:
         images, detections, failed: so far.
         seconds: from the first batch to the last one that is done.
+        busy, waited: of all detectors together, seconds; see `Work`.
     """
 
     images: int = 0
     detections: int = 0
     failed: int = 0
     seconds: float = 0.0
+    busy: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the detectors' time, how much they stood still for want of images."""
+        return self.waited / (self.busy + self.waited) if self.busy + self.waited > 0 else 0.0
 
     @property
     def images_per_second(self) -> float:
@@ -46,6 +70,7 @@ class LabelProgress:
         done: of them labelled, by earlier starts as well.
         detections, failed: among the done ones.
         images_per_second: of this start, from its first batch.
+        waiting_share: of the detectors' time, how much they stood still for want of images.
     """
 
     images: int
@@ -53,6 +78,7 @@ class LabelProgress:
     detections: int
     failed: int
     images_per_second: float
+    waiting_share: float = 0.0
 
 
 class Board(Protocol):
@@ -62,7 +88,7 @@ class Board(Protocol):
         """Work named `key` starts; returns how often it was begun and not finished, this time included."""
         ...
 
-    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+    def done(self, key: int, work: Work) -> None:
         """Work named `key` is finished, with what it brought."""
         ...
 
@@ -82,12 +108,18 @@ class ProgressBoard:
         self._begun[key] = self._begun.get(key, 0) + 1
         return self._begun[key]
 
-    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+    def done(self, key: int, work: Work) -> None:
         """See `Board`."""
         self._begun.pop(key, None)
         before, now = self._counts, time.monotonic()
-        seconds = now - (self._start if self._start is not None else now)
-        self._counts = Counts(before.images + images, before.detections + detections, before.failed + failed, seconds)
+        self._counts = Counts(
+            images=before.images + work.images,
+            detections=before.detections + work.detections,
+            failed=before.failed + work.failed,
+            seconds=now - (self._start if self._start is not None else now),
+            busy=before.busy + work.busy,
+            waited=before.waited + work.waited,
+        )
 
     def snapshot(self) -> Counts:
         """The counts so far."""
@@ -105,9 +137,9 @@ class RemoteBoard:
         attempts: int = ray.get(self._actor.begin.remote(key))
         return attempts
 
-    def done(self, key: int, images: int, detections: int, failed: int) -> None:
+    def done(self, key: int, work: Work) -> None:
         """See `Board`; does not wait."""
-        self._actor.done.remote(key, images, detections, failed)
+        self._actor.done.remote(key, work)
 
     def snapshot(self) -> Counts:
         """The counts so far."""

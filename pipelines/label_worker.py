@@ -1,27 +1,36 @@
-"""One detector process of a labelling run: uris in, label rows out, exactly one for each.
+"""One detector process of a labelling run: chunks of the manifest in, label files out, one row for each image.
 
 Ray calls a worker from two threads (`CONCURRENT_CALLS`): while one call's images are in the network, the other call
 reads its files and builds its rows. The network itself is only ever used by one thread.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
-import pyarrow.fs
+import pyarrow.compute as pc
 import torch
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import ImageError, StorageError
+from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.cluster import physical_cores
-from pipelines.label_progress import Board
+from pipelines.image_reading import ImageReader, one_line
+from pipelines.label_metrics import LabelMetrics
+from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
+from pipelines.label_progress import Board, Work
+from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
 
 CONCURRENT_CALLS = 2
@@ -37,7 +46,7 @@ _MOST_CRASHES = 2
 _ENCODED_BYTES_PER_PIXEL = 8
 _ENCODED_BYTES_EXTRA = 64 << 20
 
-_LONGEST_ERROR = 300
+_EXIT_TIMED_OUT = 124
 
 # Single images fail for reasons of their own; so many in a row mean a broken detector (as a lost CUDA context is).
 _MOST_FAILED_IN_A_ROW = 16
@@ -54,6 +63,9 @@ class WorkerSettings:
         workers_per_node: how many workers share a node.
         group_size: images given to the detector at once.
         readers: files read at the same time.
+        manifest, output: of the run.
+        retry_failed: chunks have a file already, whose failed rows are labelled again.
+        image_timeout: seconds for one image; 0 = no limit.
     """
 
     checkpoint: str
@@ -63,6 +75,10 @@ class WorkerSettings:
     workers_per_node: int = 1
     group_size: int = 8
     readers: int = 16
+    manifest: Manifest | None = None
+    output: str = ""
+    retry_failed: bool = False
+    image_timeout: float = 0.0
 
 
 class Predicting(Protocol):
@@ -101,13 +117,16 @@ class LoadPredictor(Protocol):
 
 
 class LabelWorker:
-    """Callable for `map_batches`: a table of image_id, uri becomes a table of label rows."""
+    """Callable for `map_batches`: chunks of the manifest become label files; what returns are their counts."""
 
     def __init__(self, load: LoadPredictor, settings: WorkerSettings, board: Board) -> None:
         self._board = board
+        self._settings = settings
         self._group_size = settings.group_size
-        self._most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
+        most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
+        self._reader = ImageReader(most_bytes)
         self._failed_in_a_row = 0
+        self._idle_since: float | None = None
         self._readers = ThreadPoolExecutor(settings.readers, "read")
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
         self._model_thread = ThreadPoolExecutor(1, "detect")
@@ -115,17 +134,60 @@ class LabelWorker:
         self._schema = record_schema(self._predictor.categories)
         self._proposes = settings.predictor.record == "proposals"
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
+        self._metrics = LabelMetrics()
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Label rows for the images of `rows`, in order; raises only where no image is at fault."""
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        """Label the chunks (part, start, stop) and write a file for each; returns one row of JSON with its counts."""
+        return pa.table({"tally": [self.label_chunk(Chunk(**row)).to_json() for row in chunks.to_pylist()]})
+
+    def label_chunk(self, chunk: Chunk) -> Tally:
+        """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
+
+        Raises:
+            StorageError: storage refuses many images in a row, or all of them.
+            RuntimeError: the detector fails on many images in a row.
+        """
+        uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
+        assert manifest is not None
+        if self._settings.retry_failed:
+            table = self._relabelled(read_labels(uri))
+        elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
+            return read_tally(uri)
+        else:
+            table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
+        tally = write_labels(table, uri)
+        self._metrics.chunk()
+        return tally
+
+    def _relabelled(self, before: pa.Table) -> pa.Table:
+        """The rows of a file, those that had failed labelled anew."""
+        is_ok = pc.equal(before.column("status"), "ok")
+        again = self.label(before.filter(pc.invert(is_ok)).select(["image_id", "uri"]))
+        return pa.concat_tables([before.filter(is_ok), again.cast(before.schema)]).sort_by("image_id")
+
+    def label(self, rows: pa.Table) -> pa.Table:
+        """Label rows for the images of `rows` (image_id, uri), in order."""
         ids, uris = rows.column("image_id").to_pylist(), rows.column("uri").to_pylist()
+        groups = [slice(start, start + self._group_size) for start in range(0, len(ids), self._group_size)]
         records: list[Record] = []
-        for start in range(0, len(ids), self._group_size):
-            group = slice(start, start + self._group_size)
-            encoded = list(self._readers.map(self._read, uris[group]))
-            proposals = None if self._proposals is None else [self._read_proposals(image_id) for image_id in ids[group]]
-            records += self._model_thread.submit(self._detect, ids[group], encoded, proposals).result()
+        # The next group is read while this one is in the network.
+        ahead = self._start_reading(ids, uris, groups[0]) if groups else None
+        for place, group in enumerate(groups):
+            assert ahead is not None
+            encoded, proposals = [image.result() for image in ahead[0]], ahead[1]
+            if place + 1 < len(groups):
+                ahead = self._start_reading(ids, uris, groups[place + 1])
+            given = None if proposals is None else [found.result() for found in proposals]
+            records += self._model_thread.submit(self._detect, ids[group], encoded, given).result()
         return self._table(ids, uris, records)
+
+    def _start_reading(
+        self, ids: Sequence[int], uris: Sequence[str], group: slice
+    ) -> tuple[list[Future[bytes | ImageError]], list[Future[ImageProposals | ImageError]] | None]:
+        images = [self._readers.submit(self._reader.read, uri) for uri in uris[group]]
+        if self._proposals is None:
+            return images, None
+        return images, [self._readers.submit(self._read_proposals, image_id) for image_id in ids[group]]
 
     def _table(self, ids: Sequence[int], uris: Sequence[str], records: Sequence[Record]) -> pa.Table:
         fingerprint = self._predictor.fingerprint
@@ -135,9 +197,6 @@ class LabelWorker:
         detections = [record for record in records if isinstance(record, ImageRecord)]
         return records_to_table(ids, uris, detections, fingerprint, self._schema)
 
-    def _read(self, uri: str) -> bytes | ImageError:
-        return read_image(uri, self._most_bytes)
-
     def _read_proposals(self, image_id: int) -> ImageProposals | ImageError:
         assert self._proposals is not None
         try:
@@ -146,15 +205,24 @@ class LabelWorker:
             return error
 
     def _detect(self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
+        started = time.monotonic()
+        waited = 0.0 if self._idle_since is None else started - self._idle_since
         key = ids[0]
         crashed = self._board.begin(key) > 1
         records = None if crashed else self._try_together(encoded, proposals)
         if records is None:
             records = self._one_by_one(ids, encoded, proposals)
         self._require_working(records)
-        failed = sum(record.status != "ok" for record in records)
-        self._board.done(key, len(records), sum(_num_found(record) for record in records), failed)
+        self._idle_since = time.monotonic()
+        self._report(key, records, self._idle_since - started, waited)
         return records
+
+    def _report(self, key: int, records: Sequence[Record], busy: float, waited: float) -> None:
+        statuses = Counter(record.status for record in records)
+        found = sum(_num_found(record) for record in records)
+        failed = len(records) - statuses["ok"]
+        self._board.done(key, Work(len(records), found, failed, busy, waited))
+        self._metrics.images(statuses, found, busy, waited)
 
     def _predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
         if self._proposes:
@@ -163,9 +231,26 @@ class LabelWorker:
 
     def _try_together(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record] | None:
         try:
-            return self._predict(encoded, proposals)
+            with self._time_limit(len(encoded)):
+                return self._predict(encoded, proposals)
         except Exception:  # its cause comes out image by image, as that image's row
             return None
+
+    @contextmanager
+    def _time_limit(self, images: int) -> Iterator[None]:
+        """Ends the process if the block takes too long: nothing else stops code that hangs in a library. The board
+        then shows which images it was busy with, as after any other crash."""
+        limit = self._settings.image_timeout
+        if not limit:
+            yield
+            return
+        timer = threading.Timer(limit * images, os._exit, (_EXIT_TIMED_OUT,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _one_by_one(
         self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals
@@ -177,14 +262,20 @@ class LabelWorker:
             crashes = self._board.begin(key) - 1
             try:
                 if crashes >= _MOST_CRASHES:
-                    raise ImageError("failed", f"ended the detector's process {crashes} times")
-                records += self._predict([image], None if proposals is None else [proposals[place]])
+                    raise ImageError("failed", self._what_crashed(crashes))
+                with self._time_limit(1):
+                    records += self._predict([image], None if proposals is None else [proposals[place]])
             except ImageError as error:
                 records.append(self._failure(error.status, str(error)))
             except Exception as error:
-                records.append(self._failure("failed", _one_line(error)))
-            self._board.done(key, 0, 0, 0)
+                records.append(self._failure("failed", one_line(error)))
+            self._board.done(key, Work())
         return records
+
+    def _what_crashed(self, crashes: int) -> str:
+        limit = self._settings.image_timeout
+        slow = f" or took longer than {limit:g} s (label.image_timeout)" if limit else ""
+        return f"ended the detector's process {crashes} times (crash, out of memory){slow}"
 
     def _failure(self, status: str, error: str) -> Record:
         return failed_proposals(status, error) if self._proposes else ImageRecord(status, error, None, None)
@@ -206,28 +297,7 @@ def _num_found(record: Record) -> int:
     return len(record.scores if isinstance(record, ProposalRecord) else record.detections)
 
 
-def read_image(uri: str, most_bytes: int) -> bytes | ImageError:
-    """An image file's bytes, or why there are none."""
-    try:
-        filesystem, path = storage.filesystem_and_path(uri)
-        with filesystem.open_input_file(path) as stream:
-            size = stream.size()
-            if size > most_bytes:
-                return ImageError("too_large", f"the file has {size} bytes, at most {most_bytes} are read")
-            content: bytes = stream.read()
-            return content
-    except FileNotFoundError:
-        return ImageError("missing", "no such file")
-    except (OSError, StorageError) as error:
-        return ImageError("unreadable", _one_line(error))
-
-
 def _load(load: LoadPredictor, settings: WorkerSettings) -> Predicting:
     # Ray starts its workers with OMP_NUM_THREADS=1.
     torch.set_num_threads(settings.threads or max(1, physical_cores() // settings.workers_per_node))
     return load(settings.checkpoint, settings.predictor)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:_LONGEST_ERROR]

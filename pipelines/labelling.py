@@ -1,82 +1,39 @@
 """Label an image collection with Ray Data: exactly one Parquet row per image, resumable at any moment.
 
-    todo manifest -> repartition -> pool of LabelWorker (uris in, label rows out) -> write files -> counts
+    manifest in chunks -> those without a label file -> pool of LabelWorker (chunk in, label file out) -> counts
 
-Only uris and label rows pass through Ray; image bytes are read next to the network.
+Only the places of chunks and their counts pass through Ray: images are read next to the network, and label files are
+written by the process that made them (see `label_output` for why nothing is lost or doubled).
 """
 
-import logging
-import math
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
-import numpy as np
-import ray
-import ray.data
-import ray.exceptions
-
-from maskrcnn_core.config import Category
-from maskrcnn_core.errors import ConfigError, StorageError, UserError
+from maskrcnn_core.data.proposals import ProposalFiles
+from maskrcnn_core.errors import StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
-from maskrcnn_core.label_config import LabelConfig, LabelRun
+from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
-from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes
+from pipelines.cluster import connect, nodes, on_cluster
+from pipelines.label_execution import Detector, label_on_cluster, unwrapped_errors
 from pipelines.label_output import FailedImage, RunIdentity, Tally
-from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
-from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
-from pipelines.manifest import Manifest, build_manifest
+from pipelines.label_planning import choose_chunk_rows, plan_workers
+from pipelines.label_progress import Counts, LabelProgress
+from pipelines.label_worker import WorkerSettings
+from pipelines.manifest import Manifest, Tasks, build_manifest, changes_since, one_by_one, open_manifest
 from pipelines.proposal_files import open_proposals
-
-# One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
-# batch stop gaining, and a second process does.
-_MOST_THREADS = 16
+from pipelines.source import Source, open_source
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
 _GROUP_SIZE_CPU = 8
 _GROUP_SIZE_GPU = 32
 
-# Images of one Ray task: small enough to balance the workers, large enough that Ray's own work does not show.
-_MOST_ROWS_PER_TASK = 64
-_TASKS_PER_WORKER = 8
-
-# A crash costs what is not written yet: small runs write at least this many files.
-_LEAST_FILES = 20
-
-
-class DescribeCheckpoint(Protocol):
-    """Signature of `maskrcnn_core.inference.predictor.describe_checkpoint`."""
-
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
-        """Fingerprint and categories, without building the network."""
-        ...
-
-
-@dataclass(frozen=True)
-class Detector:
-    """How a checkpoint becomes a detector; both are passed on to other processes, so they must be picklable."""
-
-    load: LoadPredictor
-    describe: DescribeCheckpoint
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """A pool that fits the cluster.
-
-    Attributes:
-        workers: number of processes.
-        cpus, gpus: logical resources that each one holds.
-        per_node: most workers on one node.
-    """
-
-    workers: int
-    cpus: int
-    gpus: int
-    per_node: int
+# Sources of more parts are listed by the cluster.
+_MOST_PARTS_HERE = 16
 
 
 @dataclass(frozen=True)
@@ -126,76 +83,120 @@ def label(
     Raises:
         ConfigError: the cluster cannot hold the workers asked for, or the model cannot do what is asked of it.
         CheckpointError: the checkpoint cannot be used.
-        StorageError: there are no images, the output holds another run, or an image has no proposals.
-        AnnotationError: the COCO json or manifest is malformed.
+        StorageError: there are no images, storage cannot be used, the output holds another run, or an image has no
+            proposals.
+        AnnotationError: the source of the images is malformed.
     """
-    started = time.monotonic()
-    detector = detector or _own_detector()
-    manifest = build_manifest(run.images, run.image_root)
-    settings = _worker_settings(run, manifest, _check_proposals(run, manifest))
-    identity = _identity(run, manifest, settings, detector)
-    state = label_output.claim(run.output, identity)
-    if state == "finished":
+    with storage.applied(run.storage):
+        return _label(run, on_progress, detector or _own_detector(), time.monotonic())
+
+
+def _label(
+    run: LabelRun, on_progress: Callable[[LabelProgress], None] | None, detector: Detector, started: float
+) -> LabelSummary:
+    state = label_output.state_of(run.output)
+    manifest = open_manifest(label_output.manifest_folder(run.output))
+    source = None if manifest is not None else open_source(run.images, run.image_root)
+    kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
+    settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
+    identity = _identity(settings, detector)
+    if state != "new":
+        label_output.require_same_run(run.output, identity)
+    if manifest is not None:
+        _require_same_source(run, manifest)
+    if state == "finished" and not (run.label.retry_failed and label_output.finished_tally(run.output).failed):
         tally = label_output.finished_tally(run.output)
         return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
-    if state == "new":
-        label_output.open_run(run.output, identity, manifest)
-    done, before = label_output.read_labelled(run.output)
-    todo, todo_rows = label_output.write_todo(run.output, manifest, done)
-    counts = Counts()
-    if todo_rows:
-        with connect(run.cluster):
-            counts = _label_rest(run, detector, settings, todo, todo_rows, before, on_progress)
+    with _cluster_when_needed(run) as ensure_cluster:
+        if manifest is None:
+            assert source is not None
+            manifest = _build_manifest(run, source, ensure_cluster, is_new=state == "new")
+        _check_proposals(run, manifest)
+        if state == "new":
+            label_output.open_run(run.output, identity)
+        if state == "finished":
+            label_output.reopen_run(run.output)
+        settings = replace(settings, manifest=manifest)
+        before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
     tally = _checked_tally(run.output, manifest)
     label_output.close_run(run.output, tally)
-    return _summary(run.output, tally, before.images, counts, started, finished_before=False)
+    return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
-def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerPlan:
-    """How many workers of what size the cluster can hold, with a CPU left for the tasks that feed them.
+@contextmanager
+def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
+    """A function that connects to the cluster when it is first called; the connection ends with the block."""
+    with ExitStack() as stack:
 
-    Args:
-        label: `num_workers` and `threads_per_worker` 0 = chosen here.
-        cluster: nodes with their logical resources.
+        @functools.cache
+        def ensure() -> None:
+            stack.enter_context(connect(run.cluster, environment=storage.settings_environment(run.storage)))
 
-    Raises:
-        ConfigError: too few CPUs or GPUs; says how many there are.
-    """
-    if label.use_gpu:
-        hosts = [node for node in cluster if node.gpus > 0 and node.cpus > 0]
-        per_node = max((node.gpus for node in hosts), default=0)
-        room = sum(node.gpus for node in hosts)
-        share = min((max(1, (node.cpus - 1) // node.gpus) for node in hosts), default=1)
-    else:
-        hosts = [node for node in cluster if node.cpus > 0]
-        per_node, room, share = _cpu_shares(label, hosts)
-    workers = label.num_workers or room
-    cpus = min(share, label.threads_per_worker) if label.threads_per_worker else share
-    total = sum(node.cpus for node in cluster)
-    if label.use_gpu and (workers > room or workers == 0):
-        raise ConfigError(f"label.use_gpu: {workers or 'at least 1'} workers need a GPU each, the cluster has {room}")
-    if workers == 0 or workers * cpus > total - 1:
-        raise ConfigError(
-            f"label.num_workers: {max(1, workers)} workers need {max(1, workers) * cpus + 1} CPUs "
-            f"({cpus} each and 1 to feed them), "
-            f"the cluster has {total}; use fewer workers, or more CPUs (cluster.num_cpus for a cluster of this machine)"
+        yield ensure
+
+
+def _build_manifest(run: LabelRun, source: Source, ensure_cluster: Callable[[], None], *, is_new: bool) -> Manifest:
+    """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
+    folder = label_output.manifest_folder(run.output)
+    tasks: Tasks = one_by_one
+    if len(source.parts) > _MOST_PARTS_HERE:
+        ensure_cluster()
+        tasks = on_cluster
+    try:
+        with unwrapped_errors():
+            return build_manifest(source, folder, tasks)
+    except UserError:
+        if is_new:  # a mistake leaves nothing behind
+            storage.delete_folder(storage.join(run.output, "_run"))
+            storage.delete_if_empty(run.output)
+        raise
+
+
+def _require_same_source(run: LabelRun, manifest: Manifest) -> None:
+    images = storage.absolute(run.images)
+    difference = changes_since(manifest, images)
+    if difference is None or (manifest.images == images and run.label.changed_source == "keep"):
+        return
+    if manifest.images == images:
+        raise StorageError(
+            f"images: {difference}; go on with the images as they were listed then: --label.changed_source keep, or "
+            "label the new ones with another --output"
         )
-    return WorkerPlan(workers, cpus, int(label.use_gpu), max(1, min(per_node, workers)))
+    raise StorageError(label_output.another_run(run.output, difference))
 
 
-def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int, int, int]:
-    """Most workers on a node, workers in all, and logical CPUs of each."""
-    if not hosts:
-        return 0, 0, 1
-    if label.num_workers:
-        per_node = math.ceil(label.num_workers / len(hosts))
-    else:
-        per_node = max(1, hosts[0].cpus // _MOST_THREADS)
-    # A quarter of a node, at most two CPUs, stays free for reading and writing tasks.
-    smallest = min(max(1, node.cpus - min(2, max(1, node.cpus // 4))) for node in hosts)
-    share = max(1, smallest // per_node)
-    room = sum(max(1, (node.cpus - 1) // share) if node.cpus > 1 else 0 for node in hosts)
-    return per_node, min(room, per_node * len(hosts)), share
+def _label_chunks(
+    run: LabelRun,
+    manifest: Manifest,
+    settings: WorkerSettings,
+    detector: Detector,
+    ensure_cluster: Callable[[], None],
+    on_progress: Callable[[LabelProgress], None] | None,
+) -> tuple[int, Counts]:
+    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
+    and the counts of this start."""
+    rows = label_output.chunk_rows(run.output)
+    if rows is None:
+        ensure_cluster()
+        workers = plan_workers(run.label, nodes()).workers
+        rows = choose_chunk_rows(len(manifest), workers, settings.group_size, run.label)
+        label_output.settle_chunk_rows(run.output, rows)
+    done, todo = label_output.chunks_done(run.output, manifest, rows)
+    before = sum(label_output.read_tallies([chunk.uri(run.output) for chunk in done]), label_output.NOTHING)
+    labelled_before = before.images
+    counts = Counts()
+    if todo:
+        ensure_cluster()
+        counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+    if run.label.retry_failed and before.failed:
+        ensure_cluster()
+        uris = [chunk.uri(run.output) for chunk in done]
+        faulty = [chunk for chunk, tally in zip(done, label_output.read_tallies(uris), strict=True) if tally.failed]
+        again = replace(settings, retry_failed=True)
+        retried = label_on_cluster(run, detector, again, faulty, label_output.NOTHING, before.failed, on_progress)
+        counts = retried if not todo else counts
+        labelled_before -= before.failed
+    return labelled_before, counts
 
 
 def _own_detector() -> Detector:
@@ -205,22 +206,22 @@ def _own_detector() -> Detector:
     return Detector(load_predictor, describe_checkpoint)
 
 
-def _check_proposals(run: LabelRun, manifest: Manifest) -> str:
-    """Fingerprint of the proposals of the run, after making sure that every image has some; empty where none are given.
+def _check_proposals(run: LabelRun, manifest: Manifest) -> None:
+    """Make sure that every image has proposals where the run reads them.
 
     Raises:
         StorageError: they cannot be read, or lack an image.
     """
     if not run.proposals:
-        return ""
+        return
     proposals = open_proposals(run.proposals, "proposals")
-    proposals.require(manifest.table.column("image_id").to_pylist(), allow_failed=True)
-    return proposals.fingerprint
+    for table in manifest.tables():
+        proposals.require(table.column("image_id").to_pylist(), allow_failed=True)
 
 
-def _worker_settings(run: LabelRun, manifest: Manifest, proposals: str) -> WorkerSettings:
+def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) -> WorkerSettings:
     config = run.label
-    apply_exif = manifest.source != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
+    apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
     return WorkerSettings(
         checkpoint=_absolute(run.checkpoint),
         predictor=PredictorSettings(
@@ -234,11 +235,13 @@ def _worker_settings(run: LabelRun, manifest: Manifest, proposals: str) -> Worke
             test_short_sides=config.test_short_sides,
             test_flip=config.test_flip,
             record=config.record,
-            proposals=proposals,
+            proposals=proposals.fingerprint if proposals is not None else "",
         ),
         proposals=_absolute(run.proposals) if run.proposals else "",
         threads=config.threads_per_worker,
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
+        output=storage.absolute(run.output),
+        image_timeout=config.image_timeout,
     )
 
 
@@ -247,153 +250,29 @@ def _absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def _identity(run: LabelRun, manifest: Manifest, settings: WorkerSettings, detector: Detector) -> RunIdentity:
+def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
-    readable = deciding_settings(settings.predictor) | {"number of images": len(manifest)}
-    return RunIdentity(fingerprint, manifest.digest, readable)
-
-
-def _label_rest(
-    run: LabelRun,
-    detector: Detector,
-    settings: WorkerSettings,
-    todo: str,
-    todo_rows: int,
-    before: Tally,
-    on_progress: Callable[[LabelProgress], None] | None,
-) -> Counts:
-    """Labels the images of the folder `todo`; returns the counts of this start."""
-    plan = plan_workers(run.label, nodes())
-    settings = replace(settings, workers_per_node=plan.per_node)
-    board = start_board()
-    report = None if on_progress is None else _reporter(on_progress, before, before.images + todo_rows)
-    with _ray_data_settings(), _unwrapped_errors(), Poller(board, report) as poller:
-        sizes = chunk_sizes(todo_rows, plan.workers, settings.group_size, run.label.rows_per_file)
-        dataset = _dataset(todo, sizes, plan, detector, settings, board, run.output)
-        for _ in dataset.iter_rows():  # one for each file written
-            poller.check()
-        return board.snapshot()
-
-
-def _dataset(
-    todo: str,
-    sizes: tuple[int, int],
-    plan: WorkerPlan,
-    detector: Detector,
-    settings: WorkerSettings,
-    board: RemoteBoard,
-    output: str,
-) -> Any:
-    rows_per_task, rows_per_file = sizes
-    filesystem, path = storage.filesystem_and_path(todo)
-    pool = ray.data.ActorPoolStrategy(
-        size=plan.workers, max_concurrent_calls_per_actor=CONCURRENT_CALLS, enable_true_multi_threading=True
-    )
-    labelled = (
-        ray.data.read_parquet(path, filesystem=filesystem)
-        .repartition(target_num_rows_per_block=rows_per_task, strict=True)
-        .map_batches(
-            LabelWorker,
-            fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
-            batch_size=rows_per_task,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=plan.cpus,
-            num_gpus=plan.gpus or None,
-            runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
-        )
-    )
-    write: Any = label_output.write_batch  # Ray's types know no arguments beyond the batch
-    return labelled.map_batches(
-        write, fn_kwargs={"output": output}, batch_size=rows_per_file, batch_format="pyarrow", num_cpus=1
-    )
-
-
-def chunk_sizes(images: int, workers: int, group_size: int, rows_per_file: int) -> tuple[int, int]:
-    """Images of one Ray task and of one file; the second is a multiple of the first.
-
-    Tasks are small enough to keep all workers busy to the end; files of a small run are small enough that a crash
-    loses little of it.
-    """
-    balanced = math.ceil(images / (workers * _TASKS_PER_WORKER))
-    least = min(group_size, math.ceil(images / workers))
-    task = min(max(balanced, least), _MOST_ROWS_PER_TASK, rows_per_file)
-    wanted = min(rows_per_file, max(math.ceil(images / _LEAST_FILES), task))
-    return task, task * (wanted // task)
-
-
-def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
-    def report(counts: Counts) -> None:
-        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
-        on_progress(
-            LabelProgress(
-                images=images,
-                done=done,
-                detections=before.detections + counts.detections,
-                failed=before.failed + counts.failed,
-                images_per_second=counts.images_per_second,
-            )
-        )
-
-    return report
-
-
-@contextmanager
-def _ray_data_settings() -> Iterator[None]:
-    """Ray Data's process-wide settings for a labelling run; the former ones come back."""
-    context = ray.data.DataContext.get_current()
-    wanted = {
-        "enable_progress_bars": False,
-        # The second generation of readers takes seconds longer to start and gains nothing on a list of uris.
-        "use_datasource_v2": False,
-        "max_errored_blocks": 0,
-        # A process that dies while it loads the network is started again, but not for ever.
-        "max_consecutive_actor_init_deaths": 3,
-    }
-    former = {name: getattr(context, name) for name in wanted}
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    for name, value in wanted.items():
-        setattr(context, name, value)
-    logger.setLevel(logging.CRITICAL)  # errors arrive as exceptions
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in former.items():
-            setattr(context, name, value)
-
-
-@contextmanager
-def _unwrapped_errors() -> Iterator[None]:
-    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise type(cause)(*cause.args) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise
+    return RunIdentity(fingerprint, deciding_settings(settings.predictor), label_output.code_fingerprint())
 
 
 def _checked_tally(output: str, manifest: Manifest) -> Tally:
-    """Counts over all rows, after making sure that each image has exactly one.
+    """Counts over all label files, after making sure that each chunk has its file and each file its rows.
 
     Raises:
-        StorageError: it has not; two runs wrote to the same folder at once, or files were changed.
+        StorageError: it has not; files were changed while the run went on.
     """
-    ids, tally = label_output.read_labelled(output)
-    expected = np.sort(manifest.table.column("image_id").to_numpy())
-    if not np.array_equal(ids, expected):
-        missing = len(np.setdiff1d(expected, ids))
-        surplus = len(ids) - (len(expected) - missing)
+    rows = label_output.chunk_rows(output)
+    assert rows is not None
+    done, todo = label_output.chunks_done(output, manifest, rows)
+    tallies = label_output.read_tallies([chunk.uri(output) for chunk in done])
+    wrong = [chunk.name for chunk, tally in zip(done, tallies, strict=True) if tally.images != chunk.stop - chunk.start]
+    if todo or wrong:
         raise StorageError(
-            f"output: {output!r} has {missing} images without a row and {surplus} rows too many; was another process "
-            "writing there at the same time? Repeat the command for missing rows; for surplus ones delete the folder"
+            f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
+            f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
+            "Delete the wrong ones and repeat the command: what is missing is labelled"
         )
-    return tally
+    return sum(tallies, label_output.NOTHING)
 
 
 def _summary(

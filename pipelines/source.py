@@ -118,7 +118,7 @@ def open_source(images: str, image_root: str | None = None) -> Source:
     kind = _kind(images)
     if image_root is not None and kind != "coco":
         raise ConfigError(f"image_root: only has a meaning with a COCO json, but images is {images!r}; drop it")
-    absolute = _absolute_uri(images)
+    absolute = storage.absolute(images)
     if kind == "coco":
         parts: tuple[Part, ...] = (Part(kind, images, root=_image_root(images, image_root)),)
     elif kind == "inventory":
@@ -201,10 +201,6 @@ def _is_glob(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def _absolute_uri(uri: str) -> str:
-    return uri.rstrip("/") if not storage.is_local(uri) else str(storage.filesystem_and_path(uri)[1])
-
-
 def _split_glob(glob: str) -> tuple[str, str]:
     """The folder before the first wildcard, and what names below it must match."""
     parts = glob.split("/")
@@ -269,7 +265,7 @@ def _subfolders(folder: str) -> list[str]:
 
 def _local_entries(part: Part) -> Iterator[Entries]:
     if part.kind == "file":
-        yield Entries([_absolute_uri(part.place)], sizes=[None])
+        yield Entries([storage.absolute(part.place)], sizes=[None])
         return
     pattern = re.compile(part.pattern) if part.pattern is not None else None
     uris: list[str] = []

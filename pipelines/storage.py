@@ -143,6 +143,11 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
         return _s3_filesystem(path.split("/", 1)[0]), path
 
 
+def absolute(uri: str) -> str:
+    """The uri as every process understands it, whatever folder it works in."""
+    return str(filesystem_and_path(uri)[1]) if is_local(uri) else uri.rstrip("/")
+
+
 def _s3_filesystem(bucket: str) -> fs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -253,6 +258,13 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     )
 
 
+def delete_file(uri: str) -> None:
+    """Delete a file; one that is not there is fine."""
+    filesystem, path = filesystem_and_path(uri)
+    with naming(uri), contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(path)
+
+
 def delete_folder(uri: str) -> None:
     """Delete a folder and all that is in it; one that is not there is fine."""
     filesystem, path = filesystem_and_path(uri)
@@ -260,6 +272,13 @@ def delete_folder(uri: str) -> None:
         filesystem.delete_dir_contents(path, missing_dir_ok=True)
         if is_local(uri) and os.path.isdir(path):
             filesystem.delete_dir(path)
+
+
+def delete_if_empty(uri: str) -> None:
+    """Delete a local folder that holds nothing; S3 has no empty folders."""
+    if is_local(uri):
+        with contextlib.suppress(OSError):  # it holds something, or is not there
+            os.rmdir(filesystem_and_path(uri)[1])
 
 
 def _file_type(uri: str) -> fs.FileType:

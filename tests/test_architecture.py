@@ -19,7 +19,9 @@ FORBIDDEN_OUTSIDE = {
     "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer"},
     "jobs": set(),
 }
-RUN_CONFIGS = {f"{job}_config" for job in ("cluster", "train", "label", "evaluate", "convert", "benchmark", "demo")}
+RUN_CONFIGS = {
+    f"{job}_config" for job in ("cluster", "storage", "train", "label", "evaluate", "convert", "benchmark", "demo")
+}
 CORE_LAYERS = (
     {"errors", "config_checks", "config", "structures"},
     RUN_CONFIGS,
@@ -31,6 +33,7 @@ SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
     *((f"{job}_config", "cluster_config") for job in ("train", "label", "evaluate", "benchmark")),
+    *((f"{job}_config", "storage_config") for job in ("train", "label", "evaluate", "benchmark")),
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),

@@ -22,9 +22,12 @@ from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, schema
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines.cluster import NodeCapacity, connect
+from pipelines.image_reading import ImageReader
+from pipelines.label_execution import Detector
+from pipelines.label_planning import WorkerPlan, choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, ProgressBoard
-from pipelines.label_worker import LabelWorker, WorkerSettings, read_image
-from pipelines.labelling import Detector, LabelSummary, WorkerPlan, chunk_sizes, label, plan_workers
+from pipelines.label_worker import LabelWorker, WorkerSettings
+from pipelines.labelling import LabelSummary, label
 
 # Ray warns about settings of its own that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -135,7 +138,7 @@ def as_rows(folder: Path) -> pa.Table:
 def test_worker_returns_one_row_per_image_in_order_and_reports_the_counts(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
     board = ProgressBoard()
-    table = worker(board=board)(as_rows(tmp_path / "images"))
+    table = worker(board=board).label(as_rows(tmp_path / "images"))
     assert table.column("image_id").to_pylist() == list(range(10))
     assert table.column("height").to_pylist() == [8 + index % 3 for index in range(10)]
     assert schema_categories(table.schema) == CATEGORIES
@@ -146,14 +149,14 @@ def test_worker_returns_one_row_per_image_in_order_and_reports_the_counts(tmp_pa
 def test_an_empty_batch_gives_an_empty_table_of_the_same_schema(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 1)
     rows, labeller = as_rows(tmp_path / "images"), worker()
-    assert labeller(rows.slice(0, 0)).num_rows == 0
-    assert labeller(rows.slice(0, 0)).schema == labeller(rows).schema
+    assert labeller.label(rows.slice(0, 0)).num_rows == 0
+    assert labeller.label(rows.slice(0, 0)).schema == labeller.label(rows).schema
 
 
 def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 6)
     Image.new("RGB", (13, 8)).save(tmp_path / "images" / "002.png")
-    rows = worker("poisoned")(as_rows(tmp_path / "images")).to_pylist()
+    rows = worker("poisoned").label(as_rows(tmp_path / "images")).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     assert rows[2]["error"] == "ValueError: cannot digest 13"
     assert [len(row["detections"]) for row in rows] == [1, 1, 0, 1, 1, 1]
@@ -162,8 +165,8 @@ def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
 def test_a_detector_that_fails_on_everything_ends_the_run_instead_of_failing_every_image(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 16)
     with pytest.raises(RuntimeError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
-        worker("broken")(as_rows(tmp_path / "images"))
-    rows = worker("broken")(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
+        worker("broken").label(as_rows(tmp_path / "images"))
+    rows = worker("broken").label(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
     assert [row["status"] for row in rows] == ["failed"] * 8
 
 
@@ -173,7 +176,7 @@ def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_no
     board.begin(0)  # the group of images 0 to 3 was begun once,
     board.begin(-1 - 2)  # and image 2 twice alone, each time without an end
     board.begin(-1 - 2)
-    rows = worker(board=board)(as_rows(tmp_path / "images")).to_pylist()
+    rows = worker(board=board).label(as_rows(tmp_path / "images")).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok"]
     assert "ended the detector's process" in rows[2]["error"]
     assert board.snapshot().failed == 1
@@ -186,39 +189,43 @@ def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_no
 def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, status: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "big.png").write_bytes(bytes(101))
-    image = read_image(str(tmp_path / name), 100)
+    image = ImageReader(100).read(str(tmp_path / name))
     assert isinstance(image, ImageError)
     assert image.status == status
     (tmp_path / "small").write_bytes(b"12")
-    assert read_image(str(tmp_path / "small"), 100) == b"12"
+    assert ImageReader(100).read(str(tmp_path / "small")) == b"12"
 
 
 @pytest.mark.parametrize(
-    ("images", "workers", "rows_per_file", "expected"),
+    ("images", "workers", "settings", "expected"),
     [
-        (1, 1, 1000, (1, 1)),  # one image
-        (44, 1, 1000, (8, 8)),  # never below a group where there is a group for everyone
-        (44, 8, 1000, (6, 6)),  # but every worker gets some
-        (1000, 2, 1000, (63, 63)),  # 8 tasks each; files of 1/20 of the run would be smaller than a task
-        (100_000, 4, 1000, (64, 960)),  # as many whole tasks as fit a file
-        (100, 1, 5, (5, 5)),  # a small file limits the task
+        (1, 1, {}, 1),
+        (44, 1, {}, 8),  # never below a group where there is a group for everyone
+        (44, 8, {}, 6),  # but every worker gets some
+        (1000, 2, {}, 50),  # a crash costs little of a small run
+        (100_000, 4, {}, 250),
+        (100_000, 4, {"use_gpu": True}, 1000),
+        (100_000, 4, {"rows_per_file": 5000}, 3125),  # 8 for each worker
+        (100, 1, {"rows_per_file": 5}, 5),
     ],
 )
-def test_chunk_sizes(images: int, workers: int, rows_per_file: int, expected: tuple[int, int]) -> None:
-    assert chunk_sizes(images, workers, 8, rows_per_file) == expected
+def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) -> None:
+    assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
 
 
 @pytest.mark.parametrize(
     ("nodes", "settings", "expected"),
     [
-        ([(4, 0)], {}, WorkerPlan(1, 3, 0, 1)),  # a laptop: one process
-        ([(2, 0)], {}, WorkerPlan(1, 1, 0, 1)),
-        ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4)),  # 16 threads each
-        ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2)),
-        ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1)),  # a head without CPUs takes none
-        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4)),
-        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1)),
-        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1)),
+        ([(4, 0)], {}, WorkerPlan(1, 3, 0, 1, 1)),  # a laptop: one process
+        ([(2, 0)], {}, WorkerPlan(1, 1, 0, 1, 1)),
+        ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4, 4)),  # 16 threads each
+        ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2, 2)),
+        ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1, 2)),  # a head without CPUs takes none
+        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4, 4)),
+        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1, 1)),
+        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
+        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 3, 1, 4, 16)),  # a cluster that grows
+        ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
     ],
 )
 def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, expected: WorkerPlan) -> None:
@@ -315,7 +322,7 @@ def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path:
     with pytest.raises(StorageError, match="holds another run"):
         run_label(run_of(tmp_path, manifest, "good", max_pixels=10_000))
     write_images(tmp_path / "more", 1)
-    with pytest.raises(StorageError, match="number of images was 40, now 1"):
+    with pytest.raises(StorageError, match=r"images was '.*manifest.parquet', now '.*more'"):
         run_label(run_of(tmp_path, tmp_path / "more", "poisoned", max_pixels=10_000))
 
 

@@ -377,5 +377,5 @@ def test_s3_inventory(form: str, build: Build) -> None:
 
 @pytest.mark.usefixtures("s3_folder")
 def test_a_bucket_that_is_not_there_is_one_clear_line(build: Build) -> None:
-    with pytest.raises(StorageError, match="no such bucket; check its name|no file or folder"):
+    with pytest.raises(StorageError, match=r"no such bucket; check its name|no file or folder"):
         build("s3://no-such-bucket-here/images/")
