@@ -1,14 +1,15 @@
-"""Measure speed: `python -m jobs.benchmark detect|label [settings]`."""
+"""Measure speed: `python -m jobs.benchmark NAME [settings]`."""
 
 import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, ChaosRun
 
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "chaos": "jobs.label while its processes, nodes and driver are killed",
 }
 
 
@@ -26,9 +27,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not asked_for_help:
             print(f"error: NAME: got {name!r}, expected one of {', '.join(_NAMES)}", file=sys.stderr)
         return 0 if asked_for_help else 2
+    if name == "chaos":
+        return run_job(ChaosRun, _chaos, prog=f"python -m jobs.benchmark {name}", argv=arguments[1:])
     return run_job(
         BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=arguments[1:]
     )
+
+
+def _chaos(run: ChaosRun) -> int:
+    """Exit code 1 if anything was lost, repeated, torn or changed."""
+    from pipelines.benchmark_chaos import ChaosRound, benchmark_chaos
+
+    def show(found: ChaosRound) -> None:
+        killed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in found.killed.items())
+        print(
+            f"  seed {found.seed}: killed {killed}; lost {found.lost}, repeated {found.repeated}, torn {found.torn}, "
+            f"changed {found.different}; {found.seconds:.0f} s",
+            flush=True,
+        )
+
+    print(f"{_NAMES['chaos']}: {run.num_images} images, {run.rounds} rounds", flush=True)
+    rounds = benchmark_chaos(run, show)
+    lost, repeated, torn, changed = (
+        sum(getattr(found, name) for found in rounds) for name in ("lost", "repeated", "torn", "different")
+    )
+    print(f"lost / repeated / torn: {lost} / {repeated} / {torn}; rows unlike an undisturbed run's: {changed}")
+    return int(lost + repeated + torn + changed > 0)
 
 
 def _measure(name: str, run: BenchmarkRun) -> int:

@@ -29,3 +29,27 @@ class BenchmarkRun:
         for name in ("num_images", "rounds", "short_side", "max_detections"):
             require_positive(name, getattr(self, name))
         require_not_negative("threads", self.threads)
+
+
+@dataclass(frozen=True)
+class ChaosRun:
+    """Label on a cluster of three nodes on this machine while processes, nodes and the driver are killed."""
+
+    checkpoint: str = ""
+    """Checkpoint folder; empty = a small Mask R-CNN with random weights."""
+    num_images: int = 300
+    """Generated pictures to label."""
+    rounds: int = 10
+    """How often; each has a seed of its own."""
+    kills: int = 1
+    """Detector processes, nodes and drivers killed in each round: so many of each kind."""
+    pause: float = 4.0
+    """Longest pause between two kills, seconds."""
+    rows_per_file: int = 6
+    """Images of one label file."""
+    seed: int = 0
+    """Of the first round."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "rounds", "kills", "pause", "rows_per_file"):
+            require_positive(name, getattr(self, name))

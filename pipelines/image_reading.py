@@ -7,6 +7,7 @@ import time
 
 from maskrcnn_core.errors import ImageError, StorageError
 from pipelines import storage
+from pipelines.s3_settings import explain, is_forbidden, is_hopeless
 
 # On top of the S3 client's own retries, which stop after `storage.max_attempts`.
 _ATTEMPTS = 3
@@ -41,9 +42,9 @@ class ImageReader:
                 content = _read(uri, self._most_bytes)
             except OSError as error:
                 failure: OSError = error
-                if storage.is_hopeless(error):
-                    raise StorageError(f"{uri}: {storage.explain(str(error))}") from error
-                if storage.is_forbidden(error) or storage.is_local(uri):
+                if is_hopeless(error):
+                    raise StorageError(f"{uri}: {explain(str(error))}") from error
+                if is_forbidden(error) or storage.is_local(uri):
                     break
                 if attempt + 1 < _ATTEMPTS:
                     time.sleep(_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
@@ -54,7 +55,7 @@ class ImageReader:
         return self._refusal(uri, failure)
 
     def _refusal(self, uri: str, error: OSError) -> ImageError:
-        forbidden = storage.is_forbidden(error)
+        forbidden = is_forbidden(error)
         reason = f"access denied: {one_line(error)}" if forbidden else one_line(error)
         with self._lock:
             self._refused += not storage.is_local(uri)

@@ -26,6 +26,7 @@ from pipelines.label_progress import Counts, LabelProgress
 from pipelines.label_worker import WorkerSettings
 from pipelines.manifest import Manifest, Tasks, build_manifest, changes_since, one_by_one, open_manifest
 from pipelines.proposal_files import open_proposals
+from pipelines.s3_settings import applied, settings_environment
 from pipelines.source import Source, open_source
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
@@ -87,7 +88,7 @@ def label(
             proposals.
         AnnotationError: the source of the images is malformed.
     """
-    with storage.applied(run.storage):
+    with applied(run.storage):
         return _label(run, on_progress, detector or _own_detector(), time.monotonic())
 
 
@@ -130,7 +131,7 @@ def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
 
         @functools.cache
         def ensure() -> None:
-            stack.enter_context(connect(run.cluster, environment=storage.settings_environment(run.storage)))
+            stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
 
         yield ensure
 

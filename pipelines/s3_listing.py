@@ -4,14 +4,12 @@ A listing call returns 1,000 keys and the next one needs its answer, so that one
 at best. Sub-prefixes are listed independently; a prefix without any is cut into key ranges.
 """
 
-import os
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from maskrcnn_core.errors import StorageError
-from pipelines import storage
+from pipelines.s3_client import naming_s3, s3_client
 
 # First characters of object names at which a long flat prefix is cut. A range without keys costs one request.
 _CUTS = "".join(sorted(string.digits + string.ascii_letters + "_"))
@@ -36,30 +34,6 @@ class KeyRange:
     until: str | None = None
 
 
-def client() -> Any:
-    """A boto3 client with this project's retries and time limits; endpoint and keys from the AWS variables."""
-    import boto3
-    from botocore.config import Config
-
-    limits = storage.limits()
-    config = Config(
-        retries={"mode": "standard", "max_attempts": limits.max_attempts},
-        connect_timeout=limits.connect_timeout,
-        read_timeout=limits.request_timeout,
-        max_pool_connections=4,
-        **({"signature_version": _unsigned()} if limits.anonymous else {}),
-    )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return boto3.client("s3", config=config, endpoint_url=endpoint, region_name=region or "us-east-1")
-
-
-def _unsigned() -> Any:
-    from botocore import UNSIGNED
-
-    return UNSIGNED
-
-
 def split_prefix(bucket: str, prefix: str, *, wanted: int = 64, depth: int = 3) -> list[KeyRange]:
     """Disjoint ranges that cover all keys below the prefix, for as many tasks.
 
@@ -72,7 +46,7 @@ def split_prefix(bucket: str, prefix: str, *, wanted: int = 64, depth: int = 3) 
     Raises:
         StorageError: the bucket is missing or cannot be listed.
     """
-    s3 = client()
+    s3 = s3_client()
     ranges: list[KeyRange] = []
     level = [prefix]
     for _ in range(depth):
@@ -119,7 +93,7 @@ def objects(keys: KeyRange) -> Iterator[list[S3Object]]:
     Raises:
         StorageError: as `split_prefix`.
     """
-    s3 = client()
+    s3 = s3_client()
     arguments: dict[str, Any] = {"Bucket": keys.bucket, "Prefix": keys.prefix}
     if keys.after:
         arguments["StartAfter"] = keys.after
@@ -137,23 +111,3 @@ def objects(keys: KeyRange) -> Iterator[list[S3Object]]:
         if len(inside) < len(found) or not page.get("IsTruncated", False):
             return
         arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-
-class naming_s3:
-    """Turn what boto3 raises inside the block into a StorageError that names the uri and how to mend it."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            raise StorageError(f"{self._uri}: {storage.explain(code) or f'cannot be listed: {error}'}") from error
-        if isinstance(error, BotoCoreError):
-            name = type(error).__name__
-            raise StorageError(f"{self._uri}: {storage.explain(name) or f'cannot be listed: {error}'}") from error

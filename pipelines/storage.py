@@ -11,108 +11,14 @@ import functools
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.storage_config import StorageConfig
-
-# Names of S3's, Arrow's and boto3's errors that say that nothing at all can be read, whatever the object.
-_HOPELESS = {
-    "InvalidAccessKeyId": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
-    "INVALID_ACCESS_KEY_ID": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
-    "SignatureDoesNotMatch": "the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY",
-    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the AWS session has expired; sign in again (aws sso login) or renew AWS_SESSION_TOKEN",
-    "EXPIRED_TOKEN": "the AWS session has expired; sign in again (aws sso login) or renew AWS_SESSION_TOKEN",
-    "InvalidToken": "AWS_SESSION_TOKEN is not valid; sign in again (aws sso login)",
-    "NoCredentialsError": "no AWS credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE, or --storage.anonymous true",
-    "NoSuchBucket": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
-    "NO_SUCH_BUCKET": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
-    "EndpointConnectionError": "the S3 endpoint does not answer; check AWS_ENDPOINT_URL or --storage.endpoint_url",
-}
-_FORBIDDEN = {
-    name: "access denied; check the rights of these credentials and the bucket's policy"
-    for name in ("AccessDenied", "ACCESS_DENIED", "Forbidden", "403", "AllAccessDisabled")
-}
-_VARIABLES = "MASKRCNN_STORAGE_"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Patience with S3.
-
-    Attributes:
-        max_attempts: of one request.
-        connect_timeout, request_timeout: seconds.
-        anonymous: requests are not signed (public buckets).
-    """
-
-    max_attempts: int = 10
-    connect_timeout: float = 10.0
-    request_timeout: float = 60.0
-    anonymous: bool = False
-
-
-def settings_environment(config: StorageConfig) -> dict[str, str]:
-    """The environment variables that carry the settings to every process."""
-    chosen = {
-        f"{_VARIABLES}MAX_ATTEMPTS": str(config.max_attempts),
-        f"{_VARIABLES}CONNECT_TIMEOUT": str(config.connect_timeout),
-        f"{_VARIABLES}REQUEST_TIMEOUT": str(config.request_timeout),
-        f"{_VARIABLES}ANONYMOUS": str(int(config.anonymous)),
-    }
-    chosen |= {"AWS_ENDPOINT_URL": config.endpoint_url} if config.endpoint_url else {}
-    return chosen | ({"AWS_REGION": config.region} if config.region else {})
-
-
-@contextlib.contextmanager
-def applied(config: StorageConfig) -> Iterator[None]:
-    """The settings hold for this process and those it starts, inside the block."""
-    wanted = settings_environment(config)
-    former = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def limits() -> Limits:
-    """The limits in force."""
-    given = os.environ.get
-    return Limits(
-        max_attempts=int(given(f"{_VARIABLES}MAX_ATTEMPTS", Limits.max_attempts)),
-        connect_timeout=float(given(f"{_VARIABLES}CONNECT_TIMEOUT", Limits.connect_timeout)),
-        request_timeout=float(given(f"{_VARIABLES}REQUEST_TIMEOUT", Limits.request_timeout)),
-        anonymous=given(f"{_VARIABLES}ANONYMOUS", "0") == "1",
-    )
-
-
-def explain(message: str) -> str | None:
-    """How to mend an S3 error after which no other object can be read either, or that denies access; else None.
-
-    Args:
-        message: an error's code, or text that holds it.
-    """
-    return next((text for name, text in (_HOPELESS | _FORBIDDEN).items() if name in message), None)
-
-
-def is_hopeless(error: BaseException) -> bool:
-    """Whether every further object will fail the same way: wrong credentials, no such bucket."""
-    return any(name in str(error) for name in _HOPELESS)
-
-
-def is_forbidden(error: BaseException) -> bool:
-    """Whether this object, or all of them, are closed to these credentials."""
-    return isinstance(error, PermissionError) or any(name in str(error) for name in _FORBIDDEN)
+from pipelines.s3_client import naming_s3, s3_client
+from pipelines.s3_settings import Limits, explain, limits
 
 
 def is_local(uri: str) -> bool:
@@ -207,13 +113,15 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    filesystem, path = filesystem_and_path(uri)
+    _, path = filesystem_and_path(uri)
     with naming(uri):
         if is_local(uri):
             _replace_local_file(Path(path), content)
         else:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
+            # One PUT: Arrow's stream would upload in parts, and complete even what was broken off.
+            bucket, _, key = path.partition("/")
+            with naming_s3(uri):
+                s3_client().put_object(Bucket=bucket, Key=key, Body=content)
 
 
 def _replace_local_file(path: Path, content: bytes) -> None:
@@ -224,10 +132,15 @@ def _replace_local_file(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Commit: the finished file takes its name."""
+    temporary.replace(path)
 
 
 def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:

@@ -1,14 +1,11 @@
 """Labelling with a detector that needs no weights: what is tested is everything around it."""
 
-import hashlib
 import io
 import json
-import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,90 +13,20 @@ import ray
 from PIL import Image
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config import Category
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError
-from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, schema_categories
+from maskrcnn_core.inference.records import schema_categories
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines.cluster import NodeCapacity, connect
 from pipelines.image_reading import ImageReader
-from pipelines.label_execution import Detector
 from pipelines.label_planning import WorkerPlan, choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, ProgressBoard
 from pipelines.label_worker import LabelWorker, WorkerSettings
 from pipelines.labelling import LabelSummary, label
+from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
 
 # Ray warns about settings of its own that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-CATEGORIES = (Category(1, "dark"), Category(7, "light"))
-
-
-class FakePredictor:
-    """Finds one object per image, named by the image's brightness; can be told to misbehave by `checkpoint`."""
-
-    def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
-        self.fingerprint = _fingerprint(checkpoint, min_score)
-        self.categories = CATEGORIES
-        self._mode, self._place = checkpoint.split("/")[-1], checkpoint
-        self._max_pixels = max_pixels
-
-    def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
-        if self._mode == "broken":
-            raise RuntimeError("nothing works\nat all")
-        return [self._one(image) for image in encoded]
-
-    def _one(self, image: bytes | ImageError) -> ImageRecord:
-        try:
-            if isinstance(image, ImageError):
-                raise image
-            pixels = _decode(image, self._max_pixels)
-        except ImageError as error:
-            return ImageRecord(error.status, str(error), None, None)
-        height, width = pixels.shape[:2]
-        if self._mode == "poisoned" and width == 13:
-            raise ValueError("cannot digest\n13")
-        if self._mode == "deadly" and width == 13:
-            os._exit(1)
-        if self._mode == "slow":
-            time.sleep(0.3)
-        category = CATEGORIES[int(pixels.mean() > 127)]
-        found = DetectionRecord(category.id, category.name, 0.5, (0.0, 0.0, float(width), float(height)), "counts")
-        return ImageRecord("ok", None, width, height, (found,))
-
-
-def _decode(image: bytes, max_pixels: int) -> np.ndarray:
-    try:
-        opened = Image.open(io.BytesIO(image))
-        if opened.width * opened.height > max_pixels:
-            raise ImageError("too_large", f"{opened.width} x {opened.height}")
-        return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ImageError("unreadable", "no image") from error
-
-
-def _fingerprint(checkpoint: str, min_score: float | None) -> str:
-    return hashlib.sha256(f"{checkpoint} {min_score}".encode()).hexdigest()[:8]
-
-
-def load_fake(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
-    return FakePredictor(checkpoint, settings.max_pixels, settings.min_score)
-
-
-def describe_fake(checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
-    if "no_such" in checkpoint:
-        raise CheckpointError(f"{checkpoint}: no such checkpoint")
-    return _fingerprint(checkpoint, settings.min_score), CATEGORIES
-
-
-FAKE = Detector(load_fake, describe_fake)
-
-
-def write_images(folder: Path, count: int, *, side: int = 8) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        shade = (40 * index) % 256
-        Image.new("RGB", (side, side + index % 3), (shade, shade, shade)).save(folder / f"{index:03d}.png")
 
 
 def run_of(tmp_path: Path, images: Path | str, checkpoint: str = "good", **settings: object) -> LabelRun:
@@ -363,6 +290,93 @@ def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
     summary = run_label(run_of(tmp_path, images, "deadly"))
     assert [row["status"] for row in rows_of(summary)] == ["ok"] * 4 + ["failed"] + ["ok"] * 4
     assert "ended the detector's process" in summary.failures[0].error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 4)
+    Image.new("RGB", (13, 8)).save(images / "002.png")
+    summary = run_label(run_of(tmp_path, images, "hangs", image_timeout=0.5))
+    assert [row["status"] for row in rows_of(summary)] == ["ok", "ok", "failed", "ok"]
+    assert "took longer than 0.5 s (label.image_timeout)" in summary.failures[0].error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 40)
+    clean = run_label(LabelRun("good", str(images), str(tmp_path / "clean")))
+    run = run_of(tmp_path, images, str(tmp_path / "dies_committing"), rows_per_file=4)
+    summary = run_label(run)
+    assert len(list((tmp_path / "deaths").iterdir())) == 3
+    assert rows_of(summary) == [{**row, "model": summary_model(summary)} for row in rows_of(clean)]
+    torn = list((tmp_path / "out" / "labels").glob(".*"))
+    assert len(torn) == 3  # hidden files, which no reader of *.parquet sees
+    assert run_label(run).skipped_because_done
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_failed_images_are_labelled_again_when_asked_for(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 12)
+    names = [str(images / f"{index:03d}.png") for index in range(12)]
+    pq.write_table(pa.table({"uri": names}), tmp_path / "list.parquet")
+    good = (images / "005.png").read_bytes()
+    (images / "005.png").write_bytes(b"broken")
+    (images / "007.png").unlink()
+    run = run_of(tmp_path, tmp_path / "list.parquet", rows_per_file=4)
+    first = run_label(run)
+    assert first.statuses == {"ok": 10, "unreadable": 1, "missing": 1}
+    assert run_label(run).skipped_because_done
+    (images / "005.png").write_bytes(good)
+    again = run_label(replace(run, label=replace(run.label, retry_failed=True)))
+    assert (again.images, again.statuses, again.labelled_now) == (12, {"ok": 11, "missing": 1}, 2)
+    rows = rows_of(again)
+    assert [row["uri"] for row in rows] == names
+    assert [row for row in rows if row["uri"] != names[5]] == [row for row in rows_of(again) if row["uri"] != names[5]]
+    assert run_label(run).skipped_because_done
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_source_that_changes_during_a_run_is_noticed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 12)
+    run = run_of(tmp_path, images, rows_per_file=4)
+    run_label(run)
+    (tmp_path / "out" / "_run" / "_SUCCESS").unlink()
+    next((tmp_path / "out" / "labels").iterdir()).unlink()
+    write_images(images, 13)
+    with pytest.raises(StorageError, match=r"has changed since .* --label.changed_source keep"):
+        run_label(run)
+    kept = run_label(replace(run, label=replace(run.label, changed_source="keep")))
+    assert kept.images == 12
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_two_hundred_images_of_which_forty_are_broken_in_ten_ways(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 160)
+    clean = run_label(LabelRun("poisoned", str(images), str(tmp_path / "clean"), label=LabelConfig(max_pixels=10_000)))
+    expected: dict[str, str] = {}
+    for number in range(4):
+        (images / str(number)).mkdir()
+        spoilt = spoil(images / str(number))
+        expected |= {f"{number}/{name}": status for name, status in spoilt.items()}
+    assert len(expected) == 40
+    names = sorted([*(f"{index:03d}.png" for index in range(160)), *expected])
+    pq.write_table(pa.table({"uri": [str(images / name) for name in names]}), tmp_path / "list.parquet")
+    rows = rows_of(run_label(run_of(tmp_path, tmp_path / "list.parquet", "poisoned", max_pixels=10_000)))
+    assert len(rows) == 200
+    good = [row for row in rows if row["status"] == "ok"]
+    assert good == rows_of(clean)
+    found = {row["uri"].removeprefix(f"{images}/"): row["status"] for row in rows if row["status"] != "ok"}
+    assert found == expected
 
 
 @pytest.mark.ray

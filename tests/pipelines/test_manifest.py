@@ -12,7 +12,6 @@ import pytest
 
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from pipelines import manifest as manifest_module
-from pipelines import s3_listing
 from pipelines import source as source_module
 from pipelines.manifest import (
     MANIFEST_SCHEMA,
@@ -22,6 +21,7 @@ from pipelines.manifest import (
     open_manifest,
     stable_image_id,
 )
+from pipelines.s3_client import s3_client
 from pipelines.source import open_source
 
 
@@ -321,7 +321,7 @@ def test_csv_with_a_uri_column(tmp_path: Path, build: Build) -> None:
 @pytest.fixture(scope="module")
 def keys(s3_folder: str) -> list[str]:
     """1,500 keys below s3://bucket/folder/set: 1,200 flat ones in one prefix, others in sub-prefixes and above them."""
-    client = s3_listing.client()
+    client = s3_client()
     names = [f"flat/{'0Az_-'[index % 5]}{index:05d}.jpg" for index in range(1200)]
     names += [f"days/{day}/{index}.png" for day in range(10) for index in range(28)] + [f"{n}.jpg" for n in range(20)]
     for name in [*names, "flat/notes.txt", "days/.cache/x.jpg"]:
@@ -347,7 +347,7 @@ def test_s3_prefix_of_many_pages(keys: list[str], build: Build) -> None:
 @pytest.mark.parametrize("form", ["CSV", "Parquet"])
 @pytest.mark.usefixtures("s3_folder")
 def test_s3_inventory(form: str, build: Build) -> None:
-    client = s3_listing.client()
+    client = s3_client()
     names = ["a b.jpg", "ü.png", "notes.txt", "old.jpg"]
     if form == "CSV":
         lines = [f'"images","{quote_plus(name)}","7","{"false" if name == "old.jpg" else "true"}"' for name in names]

@@ -1,0 +1,55 @@
+"""The S3 client for what Arrow's file system does not do: listing page by page, writing an object in one request."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from maskrcnn_core.errors import StorageError
+from pipelines.s3_settings import Limits, explain, limits
+
+
+def s3_client() -> Any:
+    """A boto3 client with this project's retries and time limits; endpoint and keys from the AWS variables. Threads of
+    a process share one."""
+    given = os.environ.get
+    endpoint = given("AWS_ENDPOINT_URL_S3") or given("AWS_ENDPOINT_URL") or ""
+    region = given("AWS_REGION") or given("AWS_DEFAULT_REGION") or ""
+    return _connected(endpoint, region, limits(), given("AWS_ACCESS_KEY_ID", ""), os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _connected(endpoint: str, region: str, limits: Limits, key: str, process: int) -> Any:
+    """The key and process only tell clients apart."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "max_attempts": limits.max_attempts},
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.request_timeout,
+        max_pool_connections=16,
+        **({"signature_version": _unsigned()} if limits.anonymous else {}),
+    )
+    return boto3.client("s3", config=config, endpoint_url=endpoint or None, region_name=region or "us-east-1")
+
+
+def _unsigned() -> Any:
+    from botocore import UNSIGNED
+
+    return UNSIGNED
+
+
+@contextlib.contextmanager
+def naming_s3(uri: str) -> Iterator[None]:
+    """Turn what boto3 raises inside the block into a StorageError that names the uri and how to mend it."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        raise StorageError(f"{uri}: {explain(code) or f'S3 answers: {error}'}") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{uri}: {explain(type(error).__name__) or f'S3 cannot be asked: {error}'}") from error

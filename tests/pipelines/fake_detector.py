@@ -1,0 +1,110 @@
+"""A detector without weights, for tests of everything around one; it misbehaves as its checkpoint's name says."""
+
+import hashlib
+import io
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskrcnn_core.config import Category
+from maskrcnn_core.errors import CheckpointError, ImageError
+from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
+from maskrcnn_core.inference.settings import PredictorSettings
+from pipelines import storage
+from pipelines.label_execution import Detector
+
+CATEGORIES = (Category(1, "dark"), Category(7, "light"))
+
+
+class FakePredictor:
+    """Finds one object per image, named by the image's brightness; can be told to misbehave by `checkpoint`."""
+
+    def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
+        self.fingerprint = _fingerprint(checkpoint, min_score)
+        self.categories = CATEGORIES
+        self._mode = checkpoint.split("/")[-1]
+        self._max_pixels = max_pixels
+        if self._mode == "dies_committing":
+            _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
+
+    def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
+        if self._mode == "broken":
+            raise RuntimeError("nothing works\nat all")
+        return [self._one(image) for image in encoded]
+
+    def _one(self, image: bytes | ImageError) -> ImageRecord:
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            pixels = _decode(image, self._max_pixels)
+        except ImageError as error:
+            return ImageRecord(error.status, str(error), None, None)
+        height, width = pixels.shape[:2]
+        if self._mode == "poisoned" and width == 13:
+            raise ValueError("cannot digest\n13")
+        if self._mode == "deadly" and width == 13:
+            os._exit(1)
+        if self._mode == "slow":
+            time.sleep(0.3)
+        if self._mode == "hangs" and width == 13:
+            time.sleep(60)
+        category = CATEGORIES[int(pixels.mean() > 127)]
+        found = DetectionRecord(category.id, category.name, 0.5, (0.0, 0.0, float(width), float(height)), "counts")
+        return ImageRecord("ok", None, width, height, (found,))
+
+
+def _die_between_writing_and_committing(deaths: Path) -> None:
+    """In this process each third label file is written in full under its temporary name, and then comes SIGKILL,
+    three times in all."""
+    written = 0
+    replace_file = storage.replace_file
+
+    def deadly(temporary: Path, path: Path) -> None:
+        nonlocal written
+        written += path.name.startswith("labels-")
+        deaths.mkdir(exist_ok=True)
+        if written == 3 and len(list(deaths.iterdir())) < 3:
+            (deaths / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace_file(temporary, path)
+
+    storage.replace_file = deadly
+
+
+def _decode(image: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        opened = Image.open(io.BytesIO(image))
+        if opened.width * opened.height > max_pixels:
+            raise ImageError("too_large", f"{opened.width} x {opened.height}")
+        return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ImageError("unreadable", "no image") from error
+
+
+def _fingerprint(checkpoint: str, min_score: float | None) -> str:
+    return hashlib.sha256(f"{checkpoint} {min_score}".encode()).hexdigest()[:8]
+
+
+def load_fake(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
+    return FakePredictor(checkpoint, settings.max_pixels, settings.min_score)
+
+
+def describe_fake(checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
+    if "no_such" in checkpoint:
+        raise CheckpointError(f"{checkpoint}: no such checkpoint")
+    return _fingerprint(checkpoint, settings.min_score), CATEGORIES
+
+
+FAKE = Detector(load_fake, describe_fake)
+
+
+def write_images(folder: Path, count: int, *, side: int = 8) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        shade = (40 * index) % 256
+        Image.new("RGB", (side, side + index % 3), (shade, shade, shade)).save(folder / f"{index:03d}.png")
