@@ -7,6 +7,7 @@ import time
 
 from maskrcnn_core.errors import ImageError, StorageError
 from pipelines import storage
+from pipelines.s3_client import why_denied
 from pipelines.s3_settings import explain, is_forbidden, is_hopeless
 
 # On top of the S3 client's own retries, which stop after `storage.max_attempts`.
@@ -42,8 +43,9 @@ class ImageReader:
                 content = _read(uri, self._most_bytes)
             except OSError as error:
                 failure: OSError = error
-                if is_hopeless(error):
-                    raise StorageError(f"{uri}: {explain(str(error))}") from error
+                text = why_denied(uri) if is_forbidden(error) and not storage.is_local(uri) else str(error)
+                if is_hopeless(text):
+                    raise StorageError(f"{uri}: {explain(text)}") from error
                 if is_forbidden(error) or storage.is_local(uri):
                     break
                 if attempt + 1 < _ATTEMPTS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskrcnn_core.errors import StorageError
-from pipelines.s3_settings import Limits, explain, limits
+from pipelines.s3_settings import Limits, explain, is_hopeless, limits
 
 
 def s3_client() -> Any:
@@ -53,3 +53,21 @@ def naming_s3(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {explain(code) or f'S3 answers: {error}'}") from error
     except BotoCoreError as error:
         raise StorageError(f"{uri}: {explain(type(error).__name__) or f'S3 cannot be asked: {error}'}") from error
+
+
+def why_denied(uri: str) -> str:
+    """The error code behind a denied request, such as `InvalidAccessKeyId`; `AccessDenied` where S3 tells no more.
+
+    Arrow asks with HEAD, and answers to HEAD carry no code.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        s3_client().get_object(Bucket=bucket, Key=key or "-", Range="bytes=0-0")
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        return code if is_hopeless(code) else "AccessDenied"
+    except BotoCoreError as error:
+        return type(error).__name__
+    return "AccessDenied"

@@ -93,7 +93,7 @@ def explain(message: str) -> str | None:
     return next((text for name, text in (_HOPELESS | _FORBIDDEN).items() if name in message), None)
 
 
-def is_hopeless(error: BaseException) -> bool:
+def is_hopeless(error: BaseException | str) -> bool:
     """Whether every further object will fail the same way: wrong credentials, no such bucket."""
     return any(name in str(error) for name in _HOPELESS)
 

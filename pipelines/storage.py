@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 from pyarrow import fs
 
 from maskrcnn_core.errors import StorageError
-from pipelines.s3_client import naming_s3, s3_client
-from pipelines.s3_settings import Limits, explain, limits
+from pipelines.s3_client import naming_s3, s3_client, why_denied
+from pipelines.s3_settings import Limits, explain, is_forbidden, limits
 
 
 def is_local(uri: str) -> bool:
@@ -212,10 +212,11 @@ def naming(uri: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise StorageError(f"{uri}: is a folder; expected a file") from error
     except PermissionError as error:
-        raise StorageError(f"{uri}: permission denied; check the rights of the file or the S3 credentials") from error
+        raise StorageError(f"{uri}: permission denied; check the rights of the file") from error
     except OSError as error:
         if "is a directory" in str(error):  # Arrow's own error for a folder has no type of its own
             raise StorageError(f"{uri}: is a folder; expected a file") from error
-        if (reason := explain(str(error))) is not None:
+        text = why_denied(uri) if is_forbidden(error) and not is_local(uri) else str(error)
+        if (reason := explain(text)) is not None:
             raise StorageError(f"{uri}: {reason}") from error
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error
