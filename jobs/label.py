@@ -58,13 +58,16 @@ def summary_lines(settings: LabelRun, summary: "LabelSummary") -> list[str]:
         lines = [
             f"finished: {summary.images} images ({counts}), {summary.detections} {kind}{resumed}",
             f"{summary.labelled_now} images in {summary.seconds:.0f} s "
-            f"({summary.images_per_second:.2f} images/s without start-up)",
+            f"({summary.images_per_second:.2f} images/s without start-up; "
+            f"detectors waited for images {summary.waiting_share:.0%} of their time)",
         ]
     lines.append(f"labels: {summary.labels}")
     if summary.failed:
         shown = len(summary.failures)
         lines.append(f"failed images{f' (first {shown} of {summary.failed})' if shown < summary.failed else ''}:")
         lines += [f"  {failure.status}: {failure.uri}: {failure.error}" for failure in summary.failures]
+        if not settings.label.retry_failed:
+            lines.append("try them again with the same command and --label.retry_failed true")
         if exit_code(settings, summary):
             lines.append(
                 f"{summary.failed / summary.images:.1%} of the images failed, more than label.max_failed_fraction "
@@ -81,7 +84,11 @@ def _ok_first(entry: tuple[str, int]) -> tuple[bool, int, str]:
 def _next_commands(settings: LabelRun) -> list[str]:
     output = shlex.quote(settings.output)
     annotations = settings.images if settings.images.lower().endswith(".json") else "ANNOTATIONS.json"
-    return ["next:", f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(annotations)}"]
+    return [
+        "next:",
+        f"  python -m jobs.verify --labels {output}",
+        f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(annotations)}",
+    ]
 
 
 @contextmanager
@@ -103,7 +110,7 @@ def _progress(kind: str) -> "Iterator[Callable[[LabelProgress], None]]":
 
 
 class PlainProgress:
-    """Progress as lines of text, ever more rarely."""
+    """Progress as lines of `name=value` pairs, which people and log collectors read alike, ever more rarely."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, kind: str = "detections") -> None:
         self._clock, self._kind = clock, kind
@@ -115,19 +122,38 @@ class PlainProgress:
         """Print a line if it is time for one and something is new."""
         if self._clock() < self._next or state.done == self._shown:
             return
-        numbers = progress_numbers(state, self._kind) if state.images_per_second else "workers start ..."
-        print(f"{state.done}/{state.images} images  {numbers}", flush=True)
+        print(log_line(state, self._kind), flush=True)
         self._shown = state.done
         self._wait = min(2 * self._wait, _LONGEST_LINE_SECONDS)
         self._next = self._clock() + self._wait
 
 
+def log_line(state: "LabelProgress", kind: str = "detections") -> str:
+    """Progress as `name=value` pairs; times in seconds."""
+    rate = state.images_per_second
+    pairs: dict[str, object] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "event": "progress" if rate else "starting",
+        "done": state.done,
+        "images": state.images,
+        kind: state.detections,
+        "failed": state.failed,
+    }
+    if rate:
+        left = round((state.images - state.done) / rate)
+        pairs |= {"images_per_second": f"{rate:.2f}", "waiting": f"{state.waiting_share:.3f}", "seconds_left": left}
+        pairs["detections_per_second"] = f"{state.detections_per_second:.1f}"
+    return " ".join(f"{name}={value}" for name, value in pairs.items())
+
+
 def progress_numbers(state: "LabelProgress", kind: str = "detections") -> str:
-    """Rate, detections (or what `kind` calls them), failures and time left in one line."""
+    """Rate, detections (or what `kind` calls them), failures, the share of time that detectors stand still for want of
+    images, and time left in one line."""
     rate = state.images_per_second
     left = f"  left {_duration((state.images - state.done) / rate)}" if rate else ""
     failed = f"  {state.failed} failed" if state.failed else ""
-    return f"{rate:.2f} images/s  {state.detections} {kind}{failed}{left}"
+    waiting = f"  waiting {state.waiting_share:.0%}" if rate else ""
+    return f"{rate:.2f} images/s  {state.detections} {kind}{failed}{waiting}{left}"
 
 
 def _duration(seconds: float) -> str:

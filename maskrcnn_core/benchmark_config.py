@@ -43,7 +43,7 @@ class ChaosRun:
     """How often; each has a seed of its own."""
     kills: int = 1
     """Detector processes, nodes and drivers killed in each round: so many of each kind."""
-    pause: float = 4.0
+    pause: float = 2.0
     """Longest pause between two kills, seconds."""
     rows_per_file: int = 6
     """Images of one label file."""

@@ -7,6 +7,7 @@ run.
 """
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -165,9 +166,13 @@ def _quiet_cluster_environment() -> Iterator[None]:
     wanted = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     former = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in former.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

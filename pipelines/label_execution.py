@@ -97,6 +97,7 @@ def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, image
                 failed=before.failed + counts.failed,
                 images_per_second=counts.images_per_second,
                 waiting_share=counts.waiting_share,
+                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
             )
         )
 

@@ -71,6 +71,7 @@ class LabelProgress:
         detections, failed: among the done ones.
         images_per_second: of this start, from its first batch.
         waiting_share: of the detectors' time, how much they stood still for want of images.
+        detections_per_second: of this start.
     """
 
     images: int
@@ -79,6 +80,7 @@ class LabelProgress:
     failed: int
     images_per_second: float
     waiting_share: float = 0.0
+    detections_per_second: float = 0.0
 
 
 class Board(Protocol):

@@ -50,6 +50,7 @@ class LabelSummary:
         labelled_now: images labelled by this call; the others were done before.
         seconds: of this call.
         images_per_second: of this call without start-up; 0 where nothing was left to do.
+        waiting_share: of the detectors' time in this call, how much they stood still for want of images.
         labels: folder of the label files.
         skipped_because_done: the run had been finished before; nothing was done.
     """
@@ -62,6 +63,7 @@ class LabelSummary:
     labelled_now: int
     seconds: float
     images_per_second: float
+    waiting_share: float
     labels: str
     skipped_because_done: bool
 
@@ -288,6 +290,7 @@ def _summary(
         labelled_now=tally.images - images_before,
         seconds=time.monotonic() - started,
         images_per_second=counts.images_per_second,
+        waiting_share=counts.waiting_share,
         labels=label_output.labels_folder(output),
         skipped_because_done=finished_before,
     )

@@ -21,6 +21,7 @@ def summary(**changes: object) -> LabelSummary:
         "labelled_now": 6,
         "seconds": 12.3,
         "images_per_second": 1.5,
+        "waiting_share": 0.03,
         "labels": "out/labels",
         "skipped_because_done": False,
     }
@@ -34,11 +35,13 @@ def settings(images: str = "photos", **label: object) -> LabelRun:
 def test_summary_tells_counts_failures_and_what_to_do_next() -> None:
     assert job.summary_lines(settings("set/instances.json"), summary()) == [
         "finished: 10 images (8 ok, 1 missing, 1 unreadable), 33 detections, 4 of them by earlier starts",
-        "6 images in 12 s (1.50 images/s without start-up)",
+        "6 images in 12 s (1.50 images/s without start-up; detectors waited for images 3% of their time)",
         "labels: out/labels",
         "failed images (first 1 of 2):",
         "  missing: /x/a b.jpg: no such file",
+        "try them again with the same command and --label.retry_failed true",
         "next:",
+        "  python -m jobs.verify --labels 'my out'",
         "  python -m jobs.evaluate --labels 'my out' --annotations set/instances.json",
     ]
     done = summary(skipped_because_done=True, failed=0, failures=(), statuses={"ok": 10})
@@ -58,7 +61,7 @@ def test_exit_code_follows_the_share_of_failed_images(allowed: float, code: int)
 
 def test_progress_line() -> None:
     state = LabelProgress(images=4000, done=400, detections=7, failed=0, images_per_second=1.0)
-    assert job.progress_numbers(state) == "1.00 images/s  7 detections  left 1:00:00"
+    assert job.progress_numbers(state) == "1.00 images/s  7 detections  waiting 0%  left 1:00:00"
     state = LabelProgress(images=4, done=0, detections=0, failed=0, images_per_second=0.0)
     assert job.progress_numbers(state) == "0.00 images/s  0 detections"
 
@@ -69,16 +72,18 @@ def test_plain_lines_become_rare(capsys: pytest.CaptureFixture[str]) -> None:
     for second in range(1, 41):
         now = float(second)
         show(LabelProgress(100, second, 0, 0, 1.0))
-    shown = [int(line.split("/")[0]) for line in capsys.readouterr().out.splitlines()]
-    assert shown == [5, 15, 35]
+    lines = [dict(pair.split("=") for pair in line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [int(line["done"]) for line in lines] == [5, 15, 35]
+    assert [int(line["seconds_left"]) for line in lines] == [95, 85, 65]
+    assert {line["event"] for line in lines} == {"progress"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--images", "{tmp}/absent"], "no file or folder"),
-        (["--images", "{tmp}"], "no images in"),
-        (["--images", "{tmp}", "--label.rows_per_file", "0"], "label.rows_per_file"),
+        (["--images", "{tmp}"], "no config.json in it"),
+        (["--images", "{tmp}", "--label.rows_per_file", "-1"], "label.rows_per_file"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
