@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.benchmark_config import BenchmarkRun, ChaosRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, ChaosRun, ScaleRun
 
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "scale": "jobs.label with a detector that costs nothing: time and memory for more and more images",
+    "manifest": "the list of images of a synthetic S3 inventory: time and memory for more and more images",
     "chaos": "jobs.label while its processes, nodes and driver are killed",
 }
 
@@ -27,11 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not asked_for_help:
             print(f"error: NAME: got {name!r}, expected one of {', '.join(_NAMES)}", file=sys.stderr)
         return 0 if asked_for_help else 2
+    rest = arguments[1:]
+    if name in ("scale", "manifest"):
+        return run_job(ScaleRun, lambda run: _scale(name, run), prog=f"python -m jobs.benchmark {name}", argv=rest)
     if name == "chaos":
-        return run_job(ChaosRun, _chaos, prog=f"python -m jobs.benchmark {name}", argv=arguments[1:])
-    return run_job(
-        BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=arguments[1:]
-    )
+        return run_job(ChaosRun, _chaos, prog=f"python -m jobs.benchmark {name}", argv=rest)
+    return run_job(BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=rest)
+
+
+def _scale(name: str, run: ScaleRun) -> int:
+    from pipelines.benchmark_scale import ScalePoint, benchmark_manifest, benchmark_scale
+
+    def show(point: ScalePoint) -> None:
+        print(
+            f"  {point.images:>12,}  {point.seconds:8.1f} s  {point.milliseconds:8.4f} ms/image  "
+            f"driver {point.driver_bytes / 2**20:6.0f} MiB  worker {point.worker_bytes / 2**20:6.0f} MiB",
+            flush=True,
+        )
+
+    print(f"{_NAMES[name]}", flush=True)
+    (benchmark_scale if name == "scale" else benchmark_manifest)(run, show)
+    return 0
 
 
 def _chaos(run: ChaosRun) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from maskrcnn_core.config_checks import require_not_negative, require_positive
+from maskrcnn_core.config_checks import require, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,14 @@ class ChaosRun:
     def __post_init__(self) -> None:
         for name in ("num_images", "rounds", "kills", "pause", "rows_per_file"):
             require_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ScaleRun:
+    """Measure what grows with the number of images, and what does not."""
+
+    sizes: tuple[int, ...] = (10_000, 100_000)
+    """Numbers of images."""
+
+    def __post_init__(self) -> None:
+        require(all(size > 0 for size in self.sizes), "sizes", self.sizes, "numbers above 0")
