@@ -173,7 +173,12 @@ def _list_many(size: int) -> ScalePoint:
         notes.mkdir()
 
         def noting(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Any:
-            return on_cluster(_Noting(function, str(notes)), arguments)
+            def noted(*some: Any) -> Any:
+                result = function(*some)
+                (notes / str(os.getpid())).write_text(str(_peak()))
+                return result
+
+            return on_cluster(noted, arguments)
 
         with connect(ClusterConfig(num_cpus=2)):
             started = time.perf_counter()
@@ -183,20 +188,6 @@ def _list_many(size: int) -> ScalePoint:
             raise RuntimeError(f"expected {size} images, got {len(manifest)}")
         peaks = [int(note.read_text()) for note in notes.iterdir()]
         return ScalePoint(size, seconds, 1000 * seconds / size, _peak(), max(peaks))
-
-
-class _Noting:
-    """Calls a function and notes the process's peak memory."""
-
-    __name__ = "noting"
-
-    def __init__(self, function: Callable[..., Any], notes: str) -> None:
-        self._function, self._notes = function, notes
-
-    def __call__(self, *arguments: Any) -> Any:
-        result = self._function(*arguments)
-        (Path(self._notes) / str(os.getpid())).write_text(str(_peak()))
-        return result
 
 
 def _write_inventory(folder: Path, size: int) -> tuple[Part, ...]:
