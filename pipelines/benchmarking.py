@@ -17,17 +17,14 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
-from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.torchvision_models import import_torchvision
-from pipelines.labelling import label
 
 PEER_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
 _LONG_PER_SHORT = 5 / 3
@@ -62,12 +59,12 @@ def benchmark_detect(run: BenchmarkRun) -> Comparison:
     Raises:
         StorageError: the folder has no images.
     """
-    _use_threads(run.threads)
-    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in _contents(run)]
-    peer = _peer_of(run)
-    predictor = _imported_predictor(peer, run)
+    use_threads(run.threads)
+    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
+    peer = peer_of(run)
+    predictor = imported_predictor(peer, run)
     ways: tuple[Callable[[Tensor], int], ...] = (
-        lambda image: len(_peer_labels(peer, image)),
+        lambda image: len(peer_labels(peer, image)),
         lambda image: len(predictor.predict([image])[0].detections),
     )
     found = [[way(image) for image in images] for way in ways]  # also the warm-up
@@ -80,51 +77,6 @@ def benchmark_detect(run: BenchmarkRun) -> Comparison:
         ratio=statistics.median(r[0] / r[1] for r in rounds),
         detections=(statistics.mean(found[0]), statistics.mean(found[1])),
         images=len(images),
-        machine=machine(),
-    )
-
-
-def benchmark_label(run: BenchmarkRun) -> Comparison:
-    """The whole labelling pipeline on Ray against the bare loop over the same predictor and files (start-up apart).
-
-    Raises:
-        StorageError: the folder has no images.
-    """
-    threads = _use_threads(run.threads)
-    contents = _contents(run)
-    peer = _peer_of(run)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, checkpoint = Path(scratch) / "images", Path(scratch) / "checkpoint"
-        folder.mkdir()
-        for index, content in enumerate(contents):
-            (folder / f"{index:06d}.jpg").write_bytes(content)
-        predictor = _imported_predictor(peer, run, checkpoint)
-        predictor.predict(contents[:1])
-        bare: list[float] = []
-        whole: list[float] = []
-        found = 0
-        for index in range(run.rounds):
-            started = time.perf_counter()
-            for file in sorted(folder.iterdir()):
-                predictor.predict([file.read_bytes()])
-            bare.append((time.perf_counter() - started) / len(contents))
-            summary = label(
-                LabelRun(
-                    checkpoint=str(checkpoint),
-                    images=str(folder),
-                    output=f"{scratch}/labelled{index}",
-                    label=LabelConfig(threads_per_worker=threads, precision=run.precision),
-                    cluster=ClusterConfig(),
-                )
-            )
-            whole.append(1.0 / summary.images_per_second)
-            found = summary.detections
-    return Comparison(
-        names=("bare loop over the predictor", "jobs.label"),
-        seconds=(statistics.median(bare), statistics.median(whole)),
-        ratio=statistics.median(b / w for b, w in zip(bare, whole, strict=True)),
-        detections=(found / len(contents), found / len(contents)),
-        images=len(contents),
         machine=machine(),
     )
 
@@ -143,7 +95,8 @@ def machine() -> str:
     )
 
 
-def _use_threads(threads: int) -> int:
+def use_threads(threads: int) -> int:
+    """The number of threads, all cores for 0, set for torch in this process."""
     threads = threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     return threads
@@ -179,19 +132,22 @@ def peer_model(short_side: int, long_side: int, seed: int = 0, **settings: objec
     return model.eval()
 
 
-def _peer_of(run: BenchmarkRun) -> MaskRCNN:
-    return peer_model(run.short_side, _long_side(run), box_detections_per_img=run.max_detections)
+def peer_of(run: BenchmarkRun) -> MaskRCNN:
+    """The peer at the size that the run asks for."""
+    return peer_model(run.short_side, long_side(run), box_detections_per_img=run.max_detections)
 
 
-def _long_side(run: BenchmarkRun) -> int:
+def long_side(run: BenchmarkRun) -> int:
+    """Limit of the input's long side, pixels."""
     return int(run.short_side * _LONG_PER_SHORT)
 
 
-def _imported_predictor(peer: MaskRCNN, run: BenchmarkRun, checkpoint: Path | None = None) -> Predictor:
+def imported_predictor(peer: MaskRCNN, run: BenchmarkRun, checkpoint: Path | None = None) -> Predictor:
+    """Our detector with the peer's weights, saved as a checkpoint too where one is named."""
     config, state = import_torchvision(peer.state_dict(), norm_eps=PEER_NORM_EPS)
     config = replace(
         config,
-        input=replace(config.input, short_side=run.short_side, long_side=_long_side(run)),
+        input=replace(config.input, short_side=run.short_side, long_side=long_side(run)),
         box_head=replace(config.box_head, max_detections=run.max_detections),
     )
     if checkpoint is not None:
@@ -202,7 +158,7 @@ def _imported_predictor(peer: MaskRCNN, run: BenchmarkRun, checkpoint: Path | No
 
 
 @torch.inference_mode()
-def _peer_labels(model: MaskRCNN, image: Tensor) -> list[dict[str, object]]:
+def peer_labels(model: MaskRCNN, image: Tensor) -> list[dict[str, object]]:
     """torchvision the way its evaluation reference uses it: soft full-size masks, threshold, pycocotools."""
     found = model([image.float() / 255])[0]
     masks = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8)
@@ -215,7 +171,7 @@ def _peer_labels(model: MaskRCNN, image: Tensor) -> list[dict[str, object]]:
     return labels
 
 
-def _contents(run: BenchmarkRun) -> list[bytes]:
+def contents_of(run: BenchmarkRun) -> list[bytes]:
     """Encoded images: the first of the folder by name, or generated ones of 640 x 480 or so."""
     if run.images is None:
         with tempfile.TemporaryDirectory() as scratch:
