@@ -1,11 +1,12 @@
 """Images to Parquet: `jobs.label` beside a bare loop over its predictor, and beside the way of Ray's documentation.
 
 The latter ("Object detection batch inference" in Ray's documentation, with Mask R-CNN in place of Faster R-CNN) reads
-decoded images into the object store, maps batches through a pool of one actor that holds torchvision's model, and writes
-what the model returns, full-size masks included.
+decoded images into the object store, maps batches through a pool of one actor that holds torchvision's model, and
+writes what the model returns, full-size masks included.
 """
 
 import contextlib
+import logging
 import os
 import statistics
 import tempfile
@@ -144,6 +145,7 @@ def _documented_way(run: BenchmarkRun, folder: Path, output: Path, threads: int)
     with connect(ClusterConfig()):
         context = ray.data.DataContext.get_current()
         shown, context.enable_progress_bars = context.enable_progress_bars, False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             ray.data.read_images(str(folder), include_paths=True, mode="RGB").map_batches(
                 _DocumentedDetector,

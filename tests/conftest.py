@@ -4,6 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On the small tensors of tests a second thread costs more than it brings, and on a busy machine many times so."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -304,7 +304,7 @@ def test_pyramids_transforms_and_heads(combination: Combination, tmp_path: Path)
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_every_combination(trunk: str, pyramid: str, tmp_path: Path) -> None:
-    """The full product of the four axes, one test for each trunk and pyramid: about an hour on two cores."""
+    """The full product of the four axes, one test for each trunk and pyramid: some twenty minutes on one core."""
     for number, (transform, heads) in enumerate(itertools.product(TRANSFORMS, HEADS)):
         combination = Combination(trunk, pyramid, transform, heads)
         try:
