@@ -42,6 +42,8 @@ def summary_lines(settings: ExportRun, summary: "ExportSummary") -> list[str]:
     if summary.left_out:
         lines.append(f"left out: {summary.left_out} objects whose mask has no pixel or whose box has no extent")
     use = _USE[settings.format].format(first=summary.files[0], second=summary.files[-1])
+    if settings.export.link_images:
+        use = use.split("; ")[-1]  # the images are there already
     return [*lines, *(f"written: {uri}" for uri in summary.files), f"use: {use}"]
 
 

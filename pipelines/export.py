@@ -118,6 +118,8 @@ def export(run: ExportRun) -> ExportSummary:
         names = _write_files(chosen.files(source, style), whole, chosen.is_folder)
         if run.format == "yolo" and settings.link_images:
             _link_images(source, whole / IMAGES)
+        for name in names:
+            _require_free(run.output.rstrip("/") + name)
         files = tuple(_place(whole, name, run.output) for name in names)
     left_out = 0 if chosen.keeps_empty else source.empty
     return ExportSummary(
@@ -176,7 +178,6 @@ def _place(whole: Path, name: str, output: str) -> str:
     made = whole.with_name(whole.name + name)
     target = output.rstrip("/") + name
     if storage.is_local(output):
-        _require_free(target)
         os.replace(made, storage.filesystem_and_path(target)[1])
         return target
     for path in sorted(made.rglob("*")) if made.is_dir() else [made]:

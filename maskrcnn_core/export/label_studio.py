@@ -45,7 +45,7 @@ _KEYPOINT_WIDTH = 0.5  # percent of the image
 def label_studio_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     """The tasks, and beside them the labelling interface that the project needs."""
     yield ExportFile("", _tasks(source, style))
-    yield ExportFile(".interface.xml", iter([_interface(source.survey)]))
+    yield ExportFile(".interface.xml", iter([_interface(source.survey, style)]))
 
 
 def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[str]:
@@ -124,13 +124,16 @@ def _region(
     }
 
 
-def _interface(survey: Survey) -> str:
-    """The project's labelling interface: every kind of region with its labels."""
+def _interface(survey: Survey, style: ExportStyle) -> str:
+    """The project's labelling interface: every kind of region that tasks can hold, with its labels."""
     categories = [category.name for category in survey.categories]
     counts = sorted(set(survey.num_keypoints.values()))
     keypoints = list(dict.fromkeys(name for count in counts for name in keypoint_names(count)))
     lines = ["<View>", f'  <Image name="{_TO}" value="$image" zoom="true"/>']
+    unused = "brushlabels" if style.polygons else "polygonlabels"
     for kind, tag in _TAGS.items():
+        if kind == unused:
+            continue
         labels = keypoints if kind == "keypointlabels" else categories
         if labels:
             lines.append(f'  <{tag} name="{_FROM[kind]}" toName="{_TO}">')

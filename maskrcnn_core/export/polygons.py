@@ -8,6 +8,9 @@ from maskrcnn_core.data.segmentation import ObjectMask
 
 Points = npt.NDArray[np.float64]
 
+# Half a pixel is nothing for an object of 100 pixels, and half of one that is a pixel wide.
+_MOST_OF_EXTENT = 0.1
+
 
 def mask_polygon(mask: ObjectMask, tolerance: float) -> Points:
     """The outline of a mask as one closed polygon.
@@ -17,12 +20,16 @@ def mask_polygon(mask: ObjectMask, tolerance: float) -> Points:
 
     Args:
         mask: with at least one pixel.
-        tolerance: how far the polygon may be off the outline, pixels; 0 = not at all.
+        tolerance: how far the polygon may be off the outline, pixels, and at most a tenth of the object's shorter side;
+            0 = not at all.
 
     Returns:
         [V, 2] x, y in pixels of the original image (pixel j reaches from j to j + 1); the last point joins the first.
     """
-    rings = [simplified(ring, tolerance) for ring in outlines(mask.pixels)]
+    rings = [
+        simplified(ring, min(tolerance, _MOST_OF_EXTENT * float(np.ptp(ring, axis=0).min())))
+        for ring in outlines(mask.pixels)
+    ]
     rings.sort(key=lambda ring: -float(np.prod(np.ptp(ring, axis=0))))
     path = rings[0]
     for ring in rings[1:]:
