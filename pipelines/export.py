@@ -169,7 +169,8 @@ def _write_files(files: Iterator[ExportFile], whole: Path, is_folder: bool) -> l
                 f"labels: two images of the labels would be written as {file.name!r}, because their names differ only "
                 "in the ending; this format has one file for each name, so rename one of them"
             ) from None
-        names.append(file.name)
+        if not is_folder:
+            names.append(file.name)
     return [""] if is_folder else names
 
 
