@@ -13,6 +13,7 @@ import numpy as np
 
 from maskrcnn_core.config import COCO_KEYPOINTS, Category
 from maskrcnn_core.data.segmentation import ObjectMask, object_mask
+from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import DetectionRecord
 
 
@@ -111,11 +112,20 @@ class ExportFile:
 
 
 def mask_of(found: DetectionRecord, image: ExportImage) -> ObjectMask | None:
-    """The object's pixels inside their tight rectangle; None where it has no mask or the mask no pixel."""
+    """The object's pixels inside their tight rectangle; None where it has no mask or the mask no pixel.
+
+    Raises:
+        StorageError: malformed run lengths.
+    """
     if found.rle_counts is None:
         return None
     size = [image.height, image.width]
-    mask = object_mask({"size": size, "counts": found.rle_counts}, image.height, image.width)
+    try:
+        mask = object_mask({"size": size, "counts": found.rle_counts}, image.height, image.width)
+    except ValueError as error:
+        raise StorageError(
+            f"labels: image {image.image_id}, a {found.category}: {error}; python -m jobs.verify lists such rows"
+        ) from None
     return mask if mask.pixels.any() else None
 
 

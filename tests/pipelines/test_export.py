@@ -320,6 +320,15 @@ def test_what_is_no_label_is_one_line(tmp_path: Path) -> None:
         run_export(tmp_path / "other.parquet", "coco", tmp_path / "out")
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_malformed_mask_names_its_image(tmp_path: Path, format: ExportFormat) -> None:
+    broken = DetectionRecord(1, "person", 0.5, (4.0, 6.0, 20.0, 10.0), "0T")
+    write_run(tmp_path / "run", [random_record(0), ImageRecord("ok", None, 40, 20, (broken,))])
+    with pytest.raises(StorageError, match=r"image 101, a person: malformed run lengths.* jobs\.verify"):
+        run_export(tmp_path / "run", format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_s3_in_and_out(labelled: Labelled, tmp_path: Path, s3_folder: str) -> None:
     folder, _ = labelled
