@@ -14,6 +14,7 @@ from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoS
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.inference.records import SCHEMA_VERSION
 from pipelines import storage
+from pipelines.label_files import label_files
 
 _COLUMNS = ("image_id", "width", "height", "status", "detections", "model")
 _VERSION_KEY = b"maskrcnn.schema_version"
@@ -131,25 +132,6 @@ def read_annotations(uri: str) -> dict[str, Any]:
     if not isinstance(annotations, dict):
         raise AnnotationError(f"{uri}: holds a {type(annotations).__name__}; expected a COCO instances object")
     return annotations
-
-
-def label_files(uri: str) -> list[str]:
-    """Parquet files of a label run's folder, of its `labels/` folder, or the one file itself.
-
-    Raises:
-        StorageError: there is none.
-    """
-    if not storage.exists(uri):
-        raise StorageError(f"{uri}: no such file or folder; expected labels written by python -m jobs.label")
-    if not storage.is_folder(uri):
-        return [uri]
-    inner = storage.join(uri, "labels")
-    folder = inner if storage.is_folder(inner) else uri
-    # Not from anywhere below: OUTPUT/_run holds Parquet files of another kind.
-    files = [file for file in storage.list_files(folder, ".parquet") if "/_run/" not in file]
-    if not files:
-        raise StorageError(f"{folder}: no .parquet files; expected labels written by python -m jobs.label")
-    return files
 
 
 def read_labels(uri: str) -> pa.Table:

@@ -1,6 +1,6 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
-    errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, draw
+    errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, export, draw
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
 """
@@ -19,25 +19,23 @@ FORBIDDEN_OUTSIDE = {
     "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer"},
     "jobs": set(),
 }
-RUN_CONFIGS = {
-    f"{job}_config" for job in ("cluster", "storage", "train", "label", "evaluate", "convert", "benchmark", "demo")
-}
+RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_config.py")}
 CORE_LAYERS = (
     {"errors", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"boxes", "masks", "keypoints"},
     {"data", "model", "weights"},
-    {"training", "inference", "evaluation", "draw", "draw_keypoints"},
+    {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
 )
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
-    *((f"{job}_config", "cluster_config") for job in ("train", "label", "evaluate", "benchmark")),
-    *((f"{job}_config", "storage_config") for job in ("train", "label", "evaluate", "benchmark")),
+    *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),
     ("evaluation", "inference"),  # the label record
+    ("export", "inference"),  # the label record
     ("draw", "inference"),  # the label record
     ("draw", "draw_keypoints"),
     ("inference", "draw"),  # a result draws itself

@@ -1,0 +1,59 @@
+"""Prove that a labelling run is whole: `python -m jobs.verify --labels URI [--output JSON]`."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.cli import run_job
+from maskrcnn_core.verify_config import VerifyRun
+
+if TYPE_CHECKING:
+    from maskrcnn_core.inference.record_checks import Offence
+    from pipelines.verification import VerificationSummary
+
+_SHOWN = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return run_job(VerifyRun, run, prog="python -m jobs.verify", argv=argv)
+
+
+def run(settings: VerifyRun) -> int:
+    """Verify, then say what is there and what is wrong; 1 if anything is."""
+    from pipelines.verification import verify
+
+    summary = verify(settings)
+    print("\n".join(summary_lines(summary)))
+    if settings.output:
+        print(f"all findings: {settings.output}")
+    return int(not summary.passed)
+
+
+def summary_lines(summary: "VerificationSummary") -> list[str]:
+    """Counts, the verdict, and the first offenders of each kind."""
+    statuses = ", ".join(f"{count} {status}" for status, count in summary.counts.statuses.items()) or "none"
+    kind = summary.kinds[0] if summary.kinds else "detections"
+    lines = [
+        f"{summary.output}: {summary.rows} rows ({statuses}) in {summary.files} files, {summary.images} images in the "
+        "manifest",
+        f"{summary.counts.objects} {kind}, {summary.counts.masks} masks; model {', '.join(summary.models) or 'none'}",
+    ]
+    if summary.passed:
+        return [*lines, "verified: one row for each image, every row well-formed, one model"]
+    lines.append(f"NOT verified: {sum(summary.findings.counts.values())} offences")
+    shown = summary.findings.first[:_SHOWN]
+    for check, count in summary.findings.counts.items():
+        lines.append(f"  {check}: {count}")
+        lines += [f"    {_line(offence)}" for offence in shown if offence.check == check]
+    return lines
+
+
+def _line(offence: "Offence") -> str:
+    where = "" if offence.image_id is None else f"image {offence.image_id}: "
+    file = f" ({offence.file})" if offence.file else ""
+    return f"{where}{offence.got}; expected {offence.expected}{file}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

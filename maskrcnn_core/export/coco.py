@@ -1,0 +1,47 @@
+"""COCO's results JSON: a list of all detections, as COCO's evaluation reads it.
+
+Format: cocodataset.org/#format-results. Boxes, masks and keypoints of a detection stand in one entry; pycocotools'
+`loadRes` takes such a file for boxes first, so that the areas it files masks under are the boxes'.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource
+from maskrcnn_core.inference.records import DetectionRecord
+
+
+def coco_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
+    """One file with every detection in full precision."""
+    del style  # the format leaves no choice
+    yield ExportFile("", _results(source))
+
+
+def _results(source: LabelSource) -> Iterator[str]:
+    yield "["
+    separator = "\n"
+    for labelled in source.labelled():
+        for found in labelled.objects:
+            yield separator + to_json(_result(found, labelled.image))
+            separator = ",\n"
+    yield "\n]\n"
+
+
+def _result(found: DetectionRecord, image: ExportImage) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "image_id": image.image_id,
+        "category_id": found.category_id,
+        "score": found.score,
+        "bbox": list(found.bbox),
+    }
+    if found.rle_counts is not None:
+        result["segmentation"] = {"size": [image.height, image.width], "counts": found.rle_counts}
+    if found.keypoints is not None:
+        result["keypoints"] = list(found.keypoints)
+    return result
+
+
+def to_json(content: object) -> str:
+    """Compact JSON with letters of all scripts as they are."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,99 @@
+"""COCO's data set JSON: images, annotations and categories, as annotation tools import it and training reads it.
+
+Format: cocodataset.org/#format-data. An annotation has a `score` beside COCO's fields, which readers pass over. Masks
+are compressed run lengths, or one polygon with `ExportStyle.polygons`. File names are relative to the folder of all
+images, which `info.image_root` names.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_core.config import Category
+from maskrcnn_core.data.person import PERSON_SKELETON
+from maskrcnn_core.data.segmentation import run_lengths
+from maskrcnn_core.export.coco import to_json
+from maskrcnn_core.export.polygons import mask_polygon
+from maskrcnn_core.export.source import (
+    ExportFile,
+    ExportImage,
+    ExportStyle,
+    LabelSource,
+    is_empty,
+    keypoint_names,
+    labelled_keypoints,
+    mask_of,
+)
+from maskrcnn_core.inference.records import DetectionRecord
+
+_COCO_PERSON_KEYPOINTS = 17
+
+
+def coco_dataset_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
+    """One file with the three sections; annotation ids count from 1."""
+    yield ExportFile("", dataset_pieces(source, style))
+
+
+def dataset_pieces(source: LabelSource, style: ExportStyle) -> Iterator[str]:
+    """The text of the file."""
+    survey = source.survey
+    info = {"description": "labels of maskrcnn-ray", "model": survey.model, "image_root": survey.root}
+    categories = [_category(category, survey.num_keypoints.get(category.id, 0)) for category in survey.categories]
+    yield f'{{"info":{to_json(info)},\n"licenses":[],\n"categories":{to_json(categories)},\n"images":['
+    yield from _list(_image(image) for image in source.images())
+    yield '],\n"annotations":['
+    yield from _list(_annotations(source, style))
+    yield "]}\n"
+
+
+def _list(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
+    separator = "\n"
+    for entry in entries:
+        yield separator + to_json(entry)
+        separator = ",\n"
+
+
+def _category(category: Category, num_keypoints: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": category.id, "name": category.name, "supercategory": ""}
+    if num_keypoints:
+        limbs = PERSON_SKELETON if num_keypoints == _COCO_PERSON_KEYPOINTS else ()
+        entry |= {"keypoints": keypoint_names(num_keypoints), "skeleton": [list(limb) for limb in limbs]}
+    return entry
+
+
+def _image(image: ExportImage) -> dict[str, Any]:
+    return {"id": image.image_id, "file_name": image.name, "width": image.width, "height": image.height}
+
+
+def _annotations(source: LabelSource, style: ExportStyle) -> Iterator[dict[str, Any]]:
+    number = 0
+    for labelled in source.labelled():
+        for found in labelled.objects:
+            if is_empty(found, labelled.image):
+                continue
+            number += 1
+            yield {"id": number} | _annotation(found, labelled.image, style)
+
+
+def _annotation(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "image_id": image.image_id,
+        "category_id": found.category_id,
+        "iscrowd": 0,
+        "score": found.score,
+        "bbox": list(found.bbox),
+        "area": found.bbox[2] * found.bbox[3],
+    }
+    if found.rle_counts is not None:
+        segmentation = {"size": [image.height, image.width], "counts": found.rle_counts}
+        entry["area"] = int(run_lengths(segmentation, image.height, image.width)[1::2].sum())
+        mask = mask_of(found, image) if style.polygons else None
+        if mask is None:
+            entry["segmentation"] = segmentation
+        else:
+            entry["segmentation"] = [np.round(mask_polygon(mask, style.tolerance), 2).ravel().tolist()]
+    if found.keypoints is not None:
+        keypoints = labelled_keypoints(found.keypoints, style.min_keypoint_score)
+        entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
+    return entry

@@ -1,0 +1,94 @@
+"""CVAT for images 1.1: one XML file of images with their shapes, to upload as annotations of a task.
+
+Format: docs.cvat.ai/docs/other/xml_format, version 1.1, mode annotation. A mask's `rle` counts pixels along the rows of
+its own rectangle, background first. CVAT finds a task's frames by the images' names and its labels by theirs; the task
+needs them beforehand (with a number attribute `score` where the scores are to be kept).
+"""
+
+import re
+from collections.abc import Iterator
+from xml.sax.saxutils import escape, quoteattr
+
+from maskrcnn_core.data.outlines import uncompressed_rle
+from maskrcnn_core.data.segmentation import ObjectMask
+from maskrcnn_core.export.polygons import mask_polygon
+from maskrcnn_core.export.source import (
+    ExportFile,
+    ExportImage,
+    ExportStyle,
+    LabelSource,
+    Survey,
+    is_empty,
+    labelled_keypoints,
+    mask_of,
+)
+from maskrcnn_core.inference.records import DetectionRecord
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def cvat_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
+    """One XML file."""
+    yield ExportFile("", _document(source, style))
+
+
+def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
+    yield '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+    yield _meta(source.survey)
+    for number, labelled in enumerate(source.labelled()):
+        image = labelled.image
+        yield (
+            f'<image id="{number}" name={_attribute(image.name)} width="{image.width}" height="{image.height}">\n'
+            + "".join(_shapes(found, image, style) for found in labelled.objects if not is_empty(found, image))
+            + "</image>\n"
+        )
+    yield "</annotations>\n"
+
+
+def _meta(survey: Survey) -> str:
+    labels = "".join(
+        f"<label><name>{escape(_NOT_IN_XML.sub('?', category.name))}</name><type>any</type><attributes><attribute>"
+        "<name>score</name><mutable>False</mutable><input_type>number</input_type><default_value>0</default_value>"
+        "<values>0;1;0.0001</values></attribute></attributes></label>\n"
+        for category in survey.categories
+    )
+    return (
+        f"<meta><task><size>{survey.images}</size><mode>annotation</mode><overlap>0</overlap>\n"
+        f"<labels>\n{labels}</labels>\n</task></meta>\n"
+    )
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_NOT_IN_XML.sub("?", text))
+
+
+def _shapes(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> str:
+    """The object's mask, polygon or box, and its keypoints as one shape of points."""
+    mask = mask_of(found, image)
+    label = _attribute(found.category)
+    score = f'<attribute name="score">{found.score:.4f}</attribute>'
+    if mask is None:
+        x, y, w, h = found.bbox
+        place = f'xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + w:.2f}" ybr="{y + h:.2f}"'
+        text = _shape("box", label, place, score)
+    elif style.polygons:
+        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in mask_polygon(mask, style.tolerance).tolist())
+        text = _shape("polygon", label, f'points="{points}"', score)
+    else:
+        text = _shape("mask", label, _mask_place(mask), score)
+    if found.keypoints is not None:
+        flat = labelled_keypoints(found.keypoints, style.min_keypoint_score)
+        # Index of a pixel to its middle: CVAT's places are continuous.
+        there = [f"{x + 0.5:.2f},{y + 0.5:.2f}" for x, y, v in zip(flat[::3], flat[1::3], flat[2::3], strict=True) if v]
+        text += _shape("points", label, f'points="{";".join(there)}"', score) if there else ""
+    return text
+
+
+def _shape(kind: str, label: str, place: str, inner: str) -> str:
+    return f'<{kind} label={label} source="auto" occluded="0" {place} z_order="0">{inner}</{kind}>\n'
+
+
+def _mask_place(mask: ObjectMask) -> str:
+    height, width = mask.pixels.shape
+    runs = ", ".join(map(str, uncompressed_rle(mask.pixels.T)["counts"]))
+    return f'rle="{runs}" left="{mask.left}" top="{mask.top}" width="{width}" height="{height}"'

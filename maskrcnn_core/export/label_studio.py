@@ -1,0 +1,142 @@
+"""Label Studio's import JSON: a task for each image, with the objects as its predictions; and the labelling interface.
+
+Format: labelstud.io/guide/predictions and guide/task_format. Places are percent of the image's size. A mask is a brush
+region (`format: rle`), packed as `rle_brush` says, or a polygon with `ExportStyle.polygons`; an object without one is a
+rectangle. Keypoints are regions of their own, with their object as `parentID`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from maskrcnn_core.export.brush import rle_brush
+from maskrcnn_core.export.coco import to_json
+from maskrcnn_core.export.polygons import mask_polygon
+from maskrcnn_core.export.source import (
+    ExportFile,
+    ExportImage,
+    ExportStyle,
+    LabelledImage,
+    LabelSource,
+    Survey,
+    is_empty,
+    keypoint_names,
+    labelled_keypoints,
+    mask_of,
+)
+from maskrcnn_core.inference.records import DetectionRecord
+
+_FROM = {
+    "brushlabels": "masks",
+    "polygonlabels": "polygons",
+    "rectanglelabels": "boxes",
+    "keypointlabels": "keypoints",
+}
+_TAGS = {
+    "brushlabels": "BrushLabels",
+    "polygonlabels": "PolygonLabels",
+    "rectanglelabels": "RectangleLabels",
+    "keypointlabels": "KeyPointLabels",
+}
+_TO = "image"
+_KEYPOINT_WIDTH = 0.5  # percent of the image
+
+
+def label_studio_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
+    """The tasks, and beside them the labelling interface that the project needs."""
+    yield ExportFile("", _tasks(source, style))
+    yield ExportFile(".interface.xml", iter([_interface(source.survey, style)]))
+
+
+def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[str]:
+    yield "["
+    separator = "\n"
+    for labelled in source.labelled():
+        yield separator + to_json(_task(labelled, source.survey.model, style))
+        separator = ",\n"
+    yield "\n]\n"
+
+
+def _task(labelled: LabelledImage, model: str, style: ExportStyle) -> dict[str, Any]:
+    image = labelled.image
+    address = image.uri if style.image_prefix is None else style.image_prefix + image.name
+    objects = [found for found in labelled.objects if not is_empty(found, image)]
+    regions = [
+        region for number, found in enumerate(objects, 1) for region in _regions(found, image, f"object{number}", style)
+    ]
+    prediction: dict[str, Any] = {"model_version": model, "result": regions}
+    if objects:
+        # The weakest object decides how soon an image is looked at, where tasks are ordered by score.
+        prediction["score"] = min(found.score for found in objects)
+    return {"data": {"image": address, "image_id": image.image_id}, "predictions": [prediction]}
+
+
+def _regions(found: DetectionRecord, image: ExportImage, name: str, style: ExportStyle) -> Iterator[dict[str, Any]]:
+    mask = mask_of(found, image)
+    if mask is None:
+        x, y, w, h = found.bbox
+        place = {"x": x, "width": w}, {"y": y, "height": h}
+        value = _percent(place[0], image.width) | _percent(place[1], image.height) | {"rotation": 0}
+        yield _region("rectanglelabels", found.category, value, image, name, found.score)
+    elif style.polygons:
+        points = mask_polygon(mask, style.tolerance) * (100 / image.width, 100 / image.height)
+        value = {"points": points.round(4).tolist(), "closed": True}
+        yield _region("polygonlabels", found.category, value, image, name, found.score)
+    else:
+        value = {"format": "rle", "rle": rle_brush(mask, image.height, image.width)}
+        yield _region("brushlabels", found.category, value, image, name, found.score)
+    if found.keypoints is not None:
+        yield from _keypoints(found.keypoints, image, name, style)
+
+
+def _keypoints(
+    keypoints: tuple[float, ...], image: ExportImage, parent: str, style: ExportStyle
+) -> Iterator[dict[str, Any]]:
+    flat = labelled_keypoints(keypoints, style.min_keypoint_score)
+    names = keypoint_names(len(flat) // 3)
+    for place, (x, y, v) in enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=True)):
+        if v:
+            value = _percent({"x": x + 0.5}, image.width) | _percent({"y": y + 0.5}, image.height)
+            value["width"] = _KEYPOINT_WIDTH
+            region = _region(
+                "keypointlabels", names[place], value, image, f"{parent}-{names[place]}", keypoints[3 * place + 2]
+            )
+            yield region | {"parentID": parent}
+
+
+def _percent(values: dict[str, float], size: int) -> dict[str, Any]:
+    return {name: round(100 * value / size, 4) for name, value in values.items()}
+
+
+def _region(
+    kind: str, label: str, value: dict[str, Any], image: ExportImage, name: str, score: float
+) -> dict[str, Any]:
+    return {
+        "id": name,
+        "type": kind,
+        "from_name": _FROM[kind],
+        "to_name": _TO,
+        "original_width": image.width,
+        "original_height": image.height,
+        "image_rotation": 0,
+        "score": score,
+        "value": value | {kind: [label]},
+    }
+
+
+def _interface(survey: Survey, style: ExportStyle) -> str:
+    """The project's labelling interface: every kind of region that tasks can hold, with its labels."""
+    categories = [category.name for category in survey.categories]
+    counts = sorted(set(survey.num_keypoints.values()))
+    keypoints = list(dict.fromkeys(name for count in counts for name in keypoint_names(count)))
+    lines = ["<View>", f'  <Image name="{_TO}" value="$image" zoom="true"/>']
+    unused = "brushlabels" if style.polygons else "polygonlabels"
+    for kind, tag in _TAGS.items():
+        if kind == unused:
+            continue
+        labels = keypoints if kind == "keypointlabels" else categories
+        if labels:
+            lines.append(f'  <{tag} name="{_FROM[kind]}" toName="{_TO}">')
+            lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]
+            lines.append(f"  </{tag}>")
+    return "\n".join([*lines, "</View>", ""])

@@ -1,0 +1,158 @@
+"""What an exporter is given: labelled images one after another, and facts about all of them.
+
+An exporter is a function from a `LabelSource` to the text of its files, piece by piece, so that it never holds more
+than an image. It may go through the images more than once. Images that failed are no part of a source: in every format
+an image without objects means that there is nothing in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from maskrcnn_core.config import COCO_KEYPOINTS, Category
+from maskrcnn_core.data.segmentation import ObjectMask, object_mask
+from maskrcnn_core.errors import StorageError
+from maskrcnn_core.inference.records import DetectionRecord
+
+
+@dataclass(frozen=True)
+class ExportImage:
+    """One image.
+
+    Attributes:
+        image_id: as in the labels.
+        uri: where it lies.
+        name: `uri` relative to the folder that all images of the source are in, with slashes.
+        width, height: pixels.
+    """
+
+    image_id: int
+    uri: str
+    name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image and the objects to export, best first."""
+
+    image: ExportImage
+    objects: tuple[DetectionRecord, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Facts about all images of a source.
+
+    Attributes:
+        images: number of images, failed ones left out.
+        failed: number of images that failed.
+        root: uri of the folder that all images are in; empty where they share none.
+        categories: those that are exported, in the order of their ids.
+        num_keypoints: by category id, of the categories that have some.
+        model: fingerprint of weights and settings; empty where the rows have none or several.
+    """
+
+    images: int
+    failed: int
+    root: str
+    categories: tuple[Category, ...]
+    num_keypoints: Mapping[int, int]
+    model: str = ""
+
+
+class LabelSource(Protocol):
+    """Labelled images, read as often as asked for."""
+
+    @property
+    def survey(self) -> Survey:
+        """Facts about all images."""
+        ...
+
+    def images(self) -> Iterator[ExportImage]:
+        """The images alone; cheaper than `labelled`, in the same order."""
+        ...
+
+    def labelled(self) -> Iterator[LabelledImage]:
+        """The images and their objects."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportStyle:
+    """How objects are written where a format leaves the choice.
+
+    Attributes:
+        polygons: outlines of masks instead of their pixels.
+        tolerance: how far a polygon may be off the mask's outline, pixels.
+        min_keypoint_score: a keypoint of lower probability is written as not labelled.
+        image_prefix: takes the place of the images' folder in their addresses; None leaves the addresses alone.
+    """
+
+    polygons: bool = False
+    tolerance: float = 0.5
+    min_keypoint_score: float = 0.05
+    image_prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """One file of an export.
+
+    Attributes:
+        name: within the export's folder; of a single file, what is added to its name (often nothing).
+        pieces: its text.
+    """
+
+    name: str
+    pieces: Iterator[str]
+
+
+def mask_of(found: DetectionRecord, image: ExportImage) -> ObjectMask | None:
+    """The object's pixels inside their tight rectangle; None where it has no mask or the mask no pixel.
+
+    Raises:
+        StorageError: malformed run lengths.
+    """
+    if found.rle_counts is None:
+        return None
+    size = [image.height, image.width]
+    try:
+        mask = object_mask({"size": size, "counts": found.rle_counts}, image.height, image.width)
+    except ValueError as error:
+        raise StorageError(
+            f"labels: image {image.image_id}, a {found.category}: {error}; python -m jobs.verify lists such rows"
+        ) from None
+    return mask if mask.pixels.any() else None
+
+
+def is_empty(found: DetectionRecord, image: ExportImage) -> bool:
+    """Whether there is nothing to draw: a mask without a pixel, or a box without extent."""
+    if found.bbox[2] <= 0 or found.bbox[3] <= 0:
+        return True
+    return found.rle_counts is not None and mask_of(found, image) is None
+
+
+def keypoint_names(count: int) -> tuple[str, ...]:
+    """COCO's for 17; the labels name none, so that others are numbered."""
+    return (
+        COCO_KEYPOINTS if count == len(COCO_KEYPOINTS) else tuple(f"keypoint_{place}" for place in range(1, count + 1))
+    )
+
+
+def labelled_keypoints(keypoints: tuple[float, ...], min_score: float) -> list[float]:
+    """Keypoints as annotations have them: v = 2 for one that was found, and x = y = v = 0 for one that was not.
+
+    Args:
+        keypoints: x, y, probability of each, flat.
+        min_score: probability from which on one counts as found.
+    """
+    triples = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+    found = triples[:, 2:] >= min_score
+    flat: list[float] = (
+        np.where(found, np.hstack([triples[:, :2], np.full_like(found, 2.0, np.float64)]), 0).ravel().tolist()
+    )
+    return flat

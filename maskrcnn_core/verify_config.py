@@ -1,0 +1,17 @@
+"""The typed configuration of verifying a labelling run."""
+
+from dataclasses import dataclass, field
+
+from maskrcnn_core.cluster_config import ClusterConfig
+
+
+@dataclass(frozen=True)
+class VerifyRun:
+    """Prove that a labelling run is whole: every image once, every row well-formed, one model."""
+
+    labels: str
+    """Output folder of jobs.label (or its labels/ folder); s3:// too."""
+    output: str | None = None
+    """JSON file for the findings; null = print only."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster; small runs are verified without one."""

@@ -1,0 +1,207 @@
+"""Labels in the formats of other tools, written piece by piece: memory doesn't grow with the number of images.
+
+An export is made under a temporary name and appears whole under its own, or not at all. One for S3 is made on this
+machine first, and then uploaded.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maskrcnn_core.errors import StorageError
+from maskrcnn_core.export.coco import coco_files
+from maskrcnn_core.export.coco_dataset import coco_dataset_files
+from maskrcnn_core.export.cvat import cvat_files
+from maskrcnn_core.export.fiftyone import fiftyone_files
+from maskrcnn_core.export.label_studio import label_studio_files
+from maskrcnn_core.export.source import (
+    ExportFile,
+    ExportImage,
+    ExportStyle,
+    LabelledImage,
+    LabelSource,
+    Survey,
+    is_empty,
+)
+from maskrcnn_core.export.yolo import IMAGES, yolo_files
+from maskrcnn_core.export_config import ExportFormat, ExportRun
+from pipelines import storage
+from pipelines.label_source import open_labels
+
+_COPIED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is written.
+
+    Attributes:
+        files: its files.
+        is_folder: the output is a folder of them; else a file.
+        keeps_empty: objects with nothing to draw are written as well.
+    """
+
+    files: Callable[[LabelSource, ExportStyle], Iterator[ExportFile]]
+    is_folder: bool = False
+    keeps_empty: bool = False
+
+
+FORMATS: Mapping[ExportFormat, Format] = {
+    "coco": Format(coco_files, keeps_empty=True),
+    "coco_dataset": Format(coco_dataset_files),
+    "yolo": Format(yolo_files, is_folder=True),
+    "label_studio": Format(label_studio_files),
+    "cvat": Format(cvat_files),
+    "fiftyone": Format(fiftyone_files, is_folder=True),
+}
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export came to.
+
+    Attributes:
+        images: exported, with or without objects.
+        objects: exported.
+        failed: images left out because they failed.
+        left_out: objects with nothing to draw, that the format has no way to say.
+        files: uris written; of a folder only the folder.
+    """
+
+    images: int
+    objects: int
+    failed: int
+    left_out: int
+    files: tuple[str, ...]
+
+
+@dataclass
+class _Counted:
+    """A `LabelSource` that counts the objects that pass by."""
+
+    source: LabelSource
+    objects: int = 0
+    empty: int = 0
+    survey: Survey = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.survey = self.source.survey
+
+    def images(self) -> Iterator[ExportImage]:
+        return self.source.images()
+
+    def labelled(self) -> Iterator[LabelledImage]:
+        for labelled in self.source.labelled():
+            self.objects += len(labelled.objects)
+            self.empty += sum(is_empty(found, labelled.image) for found in labelled.objects)
+            yield labelled
+
+
+def export(run: ExportRun) -> ExportSummary:
+    """Write the labels of a run in `run.format`.
+
+    Raises:
+        StorageError: there are no labels, the output exists or cannot be written, or two images get one name.
+        ConfigError: a category that the labels don't have.
+    """
+    chosen, settings = FORMATS[run.format], run.export
+    _require_free(run.output)
+    source = _Counted(open_labels(run.labels, settings.min_score, settings.categories))
+    style = ExportStyle(settings.polygons, settings.tolerance, settings.min_keypoint_score, settings.image_prefix)
+    with _workplace(run.output) as folder:
+        whole = folder / "export"
+        names = _write_files(chosen.files(source, style), whole, chosen.is_folder)
+        if run.format == "yolo" and settings.link_images:
+            _link_images(source, whole / IMAGES)
+        for name in names:
+            _require_free(run.output.rstrip("/") + name)
+        files = tuple(_place(whole, name, run.output) for name in names)
+    left_out = 0 if chosen.keeps_empty else source.empty
+    return ExportSummary(
+        images=source.survey.images,
+        objects=source.objects - left_out,
+        failed=source.survey.failed,
+        left_out=left_out,
+        files=files,
+    )
+
+
+def _require_free(output: str) -> None:
+    if storage.exists(output):
+        raise StorageError(f"output: {output!r} exists already; choose another name, or delete it first")
+
+
+@contextmanager
+def _workplace(output: str) -> Iterator[Path]:
+    """A temporary folder: beside a local output, so that a rename moves the export to its place."""
+    if not storage.is_local(output):
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    target = Path(storage.filesystem_and_path(output)[1])
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"output: {output!r} cannot be written: {error.strerror}; choose another place") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_files(files: Iterator[ExportFile], whole: Path, is_folder: bool) -> list[str]:
+    """Writes all files; returns the names that are to be moved."""
+    names = []
+    for file in files:
+        path = whole / file.name if is_folder else whole.with_name(whole.name + file.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x", encoding="utf-8", newline="\n") as stream:
+                stream.writelines(file.pieces)
+        except FileExistsError:
+            raise StorageError(
+                f"labels: two images of the labels would be written as {file.name!r}, because their names differ only "
+                "in the ending; this format has one file for each name, so rename one of them"
+            ) from None
+        if not is_folder:
+            names.append(file.name)
+    return [""] if is_folder else names
+
+
+def _place(whole: Path, name: str, output: str) -> str:
+    """Moves the file, or the folder, that is to be `output` + `name`; returns where it is."""
+    made = whole.with_name(whole.name + name)
+    target = output.rstrip("/") + name
+    if storage.is_local(output):
+        os.replace(made, storage.filesystem_and_path(target)[1])
+        return target
+    for path in sorted(made.rglob("*")) if made.is_dir() else [made]:
+        if path.is_file():
+            _upload(path, storage.join(target, str(path.relative_to(made))) if made.is_dir() else target)
+    return target
+
+
+def _upload(path: Path, uri: str) -> None:
+    filesystem, key = storage.filesystem_and_path(uri)
+    try:
+        with path.open("rb") as source, filesystem.open_output_stream(key) as stream:
+            shutil.copyfileobj(source, stream, _COPIED_BYTES)
+    except OSError as error:
+        raise StorageError(f"output: {uri!r} cannot be written: {error}") from error
+
+
+def _link_images(source: LabelSource, folder: Path) -> None:
+    for image in source.images():
+        if not storage.is_local(image.uri):
+            raise StorageError(
+                f"export.link_images: image {image.image_id} is {image.uri!r}; only files of this machine can be linked"
+            )
+        link = folder / image.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(storage.filesystem_and_path(image.uri)[1])

@@ -1,0 +1,389 @@
+"""Proof that a labelling run is whole: its label files against its manifest and its own book-keeping.
+
+    manifest files ─> ids ─┐
+                           ├─ by bucket ─> missing, unknown, repeated       (id_matching)
+    label files ──> ids ───┘
+               └──> rows ──> broken rules, counts, models                   (record_checks)
+
+Files are read a batch of rows at a time, in Ray tasks of several files each; a small run is read in this process.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskrcnn_core.errors import StorageError, UserError
+from maskrcnn_core.inference.record_checks import (
+    NOTHING_FOUND,
+    Findings,
+    RowCounts,
+    check_rows,
+    count_rows,
+    one,
+)
+from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, schema_categories
+from maskrcnn_core.verify_config import VerifyRun
+from pipelines import storage
+from pipelines.id_matching import IdPart, match_bucket, split_ids
+
+_Int64 = npt.NDArray[np.int64]
+
+_VERSION_KEY = b"maskrcnn.schema_version"
+
+# A batch with 100 masks an image takes some 60 MB while its run lengths are counted.
+_ROWS_PER_BATCH = 256
+
+_IDS_PER_BUCKET = 20_000_000
+
+# Ray starts in some ten seconds, in which one process verifies about as many rows.
+_INLINE_ROWS = 50_000
+
+# Ray keeps results below 100 kB in the driver's own memory: tasks with a million rows have larger ones, and a task for
+# each few thousand balances the cluster while there are few.
+_MOST_ROWS_PER_TASK = 1_000_000
+_LEAST_ROWS_PER_TASK = 5_000
+_TASKS_WANTED = 200
+
+_READ_THREADS = 16
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What lies in the folder of a run.
+
+    Attributes:
+        output: the folder.
+        manifest: uris of its manifest's files.
+        labels: uris of its label files.
+        model: fingerprint in run.json; None where that says none.
+        tally: content of _SUCCESS; None where the run was not closed.
+    """
+
+    output: str
+    manifest: tuple[str, ...]
+    labels: tuple[str, ...]
+    model: str | None
+    tally: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What some label files hold, and what is wrong with them.
+
+    Attributes:
+        findings: broken rules.
+        counts: rows, objects, masks.
+        models: fingerprints in the rows.
+        tables: category tables of the files, as JSON; one where all agree.
+        kinds: `detections`, `proposals`.
+    """
+
+    findings: Findings = NOTHING_FOUND
+    counts: RowCounts = field(default_factory=RowCounts)
+    models: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+
+    def __add__(self, other: "FileReport") -> "FileReport":
+        return FileReport(
+            self.findings + other.findings,
+            self.counts + other.counts,
+            self.models | other.models,
+            self.tables | other.tables,
+            self.kinds | other.kinds,
+        )
+
+
+@dataclass(frozen=True)
+class VerificationSummary:
+    """What a verification found.
+
+    Attributes:
+        output: folder of the run.
+        images: in the manifest.
+        files: label files.
+        counts: rows by status, objects and masks.
+        kinds: what the rows hold, `detections` or `proposals`; more than one is an offence.
+        models: fingerprints in the rows, sorted.
+        findings: what is wrong; empty where the run is whole.
+    """
+
+    output: str
+    images: int
+    files: int
+    counts: RowCounts
+    kinds: tuple[str, ...]
+    models: tuple[str, ...]
+    findings: Findings
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is wrong."""
+        return not self.findings.counts
+
+    @property
+    def rows(self) -> int:
+        """Label rows read."""
+        return sum(self.counts.statuses.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values."""
+        return {
+            "passed": self.passed,
+            "output": self.output,
+            "images": self.images,
+            "rows": self.rows,
+            "files": self.files,
+            "statuses": dict(self.counts.statuses),
+            "objects": self.counts.objects,
+            "masks": self.counts.masks,
+            "kinds": list(self.kinds),
+            "models": list(self.models),
+            "offences": dict(self.findings.counts),
+            "first_offenders": [asdict(offence) for offence in self.findings.first],
+        }
+
+
+def verify(run: VerifyRun) -> VerificationSummary:
+    """Check a run's label files against its manifest, and write the findings as JSON where `run.output` says so.
+
+    Raises:
+        StorageError: there is no run at `run.labels`, or its manifest cannot be read.
+    """
+    if run.output and storage.is_folder(run.output):
+        raise StorageError(f"output: {run.output!r} is a folder; expected the name of a JSON file")
+    files = find_run(run.labels)
+    images = _count_rows(files.manifest)
+    if images <= _INLINE_ROWS:
+        report = _verify_here(files)
+    else:
+        from pipelines.cluster import connect
+
+        with connect(run.cluster):
+            report = _verify_on_cluster(files, images)
+    summary = VerificationSummary(
+        output=files.output,
+        images=images,
+        files=len(files.labels),
+        counts=report.counts,
+        kinds=tuple(sorted(report.kinds)),
+        models=tuple(sorted(report.models)),
+        findings=_run_findings(files, report) + report.findings,
+    )
+    if run.output:
+        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
+    return summary
+
+
+def find_run(uri: str) -> RunFiles:
+    """The run that a uri names: its folder, or the labels/ folder in it.
+
+    Raises:
+        StorageError: nothing is there, or it is no run.
+    """
+    if not storage.exists(uri):
+        raise StorageError(f"labels: no such folder {uri!r}; expected the --output of python -m jobs.label")
+    output = uri.rstrip("/")
+    if not storage.exists(storage.join(output, "_run")) and output.rsplit("/", 1)[-1] == "labels":
+        output = output.removesuffix("labels").rstrip("/") or "."
+    manifest = _manifest_files(output)
+    if not manifest:
+        raise StorageError(
+            f"labels: {uri!r} has no _run/manifest that says which images it should hold; "
+            "expected the --output of python -m jobs.label, with its _run folder"
+        )
+    folder = storage.join(output, "labels")
+    labels = storage.list_files(folder, ".parquet") if storage.is_folder(folder) else []
+    facts, tally = (_read_json(storage.join(output, "_run", name)) for name in ("run.json", "_SUCCESS"))
+    model = facts.get("model") if facts else None
+    return RunFiles(output, manifest, tuple(labels), model, tally)
+
+
+def _manifest_files(output: str) -> tuple[str, ...]:
+    single, folder = (storage.join(output, "_run", name) for name in ("manifest.parquet", "manifest"))
+    if storage.is_folder(folder):
+        return tuple(storage.list_files(folder, ".parquet"))
+    return (single,) if storage.exists(single) else ()
+
+
+def _read_json(uri: str) -> dict[str, Any] | None:
+    """None where there is no such file; an empty dictionary where it holds no JSON object."""
+    if not storage.exists(uri):
+        return None
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _count_rows(files: Sequence[str]) -> int:
+    def rows(uri: str) -> int:
+        filesystem, path = storage.filesystem_and_path(uri)
+        try:
+            return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(f"labels: cannot read the run's manifest {uri!r}: {error}") from error
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return sum(pool.map(rows, files))
+
+
+def _run_findings(files: RunFiles, report: FileReport) -> Findings:
+    """What the files of a run should agree about."""
+    findings = NOTHING_FOUND
+    if files.tally is None:
+        findings += one("unfinished", "no _run/_SUCCESS", "a finished run; give the jobs.label command again")
+    elif "statuses" in files.tally and files.tally["statuses"] != report.counts.statuses:
+        got, closed = dict(report.counts.statuses), files.tally["statuses"]
+        findings += one("counts", f"rows by status {got}", f"{closed}, as when the run was finished")
+    for check, found in (("models", report.models), ("category tables", report.tables), ("kinds", report.kinds)):
+        if len(found) > 1:
+            findings += one(check, f"{len(found)}: {', '.join(sorted(found))!s:.200}", "the same in all files")
+    return findings
+
+
+def _verify_here(files: RunFiles) -> FileReport:
+    """The whole verification in this process."""
+    report, parts = check_label_files(files.labels, range(len(files.labels)), files.model, 1)
+    wanted = [_manifest_ids(uri) for uri in files.manifest]
+    return report + FileReport(match_bucket(wanted, parts, files.labels))
+
+
+def _verify_on_cluster(files: RunFiles, images: int) -> FileReport:
+    """The same by Ray tasks; parts of ids go from one to the other and never come here."""
+    # Imported here: a small run is verified in less time than this import takes.
+    import ray
+    import ray.exceptions
+
+    num_buckets = math.ceil(images / _IDS_PER_BUCKET)
+    rows_per_task = min(max(images // _TASKS_WANTED, _LEAST_ROWS_PER_TASK), _MOST_ROWS_PER_TASK)
+    files_per_task = max(1, round(rows_per_task * len(files.labels) / images))
+    check = ray.remote(num_cpus=1, num_returns=1 + num_buckets)(_check_task)
+    read = ray.remote(num_cpus=1, num_returns=num_buckets)(_manifest_task)
+    match = ray.remote(num_cpus=1)(_match_task)
+    names = ray.put(files.labels)
+    checked = []
+    for start in range(0, len(files.labels), files_per_task):
+        numbers = range(start, min(start + files_per_task, len(files.labels)))
+        checked.append(check.remote([files.labels[n] for n in numbers], numbers, files.model, num_buckets))
+    wanted = [_as_list(read.remote(uri, num_buckets)) for uri in files.manifest]
+    matched = [
+        match.remote(
+            names,
+            len(wanted),
+            *(parts[bucket] for parts in wanted),
+            *(parts[1 + bucket] for parts in checked),
+        )
+        for bucket in range(num_buckets)
+    ]
+    report = FileReport()
+    try:
+        for reports in (parts[0] for parts in checked):
+            report += ray.get(reports)
+        for findings in ray.get(matched):
+            report += FileReport(findings)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    return report
+
+
+def _as_list(references: Any) -> list[Any]:
+    """Ray gives a single result bare."""
+    return references if isinstance(references, list) else [references]
+
+
+def _check_task(uris: list[str], numbers: Sequence[int], model: str | None, num_buckets: int) -> tuple[Any, ...]:
+    report, parts = check_label_files(uris, numbers, model, num_buckets)
+    return (report, *parts)
+
+
+def _manifest_task(uri: str, num_buckets: int) -> Any:
+    parts = [part.ids for part in split_ids([_manifest_ids(uri)], [0], num_buckets)]
+    return parts if num_buckets > 1 else parts[0]
+
+
+def _match_task(names: Sequence[str], num_wanted: int, *parts: Any) -> Findings:
+    return match_bucket(parts[:num_wanted], parts[num_wanted:], names)
+
+
+def _manifest_ids(uri: str) -> _Int64:
+    filesystem, path = storage.filesystem_and_path(uri)
+    try:
+        column = pq.read_table(path, filesystem=filesystem, columns=["image_id"]).column("image_id")
+        ids: _Int64 = column.cast(pa.int64()).to_numpy()
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise StorageError(f"labels: cannot read image_id in the run's manifest {uri!r}: {error}") from error
+    return ids
+
+
+def check_label_files(
+    uris: Sequence[str], numbers: Sequence[int], model: str | None, num_buckets: int
+) -> tuple[FileReport, list[IdPart]]:
+    """Check the rows of some label files, and their ids by bucket.
+
+    Args:
+        uris: the files.
+        numbers: number of each file within the run.
+        model: fingerprint of the run; None = any.
+        num_buckets: parts to split the ids into.
+    """
+    report, ids_per_file = FileReport(), []
+    for uri in uris:
+        found, ids = _check_file(uri, model)
+        named = tuple(replace(offence, file=uri) for offence in found.findings.first)
+        report += replace(found, findings=Findings(found.findings.counts, named))
+        ids_per_file.append(ids)
+    return report, split_ids(ids_per_file, list(numbers), num_buckets)
+
+
+def _check_file(uri: str, model: str | None) -> tuple[FileReport, _Int64]:
+    """Everything about one file; one that is damaged is an offence, not an error."""
+    filesystem, path = storage.filesystem_and_path(uri)
+    report, ids = FileReport(), [np.empty(0, np.int64)]
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            report += FileReport(_check_schema(file.schema_arrow))
+            if report.findings.counts:
+                return report, ids[0]
+            kind = "proposals" if "proposals" in file.schema_arrow.names else "detections"
+            categories = schema_categories(file.schema_arrow)
+            table = json.dumps([[category.id, category.name] for category in categories])
+            report += FileReport(tables=frozenset([table]), kinds=frozenset([kind]))
+            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+                models = frozenset(batch.column("model").unique().to_pylist())
+                report += FileReport(check_rows(batch, categories, model), count_rows(batch), models)
+                ids.append(batch.column("image_id").to_numpy())
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        damage = " ".join(str(error).split())[:200]
+        report += FileReport(one("unreadable file", damage, "a Parquet file of label rows"))
+    return report, np.concatenate(ids)
+
+
+def _check_schema(schema: pa.Schema) -> Findings:
+    """Columns and types of label records, or of proposal records, in this release's version."""
+    expected = pa.schema(RECORD_FIELDS)
+    if "proposals" in schema.names:
+        from maskrcnn_core.inference.proposal_records import proposal_schema  # takes torch with it
+
+        expected = proposal_schema()
+    findings = NOTHING_FOUND
+    for column in expected:
+        if column.name not in schema.names:
+            findings += one("schema", f"no column {column.name!r}", "the columns of label records")
+        elif schema.field(column.name).type != column.type:
+            findings += one("schema", f"{column.name} of type {schema.field(column.name).type}", str(column.type))
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != SCHEMA_VERSION:
+        findings += one("schema version", version, f"{SCHEMA_VERSION}, as this release reads")
+    return findings
