@@ -18,6 +18,7 @@ from maskrcnn_core.errors import StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
+from pipelines.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.cluster import connect, nodes, on_cluster
 from pipelines.label_execution import Detector, label_on_cluster, unwrapped_errors
 from pipelines.label_output import FailedImage, RunIdentity, Tally
@@ -203,9 +204,6 @@ def _label_chunks(
 
 
 def _own_detector() -> Detector:
-    # Imported here: validating a command line needs no network code.
-    from maskrcnn_core.inference.predictor import describe_checkpoint, load_predictor
-
     return Detector(load_predictor, describe_checkpoint)
 
 
