@@ -60,7 +60,7 @@ def _chaos(run: ChaosRun) -> int:
         killed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in found.killed.items())
         print(
             f"  seed {found.seed}: killed {killed}; lost {found.lost}, repeated {found.repeated}, torn {found.torn}, "
-            f"changed {found.different}; {found.seconds:.0f} s",
+            f"changed {found.different}, verified {'yes' if found.verified else 'NO'}; {found.seconds:.0f} s",
             flush=True,
         )
 
@@ -70,7 +70,7 @@ def _chaos(run: ChaosRun) -> int:
         sum(getattr(found, name) for found in rounds) for name in ("lost", "repeated", "torn", "different")
     )
     print(f"lost / repeated / torn: {lost} / {repeated} / {torn}; rows unlike an undisturbed run's: {changed}")
-    return int(lost + repeated + torn + changed > 0)
+    return int(lost + repeated + torn + changed > 0 or not all(found.verified for found in rounds))
 
 
 def _measure(name: str, run: BenchmarkRun) -> int:

@@ -40,7 +40,9 @@ from maskrcnn_core.config import (
 )
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.verify_config import VerifyRun
 from maskrcnn_core.weights.checkpoint import save_checkpoint
+from pipelines.verification import verify
 
 # Rows of two runs are equal within this, since batches may be composed differently.
 _TOLERANCE = 1e-3
@@ -60,6 +62,7 @@ class ChaosRound:
         killed: how many processes of each kind.
         lost, repeated, torn, different: images without a row; rows too many; files that cannot be read; rows unlike
             those of the undisturbed run.
+        verified: `jobs.verify` has nothing to object to.
         seconds: from the first start to the last end.
     """
 
@@ -69,6 +72,7 @@ class ChaosRound:
     repeated: int
     torn: int
     different: int
+    verified: bool
     seconds: float
 
 
@@ -153,6 +157,7 @@ def _round(command: list[str], output: Path, seed: int, run: ChaosRun, clean: Ma
         repeated=repeated,
         torn=torn,
         different=different + len(rows.keys() - clean.keys()),
+        verified=verify(VerifyRun(labels=str(output))).passed,
         seconds=time.monotonic() - started,
     )
 

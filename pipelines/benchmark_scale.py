@@ -4,6 +4,7 @@
 synthetic S3 inventory. Each size runs in a process of its own, whose peak memory is read at its end.
 """
 
+import functools
 import multiprocessing
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pycocotools.mask
 from PIL import Image
 
 from maskrcnn_core.benchmark_config import ScaleRun
@@ -116,12 +118,21 @@ class ConstantDetector:
             return ImageRecord(image.status, str(image), None, None)
         pixels = decode_image(image, max_pixels=self._settings.max_pixels, apply_exif=False)
         height, width = pixels.shape[-2:]
-        found = DetectionRecord(_CATEGORY.id, _CATEGORY.name, 0.5, (0.0, 0.0, 1.0, 1.0), f"01o{height}")
+        found = DetectionRecord(_CATEGORY.id, _CATEGORY.name, 0.5, (0.0, 0.0, 1.0, 1.0), _first_pixel(height, width))
         return ImageRecord("ok", None, width, height, (found,))
 
     def propose(self, encoded: Sequence[bytes | ImageError]) -> Any:
         """Not asked for."""
         raise RuntimeError("the constant detector makes no proposals")
+
+
+@functools.cache
+def _first_pixel(height: int, width: int) -> str:
+    """Run lengths of a mask of one pixel."""
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[0, 0] = 1
+    counts: bytes = pycocotools.mask.encode(mask)["counts"]
+    return counts.decode()
 
 
 def _describe(checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:

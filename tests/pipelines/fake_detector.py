@@ -1,5 +1,6 @@
 """A detector without weights, for tests of everything around one; it misbehaves as its checkpoint's name says."""
 
+import functools
 import hashlib
 import io
 import os
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 from PIL import Image
 
 from maskrcnn_core.config import Category
@@ -54,8 +56,17 @@ class FakePredictor:
         if self._mode == "hangs" and width == 13:
             time.sleep(60)
         category = CATEGORIES[int(pixels.mean() > 127)]
-        found = DetectionRecord(category.id, category.name, 0.5, (0.0, 0.0, float(width), float(height)), "counts")
+        found = DetectionRecord(
+            category.id, category.name, 0.5, (0.0, 0.0, float(width), float(height)), _all(height, width)
+        )
         return ImageRecord("ok", None, width, height, (found,))
+
+
+@functools.cache
+def _all(height: int, width: int) -> str:
+    """Run lengths of a mask that covers the whole image."""
+    counts: bytes = pycocotools.mask.encode(np.ones((height, width), np.uint8, order="F"))["counts"]
+    return counts.decode()
 
 
 def _die_between_writing_and_committing(deaths: Path) -> None:

@@ -15,5 +15,6 @@ def test_ten_rounds_lose_repeat_and_tear_nothing() -> None:
     assert len(rounds) == 10
     for found in rounds:
         assert (found.lost, found.repeated, found.torn, found.different) == (0, 0, 0, 0), found
+        assert found.verified, found
     killed = {kind: sum(found.killed[kind] for found in rounds) for kind in ("worker", "node", "driver")}
     assert min(killed.values()) >= 5, killed

@@ -15,11 +15,13 @@ from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.storage_config import StorageConfig
+from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.image_reading import ImageReader
 from pipelines.label_progress import LabelProgress
 from pipelines.labelling import LabelSummary, label
+from pipelines.verification import verify
 from tests.pipelines.fake_detector import FAKE
 from tests.pipelines.faulty_proxy import Faults, faulty_proxy
 
@@ -101,6 +103,9 @@ def test_prefix_to_labels_with_throttling_dropped_connections_and_a_resume(image
         assert by_name[name]["height"] == 8 + index % 3
         assert by_name[name]["detections"][0]["category_id"] == (7 if (40 * index) % 256 > 127 else 1)
     assert label(run, detector=FAKE).skipped_because_done
+    verified = verify(VerifyRun(labels="s3://bucket/out"))
+    assert verified.passed
+    assert (verified.rows, verified.images) == (COUNT, COUNT)
     with pytest.raises(StorageError, match="holds another run"):
         label(replace(run, checkpoint="slow"), detector=FAKE)
 
