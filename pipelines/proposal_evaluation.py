@@ -24,7 +24,8 @@ from maskrcnn_core.evaluation.proposals import (
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
-from pipelines.evaluation import check_output, coverage_counts, label_files, read_annotations
+from pipelines.evaluation import check_output, coverage_counts, read_annotations
+from pipelines.label_files import label_files
 
 _LIGHT_COLUMNS = ["image_id", "width", "height", "status", "model"]
 _ROWS_AT_ONCE = 64

@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         key: key of the document's object that the list stands under; empty where the document itself is a list.
-        value: the element.
+        value: the element; [] for an empty list.
         text: its JSON.
     """
 
@@ -39,7 +39,7 @@ def stream_entries(read: Callable[[int], bytes]) -> Iterator[Entry]:
         read: returns the next bytes of UTF-8 text, at most as many as asked for; none at the end.
 
     Yields:
-        Every element in the order of the file. A value that is no list comes as one entry. An empty list comes as none.
+        Every element in the order of the file. A value that is no list comes as one entry, an empty list too.
 
     Raises:
         AnnotationError: the text is no JSON list or object; says where.
@@ -79,6 +79,7 @@ def _elements(text: "_Text", key: str) -> Iterator[Entry]:
     text.expect("[")
     if text.peek() == "]":
         text.expect("]")
+        yield Entry(key, [], "[]")
         return
     while True:
         value, raw = text.value()

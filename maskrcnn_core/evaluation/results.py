@@ -17,17 +17,21 @@ from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.facts import FoundFacts
 from maskrcnn_core.evaluation.scoring_states import IouType
 
+_IDS_KEPT = 1000
+
 
 @dataclass(frozen=True)
 class Coverage:
     """How label rows and the images of an annotation file fit together.
 
     Attributes:
-        images: images in the annotation file; all of them are evaluated.
+        images: images in the annotation file; all of them are evaluated, or only the labelled ones.
         labelled: of these, images with a label row of status `ok`.
         failed: of these, images whose label row says that the image failed; they count as without detections.
         unlabelled: of these, images without a label row; they count as without detections.
         unknown: label rows whose image id the annotation file does not have; they are left out.
+        left_out: images that are not evaluated, because only labelled ones are asked for.
+        without_labels: ids of the failed and unlabelled images, the first 1000 by id.
     """
 
     images: int
@@ -35,6 +39,8 @@ class Coverage:
     failed: int
     unlabelled: int
     unknown: int
+    left_out: int = 0
+    without_labels: tuple[int, ...] = ()
 
 
 def match_labels(labels: pa.Table, images: Mapping[int, CocoDict]) -> tuple[pa.Table, Coverage]:
@@ -62,13 +68,14 @@ def match_labels(labels: pa.Table, images: Mapping[int, CocoDict]) -> tuple[pa.T
         )
     rows = labels.filter(pa.array(known))
     _require_same_sizes(rows, images)
-    labelled = rows.column("status").to_pylist().count("ok")
+    labelled = set(rows.filter(pc.equal(rows.column("status"), "ok")).column("image_id").to_pylist())
     return rows, Coverage(
         images=len(images),
-        labelled=labelled,
-        failed=len(rows) - labelled,
+        labelled=len(labelled),
+        failed=len(rows) - len(labelled),
         unlabelled=len(images) - len(rows),
         unknown=len(labels) - len(rows),
+        without_labels=tuple(sorted(images.keys() - labelled)[:_IDS_KEPT]),
     )
 
 

@@ -31,7 +31,9 @@ def test_entries_of_any_document_in_pieces_of_any_size(document: Any, size: int,
     entries = read_in(json.dumps(document, indent=indent, ensure_ascii=plain).encode(), size)
     lists = document if isinstance(document, dict) else {"": document}
     expected = [
-        (key, element) for key, value in lists.items() for element in (value if isinstance(value, list) else [value])
+        (key, element)
+        for key, value in lists.items()
+        for element in ((value or [[]]) if isinstance(value, list) else [value])
     ]
     assert [(entry.key, entry.value) for entry in entries] == expected
     assert [json.loads(entry.text) for entry in entries] == [value for _, value in expected]
