@@ -2,25 +2,23 @@
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
+from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.evaluation.scoring_states import Engine
-from maskrcnn_core.evaluation.shards import ScoringPlan
+from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
 from maskrcnn_core.label_config import LabelRun
 from pipelines import storage
-from pipelines.cluster import connect
-from pipelines.evaluation_shards import ScoringInputs, is_results_file, read_inputs
-from pipelines.evaluation_tasks import score_here, score_on_ray
+from pipelines.evaluation_shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
 from pipelines.label_files import label_files
 
 # Less than this one process scores in the time that a cluster needs to start.
@@ -120,22 +118,36 @@ def labels_of(run: EvaluateRun) -> Iterator[str]:
 
 
 def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
-    distributed = _is_distributed(run, labels)
-    with connect(run.cluster) if distributed else nullcontext():
+    with _place(run, labels) as (keep, score_shards):
         try:
             inputs = read_inputs(
-                labels,
-                run.annotations,
-                run.evaluate.images_per_shard,
-                run.evaluate.images == "labelled",
-                keep=ray.put if distributed else str,
+                labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
             )
             plan, notes = _plan(run, inputs)
-            merged = (score_on_ray if distributed else score_here)(plan, inputs.shards, inputs.layout)
+            merged = score_shards(plan, inputs.shards, inputs.layout)
             scores = finish_scores(plan, merged, inputs.coverage)
         except AnnotationError as error:
             raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
     return EvaluationSummary(run, scores, inputs.models, plan.engine, notes)
+
+
+_ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
+
+
+@contextmanager
+def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
+    """Where shards are scored, inside the block: where their text is kept, and what scores them."""
+    if not _is_distributed(run, labels):
+        yield str, score_all
+        return
+    # Imported here: loading Ray takes longer than scoring a small set.
+    import ray
+
+    from pipelines.cluster import connect
+    from pipelines.evaluation_tasks import score_on_ray
+
+    with connect(run.cluster):
+        yield ray.put, score_on_ray
 
 
 def _plan(run: EvaluateRun, inputs: ScoringInputs) -> tuple[ScoringPlan, tuple[str, ...]]:
@@ -158,7 +170,9 @@ def _is_distributed(run: EvaluateRun, labels: str) -> bool:
     wanted = run.evaluate.distributed
     if wanted != "auto":
         return wanted == "always"
-    if run.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+    if run.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return True
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return True
     files = [labels] if is_results_file(labels) else label_files(labels)
     return sum(map(storage.size, files)) > _SMALL_BYTES

@@ -8,7 +8,7 @@ their shards as they are read.
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,14 @@ def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Shar
     if images or not parts:  # no label row, and so nothing found
         nothing = FoundInResults((), ResultsLayout(True, True, True), {})
         parts.append(score_shard(plan, [*images.values()], [one for i in images for one in objects[i]], nothing))
+    return merge_shards(parts)
+
+
+def score_all(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout | None) -> ShardScores:
+    """Score all shards, whose pieces are text, in this process one after the other."""
+    parts = [score(plan, shard, layout) for shard in shards]
+    if not parts:
+        parts = [score_shard(plan, (), (), FoundInResults((), ResultsLayout(True, True, True), {}))]
     return merge_shards(parts)
 
 

@@ -1,6 +1,6 @@
-"""Scoring of shards: in this process one after the other, or as Ray tasks whose states merge in a tree."""
+"""Scoring of shards as Ray tasks whose states merge in a tree."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
@@ -14,16 +14,6 @@ _MERGED_AT_ONCE = 8
 
 # A compiled engine with a thread for each core of the machine in each task of one CPU would only wait for itself.
 _ONE_THREAD = {"env_vars": {"RAYON_NUM_THREADS": "1"}}
-
-
-def score_here(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout | None) -> ShardScores:
-    """All shards, of which there is at least one, in this process."""
-    merged: ShardScores | None = None
-    for shard in shards:
-        part = score(plan, shard, layout)
-        merged = part if merged is None else merge_shards([merged, part])
-    assert merged is not None
-    return merged
 
 
 def score_on_ray(plan: ScoringPlan, shards: Sequence[Shard], layout: ResultsLayout | None) -> ShardScores:

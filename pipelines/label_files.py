@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import SCHEMA_VERSION
 from pipelines import storage

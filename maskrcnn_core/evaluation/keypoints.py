@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from maskrcnn_core.errors import AnnotationError, ConfigError
 from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.facts import FoundFacts
-from maskrcnn_core.keypoints import COCO_SIGMAS
 
 MAX_DETECTIONS = 20
 """Best detections of an image and category that count (COCO's number for keypoints)."""
+
+_NUMBER_WITH_SIGMAS = 17  # COCO's of a person, whose sigmas the engines know
 
 
 def keypoint_categories(categories: Iterable[CocoDict]) -> dict[int, int]:
@@ -47,7 +48,7 @@ def reason_without_keypoints(
     if len(numbers) > 1:
         return False, f"the categories have different numbers of keypoints ({', '.join(map(str, sorted(numbers)))})"
     (number,) = numbers
-    if sigmas is None and number != len(COCO_SIGMAS):
+    if sigmas is None and number != _NUMBER_WITH_SIGMAS:
         return (
             False,
             f"the annotations have {number} keypoints, and only for COCO's 17 there are known sigmas; give yours",
