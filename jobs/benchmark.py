@@ -1,14 +1,15 @@
-"""Measure speed: `python -m jobs.benchmark detect|label [settings]`."""
+"""Measure speed: `python -m jobs.benchmark detect|label|evaluate [settings]`."""
 
 import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, EvaluationBenchmarkRun
 
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "evaluate": "jobs.evaluate against plain pycocotools, boxes and masks of generated labels",
 }
 
 
@@ -20,12 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked_for_help = name in ("-h", "--help")
         print(
             "usage: python -m jobs.benchmark NAME [settings; see NAME --help]\n"
-            + "\n".join(f"  {known:8}{meaning}" for known, meaning in _NAMES.items()),
+            + "\n".join(f"  {known:9}{meaning}" for known, meaning in _NAMES.items()),
             file=sys.stdout if asked_for_help else sys.stderr,
         )
         if not asked_for_help:
             print(f"error: NAME: got {name!r}, expected one of {', '.join(_NAMES)}", file=sys.stderr)
         return 0 if asked_for_help else 2
+    if name == "evaluate":
+        return run_job(
+            EvaluationBenchmarkRun, _measure_scoring, prog="python -m jobs.benchmark evaluate", argv=arguments[1:]
+        )
     return run_job(
         BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=arguments[1:]
     )
@@ -42,6 +47,29 @@ def _measure(name: str, run: BenchmarkRun) -> int:
         print(f"  {title:{width}}  {seconds:8.3f} s/image  {1 / seconds:7.2f} images/s  {found:5.1f} detections/image")
     print(f"  speed of the second against the first: {result.ratio:.2f}")
     print(f"  {result.machine}")
+    return 0
+
+
+def _measure_scoring(run: EvaluationBenchmarkRun) -> int:
+    from pipelines.benchmark_evaluation import benchmark_evaluate
+
+    found = benchmark_evaluate(run)
+    print(
+        f"{_NAMES['evaluate']}: {found.images} images, {found.detections} detections, {found.objects} objects, "
+        f"{found.rounds} rounds, medians"
+    )
+    for title, cost in (("pycocotools", found.peer), (f"jobs.evaluate ({run.engine})", found.ours)):
+        if cost:
+            print(
+                f"  {title:24}  {cost.cpu_seconds:8.2f} s CPU  {cost.wall_seconds:8.2f} s wall  "
+                f"{cost.peak_bytes / 2**20:7.0f} MiB peak  {1000 * cost.cpu_seconds / found.images:7.3f} ms CPU/image"
+            )
+    if found.peer:
+        print(
+            f"  CPU time of the first over the second: {found.peer.cpu_seconds / found.ours.cpu_seconds:.1f}; memory: "
+            f"{found.peer.peak_bytes / found.ours.peak_bytes:.1f}; the 24 numbers are "
+            f"{'equal in every bit' if found.equal else 'NOT equal'}"
+        )
     return 0
 
 
