@@ -68,7 +68,9 @@ def average_precision(ranking: Ranking, weights: FloatArray | None = None) -> Fl
         return np.full(ranking.hits.shape[1], -1.0)
     times = np.ones(len(ranking.scores)) if weights is None else weights[ranking.images]
     kept = times > 0
-    return precision_at_recalls(ranking.hits[kept], ranking.wrong[kept], float(objects), times[kept]).mean(axis=1)
+    sampled = precision_at_recalls(ranking.hits[kept], ranking.wrong[kept], float(objects), times[kept])
+    values: FloatArray = sampled.mean(axis=1)
+    return values
 
 
 def precision_at_recalls(

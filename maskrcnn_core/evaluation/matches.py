@@ -1,8 +1,8 @@
-"""What became of every detection and every object: the mergeable state that everything beyond the 12 numbers is made of.
+"""What became of every detection and object: the mergeable state that everything beyond the 12 numbers is made of.
 
-Matching is COCO's, over objects of all sizes: within image and category the best detection goes first and takes the free
-object that it overlaps most; crowd regions take any number, and what they take is neither right nor wrong. On top of it
-each wrong detection has a kind of error, after Bolya et al., "TIDE", ECCV 2020, section 2.2, at IoU 0.50.
+Matching is COCO's, over objects of all sizes: within image and category the best detection goes first and takes the
+free object that it overlaps most; crowd regions take any number, and what they take is neither right nor wrong. On top
+of it each wrong detection has a kind of error, after Bolya et al., "TIDE", ECCV 2020, section 2.2, at IoU 0.50.
 """
 
 from collections import defaultdict
@@ -161,7 +161,8 @@ def _match_image(
 def _best(found: list[CocoDict], limit: int) -> list[CocoDict]:
     """Best first, and of each category no more than count."""
     order = np.argsort([-one["score"] for one in found], kind="stable")
-    kept, counts = [], defaultdict(int)
+    kept: list[CocoDict] = []
+    counts: dict[int, int] = defaultdict(int)
     for place in order:
         counts[found[place]["category_id"]] += 1
         if counts[found[place]["category_id"]] <= limit:
@@ -251,7 +252,7 @@ def _confusion(
             counts[owners[best], categories[place]] += 1
         elif not (overlaps[place][ignored] >= FOREGROUND).any():
             counts[number, categories[place]] += 1
-    np.add.at(counts, (owners[free], number), 1)
+    counts[:, number] += np.bincount(owners[free], minlength=number + 1)
     return counts
 
 
