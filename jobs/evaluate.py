@@ -36,12 +36,20 @@ def _evaluate(run: EvaluateRun) -> int:
     if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        summary = evaluate(run)
+        summary = _evaluate_with_progress(run) if run.checkpoint else evaluate(run)
         print_scores(summary.scores)
         print_details(summary)
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
+
+
+def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
+    from jobs.label import progress
+    from pipelines.evaluation import evaluate
+
+    with progress("detections") as show:
+        return evaluate(run, show)
 
 
 def print_scores(scores: "CocoScores") -> None:
