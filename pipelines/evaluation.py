@@ -47,7 +47,7 @@ class EvaluationSummary:
     run: EvaluateRun
     scores: CocoScores
     models: tuple[str, ...]
-    engine: Engine
+    engine: Engine = "hotcoco"
     notes: tuple[str, ...] = ()
     details: EvaluationDetails | None = None
     comparison: RunComparison | None = None
