@@ -1,4 +1,6 @@
-"""Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`."""
+"""Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`.
+
+With `--checkpoint` the annotated images are labelled first; with `--compare` a second run's labels are set beside."""
 
 import sys
 from collections.abc import Sequence
@@ -11,10 +13,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from maskrcnn_core.evaluation.coco import CocoScores
+    from maskrcnn_core.evaluation.details import ErrorAnalysis, KindDetails, RunDifference
     from maskrcnn_core.evaluation.results import Coverage
+    from pipelines.evaluation import EvaluationSummary
     from pipelines.proposal_evaluation import ProposalEvaluation
 
 _SHOWN_AT_EACH_END = 10
+_IDS_SHOWN = 5
 _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 
@@ -28,13 +33,23 @@ def _evaluate(run: EvaluateRun) -> int:
     from pipelines.evaluation import evaluate
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
 
-    if holds_proposals(run.labels):
+    if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        print_scores(evaluate(run).scores)
+        summary = _evaluate_with_progress(run) if run.checkpoint else evaluate(run)
+        print_scores(summary.scores)
+        print_details(summary)
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
+
+
+def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
+    from jobs.label import progress
+    from pipelines.evaluation import evaluate
+
+    with progress("detections") as show:
+        return evaluate(run, show)
 
 
 def print_scores(scores: "CocoScores") -> None:
@@ -48,6 +63,69 @@ def print_scores(scores: "CocoScores") -> None:
     console.print(_category_table(scores))
     for line in _counts(scores):
         console.print(line, soft_wrap=True)
+
+
+def print_details(summary: "EvaluationSummary") -> None:
+    """What there is beyond the numbers: errors, intervals, the comparison with another run, and notes."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if summary.details:
+        for kind, found in summary.details.kinds.items():
+            for line in _detail_lines(found):
+                console.print(f"{_COLUMN_TITLES[kind].capitalize()}: {line}", soft_wrap=True)
+        for kind, found in summary.details.kinds.items():
+            if found.errors:
+                console.print(_error_table(_COLUMN_TITLES[kind], found.errors))
+    if summary.comparison:
+        for kind, difference in summary.comparison.kinds.items():
+            console.print(_comparison_table(_COLUMN_TITLES[kind], difference))
+    for note in summary.notes:
+        console.print(f"Note: {note}.", soft_wrap=True)
+
+
+def _detail_lines(found: "KindDetails") -> list[str]:
+    interval, calibration = found.interval, found.calibration
+    lines = [
+        f"AP {_show(interval.value)}, {interval.level:.0%} interval {_show(interval.low)} to {_show(interval.high)} "
+        f"({interval.samples} bootstrap samples of the images).",
+        f"scores are off by {calibration.ece:.3f} on average as probabilities of being right at IoU 0.50.",
+    ]
+    if found.boundary:
+        lines.append(f"boundary AP {_show(found.boundary[0])}.")
+    if found.federated:
+        named = zip(found.federated.names, found.federated.stats, strict=True)
+        lines.append("LVIS " + ", ".join(f"{name} {_show(value)}" for name, value in named) + ".")
+    return lines
+
+
+def _error_table(title: str, errors: "ErrorAnalysis") -> "Table":
+    table = _new_table(f"What errors cost, {title} AP50 {_show(errors.ap)}", "", "errors", "AP50 lost")
+    for kind, cost in sorted(errors.ap_costs.items(), key=lambda entry: -entry[1]):
+        table.add_row(kind, str(errors.counts[kind]), f"{cost:.3f}")
+    table.add_row("all wrong detections", "", f"{errors.false_positive_cost:.3f}")
+    table.add_row("all objects not found", "", f"{errors.false_negative_cost:.3f}")
+    return table
+
+
+def _comparison_table(title: str, difference: "RunDifference") -> "Table":
+    """AP of both runs, categories with the largest differences first."""
+    table = _new_table(
+        f"Comparison, {title} AP",
+        "",
+        "first",
+        "second",
+        "difference",
+        f"{difference.difference.level:.0%} interval",
+        "p",
+    )
+    ranked = sorted(difference.categories, key=lambda one: -abs(one.difference.value))[: 2 * _SHOWN_AT_EACH_END]
+    rows = [("all categories", difference), *((one.name, one) for one in ranked)]
+    for name, one in rows:
+        interval = one.difference
+        bounds = f"{interval.low:+.3f} to {interval.high:+.3f}"
+        table.add_row(name, _show(one.first), _show(one.second), f"{interval.value:+.3f}", bounds, f"{one.p_value:.3f}")
+    return table
 
 
 def print_recall(found: "ProposalEvaluation") -> None:
@@ -136,10 +214,15 @@ def _coverage_lines(coverage: "Coverage") -> list[str]:
     """Images and rows that do not belong together, a line each."""
     lines = []
     if coverage.unlabelled or coverage.failed:
+        count = "are left out" if coverage.left_out else "count as images in which nothing was found"
+        ids = [str(image_id) for image_id in coverage.without_labels[:_IDS_SHOWN]]
+        more = ", ..." if coverage.unlabelled + coverage.failed > len(ids) else ""
         lines.append(
             f"{coverage.unlabelled} of these images have no label row and {coverage.failed} failed; "
-            "they count as images in which nothing was found."
+            f"they {count}" + (f" (image ids {', '.join(ids)}{more})." if ids else ".")
         )
+    elif coverage.left_out:
+        lines.append(f"{coverage.left_out} of these images have no results; they are left out.")
     if coverage.unknown:
         lines.append(f"{coverage.unknown} label rows are of images that the annotation file does not have; left out.")
     return lines

@@ -8,14 +8,12 @@ from typing import Any, Protocol
 
 import ray
 import ray.data
-import ray.exceptions
 
 from maskrcnn_core.config import Category
-from maskrcnn_core.errors import UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
-from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes
+from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
 from pipelines.label_output import Chunk, Tally
 from pipelines.label_planning import WorkerPlan, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
@@ -133,17 +131,3 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         logger.setLevel(level)
         for name, value in former.items():
             setattr(context, name, value)
-
-
-@contextmanager
-def unwrapped_errors() -> Iterator[None]:
-    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise type(cause)(*cause.args) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise

@@ -19,8 +19,8 @@ from maskrcnn_core.inference.settings import PredictorSettings, deciding_setting
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
 from pipelines.checkpoint_copy import describe_checkpoint, load_predictor
-from pipelines.cluster import connect, nodes, on_cluster
-from pipelines.label_execution import Detector, label_on_cluster, unwrapped_errors
+from pipelines.cluster import connect, nodes, on_cluster, unwrapped_errors
+from pipelines.label_execution import Detector, label_on_cluster
 from pipelines.label_output import FailedImage, RunIdentity, Tally
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress

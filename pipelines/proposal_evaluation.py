@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.coco import check_annotations
+from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     RecallCounts,

@@ -31,6 +31,7 @@ SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
+    ("evaluate_config", "label_config"),  # from a checkpoint: label, then score
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),
