@@ -1,5 +1,7 @@
-"""Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`."""
+"""Score labels against COCO annotations:
+`python -m jobs.evaluate --labels URI --annotations FILE [--output JSON] [--report DIR]`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,18 +14,21 @@ if TYPE_CHECKING:
 
     from maskrcnn_core.evaluation.coco import CocoScores
     from maskrcnn_core.evaluation.results import Coverage
+    from pipelines.evaluation import EvaluationSummary
     from pipelines.proposal_evaluation import ProposalEvaluation
 
+_PROG = "python -m jobs.evaluate"
 _SHOWN_AT_EACH_END = 10
 _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return run_job(EvaluateRun, _evaluate, prog="python -m jobs.evaluate", argv=argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_job(EvaluateRun, lambda run: _evaluate(run, arguments), prog=_PROG, argv=arguments)
 
 
-def _evaluate(run: EvaluateRun) -> int:
+def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
     from pipelines.evaluation import evaluate
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
@@ -31,10 +36,25 @@ def _evaluate(run: EvaluateRun) -> int:
     if holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        print_scores(evaluate(run).scores)
+        summary = evaluate(run)
+        print_scores(summary.scores)
+        if run.report:
+            _write_report(run, summary, f"{_PROG} {shlex.join(arguments)}")
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
+
+
+def _write_report(run: EvaluateRun, summary: "EvaluationSummary", command: str) -> None:
+    from jobs.report import print_report
+    from maskrcnn_core.report_config import ReportRun
+    from pipelines.evaluation import read_annotations
+    from pipelines.report import GroundTruth, write_report
+
+    assert run.report is not None
+    page = ReportRun(run.labels, run.report, title="Evaluation report", pictures=run.pictures)
+    truth = GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores)
+    print_report(write_report(page, truth, command))
 
 
 def print_scores(scores: "CocoScores") -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.config_checks import require
+from maskrcnn_core.report_config import PicturesConfig
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,7 @@ class EvaluateRun:
     """JSON file for the numbers; null = print only."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Scoring."""
+    report: str | None = None
+    """Folder for a page with numbers, curves and pictures (index.html); null = none."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Galleries of the report."""

@@ -1,6 +1,6 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
-    errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, draw
+    errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, draw <- report
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
 """
@@ -19,18 +19,22 @@ FORBIDDEN_OUTSIDE = {
     "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer"},
     "jobs": set(),
 }
-RUN_CONFIGS = {f"{job}_config" for job in ("cluster", "train", "label", "evaluate", "convert", "benchmark", "demo")}
+RUN_CONFIGS = {
+    f"{job}_config" for job in ("cluster", "train", "label", "evaluate", "convert", "benchmark", "demo", "report")
+}
 CORE_LAYERS = (
     {"errors", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"boxes", "masks", "keypoints"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "draw", "draw_keypoints"},
+    {"report"},
 )
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
     *((f"{job}_config", "cluster_config") for job in ("train", "label", "evaluate", "benchmark")),
+    ("evaluate_config", "report_config"),
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),
