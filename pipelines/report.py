@@ -266,7 +266,9 @@ def _provenance(run: ReportRun, truth: GroundTruth | None, scan: RowScan, comman
     made["model"] = "\n".join(sorted(scan.models)) or "no label rows"
     labelled_with = _label_settings(run.labels)
     if labelled_with:
-        made["labelled with"] = "\n".join(f"{name}: {value}" for name, value in labelled_with.items())
+        made["labelled with"] = "\n".join(
+            f"{name}: {value}" for name, value in labelled_with.items() if value is not None
+        )
     made["galleries"] = (
         f"score from {settings.min_score:g}, box IoU from {settings.match_overlap:g}, {settings.per_gallery} examples "
         f"each, {settings.per_image} of an image, {settings.side} pixels"

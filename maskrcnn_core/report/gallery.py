@@ -46,7 +46,8 @@ def _card(example: Example) -> str:
         f'<button type="button" class="card" data-kind="{example.kind}"{category} '
         f'data-source="{escape(example.source)}">'
         f'<span class="pair">{panels}</span>'
-        f'<span class="caption"><strong>{escape(example.title)}</strong> <span>{escape(example.note)}</span></span></button>'
+        f'<span class="caption"><strong>{escape(example.title)}</strong> <span>{escape(example.note)}</span></span>'
+        "</button>"
     )
 
 

@@ -35,7 +35,8 @@ def page_html(content: ReportContent) -> str:
     sections = [(name, title, body) for name, title, body in _sections(content) if body]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     main = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{body}</section>'
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{body}'
+        "</section>"
         for name, title, body in sections
     )
     return f"""<!doctype html>
@@ -54,7 +55,8 @@ def page_html(content: ReportContent) -> str:
 <header class="top"><div class="inside">
 <div class="heading"><h1>{escape(content.title)}</h1><p>{escape(content.subtitle)}</p></div>
 <button type="button" id="theme" hidden>Dark</button>
-</div><nav aria-label="Sections"><div class="inside">{links}</div></nav></header>
+</div></header>
+<nav aria-label="Sections"><div class="inside">{links}</div></nav>
 <main id="main" class="inside">{main}</main>
 {_lightbox()}
 {category_template(content)}
@@ -92,11 +94,11 @@ def _tiles(content: ReportContent) -> str:
     tiles = []
     if content.numbers is not None:
         for kind, stats in content.numbers.stats.items():
-            note = f"AP50 {_share(stats[1])} · AP75 {_share(stats[2])}"
+            note = f"AP50 {_share(stats[1])}<br>AP75 {_share(stats[2])}"
             details = content.details.kinds.get(kind) if content.details else None
             if details is not None:
                 interval = details.interval
-                note += f"<br>{100 * interval.level:g} % interval {_share(interval.low)} – {_share(interval.high)}"
+                note = f"{100 * interval.level:g} %: {_share(interval.low)} – {_share(interval.high)}<br>{note}"
             tiles.append(("main", f"{KIND_TITLES[kind]} AP", _share(stats[0]), note))
     failed = f"{content.failed:,} failed" if content.failed else "none failed"
     tiles.append(("", "Images", f"{content.images:,}", failed))
@@ -106,7 +108,7 @@ def _tiles(content: ReportContent) -> str:
         tiles.append(("", "Objects", f"{content.numbers.annotations:,}", "annotated"))
     found = sum(1 for category in content.categories if category.confident)
     if len(content.categories) > 1:
-        tiles.append(("", "Categories", f"{len(content.categories):,}", f"{found:,} found with confidence"))
+        tiles.append(("", "Categories", f"{len(content.categories):,}", f"{found:,} found"))
     inner = "".join(
         f'<div class="tile {look}"><dt>{escape(name)}</dt><dd><b>{value}</b><span>{note}</span></dd></div>'
         for look, name, value, note in tiles
@@ -123,11 +125,11 @@ def _pictures(content: ReportContent) -> str:
         return ""
     how = f"Detections with a score from {content.min_score:g} on are drawn."
     if content.numbers is not None:
-        how += f" One is right where its box overlaps an object of its category with an IoU from {content.match_overlap:g} on."
+        how += f" Right is one whose box has an IoU from {content.match_overlap:g} on with an object of its category."
     said = f'<p class="warning">{escape(content.left_out)}</p>' if content.left_out else ""
-    hint = '<p class="note scripted">A picture opens large; arrow keys go on, Escape closes.</p>'
+    hint = '<p class="note scripted">A picture opens large; there arrow keys go on and Escape closes.</p>'
     galleries = gallery_tabs(content.examples) if content.examples else ""
-    return f'<p class="note">{escape(how)}</p>{said}{galleries}{hint if content.examples else ""}'
+    return f'<p class="note">{escape(how)}</p>{hint if content.examples else ""}{said}{galleries}'
 
 
 def _images(content: ReportContent) -> str:
@@ -141,7 +143,9 @@ def _images(content: ReportContent) -> str:
     parts.append(_coverage(content) + "</div>")
     if content.failures:
         failed = [(Cell(row.uri), Cell(row.status), Cell(row.error)) for row in content.failures]
-        parts.append(f"<div><h3>The first {len(failed)} that failed</h3>")
+        parts.append(
+            f"<div><h3>{'Failed' if len(failed) == content.failed else f'The first {len(failed)} that failed'}</h3>"
+        )
         columns = ("image", "status", "reason")
         parts.append(
             sortable_table("failures", "Failed images", columns, failed, text_columns=(0, 1, 2), sortable=False)
@@ -157,8 +161,8 @@ def _coverage(content: ReportContent) -> str:
     lines = []
     if coverage.unlabelled or coverage.failed:
         lines.append(
-            f"{coverage.unlabelled:,} of {coverage.images:,} annotated images have no label row and {coverage.failed:,} "
-            "failed; they count as images in which nothing was found."
+            f"{coverage.unlabelled:,} of {coverage.images:,} annotated images have no label row and "
+            f"{coverage.failed:,} failed; they count as images in which nothing was found."
         )
     if coverage.unknown:
         lines.append(f"{coverage.unknown:,} label rows are of images without annotations; they are not scored.")

@@ -16,6 +16,7 @@ from maskrcnn_core.report.content import Panel
 _CONTEXT = 2.6  # side of the part shown, in sides of the object
 _LEAST_SIDE = 72  # of the part shown, image pixels: a tiny object needs surroundings to be recognised
 _QUALITY = 80
+_MOST_NAMED = 6
 
 Window = tuple[int, int, int, int]
 _Box = tuple[float, float, float, float]
@@ -70,9 +71,10 @@ def example_panels(
     first = [] if annotations is None else _annotations_in(annotations, categories, window, height, width)
     headings = ("image" if annotations is None else "ground truth", "prediction")
     focus = None if box is None else _focus(box, window)
-    few = box is not None  # names and scores of a whole crowd would hide the picture
+    # Names of a crowd would hide the picture, and where there is one category they say nothing.
+    named = box is not None and len(categories) > 1
     return tuple(
-        _panel(heading, draw_objects(part, objects, scale=scale, labels=few and len(objects) <= 6), focus)
+        _panel(heading, draw_objects(part, objects, scale=scale, labels=named and len(objects) <= _MOST_NAMED), focus)
         for heading, objects in zip(headings, (first, found), strict=True)
     )
 

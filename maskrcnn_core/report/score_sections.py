@@ -65,13 +65,14 @@ def numbers_section(content: ReportContent) -> str:
         tables.append(_stat_table("coco", STAT_NAMES, {kind: stats[kind] for kind in shapes}))
     if "keypoints" in stats:
         tables.append(_stat_table("coco-keypoints", KEYPOINT_STAT_NAMES, {"keypoints": stats["keypoints"]}))
-    return f'<div class="columns">{"".join(f"<div>{table}</div>" for table in tables)}{_distributions(content)}</div>'
+    blocks = "".join(f"<div>{table}</div>" for table in tables)
+    return f'<div class="columns">{blocks}<div class="stack">{_distributions(content)}</div></div>'
 
 
 def _stat_table(name: str, stat_names: Sequence[str], stats: Mapping[str, Sequence[float]]) -> str:
     rows = [
         (
-            Cell(f"<b>{stat}</b> <small>{escape(_MEANINGS[stat])}</small>", markup=True),
+            Cell(f'<span class="stat"><b>{stat}</b> <small>{escape(_MEANINGS[stat])}</small></span>', markup=True),
             *(number_cell(values[place], bar=True) for values in stats.values()),
         )
         for place, stat in enumerate(stat_names)
@@ -139,10 +140,15 @@ def curves_section(content: ReportContent) -> str:
 
 def _curves(curves: Sequence[PrecisionRecallCurve]) -> str:
     lines = [
-        Line(f"IoU {curve.iou:.2f}", tuple(zip(_RECALLS, curve.precision, strict=True)), series, filled=series == 0)
-        for series, curve in enumerate(curves)
+        Line(f"IoU {curve.iou:.2f}", _points(curve), series, filled=series == 0) for series, curve in enumerate(curves)
     ]
     return line_chart(lines, share_axis("recall"), share_axis("precision"), label="Precision over recall")
+
+
+def _points(curve: PrecisionRecallCurve) -> tuple[tuple[float, float], ...]:
+    """Recall and precision, up to the first recall that is not reached."""
+    reached = next((place for place, value in enumerate(curve.precision) if value <= 0), len(_RECALLS) - 1)
+    return tuple(zip(_RECALLS[: reached + 1], curve.precision[: reached + 1], strict=True))
 
 
 def _ap_by_overlap(kinds: Mapping[str, KindDetails]) -> str:
@@ -169,8 +175,10 @@ def errors_section(content: ReportContent) -> str:
         if kind.errors is not None:
             parts.append(f"<div>{_error_table(name, kind)}</div>")
     tables = f'<div class="columns">{"".join(parts)}</div>' if parts else ""
-    matrices = "".join(_confusion(name, kind) for name, kind in kinds.items() if kind.confusion is not None)
-    return tables + matrices
+    matrices = [_confusion(name, kind) for name, kind in kinds.items() if kind.confusion is not None]
+    return tables + (
+        f'<div class="columns">{"".join(f"<div>{one}</div>" for one in matrices)}</div>' if matrices else ""
+    )
 
 
 def _error_table(name: str, kind: KindDetails) -> str:
@@ -191,8 +199,8 @@ def _error_table(name: str, kind: KindDetails) -> str:
     ]
     title = f"<h3>{KIND_TITLES[name]}: what errors cost</h3>"
     note = (
-        f"AP at IoU {errors.iou:g} is {errors.ap:.3f}. The cost of a kind is how much it would grow if these errors, and "
-        f"only these, were mended; all wrong detections together cost {errors.false_positive_cost:.3f}, all missed "
+        f"AP at IoU {errors.iou:g} is {errors.ap:.3f}. The cost of a kind is how much it would grow if these errors, "
+        f"and only these, were mended; all wrong detections together cost {errors.false_positive_cost:.3f}, all missed "
         f"objects {errors.false_negative_cost:.3f}."
     )
     table = sortable_table(f"errors-{name}", f"{KIND_TITLES[name]} errors", ("error", "AP cost", "count"), rows)
@@ -204,7 +212,7 @@ def _confusion(name: str, kind: KindDetails) -> str:
     matrix = kind.confusion
     assert matrix is not None
     title = f"<h3>{KIND_TITLES[name]}: what is taken for what</h3>"
-    note = f"Detections with a score from {matrix.min_score:g} on, IoU {matrix.iou:g}. Rows are annotated, columns detected."
+    note = f"Score from {matrix.min_score:g} on, IoU {matrix.iou:g}. Rows are annotated, columns detected."
     if len(matrix.labels) <= _MOST_MATRIX_ROWS:
         table = matrix_table(matrix.labels, matrix.counts, f"{KIND_TITLES[name]} confusion matrix")
         return f'{title}<p class="note">{escape(note)}</p>{table}'
@@ -291,7 +299,7 @@ def _kind_facts(category: CategoryDetails) -> dict[str, Any]:
     if best.score != -1:
         text = f"{best.score:.2f} (precision {best.precision:.2f}, recall {best.recall:.2f}, F1 {best.f1:.2f})"
         facts.append(("best score threshold", text))
-    curves = [curve_path(tuple(zip(_RECALLS, curve.precision, strict=True))) for curve in category.curves]
+    curves = [curve_path(_points(curve)) for curve in category.curves]
     return {"facts": facts, "curves": curves}
 
 

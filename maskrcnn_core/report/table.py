@@ -13,7 +13,7 @@ class Cell:
         text: shown; HTML where `markup` says so, else plain.
         value: what it sorts by; None = its text, and numbers that are not defined sort last.
         markup: the text is HTML of our own.
-        share: 0 to 1 for a bar behind the number; None = no bar.
+        share: 0 to 1 for a bar before the number; None = no bar.
     """
 
     text: str
@@ -30,8 +30,8 @@ def number_cell(value: float | None, digits: int = 3, *, bar: bool = False) -> C
 
 
 def count_cell(value: int | None) -> Cell:
-    """A whole number with thin spaces between thousands."""
-    return Cell("–", "") if value is None else Cell(f"{value:,}".replace(",", " "), value)
+    """A whole number with commas between thousands."""
+    return Cell("–", "") if value is None else Cell(f"{value:,}", value)
 
 
 def sortable_table(
@@ -58,7 +58,7 @@ def sortable_table(
         f"<tr>{''.join(_cell(cell, n, n in text_columns) for n, cell in enumerate(row))}</tr>" for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<div class="scroll{" long" if sortable else ""}" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table id="{escape(name)}"><caption class="unseen">{escape(caption)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -76,7 +76,7 @@ def _cell(cell: Cell, index: int, is_text: bool) -> str:
     value = "" if cell.value is None else f' data-value="{escape(str(cell.value))}"'
     kind = "text" if is_text else "number"
     if cell.share is not None:
-        text = f'<span class="meter" style="--share:{cell.share:.4f}">{text}</span>'
+        text = f'<span class="meter" style="--share:{cell.share:.3f}"></span>{text}'
     if index == 0:
         return f'<th scope="row" class="{kind}"{value}>{text}</th>'
     return f'<td class="{kind}"{value}>{text}</td>'
