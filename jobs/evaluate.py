@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from maskrcnn_core.evaluation.coco import CocoScores
     from maskrcnn_core.evaluation.results import Coverage
-    from pipelines.evaluation import EvaluationSummary
     from pipelines.proposal_evaluation import ProposalEvaluation
 
 _PROG = "python -m jobs.evaluate"
@@ -30,31 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
-    from pipelines.evaluation import evaluate
+    from jobs.report import print_report
+    from pipelines.evaluation import evaluate, labels_of
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
+    from pipelines.report import on_labels, report_evaluation
 
     if holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        summary = evaluate(run)
-        print_scores(summary.scores)
-        if run.report:
-            _write_report(run, summary, f"{_PROG} {shlex.join(arguments)}")
+        with labels_of(run) as labels:
+            summary = evaluate(on_labels(run, labels))
+            print_scores(summary.scores)
+            if run.report:
+                print_report(report_evaluation(run, labels, summary, f"{_PROG} {shlex.join(arguments)}"))
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
-
-
-def _write_report(run: EvaluateRun, summary: "EvaluationSummary", command: str) -> None:
-    from jobs.report import print_report
-    from maskrcnn_core.report_config import ReportRun
-    from pipelines.evaluation import read_annotations
-    from pipelines.report import GroundTruth, write_report
-
-    assert run.report is not None
-    page = ReportRun(run.labels, run.report, title="Evaluation report", pictures=run.pictures)
-    truth = GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores)
-    print_report(write_report(page, truth, command))
 
 
 def print_scores(scores: "CocoScores") -> None:

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from maskrcnn_core.config_checks import require
+from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.config_checks import require, require_positive
+from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.label_config import LabelConfig
 from maskrcnn_core.report_config import PicturesConfig
 
 
@@ -17,6 +20,19 @@ class EvaluateConfig:
     """Spread of each keypoint's annotation as a share of the object's scale; empty = COCO's, for its 17 keypoints."""
     engine: Literal["hotcoco", "pycocotools"] = "hotcoco"
     """hotcoco = compiled, bit-equal to pycocotools (tests hold it so); pycocotools = the reference itself."""
+    images: Literal["all", "labelled"] = "all"
+    """all = an annotated image without a good label row counts as one in which nothing was found; labelled = it is left
+    out. Either way such images are counted and named."""
+    distributed: Literal["auto", "always", "never"] = "auto"
+    """Score shards as Ray tasks; auto = where a cluster is given or in use, or there are many images."""
+    images_per_shard: int = 1000
+    """Images that one task scores, about; files of labels are not divided below their row groups."""
+    details: bool = False
+    """Also curves, best thresholds, confusion matrix, error analysis, calibration, intervals, boundary AP, LVIS' AP."""
+    details_min_score: float = 0.5
+    """Detections below are left out of the confusion matrix."""
+    bootstrap_samples: int = 200
+    """Samples of images drawn for the intervals of details and comparisons."""
 
     def __post_init__(self) -> None:
         require(self.max_detections >= 10, "evaluate.max_detections", self.max_detections, "at least 10")
@@ -26,21 +42,49 @@ class EvaluateConfig:
             self.keypoint_sigmas,
             "numbers above 0",
         )
+        for name in ("images_per_shard", "bootstrap_samples"):
+            require_positive(f"evaluate.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
 class EvaluateRun:
     """Score labels against COCO annotations."""
 
-    labels: str
-    """Folder that jobs.label wrote, or its labels/ folder, or one .parquet file."""
-    annotations: str
+    labels: str = ""
+    """Folder that jobs.label wrote, or its labels/ folder, or one .parquet file, or COCO results .json of any system.
+    With --checkpoint: folder for the labels that are made; empty = they are not kept."""
+    annotations: str = ""
     """COCO instances JSON file."""
     output: str | None = None
     """JSON file for the numbers; null = print only."""
+    checkpoint: str | None = None
+    """Checkpoint to label the annotated images with first; null = labels are there."""
+    images: str | None = None
+    """With --checkpoint: folder that the file names of the annotations are relative to; null = looked for beside. With
+    --report: the same, for its pictures; null = where the labels say."""
+    compare: str | None = None
+    """A second run's labels on the same annotations, to compare with the first."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Scoring."""
     report: str | None = None
     """Folder for a page with numbers, curves and pictures (index.html); null = none."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     """Galleries of the report."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+    """Inference (with --checkpoint)."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        missing = [f"--{name}" for name in ("labels", "annotations") if not getattr(self, name)]
+        if self.checkpoint and missing == ["--labels"]:
+            missing = []
+        if missing:
+            raise ConfigError(f"missing {', '.join(missing)}; see --help")
+        used = bool(self.checkpoint or self.report)
+        require(not self.images or used, "images", self.images, "nothing without --checkpoint or --report")
+        if self.report and self.labels.lower().endswith(".json"):
+            raise ConfigError(
+                f"report: its pictures need label records, but --labels {self.labels} are COCO results; "
+                "leave out --report"
+            )

@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.errors import ConfigError, UserError
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
 # reads that would feed it wait forever. Logical CPUs cost nothing; threads are set to the physical cores.
@@ -88,6 +88,20 @@ def connect(cluster: ClusterConfig, *, worker_logs: bool = False) -> Iterator[No
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def unwrapped_errors() -> Iterator[None]:
+    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise type(cause)(*cause.args) from error
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise
 
 
 def nodes() -> tuple[NodeCapacity, ...]:

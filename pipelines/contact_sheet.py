@@ -13,7 +13,7 @@ from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.inference.records import ImageRecord, record_from_row
 from pipelines import storage
-from pipelines.evaluation import read_labels
+from pipelines.label_files import read_labels
 
 _CELL = 420
 _MAX_PIXELS = 178_956_970

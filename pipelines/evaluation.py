@@ -1,22 +1,28 @@
-"""Scoring of Parquet labels against a COCO annotation file."""
+"""Scoring of labels against a COCO annotation file: read into shards, score them, merge, and write the numbers."""
 
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from maskrcnn_core.data.proposals import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, evaluate_coco
+from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
+from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.results import Coverage
-from maskrcnn_core.inference.records import SCHEMA_VERSION
+from maskrcnn_core.evaluation.scoring_states import Engine
+from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
+from maskrcnn_core.label_config import LabelRun
 from pipelines import storage
+from pipelines.evaluation_shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
+from pipelines.label_files import label_files
 
-_COLUMNS = ("image_id", "width", "height", "status", "detections", "model")
-_VERSION_KEY = b"maskrcnn.schema_version"
+# Less than this one process scores in the time that a cluster needs to start.
+_SMALL_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,15 @@ class EvaluationSummary:
         run: what was asked for.
         scores: the numbers.
         models: fingerprints of the models that made the label rows, sorted.
+        engine: that was used.
+        notes: what else a reader of the numbers should know.
     """
 
     run: EvaluateRun
     scores: CocoScores
     models: tuple[str, ...]
+    engine: Engine
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
@@ -45,11 +55,14 @@ class EvaluationSummary:
                 for category in scores.per_category
             ],
             "images": coverage_counts(scores.coverage),
+            "images_left_out": scores.coverage.left_out,
+            "images_without_labels": list(scores.coverage.without_labels),
             "annotations": scores.annotations,
             "detections": scores.detections,
             "skipped": dict(scores.skipped),
             "unknown_categories": dict(scores.unknown_categories),
-            "engine": self.run.evaluate.engine,
+            "notes": list(self.notes),
+            "engine": self.engine,
             "max_detections": self.run.evaluate.max_detections,
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
         }
@@ -69,29 +82,100 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
 def evaluate(run: EvaluateRun) -> EvaluationSummary:
     """Score the labels of a run, and write the numbers as JSON where `run.output` says so.
 
+    Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
+    cluster, are scored as Ray tasks; small ones in this process, without starting Ray.
+
     Raises:
+        ConfigError: keypoint sigmas of another number than the keypoints; or as `labelling.label`.
+        CheckpointError: as `labelling.label`.
         StorageError: labels or annotations are missing, are not what they should be, or the output cannot be written.
         AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
     """
     check_output(run)
-    annotations = read_annotations(run.annotations)
-    labels = read_labels(run.labels)
-    settings = run.evaluate
-    try:
-        _require_polygons(annotations)
-        scores = evaluate_coco(
-            annotations,
-            labels,
-            max_detections=settings.max_detections,
-            engine=settings.engine,
-            keypoint_sigmas=settings.keypoint_sigmas or None,
-        )
-    except AnnotationError as error:
-        raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
-    summary = EvaluationSummary(run, scores, tuple(sorted(set(labels.column("model").to_pylist()))))
+    with labels_of(run) as labels:
+        summary = _score_labels(run, labels)
     if run.output:
         storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
     return summary
+
+
+@contextmanager
+def labels_of(run: EvaluateRun) -> Iterator[str]:
+    """The labels of a run, inside the block: those that are there, or those that its checkpoint makes.
+
+    Raises:
+        ConfigError, CheckpointError, StorageError, AnnotationError: as `labelling.label`.
+    """
+    if not run.checkpoint:
+        yield run.labels
+        return
+    from pipelines.labelling import label  # heavy, and not needed where labels are there
+
+    with tempfile.TemporaryDirectory() as scratch:
+        output = run.labels or scratch
+        label(LabelRun(run.checkpoint, run.annotations, output, None, run.images, run.label, run.cluster))
+        yield output
+
+
+def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
+    with _place(run, labels) as (keep, score_shards):
+        try:
+            inputs = read_inputs(
+                labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
+            )
+            plan, notes = _plan(run, inputs)
+            merged = score_shards(plan, inputs.shards, inputs.layout)
+            scores = finish_scores(plan, merged, inputs.coverage)
+        except AnnotationError as error:
+            raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
+    return EvaluationSummary(run, scores, inputs.models, plan.engine, notes)
+
+
+_ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
+
+
+@contextmanager
+def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
+    """Where shards are scored, inside the block: where their text is kept, and what scores them."""
+    if not _is_distributed(run, labels):
+        yield str, score_all
+        return
+    # Imported here: loading Ray takes longer than scoring a small set.
+    import ray
+
+    from pipelines.cluster import connect
+    from pipelines.evaluation_tasks import score_on_ray
+
+    with connect(run.cluster):
+        yield ray.put, score_on_ray
+
+
+def _plan(run: EvaluateRun, inputs: ScoringInputs) -> tuple[ScoringPlan, tuple[str, ...]]:
+    settings = run.evaluate
+    engine: Engine = settings.engine
+    notes: tuple[str, ...] = ()
+    if inputs.has_id_zero:
+        notes = ("an annotation has the id 0: pycocotools counts detections of that object as wrong, and so does this",)
+        engine = "pycocotools"  # the other engine knows better
+    plan = ScoringPlan(
+        inputs.categories,
+        max_detections=settings.max_detections,
+        engine=engine,
+        sigmas=settings.keypoint_sigmas or None,
+    )
+    return plan, notes
+
+
+def _is_distributed(run: EvaluateRun, labels: str) -> bool:
+    wanted = run.evaluate.distributed
+    if wanted != "auto":
+        return wanted == "always"
+    if run.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return True
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return True
+    files = [labels] if is_results_file(labels) else label_files(labels)
+    return sum(map(storage.size, files)) > _SMALL_BYTES
 
 
 def check_output(run: EvaluateRun) -> None:
@@ -102,18 +186,6 @@ def check_output(run: EvaluateRun) -> None:
     """
     if run.output and storage.is_folder(run.output):
         raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
-
-
-def _require_polygons(annotations: dict[str, Any]) -> None:
-    """pycocotools takes a polygon of four numbers for a box, and fails; hotcoco takes it for an empty mask."""
-    entries = annotations.get("annotations")
-    for annotation in entries if isinstance(entries, list) else ():
-        polygons = annotation.get("segmentation") if isinstance(annotation, dict) else None
-        if isinstance(polygons, list) and not all(isinstance(p, list) and len(p) >= 6 for p in polygons):
-            raise AnnotationError(
-                f"annotation {annotation.get('id')}: a polygon of fewer than 6 numbers, expected x, y of at least 3 "
-                "points; correct the annotation or remove it"
-            )
 
 
 def read_annotations(uri: str) -> dict[str, Any]:
@@ -131,53 +203,3 @@ def read_annotations(uri: str) -> dict[str, Any]:
     if not isinstance(annotations, dict):
         raise AnnotationError(f"{uri}: holds a {type(annotations).__name__}; expected a COCO instances object")
     return annotations
-
-
-def label_files(uri: str) -> list[str]:
-    """Parquet files of a label run's folder, of its `labels/` folder, or the one file itself.
-
-    Raises:
-        StorageError: there is none.
-    """
-    if not storage.exists(uri):
-        raise StorageError(f"{uri}: no such file or folder; expected labels written by python -m jobs.label")
-    if not storage.is_folder(uri):
-        return [uri]
-    inner = storage.join(uri, "labels")
-    folder = inner if storage.is_folder(inner) else uri
-    # Not from anywhere below: OUTPUT/_run holds Parquet files of another kind.
-    files = [file for file in storage.list_files(folder, ".parquet") if "/_run/" not in file]
-    if not files:
-        raise StorageError(f"{folder}: no .parquet files; expected labels written by python -m jobs.label")
-    return files
-
-
-def read_labels(uri: str) -> pa.Table:
-    """The columns of label records that scoring needs, from `label_files(uri)`.
-
-    Raises:
-        StorageError: a file is not Parquet, lacks a column, or has another version of the schema.
-    """
-    return pa.concat_tables([_read_label_file(file) for file in label_files(uri)])
-
-
-def _read_label_file(uri: str) -> pa.Table:
-    filesystem, path = storage.filesystem_and_path(uri)
-    try:
-        with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
-            schema = file.schema_arrow
-            if is_proposals_schema(schema):
-                raise StorageError(
-                    f"{uri}: holds proposals, expected detections; label without --label.record proposals "
-                    "(jobs.evaluate scores proposals as well)"
-                )
-            missing = [name for name in _COLUMNS if name not in schema.names]
-            if missing:
-                raise StorageError(f"{uri}: not label records: column {missing[0]!r} is missing")
-            version = (schema.metadata or {}).get(_VERSION_KEY, SCHEMA_VERSION.encode()).decode()
-            if version != SCHEMA_VERSION:
-                raise StorageError(f"{uri}: label schema version {version}; this release reads {SCHEMA_VERSION}")
-            table = file.read(columns=list(_COLUMNS))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
-    return table.replace_schema_metadata(None)

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP, is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
+from maskrcnn_core.data.proposals import ROWS_PER_GROUP
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import SCHEMA_VERSION
 from pipelines import storage

@@ -17,14 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 import ray.data
-import ray.exceptions
 
 from maskrcnn_core.config import Category
-from maskrcnn_core.errors import ConfigError, StorageError, UserError
+from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines import label_output, storage
-from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes
+from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, NodeCapacity, connect, nodes, unwrapped_errors
 from pipelines.label_output import FailedImage, RunIdentity, Tally
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
@@ -267,7 +266,7 @@ def _label_rest(
     settings = replace(settings, workers_per_node=plan.per_node)
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, before.images + todo_rows)
-    with _ray_data_settings(), _unwrapped_errors(), Poller(board, report) as poller:
+    with _ray_data_settings(), unwrapped_errors(), Poller(board, report) as poller:
         sizes = chunk_sizes(todo_rows, plan.workers, settings.group_size, run.label.rows_per_file)
         dataset = _dataset(todo, sizes, plan, detector, settings, board, run.output)
         for _ in dataset.iter_rows():  # one for each file written
@@ -362,20 +361,6 @@ def _ray_data_settings() -> Iterator[None]:
         logger.setLevel(level)
         for name, value in former.items():
             setattr(context, name, value)
-
-
-@contextmanager
-def _unwrapped_errors() -> Iterator[None]:
-    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise type(cause)(*cause.args) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise
 
 
 def _checked_tally(output: str, manifest: Manifest) -> Tally:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.coco import check_annotations
+from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     RecallCounts,
@@ -24,7 +24,8 @@ from maskrcnn_core.evaluation.proposals import (
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
-from pipelines.evaluation import check_output, coverage_counts, label_files, read_annotations
+from pipelines.evaluation import check_output, coverage_counts, read_annotations
+from pipelines.label_files import label_files
 
 _LIGHT_COLUMNS = ["image_id", "width", "height", "status", "model"]
 _ROWS_AT_ONCE = 64

@@ -4,7 +4,7 @@ from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.train_config import DatasetConfig, TrainRun
 from pipelines import storage
-from pipelines.evaluation import label_files
+from pipelines.label_files import label_files
 
 
 def open_proposals(uri: str, name: str) -> ProposalFiles:

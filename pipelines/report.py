@@ -5,7 +5,7 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from itertools import chain, zip_longest
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.errors import ImageError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.details import EvaluationDetails
 from maskrcnn_core.inference.records import record_from_row
@@ -32,6 +33,7 @@ from maskrcnn_core.report.page import page_html
 from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
+from pipelines.evaluation import EvaluationSummary, read_annotations
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
 
 _MAX_PIXELS = 178_956_970
@@ -99,6 +101,36 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
     place = storage.join(run.output, "index.html")
     storage.write_bytes_atomically(place, page)
     return ReportSummary(place, len(page) / 1e6, content.images, len(examples), left_out)
+
+
+def report_evaluation(run: EvaluateRun, labels: str, summary: EvaluationSummary, command: str) -> ReportSummary:
+    """Write the report of an evaluation into `run.report`.
+
+    Args:
+        run: what was asked for.
+        labels: the label run that was scored.
+        summary: the numbers.
+        command: that made the page, to be shown on it.
+
+    Raises:
+        StorageError: the labels are gone, or the page cannot be written.
+    """
+    assert run.report is not None
+    shown = ReportRun(labels, run.report, run.images, "Evaluation report", run.pictures)
+    return write_report(shown, GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores), command)
+
+
+def on_labels(run: EvaluateRun, labels: str) -> EvaluateRun:
+    """The run for labels that are there, with everything counted that a report shows.
+
+    Raises:
+        StorageError: as `check_output`.
+    """
+    if not run.report:
+        return replace(run, labels=labels, checkpoint=None, images=None)
+    check_output(run.report)
+    settings = replace(run.evaluate, details=True)
+    return replace(run, labels=labels, checkpoint=None, evaluate=settings)
 
 
 def check_output(output: str) -> None:

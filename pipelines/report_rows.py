@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maskrcnn_core.data.proposals import is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import record_from_row, schema_categories
 from maskrcnn_core.report.content import CategoryCount, ExampleKind, Histogram
 from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates, match_objects, unjudged_candidates
 from maskrcnn_core.report_config import PicturesConfig
 from pipelines import storage
-from pipelines.evaluation import label_files
+from pipelines.label_files import label_files
 from pipelines.label_output import NOTHING, Tally, tally_rows
 
 _COLUMNS = ("image_id", "uri", "width", "height", "status", "error", "detections", "model")

@@ -8,7 +8,7 @@ AWS_ENDPOINT_URL, ~/.aws, instance roles).
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -79,6 +79,33 @@ def read_bytes(uri: str) -> bytes:
     with _naming(uri), filesystem.open_input_file(path) as stream:
         content: bytes = stream.read()
     return content
+
+
+@contextlib.contextmanager
+def open_stream(uri: str) -> Iterator[Callable[[int], bytes]]:
+    """A file read from its start in pieces, inside the block: a function from a number of bytes to the next ones.
+
+    Raises:
+        StorageError: there is no such file, or it cannot be read.
+    """
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri):
+        stream = filesystem.open_input_stream(path)
+    with stream:
+
+        def read(length: int) -> bytes:
+            with _naming(uri):
+                content: bytes = stream.read(length)
+            return content
+
+        yield read
+
+
+def size(uri: str) -> int:
+    """Bytes of a file; 0 where there is none, or a folder."""
+    filesystem, path = filesystem_and_path(uri)
+    with _naming(uri):
+        return filesystem.get_file_info(path).size or 0
 
 
 def write_bytes_atomically(uri: str, content: bytes) -> None:

@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from maskrcnn_core.config import Category, KeypointHeadConfig
 from maskrcnn_core.data.coco import CocoDataset, load_coco
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
-from maskrcnn_core.evaluation.coco import check_annotations
+from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage

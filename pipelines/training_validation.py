@@ -23,7 +23,7 @@ from maskrcnn_core.evaluation.proposals import (
     recall_metrics,
     summarize_recall,
 )
-from maskrcnn_core.evaluation.results import IouType
+from maskrcnn_core.evaluation.scoring_states import IouType
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings

@@ -35,6 +35,7 @@ SAME_LAYER = {
     ("config", "config_checks"),
     *((f"{job}_config", "cluster_config") for job in ("train", "label", "evaluate", "benchmark")),
     ("evaluate_config", "report_config"),
+    ("evaluate_config", "label_config"),  # from a checkpoint: label, then score
     ("structures", "errors"),
     ("masks", "boxes"),
     ("keypoints", "boxes"),

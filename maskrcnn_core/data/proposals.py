@@ -26,9 +26,6 @@ from torch import Tensor
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.structures import Proposals
 
-RECORD_KEY = b"maskrcnn.record"
-"""Where a file's metadata says what its rows hold; files of detections have no such entry."""
-PROPOSALS_KIND = b"proposals"
 ROWS_PER_GROUP = 16
 """Images of a row group: reading one image costs reading so many, a millisecond or so with 1000 proposals each."""
 
@@ -85,11 +82,6 @@ def pad_proposals(images: Sequence[ImageProposals]) -> Proposals:
     for index, image in enumerate(images):
         boxes[index, : len(image)], scores[index, : len(image)] = image.boxes, image.scores
     return Proposals(boxes, scores, torch.tensor([len(image) for image in images], dtype=torch.int64))
-
-
-def is_proposals_schema(schema: pa.Schema) -> bool:
-    """Whether a label file's rows hold proposals instead of detections."""
-    return bool((schema.metadata or {}).get(RECORD_KEY) == PROPOSALS_KIND)
 
 
 class ProposalFiles:

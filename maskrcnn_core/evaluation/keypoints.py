@@ -4,23 +4,21 @@ Only categories that have keypoints are scored, so that a file of 80 categories 
 numbers of its persons. An object without a visible keypoint is neither to be found nor wrong to find.
 """
 
-from collections.abc import Mapping, Sequence
-
-import pyarrow as pa
+from collections.abc import Iterable, Mapping, Sequence
 
 from maskrcnn_core.errors import AnnotationError, ConfigError
-from maskrcnn_core.evaluation.results import CocoDict, keypoint_counts
-from maskrcnn_core.keypoints import COCO_SIGMAS
+from maskrcnn_core.evaluation.annotations import CocoDict
+from maskrcnn_core.evaluation.facts import FoundFacts
 
 MAX_DETECTIONS = 20
 """Best detections of an image and category that count (COCO's number for keypoints)."""
 
+_NUMBER_WITH_SIGMAS = 17  # COCO's of a person, whose sigmas the engines know
 
-def keypoint_categories(annotations: CocoDict) -> dict[int, int]:
-    """Id of each category that has keypoints -> how many."""
-    return {
-        category["id"]: len(category["keypoints"]) for category in annotations["categories"] if _lists_any(category)
-    }
+
+def keypoint_categories(categories: Iterable[CocoDict]) -> dict[int, int]:
+    """Id of each category of an annotation file that has keypoints -> how many."""
+    return {category["id"]: len(category["keypoints"]) for category in categories if _lists_any(category)}
 
 
 def _lists_any(category: Mapping[str, object]) -> bool:
@@ -29,13 +27,13 @@ def _lists_any(category: Mapping[str, object]) -> bool:
 
 
 def reason_without_keypoints(
-    annotations: CocoDict, rows: pa.Table, sigmas: Sequence[float] | None
+    categories: Mapping[int, int], found: FoundFacts, sigmas: Sequence[float] | None
 ) -> tuple[bool, str | None]:
     """Whether there are keypoints to score, and why they cannot be.
 
     Args:
-        annotations: COCO keypoints.
-        rows: label records.
+        categories: number of keypoints by category id, see `keypoint_categories`.
+        found: counts of the detections.
         sigmas: as `evaluate_coco`.
 
     Returns:
@@ -44,15 +42,13 @@ def reason_without_keypoints(
     Raises:
         ConfigError: sigmas that do not fit the number of keypoints.
     """
-    categories = keypoint_categories(annotations)
     if not categories:
-        found = keypoint_counts(rows, None)
-        return False, "no category of the annotations lists keypoints" if set(found) - {0} else None
+        return False, "no category of the annotations lists keypoints" if found.any_keypoints else None
     numbers = set(categories.values())
     if len(numbers) > 1:
         return False, f"the categories have different numbers of keypoints ({', '.join(map(str, sorted(numbers)))})"
     (number,) = numbers
-    if sigmas is None and number != len(COCO_SIGMAS):
+    if sigmas is None and number != _NUMBER_WITH_SIGMAS:
         return (
             False,
             f"the annotations have {number} keypoints, and only for COCO's 17 there are known sigmas; give yours",
@@ -61,31 +57,28 @@ def reason_without_keypoints(
         raise ConfigError(
             f"keypoint sigmas: got {len(sigmas)} numbers, expected one for each of the {number} keypoints"
         )
-    found = keypoint_counts(rows, set(categories))
-    if found.get(0):
-        return False, f"{found[0]} detections of categories with keypoints have none"
-    if set(found) - {number}:
-        other = min(set(found) - {number})
-        return False, f"detections have {other} keypoints, the annotations {number}"
+    if found.keypoint_numbers.get(0):
+        return False, f"{found.keypoint_numbers[0]} detections of categories with keypoints have none"
+    if others := set(found.keypoint_numbers) - {number}:
+        return False, f"detections have {min(others)} keypoints, the annotations {number}"
     return True, None
 
 
-def keypoint_subset(annotations: CocoDict) -> CocoDict:
+def keypoint_objects(annotations: Iterable[CocoDict], categories: Mapping[int, int]) -> list[CocoDict]:
     """The annotations of categories with keypoints, each with the fields that the engines read.
+
+    Args:
+        annotations: COCO annotations.
+        categories: number of keypoints by category id.
 
     Raises:
         AnnotationError: an annotation's keypoints are not x, y, v for each of the category's; names it.
     """
-    categories = keypoint_categories(annotations)
-    return {
-        **annotations,
-        "categories": [category for category in annotations["categories"] if category["id"] in categories],
-        "annotations": [
-            _with_keypoints(annotation, categories[annotation["category_id"]])
-            for annotation in annotations["annotations"]
-            if annotation["category_id"] in categories
-        ],
-    }
+    return [
+        _with_keypoints(annotation, categories[annotation["category_id"]])
+        for annotation in annotations
+        if annotation["category_id"] in categories
+    ]
 
 
 def _with_keypoints(annotation: CocoDict, number: int) -> CocoDict:

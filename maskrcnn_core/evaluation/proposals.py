@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskrcnn_core.errors import AnnotationError
+from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.coco import NOT_DEFINED
-from maskrcnn_core.evaluation.results import CocoDict
 
 LIMITS = (100, 1000)
 PROPOSAL_STAT_NAMES = ("AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000")

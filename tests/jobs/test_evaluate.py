@@ -84,7 +84,7 @@ def test_many_categories_show_best_and_worst(tmp_path: Path, capsys: pytest.Capt
     [
         ("{run}", "{run}/none.json", "none.json: no such file"),
         ("{run}/none", "{val}", "none: no such file or folder; expected labels written by python -m jobs.label"),
-        ("{val}", "{val}", "cannot be read as Parquet"),
+        ("{val}", "{val}", "val.json: holds an object; expected a list, as COCO's results format has it"),
         ("{run}", "{run}/labels/part-0.parquet", "not JSON"),
     ],
 )

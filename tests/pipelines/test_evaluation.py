@@ -9,7 +9,8 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateConfig, EvaluateRun
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from pipelines import storage
-from pipelines.evaluation import evaluate, label_files, read_annotations, read_labels
+from pipelines.evaluation import evaluate, read_annotations
+from pipelines.label_files import label_files, read_labels
 from tests.core.evaluation.synthetic import found, label_table, random_problem
 
 

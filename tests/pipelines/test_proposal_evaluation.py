@@ -9,7 +9,8 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from pipelines import proposal_evaluation
-from pipelines.evaluation import evaluate, read_labels
+from pipelines.evaluation import evaluate
+from pipelines.label_files import read_labels
 from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
 from tests.core.evaluation.synthetic import HEIGHT, WIDTH, found, label_table
 from tests.core.evaluation.test_proposals import ours, problem

@@ -12,7 +12,8 @@ from PIL import Image
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import Category
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals, is_proposals_schema
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
+from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord

@@ -10,11 +10,11 @@ import torch
 from pyarrow import fs
 
 from maskrcnn_core.data import proposals as module
+from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.data.proposals import (
     ROWS_PER_GROUP,
     ImageProposals,
     ProposalFiles,
-    is_proposals_schema,
     pad_proposals,
     resize_proposals,
 )

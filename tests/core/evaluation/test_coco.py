@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation.coco import STAT_NAMES, Engine, evaluate_coco
-from maskrcnn_core.evaluation.results import IouType
+from maskrcnn_core.evaluation.coco import STAT_NAMES, evaluate_coco
+from maskrcnn_core.evaluation.scoring_states import Engine, IouType
 from tests.core.evaluation.synthetic import (
     annotation,
     annotation_file,

@@ -19,10 +19,10 @@ from maskrcnn_core.evaluation.coco import (
     KEYPOINT_STAT_NAMES,
     NOT_DEFINED,
     STAT_NAMES,
-    Engine,
     evaluate_coco,
     stat_names,
 )
+from maskrcnn_core.evaluation.scoring_states import Engine
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from tests.core.evaluation.synthetic import annotation, annotation_file, detection, found, label_table
 

@@ -45,7 +45,7 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
     failed = ImageRecord("unreadable", "damaged", None, None)
     rows, coverage = match_labels(label_table({9: found(), 2: failed, 1: found(), 10: failed}), IMAGES)
     assert rows.column("image_id").to_pylist() == [2, 1]
-    assert coverage == Coverage(images=3, labelled=1, failed=1, unlabelled=1, unknown=2)
+    assert coverage == Coverage(images=3, labelled=1, failed=1, unlabelled=1, unknown=2, without_labels=(2, 3))
 
 
 @pytest.mark.parametrize("records", [{}, {7: found(), 8: found()}])

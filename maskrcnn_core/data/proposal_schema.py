@@ -1,0 +1,12 @@
+"""How a Parquet file says that its rows hold proposals; apart from their reader, so that asking needs no torch."""
+
+import pyarrow as pa
+
+RECORD_KEY = b"maskrcnn.record"
+"""Where a file's metadata says what its rows hold; files of detections have no such entry."""
+PROPOSALS_KIND = b"proposals"
+
+
+def is_proposals_schema(schema: pa.Schema) -> bool:
+    """Whether a label file's rows hold proposals instead of detections."""
+    return bool((schema.metadata or {}).get(RECORD_KEY) == PROPOSALS_KIND)

@@ -1,0 +1,163 @@
+"""Scoring of a shard: some images of a data set with their annotations and detections, for boxes, masks and keypoints.
+
+Shards can be scored anywhere and merged in any order (`scoring_states`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import pyarrow as pa
+
+from maskrcnn_core.evaluation.annotations import CocoDict
+from maskrcnn_core.evaluation.facts import FoundFacts, ObjectFacts, object_facts, reason_without_masks
+from maskrcnn_core.evaluation.keypoints import (
+    MAX_DETECTIONS,
+    keypoint_categories,
+    keypoint_objects,
+    reason_without_keypoints,
+)
+from maskrcnn_core.evaluation.results import coco_results, facts_of_rows
+from maskrcnn_core.evaluation.scoring_states import (
+    Engine,
+    IouType,
+    ScoringRules,
+    ScoringState,
+    match_images,
+    merge_states,
+)
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """What all shards of one scoring have in common.
+
+    Attributes:
+        categories: of the annotation file.
+        iou_types: what to score, as far as it can be.
+        max_detections: best detections of an image and category that count, at least 10; of keypoints always 20.
+        engine: see `ScoringRules`.
+        sigmas: of keypoints, None = COCO's.
+    """
+
+    categories: tuple[CocoDict, ...]
+    iou_types: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+    max_detections: int = 100
+    engine: Engine = "hotcoco"
+    sigmas: tuple[float, ...] | None = None
+
+    @cached_property
+    def category_ids(self) -> tuple[int, ...]:
+        """Of all categories, sorted."""
+        return tuple(sorted(category["id"] for category in self.categories))
+
+    @cached_property
+    def with_keypoints(self) -> dict[int, int]:
+        """Number of keypoints by id of the categories that list some."""
+        return keypoint_categories(self.categories)
+
+    def rules(self, iou_type: IouType) -> ScoringRules:
+        """Of one of the scorings."""
+        if iou_type == "keypoints":
+            ids, limits = tuple(sorted(self.with_keypoints)), (MAX_DETECTIONS,)
+            return ScoringRules(iou_type, ids, limits, self.engine, self.sigmas)
+        return ScoringRules(iou_type, self.category_ids, (1, 10, self.max_detections), self.engine)
+
+
+class Found(Protocol):
+    """Detections on the images of a shard, wherever they come from."""
+
+    def facts(self, category_ids: Collection[int], with_keypoints: Collection[int]) -> FoundFacts:
+        """Counts of them; the arguments are the annotation file's categories, and those of them with keypoints."""
+        ...
+
+    def results(self, iou_type: IouType) -> list[CocoDict]:
+        """All of them in COCO's results format, as pycocotools' `loadRes` reads it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FoundInRows:
+    """Detections of label records (`inference.records`)."""
+
+    rows: pa.Table
+
+    def facts(self, category_ids: Collection[int], with_keypoints: Collection[int]) -> FoundFacts:
+        """See `Found`."""
+        return facts_of_rows(self.rows, category_ids, with_keypoints)
+
+    def results(self, iou_type: IouType) -> list[CocoDict]:
+        """See `Found`."""
+        return coco_results(self.rows, iou_type)
+
+
+@dataclass(frozen=True)
+class ShardScores:
+    """A shard, or several of them merged.
+
+    Attributes:
+        objects, found: counts.
+        states: of each iou type that could be scored.
+    """
+
+    objects: ObjectFacts
+    found: FoundFacts
+    states: Mapping[IouType, ScoringState]
+
+
+def score_shard(
+    plan: ScoringPlan, images: Sequence[CocoDict], annotations: Sequence[CocoDict], found: Found
+) -> ShardScores:
+    """Score the images of a shard.
+
+    Args:
+        plan: of the whole scoring.
+        images: image entries of the annotation file.
+        annotations: all annotations of these images (checked, `annotations`).
+        found: detections on these images.
+    """
+    objects = object_facts(images, annotations)
+    facts = found.facts(plan.category_ids, plan.with_keypoints)
+    wanted, _ = scored_types(plan, objects, facts)
+    states = {}
+    for kind in wanted:
+        own = keypoint_objects(annotations, plan.with_keypoints) if kind == "keypoints" else annotations
+        states[kind] = match_images(plan.rules(kind), images, own, found.results(kind))
+    return ShardScores(objects, facts, states)
+
+
+def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
+    """Shards of different images as one, of which there is at least one; their order does not matter."""
+    parts = list(shards)
+    kinds = [kind for kind in parts[0].states if all(kind in part.states for part in parts)]
+    return ShardScores(
+        sum((part.objects for part in parts), ObjectFacts()),
+        sum((part.found for part in parts), FoundFacts()),
+        {kind: merge_states([part.states[kind] for part in parts]) for kind in kinds},
+    )
+
+
+def scored_types(
+    plan: ScoringPlan, objects: ObjectFacts, found: FoundFacts
+) -> tuple[tuple[IouType, ...], dict[str, str]]:
+    """What of the wanted can be scored, and why not the others; neither, where both sides know no keypoints.
+
+    Raises:
+        ConfigError: sigmas that do not fit the number of keypoints.
+    """
+    scored: list[IouType] = []
+    skipped: dict[str, str] = {}
+    for kind in plan.iou_types:
+        possible, reason = True, None
+        if kind == "bbox" and found.without_box:
+            reason = f"{found.without_box} detections have no box"
+        elif kind == "segm":
+            reason = reason_without_masks(objects, found)
+        elif kind == "keypoints":
+            possible, reason = reason_without_keypoints(plan.with_keypoints, found, plan.sigmas)
+        if reason:
+            skipped[kind] = reason
+        elif possible:
+            scored.append(kind)
+    return tuple(scored), skipped

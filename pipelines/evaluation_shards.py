@@ -1,0 +1,366 @@
+"""The shards of a scoring: which images belong together, and their annotations, read once as a stream.
+
+Labels stay where they lie: a shard is some row groups of one label file, and its annotations come to it. Of the
+annotation file one process holds the ids and sizes of the images and a few megabytes of text; the annotations go to
+their shards as they are read.
+"""
+
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from maskrcnn_core.errors import AnnotationError
+from maskrcnn_core.evaluation.annotations import CocoDict, check_entries, check_identified, check_polygons
+from maskrcnn_core.evaluation.coco_json_results import (
+    FoundInResults,
+    ResultsLayout,
+    check_result,
+    results_layout,
+)
+from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
+from maskrcnn_core.evaluation.results import Coverage, match_labels
+from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
+from pipelines import storage
+from pipelines.label_files import LIGHT_COLUMNS, label_files, read_label_batches, read_label_file
+
+_ROWS_AT_ONCE = 250  # of labels, with all their detections
+_BUCKETS = 64  # shards of images that have no home among the label files
+_HELD_BYTES = 1 << 26  # text of shards in this process before it is handed on
+_RESULT_BYTES_PER_SHARD = 1 << 25
+_IMAGE_KEYS = ("id", "width", "height", "neg_category_ids", "not_exhaustive_category_ids")
+
+_Home = tuple[str, int]
+
+Pieces = tuple[Any, ...]
+"""Text of a shard's entries, each piece the entries of a JSON list; or references to such pieces in Ray's store."""
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Row groups of a label file."""
+
+    file: str
+    row_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some images, with what is known of them.
+
+    Attributes:
+        images: their entries in the annotation file, as far as scoring reads them.
+        rows: their label rows; None where the labels are no Parquet files, or the images have no labels.
+        annotations, results: text.
+        left_out: ids of the images that are not evaluated.
+    """
+
+    images: tuple[CocoDict, ...]
+    rows: LabelRows | None
+    annotations: Pieces
+    results: Pieces = ()
+    left_out: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class ScoringInputs:
+    """Everything a scoring starts from.
+
+    Attributes:
+        categories: of the annotation file.
+        shards: of all images that are evaluated.
+        coverage: how labels and images fit together.
+        models: fingerprints of the models that made the label rows, sorted.
+        layout: of a results file; None for label records.
+        has_id_zero: an annotation has the id 0, whose match pycocotools takes for none.
+    """
+
+    categories: tuple[CocoDict, ...]
+    shards: tuple[Shard, ...]
+    coverage: Coverage
+    models: tuple[str, ...]
+    layout: ResultsLayout | None
+    has_id_zero: bool
+
+
+Keep = Callable[[str], Any]
+"""What becomes of a piece of text: kept here, or put where other processes find it; returns it, or a reference."""
+
+
+def is_results_file(labels: str) -> bool:
+    """Whether labels are a COCO results file rather than label records."""
+    return labels.lower().endswith(".json") and not storage.is_folder(labels)
+
+
+def read_inputs(labels: str, annotations: str, images_per_shard: int, only_labelled: bool, keep: Keep) -> ScoringInputs:
+    """Read what is to be scored, but for the detections of label files.
+
+    Args:
+        labels: label run, label file, or COCO results file.
+        annotations: COCO annotation file.
+        images_per_shard: images of one shard, about.
+        only_labelled: leave out annotated images without a good label row (of a results file: without results).
+        keep: where the text of the shards goes.
+
+    Raises:
+        StorageError: a file is missing, or is not what it should be.
+        AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
+    """
+    if is_results_file(labels):
+        return _with_results(labels, annotations, only_labelled, keep)
+    rows, homes, sources = _label_homes(label_files(labels), images_per_shard)
+    reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
+    reader.read(annotations)
+    known, coverage = match_labels(rows, reader.images)
+    left_out: set[int] = set()
+    if only_labelled:
+        good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
+        left_out = reader.images.keys() - good
+    shards = reader.shards(sources, {}, left_out)
+    models = tuple(sorted(set(rows.column("model").to_pylist())))
+    return reader.inputs(shards, _without(coverage, left_out), models, None)
+
+
+def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
+    """Score one shard, whose pieces are text by now.
+
+    Raises:
+        StorageError: its label file cannot be read.
+        AnnotationError: an annotation or result is wrong.
+    """
+    images = {image["id"]: image for image in shard.images}
+    annotations = list(_parsed(shard.annotations))
+    check_entries(annotations, images, frozenset(plan.category_ids))
+    check_polygons(annotations)
+    objects: dict[int, list[CocoDict]] = defaultdict(list)
+    for annotation in annotations:
+        objects[annotation["image_id"]].append(annotation)
+    images = {image_id: image for image_id, image in images.items() if image_id not in shard.left_out}
+    parts = []
+    for found, ids in _found(shard, layout, images):
+        own = [images.pop(image_id) for image_id in ids if image_id in images]
+        parts.append(score_shard(plan, own, [one for image in own for one in objects[image["id"]]], found))
+    if images or not parts:  # no label row, and so nothing found
+        nothing = FoundInResults((), ResultsLayout(True, True, True), {})
+        parts.append(score_shard(plan, [*images.values()], [one for i in images for one in objects[i]], nothing))
+    return merge_shards(parts)
+
+
+def score_all(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout | None) -> ShardScores:
+    """Score all shards, whose pieces are text, in this process one after the other."""
+    parts = [score(plan, shard, layout) for shard in shards]
+    if not parts:
+        parts = [score_shard(plan, (), (), FoundInResults((), ResultsLayout(True, True, True), {}))]
+    return merge_shards(parts)
+
+
+def _found(
+    shard: Shard, layout: ResultsLayout | None, images: Mapping[int, CocoDict]
+) -> Iterator[tuple[FoundInRows | FoundInResults, list[int]]]:
+    """Detections of a few images at a time, and the ids of the images."""
+    if shard.rows is not None:
+        wanted = pa.array(sorted(images), pa.int64())
+        for rows in read_label_batches(shard.rows.file, shard.rows.row_groups, _ROWS_AT_ONCE):
+            rows = rows.filter(pa.compute.is_in(rows.column("image_id"), value_set=wanted))
+            yield FoundInRows(rows), rows.column("image_id").to_pylist()
+    elif layout is not None:
+        entries = [entry for entry in _parsed(shard.results) if entry["image_id"] in images]
+        sizes = {i: (image["height"], image["width"]) for i, image in images.items() if "height" in image}
+        yield FoundInResults(entries, layout, sizes), list(images)
+
+
+def _parsed(pieces: Pieces) -> Iterator[Any]:
+    for piece in pieces:
+        yield from json.loads(piece)
+
+
+def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep) -> ScoringInputs:
+    number = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
+    reader = _AnnotationReader(lambda image_id: ("hash", image_id % number), keep)
+    reader.read(annotations)
+    texts = _Texts(keep)
+    layout, with_results, unknown = None, set(), set()
+    for entry in _stream(labels, "results"):
+        if entry.key:
+            raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
+        if entry.value == []:
+            continue
+        check_result(entry.value)
+        layout = layout or results_layout(entry.value)
+        image_id = entry.value["image_id"]
+        if image_id in reader.images:
+            texts.add(reader.home(image_id), entry.text)
+            with_results.add(image_id)
+        else:
+            unknown.add(image_id)
+    if unknown and not with_results:
+        raise AnnotationError(
+            f"none of the results has an image id of the annotation file ({len(reader.images)} images); the first "
+            f"results are of image {min(unknown)}, the first annotated image is {next(iter(reader.images), None)}"
+        )
+    silent = reader.images.keys() - with_results
+    left_out = silent if only_labelled else set()
+    coverage = Coverage(len(reader.images), len(reader.images), 0, 0, len(unknown))
+    shards = reader.shards({}, texts.finish(), left_out)
+    return reader.inputs(shards, _without(coverage, left_out), (), layout or ResultsLayout(True, True, True))
+
+
+def _without(coverage: Coverage, left_out: set[int]) -> Coverage:
+    return Coverage(**{**vars(coverage), "left_out": len(left_out)})
+
+
+def _label_homes(
+    files: Sequence[str], images_per_shard: int
+) -> tuple[pa.Table, dict[int, _Home], dict[_Home, LabelRows]]:
+    """Light columns of all rows, the shard of each image id, and the row groups of each shard."""
+    tables: list[pa.Table] = []
+    homes: dict[int, _Home] = {}
+    sources: dict[_Home, LabelRows] = {}
+    for file in files:
+        table, groups = read_label_file(file, LIGHT_COLUMNS)
+        tables.append(table)
+        ids, start = table.column("image_id").to_pylist(), 0
+        for chosen in _runs(groups, images_per_shard):
+            home, rows = ("rows", len(sources)), sum(groups[index] for index in chosen)
+            sources[home] = LabelRows(file, chosen)
+            homes |= dict.fromkeys(ids[start : start + rows], home)
+            start += rows
+    return pa.concat_tables(tables), homes, sources
+
+
+def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
+    """Neighbouring row groups that together hold about so many rows."""
+    run: list[int] = []
+    for index, rows in enumerate(groups):
+        if run and sum(groups[i] for i in run) + rows > images_per_shard:
+            yield tuple(run)
+            run = []
+        run.append(index)
+    if run:
+        yield tuple(run)
+
+
+def _stream(uri: str, what: str) -> Iterator[Entry]:
+    try:
+        with storage.open_stream(uri) as read:
+            yield from stream_entries(read)
+    except AnnotationError as error:
+        raise AnnotationError(f"{uri}: {error}; expected COCO {what}") from error
+
+
+@dataclass
+class _Texts:
+    """JSON texts of entries by shard, handed on in pieces."""
+
+    keep: Keep
+    waiting: dict[_Home, list[str]] = field(default_factory=lambda: defaultdict(list))
+    pieces: dict[_Home, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    held: int = 0
+
+    def add(self, home: _Home, text: str) -> None:
+        self.waiting[home].append(text)
+        self.held += len(text)
+        if self.held > _HELD_BYTES:
+            self._hand_on()
+
+    def finish(self) -> dict[_Home, Pieces]:
+        self._hand_on()
+        return {home: tuple(pieces) for home, pieces in self.pieces.items()}
+
+    def _hand_on(self) -> None:
+        for home, texts in self.waiting.items():
+            self.pieces[home].append(self.keep(f"[{','.join(texts)}]"))
+        self.waiting.clear()
+        self.held = 0
+
+
+class _AnnotationReader:
+    """Reads an annotation file as a stream."""
+
+    def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
+        self.home = home
+        self.images: dict[int, CocoDict] = {}
+        self.categories: list[CocoDict] = []
+        self._texts = _Texts(keep)
+        self._ids = array("q")
+        self._found: set[str] = set()
+
+    def read(self, uri: str) -> None:
+        """Read all of it.
+
+        Raises:
+            StorageError: no such file.
+            AnnotationError: it is not COCO instances JSON, or an entry is wrong.
+        """
+        for entry in _stream(uri, "instances JSON"):
+            if entry.key == "":
+                raise AnnotationError(f"{uri}: holds a list; expected a COCO instances object")
+            self._found.add(entry.key)
+            if entry.value == []:
+                continue
+            if entry.key == "annotations":
+                self._annotation(entry)
+            elif entry.key == "images":
+                self._image(entry.value)
+            elif entry.key == "categories":
+                check_identified("categories", entry.value)
+                self.categories.append(entry.value)
+        for key in ("images", "annotations", "categories"):
+            if key not in self._found:
+                raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
+        self._require_unique_ids()
+
+    def shards(
+        self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
+    ) -> tuple[Shard, ...]:
+        """All shards of images that are evaluated."""
+        pieces = self._texts.finish()
+        images: dict[_Home, list[CocoDict]] = defaultdict(list)
+        for image_id, image in self.images.items():
+            images[self.home(image_id)].append(image)
+        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them says so
+        return tuple(
+            Shard(
+                tuple(images[home]),
+                sources.get(home),
+                pieces.get(home, ()),
+                results.get(home, ()),
+                frozenset(left_out.intersection(image["id"] for image in images[home])),
+            )
+            for home in [*images, *strange]
+        )
+
+    def inputs(
+        self, shards: tuple[Shard, ...], coverage: Coverage, models: tuple[str, ...], layout: ResultsLayout | None
+    ) -> ScoringInputs:
+        """All that was read."""
+        return ScoringInputs(tuple(self.categories), shards, coverage, models, layout, 0 in self._ids)
+
+    def _annotation(self, entry: Entry) -> None:
+        annotation = entry.value
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if type(image_id) is not int or type(annotation.get("id")) is not int:
+            check_entries([annotation], (), ())
+            raise AnnotationError(f"annotation {annotation['id']!r:.40}: expected whole numbers as id and image_id")
+        self._ids.append(annotation["id"])
+        self._texts.add(self.home(image_id), entry.text)
+
+    def _image(self, image: Any) -> None:
+        check_identified("images", image)
+        if image["id"] in self.images:
+            raise AnnotationError("the annotation file has two images with one id; expected unique ids")
+        self.images[image["id"]] = {key: image[key] for key in _IMAGE_KEYS if key in image}
+
+    def _require_unique_ids(self) -> None:
+        ids = np.sort(np.frombuffer(self._ids, np.int64)) if self._ids else np.zeros(0, np.int64)
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice):
+            raise AnnotationError(
+                f"annotation {twice[0]} stands twice; pycocotools would count one of them twice and the other never. "
+                "Give unique ids"
+            )
