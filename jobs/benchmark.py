@@ -1,14 +1,19 @@
-"""Measure speed: `python -m jobs.benchmark detect|label [settings]`."""
+"""Measure speed: `python -m jobs.benchmark detect|label|tradeoff [settings]`."""
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, TradeoffRun
+
+if TYPE_CHECKING:
+    from pipelines.benchmark_tradeoff import Tradeoff, TradeoffPoint
 
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "tradeoff": "accuracy against speed: input sizes x checkpoints x numbers of proposals",
 }
 
 
@@ -20,12 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked_for_help = name in ("-h", "--help")
         print(
             "usage: python -m jobs.benchmark NAME [settings; see NAME --help]\n"
-            + "\n".join(f"  {known:8}{meaning}" for known, meaning in _NAMES.items()),
+            + "\n".join(f"  {known:10}{meaning}" for known, meaning in _NAMES.items()),
             file=sys.stdout if asked_for_help else sys.stderr,
         )
         if not asked_for_help:
             print(f"error: NAME: got {name!r}, expected one of {', '.join(_NAMES)}", file=sys.stderr)
         return 0 if asked_for_help else 2
+    if name == "tradeoff":
+        return run_job(TradeoffRun, _sweep, prog=f"python -m jobs.benchmark {name}", argv=arguments[1:])
     return run_job(
         BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=arguments[1:]
     )
@@ -43,6 +50,59 @@ def _measure(name: str, run: BenchmarkRun) -> int:
     print(f"  speed of the second against the first: {result.ratio:.2f}")
     print(f"  {result.machine}")
     return 0
+
+
+def _sweep(run: TradeoffRun) -> int:
+    from pipelines.benchmark_tradeoff import benchmark_tradeoff
+
+    done: list[TradeoffPoint] = []
+
+    def show(point: "TradeoffPoint", total: int) -> None:
+        done.append(point)
+        setting = point.setting
+        print(
+            f"[{len(done)}/{total}] {setting.trunk}, {setting.short_side} px, {setting.proposals} proposals: "
+            f"{point.milliseconds:.0f} ms, AP {point.primary_ap:.3f}",
+            flush=True,
+        )
+
+    _print_tradeoff(benchmark_tradeoff(run, show), run)
+    return 0
+
+
+def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
+    """All combinations as a table, the front marked."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds = list(dict.fromkeys(kind for point in found.points for kind in point.ap))
+    titles = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
+    table = Table(title="Accuracy and speed", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("trunk", overflow="fold")
+    for title in ("side", "proposals", *(titles[kind] for kind in kinds), "ms/image", "peak MB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for point in found.points:
+        setting = point.setting
+        numbers = [f"{point.ap[kind]:.3f}" if point.ap.get(kind, -1) != -1 else "-" for kind in kinds]
+        table.add_row(
+            setting.trunk,
+            str(setting.short_side),
+            str(setting.proposals),
+            *numbers,
+            f"{point.milliseconds:.1f}",
+            f"{point.megabytes:.0f}",
+            "front" if point.on_front else "",
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    time = "processor time" if run.clock == "cpu" else "time"
+    console.print(
+        f"{found.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; {found.machine}",
+        soft_wrap=True,
+    )
+    console.print(f"Table and plot: {', '.join(found.files)}", soft_wrap=True)
 
 
 if __name__ == "__main__":
