@@ -99,7 +99,8 @@ def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
     console.print(table)
     time = "processor time" if run.clock == "cpu" else "time"
     console.print(
-        f"{found.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; {found.machine}",
+        f"{found.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; "
+        f"{found.machine}",
         soft_wrap=True,
     )
     console.print(f"Table and plot: {', '.join(found.files)}", soft_wrap=True)

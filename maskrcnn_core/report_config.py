@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from maskrcnn_core.config_checks import require_fraction, require_positive
+from maskrcnn_core.config_checks import require_fraction, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PicturesConfig:
     """All pictures together take at most this much of the page, megabytes; what does not fit is left out."""
 
     def __post_init__(self) -> None:
+        require_not_negative("pictures.per_gallery", self.per_gallery)
         for name in ("per_image", "side", "max_megabytes"):
             require_positive(f"pictures.{name}", getattr(self, name))
         for name in ("min_score", "match_overlap"):

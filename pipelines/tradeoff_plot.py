@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 PlotPoint = tuple[str, int, int, float, float]
 """Trunk, short side, proposals, milliseconds, AP."""
@@ -16,6 +16,7 @@ _COLORS = ("#0b7a82", "#d9772b", "#6257b5", "#b5475f", "#5b7f2b", "#7a6a58")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _RULE = "#3a4149", "#e3e4e0"
 _TICKS = tuple(factor * 10.0**power for power in range(-1, 5) for factor in (1, 2, 5))
+_LEAST_TICKS = 3
 
 
 def draw_tradeoff(
@@ -71,7 +72,11 @@ def _area(place: int, count: int) -> float:
 def _style(axes: Axes, ap_name: str, time_name: str) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
+    round_ticks = [tick for tick in _TICKS if low <= tick <= high]
+    if len(round_ticks) >= _LEAST_TICKS:
+        axes.set_xticks(round_ticks)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(time_name, color=_INK)
