@@ -14,14 +14,8 @@ from maskrcnn_core.report_config import PicturesConfig
 from tests.pipelines.label_runs import write_label_run
 
 BROWSER_ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SMALL = ["--pictures.per_gallery", "3", "--pictures.side", "96"]
 EVIL = "<img src=x onerror=alert(1)>\"'&.jpg"
