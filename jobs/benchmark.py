@@ -1,11 +1,11 @@
-"""Measure speed: `python -m jobs.benchmark detect|label|tradeoff [settings]`."""
+"""Measure speed: `python -m jobs.benchmark detect|label|evaluate|tradeoff [settings]`."""
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.benchmark_config import BenchmarkRun, TradeoffRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, EvaluationBenchmarkRun, TradeoffRun
 
 if TYPE_CHECKING:
     from pipelines.benchmark_tradeoff import Tradeoff, TradeoffPoint
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "evaluate": "jobs.evaluate against plain pycocotools, boxes and masks of generated labels",
     "tradeoff": "accuracy against speed: input sizes x checkpoints x numbers of proposals",
 }
 
@@ -33,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if asked_for_help else 2
     if name == "tradeoff":
         return run_job(TradeoffRun, _sweep, prog=f"python -m jobs.benchmark {name}", argv=arguments[1:])
+    if name == "evaluate":
+        return run_job(
+            EvaluationBenchmarkRun, _measure_scoring, prog="python -m jobs.benchmark evaluate", argv=arguments[1:]
+        )
     return run_job(
         BenchmarkRun, lambda run: _measure(name, run), prog=f"python -m jobs.benchmark {name}", argv=arguments[1:]
     )
@@ -104,6 +109,29 @@ def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
         soft_wrap=True,
     )
     console.print(f"Table and plot: {', '.join(found.files)}", soft_wrap=True)
+
+
+def _measure_scoring(run: EvaluationBenchmarkRun) -> int:
+    from pipelines.benchmark_evaluation import benchmark_evaluate
+
+    found = benchmark_evaluate(run)
+    print(
+        f"{_NAMES['evaluate']}: {found.images} images, {found.detections} detections, {found.objects} objects, "
+        f"{found.rounds} rounds, medians"
+    )
+    for title, cost in (("pycocotools", found.peer), (f"jobs.evaluate ({run.engine})", found.ours)):
+        if cost:
+            print(
+                f"  {title:24}  {cost.cpu_seconds:8.2f} s CPU  {cost.wall_seconds:8.2f} s wall  "
+                f"{cost.peak_bytes / 2**20:7.0f} MiB peak  {1000 * cost.cpu_seconds / found.images:7.3f} ms CPU/image"
+            )
+    if found.peer:
+        print(
+            f"  CPU time of the first over the second: {found.peer.cpu_seconds / found.ours.cpu_seconds:.1f}; memory: "
+            f"{found.peer.peak_bytes / found.ours.peak_bytes:.1f}; the 24 numbers are "
+            f"{'equal in every bit' if found.equal else 'NOT equal'}"
+        )
+    return 0
 
 
 if __name__ == "__main__":

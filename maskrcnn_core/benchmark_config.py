@@ -79,3 +79,25 @@ class TradeoffRun:
     def checkpoints(self) -> tuple[str, ...]:
         """The folders of `checkpoint`."""
         return tuple(part.strip() for part in self.checkpoint.split(",") if part.strip())
+
+
+@dataclass(frozen=True)
+class EvaluationBenchmarkRun:
+    """Measure the scoring of generated labels on this machine."""
+
+    images: int = 5000
+    """Generated images, with COCO val2017's number of objects."""
+    detections: int = 100
+    """Detections of each."""
+    rounds: int = 3
+    """Rounds in turns; the median counts."""
+    peer: bool = True
+    """Measure plain pycocotools too."""
+    engine: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    """Engine of our side."""
+    distributed: bool = False
+    """Score shards as Ray tasks; Ray's own processes are not counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "detections", "rounds"):
+            require_positive(name, getattr(self, name))
