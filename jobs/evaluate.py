@@ -1,23 +1,31 @@
-"""Score labels against COCO annotations:
-`python -m jobs.evaluate --labels URI --annotations FILE [--output JSON] [--report DIR]`."""
+"""Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`.
+
+With `--checkpoint` the annotated images are labelled first; with `--compare` a second run's labels are set beside; with
+`--report DIR` a page shows it all."""
 
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
 from maskrcnn_core.evaluate_config import EvaluateRun
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
     from maskrcnn_core.evaluation.coco import CocoScores
+    from maskrcnn_core.evaluation.details import ErrorAnalysis, KindDetails, RunDifference
     from maskrcnn_core.evaluation.results import Coverage
+    from pipelines.evaluation import EvaluationSummary
     from pipelines.proposal_evaluation import ProposalEvaluation
 
 _PROG = "python -m jobs.evaluate"
 _SHOWN_AT_EACH_END = 10
+_IDS_SHOWN = 5
 _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 
@@ -29,22 +37,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
-    from jobs.report import print_report
-    from pipelines.evaluation import evaluate, labels_of
+    from pipelines.evaluation import evaluate
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
-    from pipelines.report import on_labels, report_evaluation
 
-    if holds_proposals(run.labels):
+    if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        with labels_of(run) as labels:
-            summary = evaluate(on_labels(run, labels))
+        with _labels(run) as labelled:
+            summary = evaluate(labelled)
             print_scores(summary.scores)
+            print_details(summary)
             if run.report:
-                print_report(report_evaluation(run, labels, summary, f"{_PROG} {shlex.join(arguments)}"))
+                _write_report(labelled, summary, arguments)
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
+
+
+@contextmanager
+def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
+    """The run itself; for a report, its labels are made first and are there until the page is written."""
+    if not run.report:
+        yield run
+        return
+    from pipelines.evaluation import labels_of
+    from pipelines.report import on_labels  # loads torch, which scoring alone does without
+
+    with labels_of(run) as labels:
+        yield on_labels(run, labels)
+
+
+def _write_report(run: EvaluateRun, summary: "EvaluationSummary", arguments: Sequence[str]) -> None:
+    from jobs.report import print_report
+    from pipelines.report import report_evaluation
+
+    print_report(report_evaluation(run, summary, f"{_PROG} {shlex.join(arguments)}"))
 
 
 def print_scores(scores: "CocoScores") -> None:
@@ -58,6 +85,69 @@ def print_scores(scores: "CocoScores") -> None:
     console.print(_category_table(scores))
     for line in _counts(scores):
         console.print(line, soft_wrap=True)
+
+
+def print_details(summary: "EvaluationSummary") -> None:
+    """What there is beyond the numbers: errors, intervals, the comparison with another run, and notes."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if summary.details:
+        for kind, found in summary.details.kinds.items():
+            for line in _detail_lines(found):
+                console.print(f"{_COLUMN_TITLES[kind].capitalize()}: {line}", soft_wrap=True)
+        for kind, found in summary.details.kinds.items():
+            if found.errors:
+                console.print(_error_table(_COLUMN_TITLES[kind], found.errors))
+    if summary.comparison:
+        for kind, difference in summary.comparison.kinds.items():
+            console.print(_comparison_table(_COLUMN_TITLES[kind], difference))
+    for note in summary.notes:
+        console.print(f"Note: {note}.", soft_wrap=True)
+
+
+def _detail_lines(found: "KindDetails") -> list[str]:
+    interval, calibration = found.interval, found.calibration
+    lines = [
+        f"AP {_show(interval.value)}, {interval.level:.0%} interval {_show(interval.low)} to {_show(interval.high)} "
+        f"({interval.samples} bootstrap samples of the images).",
+        f"scores are off by {calibration.ece:.3f} on average as probabilities of being right at IoU 0.50.",
+    ]
+    if found.boundary:
+        lines.append(f"boundary AP {_show(found.boundary[0])}.")
+    if found.federated:
+        named = zip(found.federated.names, found.federated.stats, strict=True)
+        lines.append("LVIS " + ", ".join(f"{name} {_show(value)}" for name, value in named) + ".")
+    return lines
+
+
+def _error_table(title: str, errors: "ErrorAnalysis") -> "Table":
+    table = _new_table(f"What errors cost, {title} AP50 {_show(errors.ap)}", "", "errors", "AP50 lost")
+    for kind, cost in sorted(errors.ap_costs.items(), key=lambda entry: -entry[1]):
+        table.add_row(kind, str(errors.counts[kind]), f"{cost:.3f}")
+    table.add_row("all wrong detections", "", f"{errors.false_positive_cost:.3f}")
+    table.add_row("all objects not found", "", f"{errors.false_negative_cost:.3f}")
+    return table
+
+
+def _comparison_table(title: str, difference: "RunDifference") -> "Table":
+    """AP of both runs, categories with the largest differences first."""
+    table = _new_table(
+        f"Comparison, {title} AP",
+        "",
+        "first",
+        "second",
+        "difference",
+        f"{difference.difference.level:.0%} interval",
+        "p",
+    )
+    ranked = sorted(difference.categories, key=lambda one: -abs(one.difference.value))[: 2 * _SHOWN_AT_EACH_END]
+    rows = [("all categories", difference), *((one.name, one) for one in ranked)]
+    for name, one in rows:
+        interval = one.difference
+        bounds = f"{interval.low:+.3f} to {interval.high:+.3f}"
+        table.add_row(name, _show(one.first), _show(one.second), f"{interval.value:+.3f}", bounds, f"{one.p_value:.3f}")
+    return table
 
 
 def print_recall(found: "ProposalEvaluation") -> None:
@@ -146,10 +236,15 @@ def _coverage_lines(coverage: "Coverage") -> list[str]:
     """Images and rows that do not belong together, a line each."""
     lines = []
     if coverage.unlabelled or coverage.failed:
+        count = "are left out" if coverage.left_out else "count as images in which nothing was found"
+        ids = [str(image_id) for image_id in coverage.without_labels[:_IDS_SHOWN]]
+        more = ", ..." if coverage.unlabelled + coverage.failed > len(ids) else ""
         lines.append(
             f"{coverage.unlabelled} of these images have no label row and {coverage.failed} failed; "
-            "they count as images in which nothing was found."
+            f"they {count}" + (f" (image ids {', '.join(ids)}{more})." if ids else ".")
         )
+    elif coverage.left_out:
+        lines.append(f"{coverage.left_out} of these images have no results; they are left out.")
     if coverage.unknown:
         lines.append(f"{coverage.unknown} label rows are of images that the annotation file does not have; left out.")
     return lines

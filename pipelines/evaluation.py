@@ -11,8 +11,10 @@ from typing import Any
 
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.build_details import build_comparison, build_details
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
+from maskrcnn_core.evaluation.details import EvaluationDetails, RunComparison
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.evaluation.scoring_states import Engine
 from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
@@ -35,6 +37,8 @@ class EvaluationSummary:
         models: fingerprints of the models that made the label rows, sorted.
         engine: that was used.
         notes: what else a reader of the numbers should know.
+        details: beyond the 12 numbers, where asked for.
+        comparison: with the second run's labels, where given.
     """
 
     run: EvaluateRun
@@ -42,6 +46,8 @@ class EvaluationSummary:
     models: tuple[str, ...]
     engine: Engine
     notes: tuple[str, ...] = ()
+    details: EvaluationDetails | None = None
+    comparison: RunComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
@@ -65,6 +71,8 @@ class EvaluationSummary:
             "engine": self.engine,
             "max_detections": self.run.evaluate.max_detections,
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
+            **({} if self.details is None else {"details": self.details.to_json()}),
+            **({} if self.comparison is None else {"comparison": self.comparison.to_json()}),
         }
 
 
@@ -118,17 +126,37 @@ def labels_of(run: EvaluateRun) -> Iterator[str]:
 
 
 def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
-    with _place(run, labels) as (keep, score_shards):
-        try:
-            inputs = read_inputs(
-                labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
-            )
-            plan, notes = _plan(run, inputs)
-            merged = score_shards(plan, inputs.shards, inputs.layout)
-            scores = finish_scores(plan, merged, inputs.coverage)
-        except AnnotationError as error:
-            raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
-    return EvaluationSummary(run, scores, inputs.models, plan.engine, notes)
+    settings = run.evaluate
+    with _place(run, labels) as place:
+        plan, notes, inputs, merged = _merged_shards(run, labels, place)
+        scores = _finish(run, labels, plan, merged, inputs)
+        others = _merged_shards(run, run.compare, place)[3] if run.compare else None
+    details = None
+    if settings.details:
+        details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)
+    comparison = None if others is None else build_comparison(plan, merged, others, settings.bootstrap_samples)
+    return EvaluationSummary(run, scores, inputs.models, plan.engine, notes, details, comparison)
+
+
+def _merged_shards(
+    run: EvaluateRun, labels: str, place: tuple[Keep, "_ScoreShards"]
+) -> tuple[ScoringPlan, tuple[str, ...], ScoringInputs, ShardScores]:
+    keep, score_shards = place
+    try:
+        inputs = read_inputs(
+            labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
+        )
+        plan, notes = _plan(run, inputs)
+        return plan, notes, inputs, score_shards(plan, inputs.shards, inputs.layout)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
+
+
+def _finish(run: EvaluateRun, labels: str, plan: ScoringPlan, merged: ShardScores, inputs: ScoringInputs) -> CocoScores:
+    try:
+        return finish_scores(plan, merged, inputs.coverage)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
 
 
 _ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
@@ -162,6 +190,9 @@ def _plan(run: EvaluateRun, inputs: ScoringInputs) -> tuple[ScoringPlan, tuple[s
         max_detections=settings.max_detections,
         engine=engine,
         sigmas=settings.keypoint_sigmas or None,
+        min_score=settings.details_min_score if settings.details or run.compare else None,
+        boundary=settings.details,
+        federated=settings.details and inputs.federated,
     )
     return plan, notes
 

@@ -25,6 +25,7 @@ from maskrcnn_core.evaluation.coco_json_results import (
     check_result,
     results_layout,
 )
+from maskrcnn_core.evaluation.federated import is_federated
 from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
@@ -80,6 +81,7 @@ class ScoringInputs:
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
         has_id_zero: an annotation has the id 0, whose match pycocotools takes for none.
+        federated: images say which categories are known to be absent, as LVIS' do.
     """
 
     categories: tuple[CocoDict, ...]
@@ -88,6 +90,7 @@ class ScoringInputs:
     models: tuple[str, ...]
     layout: ResultsLayout | None
     has_id_zero: bool
+    federated: bool
 
 
 Keep = Callable[[str], Any]
@@ -358,7 +361,15 @@ class _AnnotationReader:
         self, shards: tuple[Shard, ...], coverage: Coverage, models: tuple[str, ...], layout: ResultsLayout | None
     ) -> ScoringInputs:
         """All that was read."""
-        return ScoringInputs(tuple(self.categories), shards, coverage, models, layout, 0 in self._ids)
+        return ScoringInputs(
+            tuple(self.categories),
+            shards,
+            coverage,
+            models,
+            layout,
+            0 in self._ids,
+            is_federated(tuple(self.images.values())),
+        )
 
     def _annotation(self, entry: Entry) -> None:
         annotation = entry.value

@@ -103,12 +103,11 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
     return ReportSummary(place, len(page) / 1e6, content.images, len(examples), left_out)
 
 
-def report_evaluation(run: EvaluateRun, labels: str, summary: EvaluationSummary, command: str) -> ReportSummary:
+def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str) -> ReportSummary:
     """Write the report of an evaluation into `run.report`.
 
     Args:
-        run: what was asked for.
-        labels: the label run that was scored.
+        run: of `on_labels`.
         summary: the numbers.
         command: that made the page, to be shown on it.
 
@@ -116,18 +115,18 @@ def report_evaluation(run: EvaluateRun, labels: str, summary: EvaluationSummary,
         StorageError: the labels are gone, or the page cannot be written.
     """
     assert run.report is not None
-    shown = ReportRun(labels, run.report, run.images, "Evaluation report", run.pictures)
-    return write_report(shown, GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores), command)
+    shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
+    truth = GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores, summary.details)
+    return write_report(shown, truth, command)
 
 
 def on_labels(run: EvaluateRun, labels: str) -> EvaluateRun:
-    """The run for labels that are there, with everything counted that a report shows.
+    """A run with a report, for labels that are there, with everything counted that the report shows.
 
     Raises:
         StorageError: as `check_output`.
     """
-    if not run.report:
-        return replace(run, labels=labels, checkpoint=None, images=None)
+    assert run.report is not None
     check_output(run.report)
     settings = replace(run.evaluate, details=True)
     return replace(run, labels=labels, checkpoint=None, evaluate=settings)

@@ -4,20 +4,25 @@ Shards can be scored anywhere and merged in any order (`scoring_states`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from maskrcnn_core.evaluation.annotations import CocoDict
+from maskrcnn_core.evaluation.boundary import match_boundaries
 from maskrcnn_core.evaluation.facts import FoundFacts, ObjectFacts, object_facts, reason_without_masks
+from maskrcnn_core.evaluation.federated import match_federated
 from maskrcnn_core.evaluation.keypoints import (
     MAX_DETECTIONS,
     keypoint_categories,
     keypoint_objects,
     reason_without_keypoints,
 )
+from maskrcnn_core.evaluation.matches import Matches, match_everything, merge_matches
 from maskrcnn_core.evaluation.results import coco_results, facts_of_rows
 from maskrcnn_core.evaluation.scoring_states import (
     Engine,
@@ -39,6 +44,8 @@ class ScoringPlan:
         max_detections: best detections of an image and category that count, at least 10; of keypoints always 20.
         engine: see `ScoringRules`.
         sigmas: of keypoints, None = COCO's.
+        min_score: of the confusion matrix; None = no details.
+        boundary, federated: boundary AP of masks, and LVIS' AP, with the details.
     """
 
     categories: tuple[CocoDict, ...]
@@ -46,6 +53,9 @@ class ScoringPlan:
     max_detections: int = 100
     engine: Engine = "hotcoco"
     sigmas: tuple[float, ...] | None = None
+    min_score: float | None = None
+    boundary: bool = False
+    federated: bool = False
 
     @cached_property
     def category_ids(self) -> tuple[int, ...]:
@@ -99,11 +109,17 @@ class ShardScores:
     Attributes:
         objects, found: counts.
         states: of each iou type that could be scored.
+        image_ids: [N] of the images.
+        matches: of each iou type, for details; empty without.
+        extras: other scorings for details: `boundary`, `federated bbox`, `federated segm`.
     """
 
     objects: ObjectFacts
     found: FoundFacts
     states: Mapping[IouType, ScoringState]
+    image_ids: npt.NDArray[np.int64]
+    matches: Mapping[IouType, Matches] = field(default_factory=dict)
+    extras: Mapping[str, ScoringState] = field(default_factory=dict)
 
 
 def score_shard(
@@ -120,11 +136,33 @@ def score_shard(
     objects = object_facts(images, annotations)
     facts = found.facts(plan.category_ids, plan.with_keypoints)
     wanted, _ = scored_types(plan, objects, facts)
-    states = {}
+    states: dict[IouType, ScoringState] = {}
+    matches: dict[IouType, Matches] = {}
+    extras: dict[str, ScoringState] = {}
     for kind in wanted:
         own = keypoint_objects(annotations, plan.with_keypoints) if kind == "keypoints" else annotations
-        states[kind] = match_images(plan.rules(kind), images, own, found.results(kind))
-    return ShardScores(objects, facts, states)
+        rules, results = plan.rules(kind), found.results(kind)
+        states[kind] = match_images(rules, images, own, results)
+        if plan.min_score is not None:
+            matches[kind] = match_everything(rules, images, own, results, plan.min_score)
+            extras |= _extras(plan, kind, images, own, results)
+    image_ids = np.array([image["id"] for image in images], np.int64)
+    return ShardScores(objects, facts, states, image_ids, matches, extras)
+
+
+def _extras(
+    plan: ScoringPlan,
+    kind: IouType,
+    images: Sequence[CocoDict],
+    annotations: Sequence[CocoDict],
+    results: Sequence[CocoDict],
+) -> dict[str, ScoringState]:
+    extras: dict[str, ScoringState] = {}
+    if kind == "segm" and plan.boundary:
+        extras["boundary"] = match_boundaries(plan.rules(kind), images, annotations, results)
+    if kind != "keypoints" and plan.federated:
+        extras[f"federated {kind}"] = match_federated(plan.rules(kind), images, annotations, results)
+    return extras
 
 
 def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
@@ -135,6 +173,17 @@ def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
         sum((part.objects for part in parts), ObjectFacts()),
         sum((part.found for part in parts), FoundFacts()),
         {kind: merge_states([part.states[kind] for part in parts]) for kind in kinds},
+        np.concatenate([part.image_ids for part in parts]),
+        {
+            kind: merge_matches([part.matches[kind] for part in parts])
+            for kind in parts[0].matches
+            if all(kind in part.matches for part in parts)
+        },
+        {
+            name: merge_states([part.extras[name] for part in parts])
+            for name in parts[0].extras
+            if all(name in part.extras for part in parts)
+        },
     )
 
 
