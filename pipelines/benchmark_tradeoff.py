@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -294,10 +295,11 @@ def _write(run: TradeoffRun, found: Tradeoff) -> tuple[str, ...]:
         "machine": found.machine,
         "annotations": run.annotations,
     }
+    series = _series_names(found.points)
     pictures = draw_tradeoff(
         [
             (
-                point.setting.trunk,
+                series[point.setting.checkpoint],
                 point.setting.short_side,
                 point.setting.proposals,
                 point.milliseconds,
@@ -317,6 +319,13 @@ def _write(run: TradeoffRun, found: Tradeoff) -> tuple[str, ...]:
     for name, content in contents.items():
         storage.write_bytes_atomically(storage.join(run.output, name), content)
     return tuple(storage.join(run.output, name) for name in contents)
+
+
+def _series_names(points: Sequence[TradeoffPoint]) -> dict[str, str]:
+    """By checkpoint its trunk, and the folder as well where several have the same trunk."""
+    trunks = {point.setting.checkpoint: point.setting.trunk for point in points}
+    several = {trunk for trunk, count in Counter(trunks.values()).items() if count > 1}
+    return {folder: f"{trunk}, {folder}" if trunk in several else trunk for folder, trunk in trunks.items()}
 
 
 def _csv(points: Sequence[TradeoffPoint]) -> bytes:

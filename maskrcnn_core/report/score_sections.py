@@ -62,9 +62,14 @@ def numbers_section(content: ReportContent) -> str:
     tables = []
     shapes = [kind for kind in stats if kind != "keypoints"]
     if shapes:
-        tables.append(_stat_table("coco", STAT_NAMES, {kind: stats[kind] for kind in shapes}))
+        shown = {KIND_TITLES[kind].lower(): stats[kind] for kind in shapes}
+        masks = content.details.kinds.get("segm") if content.details else None
+        if masks is not None and masks.boundary is not None:
+            shown["boundary"] = masks.boundary
+        tables.append(_stat_table("coco", STAT_NAMES, shown))
     if "keypoints" in stats:
-        tables.append(_stat_table("coco-keypoints", KEYPOINT_STAT_NAMES, {"keypoints": stats["keypoints"]}))
+        tables.append(_stat_table("coco-keypoints", KEYPOINT_STAT_NAMES, {"keypoint": stats["keypoints"]}))
+    tables += _federated_tables(content)
     blocks = "".join(f"<div>{table}</div>" for table in tables)
     return f'<div class="columns">{blocks}<div class="stack">{_distributions(content)}</div></div>'
 
@@ -77,8 +82,24 @@ def _stat_table(name: str, stat_names: Sequence[str], stats: Mapping[str, Sequen
         )
         for place, stat in enumerate(stat_names)
     ]
-    columns = ("COCO", *(KIND_TITLES[kind].lower() for kind in stats))
-    return sortable_table(name, "COCO's numbers", columns, rows, sortable=False)
+    return sortable_table(name, "COCO's numbers", ("COCO", *stats), rows, sortable=False)
+
+
+def _federated_tables(content: ReportContent) -> list[str]:
+    """LVIS' numbers, where the annotations are federated."""
+    scores = {
+        KIND_TITLES[name].lower(): kind.federated
+        for name, kind in (content.details.kinds.items() if content.details else ())
+        if kind.federated is not None
+    }
+    if not scores:
+        return []
+    names = next(iter(scores.values())).names
+    rows = [
+        (Cell(stat), *(number_cell(one.stats[place], bar=True) for one in scores.values()))
+        for place, stat in enumerate(names)
+    ]
+    return [sortable_table("lvis", "LVIS' numbers", ("LVIS", *scores), rows, sortable=False)]
 
 
 def _distributions(content: ReportContent) -> str:

@@ -16,6 +16,7 @@ from maskrcnn_core.evaluation.details import (
     ConfusionMatrix,
     ErrorAnalysis,
     EvaluationDetails,
+    FederatedScores,
     KindDetails,
     PrecisionRecallCurve,
     ReliabilityBin,
@@ -103,7 +104,9 @@ def kind_details(names: list[str], scale: float) -> KindDetails:
 
 def content(names: list[str], **changes: object) -> ReportContent:
     """A page with ground truth, boxes and masks; category ids count from 1."""
-    kinds = {"bbox": kind_details(names, 0.9), "segm": kind_details(names, 0.8)}
+    federated = FederatedScores(("AP", "APr"), (0.123, 0.045))
+    masks = replace(kind_details(names, 0.8), boundary=(0.321, *(0.2,) * 11), federated=federated)
+    kinds = {"bbox": kind_details(names, 0.9), "segm": masks}
     numbers = CocoScores(
         stats={kind: (0.383, 0.756, 0.349, 0.384, 0.456, -1.0, 0.024, 0.199, 0.445, 0.4, 0.8, -1.0) for kind in kinds},
         per_category=tuple(

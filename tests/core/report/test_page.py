@@ -76,6 +76,7 @@ def test_headline_numbers() -> None:
     assert texts[texts.index("Box AP") + 1] == "0.383"
     assert "AP50 0.756" in texts
     assert any(text.startswith("95 %: 0.4") for text in texts)
+    assert {"boundary", "0.321", "LVIS", "APr", "0.045"} <= set(texts)
     assert texts[texts.index("Images") + 1 :].index("1,197") >= 0  # of the tile; the navigation says Images as well
     assert "7 failed" in texts
     assert "–" in texts  # a number that is not defined
