@@ -35,6 +35,11 @@ BENCHMARKS = {
         config.EvaluationBenchmarkRun,
         benchmark_accuracy.evaluate,
     ),
+    "tradeoff": Benchmark(
+        "accuracy against speed: input sizes x checkpoints x numbers of proposals",
+        config.TradeoffRun,
+        benchmark_accuracy.tradeoff,
+    ),
     "scale": Benchmark(
         "jobs.label with a detector that costs nothing: time and memory for more and more images",
         config.ScaleRun,

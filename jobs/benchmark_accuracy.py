@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from maskrcnn_core.benchmark_config import EvaluationBenchmarkRun
+from maskrcnn_core.benchmark_config import EvaluationBenchmarkRun, TradeoffRun
 
 if TYPE_CHECKING:
-    pass
+    from pipelines.benchmark_tradeoff import Tradeoff, TradeoffPoint
 
 
 def evaluate(run: EvaluationBenchmarkRun) -> int:
@@ -30,3 +30,58 @@ def evaluate(run: EvaluationBenchmarkRun) -> int:
             f"{'equal in every bit' if found.equal else 'NOT equal'}"
         )
     return 0
+
+
+def tradeoff(run: TradeoffRun) -> int:
+    """Accuracy against speed over sizes, checkpoints and numbers of proposals."""
+    from pipelines.benchmark_tradeoff import benchmark_tradeoff
+
+    done: list[TradeoffPoint] = []
+
+    def show(point: "TradeoffPoint", total: int) -> None:
+        done.append(point)
+        setting = point.setting
+        print(
+            f"[{len(done)}/{total}] {setting.trunk}, {setting.short_side} px, {setting.proposals} proposals: "
+            f"{point.milliseconds:.0f} ms, AP {point.primary_ap:.3f}",
+            flush=True,
+        )
+
+    _print_tradeoff(benchmark_tradeoff(run, show), run)
+    return 0
+
+
+def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
+    """All combinations as a table, the front marked."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds = list(dict.fromkeys(kind for point in found.points for kind in point.ap))
+    titles = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
+    table = Table(title="Accuracy and speed", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("trunk", overflow="fold")
+    for title in ("side", "proposals", *(titles[kind] for kind in kinds), "ms/image", "peak MB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for point in found.points:
+        setting = point.setting
+        numbers = [f"{point.ap[kind]:.3f}" if point.ap.get(kind, -1) != -1 else "-" for kind in kinds]
+        table.add_row(
+            setting.trunk,
+            str(setting.short_side),
+            str(setting.proposals),
+            *numbers,
+            f"{point.milliseconds:.1f}",
+            f"{point.megabytes:.0f}",
+            "front" if point.on_front else "",
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    time = "processor time" if run.clock == "cpu" else "time"
+    console.print(
+        f"{found.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; "
+        f"{found.machine}",
+        soft_wrap=True,
+    )
+    console.print(f"Table and plot: {', '.join(found.files)}", soft_wrap=True)

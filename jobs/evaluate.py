@@ -1,15 +1,20 @@
 """Score labels against COCO annotations: `python -m jobs.evaluate --labels URI --annotations FILE [--output JSON]`.
 
-With `--checkpoint` the annotated images are labelled first; with `--compare` a second run's labels are set beside."""
+With `--checkpoint` the annotated images are labelled first; with `--compare` a second run's labels are set beside; with
+`--report DIR` a page shows it all."""
 
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
 from maskrcnn_core.evaluate_config import EvaluateRun
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
     from maskrcnn_core.evaluation.coco import CocoScores
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.evaluation import EvaluationSummary
     from pipelines.proposal_evaluation import ProposalEvaluation
 
+_PROG = "python -m jobs.evaluate"
 _SHOWN_AT_EACH_END = 10
 _IDS_SHOWN = 5
 _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
@@ -25,10 +31,11 @@ _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return run_job(EvaluateRun, _evaluate, prog="python -m jobs.evaluate", argv=argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_job(EvaluateRun, lambda run: _evaluate(run, arguments), prog=_PROG, argv=arguments)
 
 
-def _evaluate(run: EvaluateRun) -> int:
+def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
     from pipelines.evaluation import evaluate
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
@@ -36,9 +43,12 @@ def _evaluate(run: EvaluateRun) -> int:
     if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
         print_recall(evaluate_proposals(run))
     else:
-        summary = _evaluate_with_progress(run) if run.checkpoint else evaluate(run)
-        print_scores(summary.scores)
-        print_details(summary)
+        with _labels(run) as labelled:
+            summary = _evaluate_with_progress(labelled) if labelled.checkpoint else evaluate(labelled)
+            print_scores(summary.scores)
+            print_details(summary)
+            if run.report:
+                _write_report(labelled, summary, arguments)
     if run.output:
         print(f"All numbers: {run.output}")
     return 0
@@ -50,6 +60,26 @@ def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
 
     with progress("detections") as show:
         return evaluate(run, show)
+
+
+@contextmanager
+def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
+    """The run itself; for a report, its labels are made first and are there until the page is written."""
+    if not run.report:
+        yield run
+        return
+    from pipelines.evaluation import labels_of
+    from pipelines.report import on_labels  # loads torch, which scoring alone does without
+
+    with labels_of(run) as labels:
+        yield on_labels(run, labels)
+
+
+def _write_report(run: EvaluateRun, summary: "EvaluationSummary", arguments: Sequence[str]) -> None:
+    from jobs.report import print_report
+    from pipelines.report import report_evaluation
+
+    print_report(report_evaluation(run, summary, f"{_PROG} {shlex.join(arguments)}"))
 
 
 def print_scores(scores: "CocoScores") -> None:

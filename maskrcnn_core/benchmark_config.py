@@ -67,6 +67,56 @@ class ScaleRun:
 
 
 @dataclass(frozen=True)
+class TradeoffRun:
+    """Measure accuracy against speed: input sizes x checkpoints x numbers of proposals."""
+
+    checkpoint: str
+    """Checkpoint folders, separated by commas; such as of different trunks."""
+    images: str
+    """Folder that the file names of the annotations are relative to."""
+    annotations: str
+    """COCO instances JSON of the images."""
+    output: str = "tradeoff"
+    """Folder for tradeoff.json, .csv, .png and .svg."""
+    short_sides: tuple[int, ...] = ()
+    """Short sides of the network's input, pixels; empty = a half, three quarters and the whole of each checkpoint's."""
+    proposals: tuple[int, ...] = ()
+    """Proposals of an image that reach the heads; empty = a tenth, a third and all of each checkpoint's."""
+    num_images: int = 0
+    """First images of the annotation file to use; 0 = all."""
+    rounds: int = 1
+    """How often each image is measured; the median over all counts."""
+    max_detections: int = 100
+    """Best detections of an image and category that count (COCO: 100)."""
+    use_gpu: bool = False
+    """Compute on the GPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network."""
+    threads: int = 0
+    """CPU threads; 0 = the machine's cores."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall = time that passes; cpu = time that all threads compute, for a machine that has other work as well (with one
+    thread the two are equal on a quiet one)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoints), "checkpoint", self.checkpoint, "one or more folders, separated by commas")
+        for name in ("short_sides", "proposals"):
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(values))
+            require(all(value > 0 for value in values), name, list(values), "numbers above 0")
+        require_positive("rounds", self.rounds)
+        require(self.clock == "wall" or not self.use_gpu, "clock", self.clock, "wall where a GPU computes")
+        require(self.max_detections >= 10, "max_detections", self.max_detections, "at least 10")
+        for name in ("num_images", "threads"):
+            require_not_negative(name, getattr(self, name))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The folders of `checkpoint`."""
+        return tuple(part.strip() for part in self.checkpoint.split(",") if part.strip())
+
+
+@dataclass(frozen=True)
 class EvaluationBenchmarkRun:
     """Measure the scoring of generated labels on this machine."""
 

@@ -7,6 +7,7 @@ from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config_checks import require, require_positive
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.label_config import LabelConfig
+from maskrcnn_core.report_config import PicturesConfig
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,16 @@ class EvaluateRun:
     checkpoint: str | None = None
     """Checkpoint to label the annotated images with first; null = labels are there."""
     images: str | None = None
-    """With --checkpoint: folder that the file names of the annotations are relative to; null = looked for beside."""
+    """With --checkpoint: folder that the file names of the annotations are relative to; null = looked for beside. With
+    --report: the same, for its pictures; null = where the labels say."""
     compare: str | None = None
     """A second run's labels on the same annotations, to compare with the first."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Scoring."""
+    report: str | None = None
+    """Folder for a page with numbers, curves and pictures (index.html); null = none."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Galleries of the report."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Inference (with --checkpoint)."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -74,4 +80,10 @@ class EvaluateRun:
         missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing:
             raise ConfigError(f"missing {', '.join(missing)}; see --help")
-        require(not self.images or bool(self.checkpoint), "images", self.images, "nothing without --checkpoint")
+        used = bool(self.checkpoint or self.report)
+        require(not self.images or used, "images", self.images, "nothing without --checkpoint or --report")
+        if self.report and self.labels.lower().endswith(".json"):
+            raise ConfigError(
+                f"report: its pictures need label records, but --labels {self.labels} are COCO results; "
+                "leave out --report"
+            )

@@ -129,7 +129,9 @@ def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | 
 
     with tempfile.TemporaryDirectory() as scratch:
         output = run.labels or scratch
-        wanted = LabelRun(run.checkpoint, run.annotations, output, None, run.images, run.label, run.cluster)
+        wanted = LabelRun(
+            run.checkpoint, run.annotations, output, image_root=run.images, label=run.label, cluster=run.cluster
+        )
         label(wanted, on_progress)
         yield output
 

@@ -113,12 +113,12 @@ def open_stream(uri: str) -> Iterator[Callable[[int], bytes]]:
         StorageError: there is no such file, or it cannot be read.
     """
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri):
+    with naming(uri):
         stream = filesystem.open_input_stream(path)
     with stream:
 
         def read(length: int) -> bytes:
-            with _naming(uri):
+            with naming(uri):
                 content: bytes = stream.read(length)
             return content
 
@@ -128,7 +128,7 @@ def open_stream(uri: str) -> Iterator[Callable[[int], bytes]]:
 def size(uri: str) -> int:
     """Bytes of a file; 0 where there is none, or a folder."""
     filesystem, path = filesystem_and_path(uri)
-    with _naming(uri):
+    with naming(uri):
         return filesystem.get_file_info(path).size or 0
 
 

@@ -1,6 +1,7 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
     errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, export, draw
+        <- report
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
 """
@@ -26,11 +27,13 @@ CORE_LAYERS = (
     {"boxes", "masks", "keypoints"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
+    {"report"},
 )
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
+    ("evaluate_config", "report_config"),
     ("evaluate_config", "label_config"),  # from a checkpoint: label, then score
     ("structures", "errors"),
     ("masks", "boxes"),

@@ -1,0 +1,227 @@
+"""Which detections of an image are right, and what in it is worth showing.
+
+Matching is COCO's at one overlap: detections from the best score down take the free object of their category that they
+overlap most. Here boxes decide, also where there are masks: a mask that is drawn badly inside the right box is then a
+bad mask, and not a false positive.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from maskrcnn_core.data.segmentation import ObjectMask, object_mask
+from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
+from maskrcnn_core.report.content import ExampleKind
+
+NOTHING = -1
+"""In place of an index: matched with nothing."""
+IGNORED = -2
+"""In place of an index: a detection on a crowd region, neither right nor wrong."""
+
+_Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Detections and objects of one image put together.
+
+    Attributes:
+        object_of: [D] index of the object that each detection found, `NOTHING` or `IGNORED`.
+        overlaps: [D] box IoU with that object, or the largest with any object of any category where there is none.
+        nearest: [D] index of the object that `overlaps` is of; `NOTHING` without objects.
+        detection_of: [G] index of the detection that found each object, or `NOTHING`.
+    """
+
+    object_of: NDArray[np.int64]
+    overlaps: NDArray[np.float64]
+    nearest: NDArray[np.int64]
+    detection_of: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something of an image that a gallery may show.
+
+    Attributes:
+        kind: of gallery.
+        category_id: of the object.
+        interest: larger is shown first.
+        box: x, y, width, height of the place, pixels; None = the whole image.
+        title, note: as of `content.Example`.
+    """
+
+    kind: ExampleKind
+    category_id: int | None
+    interest: float
+    box: _Box | None
+    title: str
+    note: str
+
+
+def match_objects(
+    detections: Sequence[DetectionRecord], annotations: Sequence[Mapping[str, Any]], min_overlap: float = 0.5
+) -> Matched:
+    """Put the detections of one image and its annotated objects together.
+
+    Args:
+        detections: best first.
+        annotations: COCO annotation objects with `bbox`, `category_id` and perhaps `iscrowd`.
+        min_overlap: least IoU.
+    """
+    object_of = np.full(len(detections), NOTHING, np.int64)
+    detection_of = np.full(len(annotations), NOTHING, np.int64)
+    if not detections or not annotations:
+        return Matched(object_of, np.zeros(len(detections)), np.full(len(detections), NOTHING, np.int64), detection_of)
+    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations])
+    overlap = _box_overlaps(detections, annotations, crowd)
+    same = np.array([found.category_id for found in detections])[:, None] == _category_ids(annotations)[None]
+    for index in np.flatnonzero((same & (overlap >= min_overlap)).any(axis=1)).tolist():
+        eligible = np.where(same[index] & (overlap[index] >= min_overlap), overlap[index], -1.0)
+        free = np.where(crowd | (detection_of != NOTHING), -1.0, eligible)
+        best = int(free.argmax())
+        if free[best] >= 0:
+            object_of[index], detection_of[best] = best, index
+        elif (eligible[crowd] >= 0).any():
+            object_of[index] = IGNORED
+    nearest = np.where(object_of >= 0, object_of, overlap.argmax(axis=1))
+    return Matched(object_of, overlap[np.arange(len(detections)), nearest], nearest, detection_of)
+
+
+def _box_overlaps(
+    detections: Sequence[DetectionRecord], annotations: Sequence[Mapping[str, Any]], crowd: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """[D, G] IoU; with crowd regions, the share of the detection that lies in the region."""
+    found = np.array([one.bbox for one in detections], np.float64).reshape(-1, 4)
+    truth = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
+    return np.asarray(coco_mask.iou(found, truth, crowd.astype(np.uint8).tolist()))
+
+
+def _category_ids(annotations: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    return np.array([entry["category_id"] for entry in annotations], np.int64)
+
+
+def judged_candidates(
+    record: ImageRecord,
+    annotations: Sequence[Mapping[str, Any]],
+    matched: Matched,
+    categories: Mapping[int, str],
+    min_score: float,
+) -> list[Candidate]:
+    """What is worth showing of an image with ground truth.
+
+    Args:
+        record: status ok.
+        annotations, matched: of the image.
+        categories: names by id.
+        min_score: weaker detections are taken for nothing.
+    """
+    candidates = []
+    for index, found in enumerate(record.detections):
+        if found.score < min_score or matched.object_of[index] == IGNORED:
+            continue
+        title = f"{found.category} {found.score:.2f}"
+        overlap, object_index = float(matched.overlaps[index]), int(matched.object_of[index])
+        if object_index == NOTHING:
+            note = _why_wrong(found, annotations, matched, index, categories)
+            candidates.append(Candidate("wrong", found.category_id, found.score, found.bbox, title, note))
+            continue
+        quality = mask_overlap(found, annotations[object_index], record)
+        note = f"box IoU {overlap:.2f}" + (f", mask IoU {quality:.2f}" if quality is not None else "")
+        worth = overlap * found.score * (1.0 if quality is None else quality)
+        candidates.append(Candidate("right", found.category_id, worth, found.bbox, title, note))
+        if quality is not None:
+            candidates.append(Candidate("mask", found.category_id, 1.0 - quality, found.bbox, title, note))
+    return candidates + _misses(record, annotations, matched, categories, min_score)
+
+
+def _why_wrong(
+    found: DetectionRecord,
+    annotations: Sequence[Mapping[str, Any]],
+    matched: Matched,
+    index: int,
+    categories: Mapping[int, str],
+) -> str:
+    overlap, nearest = float(matched.overlaps[index]), int(matched.nearest[index])
+    if nearest == NOTHING or overlap < 0.1:
+        return "on the background"
+    category_id = int(annotations[nearest]["category_id"])
+    name = categories.get(category_id, str(category_id))
+    if category_id != found.category_id:
+        return f"on {name}, IoU {overlap:.2f}"
+    if overlap >= 0.5:
+        return f"a second time the same object, IoU {overlap:.2f}"
+    return f"badly placed, IoU {overlap:.2f}"
+
+
+def _misses(
+    record: ImageRecord,
+    annotations: Sequence[Mapping[str, Any]],
+    matched: Matched,
+    categories: Mapping[int, str],
+    min_score: float,
+) -> list[Candidate]:
+    candidates = []
+    for entry, index in zip(annotations, matched.detection_of.tolist(), strict=True):
+        score = record.detections[index].score if index != NOTHING else 0.0
+        if entry.get("iscrowd", 0) or score >= min_score:
+            continue
+        x, y, w, h = (float(value) for value in entry["bbox"])
+        name = categories.get(int(entry["category_id"]), str(entry["category_id"]))
+        note = f"found with score {score:.2f} only" if index != NOTHING else "not found at any score"
+        candidates.append(
+            Candidate("missed", int(entry["category_id"]), w * h, (x, y, w, h), name, f"{w:.0f} × {h:.0f} px, {note}")
+        )
+    return candidates
+
+
+def mask_overlap(found: DetectionRecord, annotation: Mapping[str, Any], record: ImageRecord) -> float | None:
+    """IoU of a detection's mask with an annotated one; None where one of them has none, or a malformed one."""
+    segmentation = annotation.get("segmentation")
+    if found.rle_counts is None or not segmentation or not record.height or not record.width:
+        return None
+    size = record.height, record.width
+    try:
+        first = object_mask({"size": list(size), "counts": found.rle_counts}, *size)
+        second = object_mask(segmentation, *size)
+    except ValueError:
+        return None
+    shared = _shared_pixels(first, second)
+    union = int(first.pixels.sum()) + int(second.pixels.sum()) - shared
+    return shared / union if union else 0.0
+
+
+def _shared_pixels(first: ObjectMask, second: ObjectMask) -> int:
+    left, top = max(first.left, second.left), max(first.top, second.top)
+    right = min(first.left + first.pixels.shape[1], second.left + second.pixels.shape[1])
+    bottom = min(first.top + first.pixels.shape[0], second.top + second.pixels.shape[0])
+    if left >= right or top >= bottom:
+        return 0
+    parts = [
+        mask.pixels[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left]
+        for mask in (first, second)
+    ]
+    return int((parts[0] & parts[1]).sum())
+
+
+def unjudged_candidates(record: ImageRecord, min_score: float) -> list[Candidate]:
+    """What is worth showing of an image without ground truth: the image, and its best and weakest detections."""
+    confident = [found for found in record.detections if found.score >= min_score]
+    if not confident:
+        return []
+    count = len(confident)
+    kinds = len({found.category_id for found in confident})
+    what = f"{count} object{'s' * (count > 1)}" + (f" of {kinds} categories" if kinds > 1 else "")
+    candidates = [Candidate("crowded", None, float(count), None, what, f"scores from {min_score:g}")]
+    for kind, found in (("sure", confident[0]), ("unsure", confident[-1])):
+        interest = found.score if kind == "sure" else -found.score
+        x, y, w, h = found.bbox
+        note = f"{w:.0f} × {h:.0f} px"
+        title = f"{found.category} {found.score:.2f}"
+        candidates.append(
+            Candidate("sure" if kind == "sure" else "unsure", found.category_id, interest, (x, y, w, h), title, note)
+        )
+    return candidates

@@ -1,0 +1,46 @@
+"""The typed configuration of reports."""
+
+from dataclasses import dataclass, field
+
+from maskrcnn_core.config_checks import require_fraction, require_not_negative, require_positive
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Which pictures a report shows, and how many."""
+
+    min_score: float = 0.5
+    """Detections from this score on count as found, and are drawn."""
+    match_overlap: float = 0.5
+    """Least IoU of a detection's box with an object of its category to be right."""
+    per_gallery: int = 16
+    """Most examples in each gallery; 0 = no pictures."""
+    per_image: int = 2
+    """Most examples of one image in a gallery."""
+    side: int = 320
+    """Longest side of a picture, pixels."""
+    max_megabytes: float = 8.0
+    """All pictures together take at most this much of the page, megabytes; what does not fit is left out."""
+
+    def __post_init__(self) -> None:
+        require_not_negative("pictures.per_gallery", self.per_gallery)
+        for name in ("per_image", "side", "max_megabytes"):
+            require_positive(f"pictures.{name}", getattr(self, name))
+        for name in ("min_score", "match_overlap"):
+            require_fraction(f"pictures.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """Show what a label run holds, as one HTML page."""
+
+    labels: str
+    """Folder that jobs.label wrote, or its labels/ folder, or one .parquet file."""
+    output: str
+    """Folder for index.html."""
+    images: str | None = None
+    """Folder where the images lie now; null = where the labels say."""
+    title: str = "Label report"
+    """Heading of the page."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Galleries."""
