@@ -88,12 +88,27 @@ class TrainConfig:
     """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
     log_every: int = 20
     """Steps between log entries (TensorBoard, progress)."""
+    validate_in: Literal["workers", "task"] = "workers"
+    """Who validates: the training workers, which wait for it; or tasks of their own on other resources of the cluster,
+    while training goes on."""
+    validation_tasks: int = 1
+    """How many tasks share a validation's images (train.validate_in: task)."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better score; 0 = never."""
+    max_skipped_steps: int = 10
+    """Stop after so many steps in a row whose loss was not finite; each leaves the weights alone."""
+    pictures: int = 4
+    """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
     max_failures: int = 3
     """How often lost workers or machines are replaced, each time from the last checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
+        for name in ("validation_tasks", "max_skipped_steps"):
+            require_positive(f"train.{name}", getattr(self, name))
+        for name in ("patience", "pictures"):
+            require_not_negative(f"train.{name}", getattr(self, name))
         for name in ("threads_per_worker", "weight_decay", "warmup_steps", "clip_norm", "mask_crop", "validate_every"):
             require_not_negative(f"train.{name}", getattr(self, name))
         require_not_negative("train.max_failures", self.max_failures)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,6 @@ def newest_intact(root: str, faults: list[str]) -> Iterator[tuple[StoredCheckpoi
         yield None
 
 
-def drop(checkpoint_uri: str) -> None:
-    """Delete a checkpoint that turned out to be damaged."""
-    _delete(checkpoint_uri)
-
-
 def _is_name(name: str) -> bool:
     return name.startswith(_PREFIX) and name[len(_PREFIX) :].isdigit()
 
@@ -164,8 +160,7 @@ def _move_into_place(folder: Path, target: Path) -> None:
     for name in (*_files_of(folder), "."):
         _flush_to_disk(folder / name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(_UNFINISHED + target.name)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = target.with_name(f"{_UNFINISHED}{target.name}-{uuid.uuid4().hex}")
     shutil.move(folder, unfinished)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)

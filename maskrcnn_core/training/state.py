@@ -21,12 +21,18 @@ class TrainingState:
         seconds: wall time spent on them.
         best_score: best validation AP so far, 0 to 1; None before the first validation.
         best_step: steps done when it was measured.
+        skipped: of the steps done, those that left the weights alone because a gradient was not finite.
+        scored_step: steps done when the newest validation was counted.
+        stopped: it ended before its last step, because validation no longer improved.
     """
 
     step: int = 0
     seconds: float = 0.0
     best_score: float | None = None
     best_step: int | None = None
+    skipped: int = 0
+    scored_step: int = 0
+    stopped: bool = False
 
 
 def save_training_state(folder: Path, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:

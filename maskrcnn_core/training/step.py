@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.training.guard import update_if_finite
 from maskrcnn_core.training.optimizer import set_learning_rate
 
 
@@ -21,12 +22,14 @@ class StepResult:
         losses: [len(names)] float32, detached.
         grad_norm: scalar, L2 norm of all gradients before clipping; None where nothing asked for it.
         learning_rate: rate that the step used.
+        skipped: scalar bool, the gradients were not finite and the weights stayed; None where nothing looked.
     """
 
     names: tuple[str, ...]
     losses: Tensor
     grad_norm: Tensor | None
     learning_rate: float
+    skipped: Tensor | None = None
 
 
 def training_step(
@@ -39,6 +42,7 @@ def training_step(
     clip_norm: float = 0.0,
     bfloat16: bool = False,
     with_grad_norm: bool = False,
+    skip_non_finite: bool = False,
     proposals: Proposals | None = None,
 ) -> StepResult:
     """Forward, backward and update.
@@ -50,6 +54,7 @@ def training_step(
         clip_norm: upper limit of the gradients' L2 norm; 0 = none.
         bfloat16: run the forward pass under autocast.
         with_grad_norm: measure the norm also where it is not clipped.
+        skip_non_finite: leave the weights as they are where a gradient is not finite (the norm is measured).
     """
     device = images.pixels.device.type
     set_learning_rate(optimizer, learning_rate)
@@ -60,11 +65,15 @@ def training_step(
     stacked = torch.stack([loss.float() for loss in losses.values()])
     stacked.sum().backward()
     grad_norm = None
-    if clip_norm > 0 or with_grad_norm:
+    if clip_norm > 0 or with_grad_norm or skip_non_finite:
         limit = clip_norm if clip_norm > 0 else float("inf")
         grad_norm = clip_gradients(optimizer, limit)
-    optimizer.step()
-    return StepResult(tuple(losses), stacked.detach(), grad_norm, learning_rate)
+    skipped = None
+    if skip_non_finite and grad_norm is not None:
+        skipped = update_if_finite(optimizer, grad_norm)
+    else:
+        optimizer.step()
+    return StepResult(tuple(losses), stacked.detach(), grad_norm, learning_rate, skipped)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
