@@ -26,6 +26,7 @@ from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.optimizer import build_optimizer
+from maskrcnn_core.training.repeat_factors import dataset_repeat_factors
 from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.training.state import TrainingState, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
@@ -246,6 +247,9 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         world_size=job.world_size,
         flip_probability=settings.flip_probability,
         short_sides=settings.short_sides or (model.input.short_side,),
+        aspect_ratio_factor=settings.aspect_ratio_factor,
+        repeat_factors=dataset_repeat_factors(job.data, settings.repeat_threshold),
+        partner_probability=settings.augment.copy_paste,
     )
     batches = load_batches(
         source,

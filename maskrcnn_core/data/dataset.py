@@ -28,11 +28,15 @@ class Sample:
         index: position of the image in the data set.
         flip: mirror it left to right.
         short_side: length to which the shorter side is resized, pixels.
+        seed: of every further random choice about the image.
+        partner: position of an image from which objects are pasted on this one, or None.
     """
 
     index: int
     flip: bool
     short_side: int
+    seed: int = 0
+    partner: int | None = None
 
 
 @dataclass(frozen=True)
