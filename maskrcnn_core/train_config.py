@@ -32,10 +32,13 @@ class DataConfig:
     """Loader processes per training worker; 0 = one background thread."""
     max_pixels: int = 178_956_970
     """Larger images are refused, pixels."""
+    check_images: int = 32
+    """Images of each data set that are read and compared with their annotations before a new run starts."""
 
     def __post_init__(self) -> None:
         require_not_negative("data.workers", self.workers)
         require_positive("data.max_pixels", self.max_pixels)
+        require_not_negative("data.check_images", self.check_images)
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,6 @@ class TrainConfig:
     """How many tasks share a validation's images (train.validate_in: task)."""
     patience: int = 0
     """Stop after so many validations in a row without a better score; 0 = never."""
-    max_skipped_steps: int = 10
-    """Stop after so many steps in a row whose loss was not finite; each leaves the weights alone."""
     pictures: int = 4
     """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
     max_failures: int = 3
@@ -182,8 +183,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
-        for name in ("validation_tasks", "max_skipped_steps"):
-            require_positive(f"train.{name}", getattr(self, name))
+        require_positive("train.validation_tasks", self.validation_tasks)
         for name in ("patience", "pictures"):
             require_not_negative(f"train.{name}", getattr(self, name))
         for name in ("threads_per_worker", "weight_decay", "warmup_steps", "clip_norm", "mask_crop", "validate_every"):

@@ -4,9 +4,10 @@ OUTPUT/run.json                   configuration; another one in the same folder 
 OUTPUT/checkpoints/{last,best}    checkpoint folders for every other job
 OUTPUT/tensorboard/               event files
 OUTPUT/summary.json               there once the run has finished
-OUTPUT/data.json                  what the training data holds: images, objects of each category, sizes, what was left out
+OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
+OUTPUT/validation/                scores of every validation
 OUTPUT/_ray/                      Ray Train's storage
 """
 
@@ -25,6 +26,7 @@ from pipelines.checkpoint_store import copy_file
 
 _FREE_TO_CHANGE = (
     "cluster.",
+    "data.check_images",
     "data.max_pixels",
     "data.workers",
     "output",

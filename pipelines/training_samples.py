@@ -40,7 +40,9 @@ class SampleLog:
         stop = self._start + len(self._images)
         if self._rank == 0 and self._images:
             lines = [
-                json.dumps({"step": step, "images": [image for share in shares for image in share], "workers": len(parts)})
+                json.dumps(
+                    {"step": step, "images": [image for share in shares for image in share], "workers": len(parts)}
+                )
                 for step, shares in enumerate(zip(*parts, strict=True), self._start)
             ]
             uri = storage.join(self._output, "samples", f"{self._start:08d}-{stop:08d}.jsonl")

@@ -59,9 +59,7 @@ def keypoint_targets(
     return cells, counted & learned[:, None]
 
 
-def keypoint_loss(
-    logits: Tensor, cells: Tensor, counted: Tensor, normalizer: Normalizer = own_count
-) -> Tensor:
+def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor, normalizer: Normalizer = own_count) -> Tensor:
     """Cross-entropy of a softmax over a heatmap's cells, mean over the counted keypoints of the batch (Mask R-CNN,
     section 5; the mean as torchvision's, and detectron2's normalised by visible keypoints).
 

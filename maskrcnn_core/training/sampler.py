@@ -36,11 +36,16 @@ def counter_generator(seed: int, purpose: int, first: int, second: int) -> np.ra
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+def slots_of(rank: int, world_size: int, batch_size: int) -> range:
+    """The places of a batch that are `rank`'s: consecutive, and as equal a share as can be."""
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 class BatchPlan:
     """Random access to the samples of every step and rank.
 
-    The batch of a step depends on the seed and the step only; ranks cut it into consecutive parts, as equal as can be. So
-    any number of workers sees the same global batches.
+    The batch of a step depends on the seed and the step only; ranks cut it into consecutive parts, as equal as can be.
+    So any number of workers sees the same global batches.
     """
 
     def __init__(
@@ -90,8 +95,7 @@ class BatchPlan:
 
     def slots(self, rank: int = 0) -> range:
         """The places of a batch that are `rank`'s."""
-        batch_size, world_size = self._batch_size, self._world_size
-        return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        return slots_of(rank, self._world_size, self._batch_size)
 
     def epoch(self, step: int) -> int:
         """The epoch (from 0) that `step` belongs to: the first one whose batches reach beyond it."""

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +90,7 @@ def small_run(output: Path, source: DatasetConfig, **settings: Any) -> TrainRun:
     return TrainRun(
         output=str(output),
         model=SMALL,
-        data=DataConfig(train=source, val=source),
+        data=DataConfig(train=source, val=source, check_images=0),
         train=TrainConfig(**{**defaults, **settings}),
     )
 
@@ -205,7 +204,6 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
         if isinstance(event, TrainingStarted):
             started.append(event.step)
         if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
-            wait_for_commit(Path(run.output))
             kill_train_workers()
             blocking.unlink()
             blocking.with_suffix(".away").rename(blocking)
@@ -214,15 +212,6 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     summary = train(run, kill_after_first_checkpoint)
     assert started == [0, 3]
     assert_equal_weights(summary.last, straight[2].last)
-
-
-def wait_for_commit(output: Path) -> None:
-    """Ray's controller learns of a checkpoint when it next polls its workers."""
-    snapshot = output / "_ray" / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 60.0
-    while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def kill_train_workers() -> None:
