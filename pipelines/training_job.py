@@ -34,6 +34,7 @@ from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines import storage
 from pipelines.cluster import physical_cores
 from pipelines.proposal_files import proposals_of
+from pipelines.training_augmentation import color_jitter, scale_jitter
 from pipelines.training_output import initial_checkpoints
 from pipelines.training_progress import InitialWeightsLoaded, TrainingStarted
 
@@ -239,6 +240,8 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.rpn.post_nms_train,
+        jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
+        colors=color_jitter(settings.augment),
     )
     plan = BatchPlan(
         source.sizes,
