@@ -96,9 +96,11 @@ class TrainConfig:
     steps: int = 90_000
     """Optimisation steps."""
     batch_size: int = 16
-    """Images per step over all workers; a multiple of train.num_workers."""
+    """Images per step over all workers, whatever their number; at least train.num_workers."""
     num_workers: int = 1
     """Training processes (Ray Train workers)."""
+    min_workers: int = 0
+    """Go on with as few as this where machines are lost for good; 0 = wait for train.num_workers."""
     use_gpu: bool = False
     """One GPU for each worker (NCCL) instead of CPU (gloo)."""
     threads_per_worker: int = 0
@@ -182,10 +184,16 @@ class TrainConfig:
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
         require(
-            self.batch_size % self.num_workers == 0,
+            self.batch_size >= self.num_workers,
             "train.batch_size",
             self.batch_size,
-            f"a multiple of train.num_workers ({self.num_workers})",
+            f"at least train.num_workers ({self.num_workers})",
+        )
+        require(
+            0 <= self.min_workers <= self.num_workers,
+            "train.min_workers",
+            self.min_workers,
+            f"0 to train.num_workers ({self.num_workers})",
         )
         require(all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0")
         require(

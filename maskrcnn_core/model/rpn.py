@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, suppress
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.structures import Proposals, Targets
@@ -119,7 +120,12 @@ class RPNLossRule:
 
 
 def rpn_losses(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets, rule: RPNLossRule
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    targets: Targets,
+    rule: RPNLossRule,
+    normalizer: Normalizer = own_count,
 ) -> dict[str, Tensor]:
     """Objectness loss (mean over the sampled anchors) and box loss (sum over positives / sampled anchors).
 
@@ -138,8 +144,8 @@ def rpn_losses(
         rescue_best=True,
         crowd_overlap=rule.crowd_overlap,
     )
-    samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction)
-    num_sampled = samples.valid.sum().clamp(min=1)
+    samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction, targets.seeds)
+    num_sampled = normalizer(samples.valid.sum())
     sampled_logits = full_precision(torch.cat(list(logits), dim=1).gather(1, samples.index))
     objectness = functional.binary_cross_entropy_with_logits(
         sampled_logits, samples.positive.to(sampled_logits.dtype), reduction="none"

@@ -39,8 +39,8 @@ def counter_generator(seed: int, purpose: int, first: int, second: int) -> np.ra
 class BatchPlan:
     """Random access to the samples of every step and rank.
 
-    The batch of a step depends on the seed and the step only; ranks cut it into equal consecutive parts. So any number
-    of workers sees the same global batches.
+    The batch of a step depends on the seed and the step only; ranks cut it into consecutive parts, as equal as can be. So
+    any number of workers sees the same global batches.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BatchPlan:
 
         Args:
             sizes: (height, width) of every image, pixels; position in the sequence is `Sample.index`.
-            batch_size: images of a step over all ranks, a multiple of `world_size`.
+            batch_size: images of a step over all ranks, at least one for each.
             flip_probability: share of mirrored samples.
             short_sides: the resized short side is drawn from these, pixels.
             aspect_ratio_factor: k, see `aspect_groups`.
@@ -68,11 +68,11 @@ class BatchPlan:
             partner_probability: share of samples that get a second image, any of the data set, to paste from.
 
         Raises:
-            ValueError: there is no image, no short side, or the batch does not divide among the ranks.
+            ValueError: there is no image, no short side, or fewer images in a batch than ranks.
         """
-        if not sizes or not short_sides or batch_size < 1 or batch_size % world_size:
+        if not sizes or not short_sides or world_size < 1 or batch_size < world_size:
             raise ValueError(
-                "BatchPlan: expected images, short sides and a batch_size that is a multiple of world_size, got "
+                "BatchPlan: expected images, short sides and a batch_size of at least world_size (1 or more), got "
                 f"{len(sizes)} images, {len(short_sides)} short sides, batch_size {batch_size}, world_size {world_size}"
             )
         self._batch_size, self._world_size, self._seed = batch_size, world_size, seed
@@ -86,9 +86,12 @@ class BatchPlan:
     def batch(self, step: int, rank: int = 0) -> list[Sample]:
         """The samples of `rank` at `step` (both from 0)."""
         stream, position = self._locate(step)
-        share = self._batch_size // self._world_size
-        slots = range(rank * share, (rank + 1) * share)
-        return [self._sample(step, slot, self._image(stream, position + slot)) for slot in slots]
+        return [self._sample(step, slot, self._image(stream, position + slot)) for slot in self.slots(rank)]
+
+    def slots(self, rank: int = 0) -> range:
+        """The places of a batch that are `rank`'s."""
+        batch_size, world_size = self._batch_size, self._world_size
+        return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def epoch(self, step: int) -> int:
         """The epoch (from 0) that `step` belongs to: the first one whose batches reach beyond it."""

@@ -99,7 +99,7 @@ def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train.batch_size", "3", "--train.num_workers", "2"], "train.batch_size: got 3, expected a multiple of"),
+        (["--train.batch_size", "1", "--train.num_workers", "2"], "train.batch_size: got 1, expected at least"),
         ([], "data.train.images: not given, expected a folder"),
         (["--data.train.images", "x", "--data.train.annotations", "y.json"], "y.json: no such file"),
     ],
