@@ -37,6 +37,7 @@ from pipelines import storage
 from pipelines.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.cluster import physical_cores
 from pipelines.proposal_files import proposals_of
+from pipelines.training_augmentation import color_jitter, scale_jitter
 from pipelines.training_checkpoints import CheckpointSaver, clear_staging
 from pipelines.training_output import initial_checkpoints, resume_uri
 from pipelines.training_progress import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
@@ -285,6 +286,8 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.rpn.post_nms_train,
+        jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
+        colors=color_jitter(settings.augment),
     )
     plan = BatchPlan(
         source.sizes,
