@@ -173,6 +173,8 @@ class TrainConfig:
     while training goes on."""
     validation_tasks: int = 1
     """How many tasks share a validation's images (train.validate_in: task)."""
+    validation_losses: bool = True
+    """Compute the training losses on the validation data, too."""
     patience: int = 0
     """Stop after so many validations in a row without a better score; 0 = never."""
     pictures: int = 4

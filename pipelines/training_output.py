@@ -40,6 +40,7 @@ _FREE_TO_CHANGE = (
     "train.threads_per_worker",
     "train.use_gpu",
     "train.validate_in",
+    "train.validation_losses",
     "train.validation_tasks",
     "train.validate_every",
 )

@@ -64,12 +64,10 @@ class PredictedShare:
     Attributes:
         entries: image id, file name and record of each; empty for an RPN alone.
         recall: counts over the images, their number and how many failed; of an RPN alone.
-        losses: sums over the images of each loss, and `images`; empty where none were asked for.
     """
 
     entries: list[tuple[int, str, ImageRecord]]
     recall: tuple[RecallCounts, int, int] | None = None
-    losses: dict[str, float] = field(default_factory=dict)
 
 
 def predict_share(

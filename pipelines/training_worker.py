@@ -30,6 +30,7 @@ from pipelines.training_report import report_steps, report_validation
 from pipelines.training_samples import SampleLog
 from pipelines.training_scores import best_of, is_exhausted, read_history, write_scores
 from pipelines.training_validation import PredictedShare, draw_pictures, predict_share, score_shares
+from pipelines.validation_losses import mean_losses, sum_losses
 from pipelines.validation_task import (
     PendingValidations,
     TaskResult,
@@ -220,26 +221,30 @@ class TrainingLoop:
         job, run = self._job, self._job.run
         assert job.validation is not None
         begin = time.perf_counter()
+        part: dict[str, Any] = {
+            "device": job.device,
+            "rank": job.rank,
+            "world_size": job.world_size,
+            "proposals": job.validation_proposals,
+        }
+        sums = sum_losses(copy.deepcopy(job.detector), run, **part) if run.train.validation_losses else {}
         share = predict_share(
             copy.deepcopy(job.detector),
             run.model,
             job.validation,
             run.data.val,
-            device=job.device,
             precision=run.train.precision,
             max_pixels=run.data.max_pixels,
-            rank=job.rank,
-            world_size=job.world_size,
-            proposals=job.validation_proposals,
+            **part,
         )
-        shares: list[Any] = [share]
+        parts: list[Any] = [(share, sums)]
         if job.world_size > 1:
-            shares = [None] * job.world_size
-            dist.all_gather_object(shares, share)
+            parts = [None] * job.world_size
+            dist.all_gather_object(parts, (share, sums))
         if job.rank == 0:
-            self._count_here(shares, done, begin)
+            self._count_here([share for share, _ in parts], mean_losses([sums for _, sums in parts]), done, begin)
 
-    def _count_here(self, shares: list[PredictedShare], done: int, begin: float) -> None:
+    def _count_here(self, shares: list[PredictedShare], losses: dict[str, float], done: int, begin: float) -> None:
         job, run = self._job, self._job.run
         assert job.validation is not None
         scores = score_shares(shares, run.model, run.data.val)
@@ -248,7 +253,7 @@ class TrainingLoop:
             pictures = draw_pictures(
                 shares[0], job.validation, run.data.val, number=run.train.pictures, max_pixels=run.data.max_pixels
             )
-        result = TaskResult(scores, pictures, {}, time.perf_counter() - begin)
+        result = TaskResult(scores, pictures, losses, time.perf_counter() - begin)
         is_best = self._is_best(result, done)
         if is_best:
             _publish_weights(job, checkpoint_uri(run.output, "best"))

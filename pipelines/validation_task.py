@@ -28,6 +28,7 @@ from pipelines import storage
 from pipelines.proposal_files import proposals_of
 from pipelines.training_output import checkpoint_uri
 from pipelines.training_validation import PredictedShare, Scores, draw_pictures, predict_share, score_shares
+from pipelines.validation_losses import mean_losses, sum_losses
 
 _CANDIDATE = "candidate-"
 
@@ -94,35 +95,40 @@ def _validate(run: TrainRun, step: int) -> TaskResult:
     begin = time.perf_counter()
     number = run.train.validation_tasks
     predict = ray.remote(_predict).options(num_cpus=1, num_gpus=int(run.train.use_gpu), max_retries=3)
-    parts = ray.get([predict.remote(run, step, rank, number) for rank in range(number)])
-    shares: list[PredictedShare] = [share for share, _ in parts]
-    scores = score_shares(shares, run.model, run.data.val)
-    return TaskResult(scores, parts[0][1], {}, time.perf_counter() - begin)
+    parts: list[tuple[PredictedShare, Any, dict[str, float]]] = ray.get(
+        [predict.remote(run, step, rank, number) for rank in range(number)]
+    )
+    scores = score_shares([share for share, _, _ in parts], run.model, run.data.val)
+    losses = mean_losses([sums for _, _, sums in parts])
+    return TaskResult(scores, parts[0][1], losses, time.perf_counter() - begin)
 
 
-def _predict(run: TrainRun, step: int, rank: int, world_size: int) -> tuple[PredictedShare, NDArray[np.uint8] | None]:
+def _predict(
+    run: TrainRun, step: int, rank: int, world_size: int
+) -> tuple[PredictedShare, NDArray[np.uint8] | None, dict[str, float]]:
     device = torch.device("cuda" if run.train.use_gpu else "cpu")
     detector = build_detector(run.model, load_pretrained=False)
     with _local_copy(candidate_uri(run.output, step)) as folder:
         detector.load_state_dict(load_checkpoint(folder)[1])
+    detector.to(device)
+    proposals = proposals_of(run.data.val, "data.val")
+    part: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size, "proposals": proposals}
+    sums = sum_losses(copy.deepcopy(detector), run, **part) if run.train.validation_losses else {}
     dataset = load_coco(run.data.val.annotations, require_masks=False, on_fault="drop")
     max_pixels = run.data.max_pixels
     share = predict_share(
-        copy.deepcopy(detector).to(device),
+        detector,
         run.model,
         dataset,
         run.data.val,
-        device=device,
         precision=run.train.precision,
         max_pixels=max_pixels,
-        rank=rank,
-        world_size=world_size,
-        proposals=proposals_of(run.data.val, "data.val"),
+        **part,
     )
     pictures = None
     if rank == 0 and run.train.pictures:
         pictures = draw_pictures(share, dataset, run.data.val, number=run.train.pictures, max_pixels=max_pixels)
-    return share, pictures
+    return share, pictures, sums
 
 
 @contextmanager
