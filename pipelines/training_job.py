@@ -39,7 +39,7 @@ from pipelines.cluster import physical_cores
 from pipelines.proposal_files import proposals_of
 from pipelines.training_augmentation import color_jitter, scale_jitter
 from pipelines.training_checkpoints import CheckpointSaver, clear_staging
-from pipelines.training_output import initial_checkpoints, resume_uri
+from pipelines.training_output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training_progress import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
 
 
@@ -121,6 +121,7 @@ def prepare_job(
     Raises:
         UserError: the checkpoint, the annotations or the backbone's weights cannot be read.
     """
+    require_visible(run.output)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     # Ray limits OpenMP to one thread per reserved CPU.

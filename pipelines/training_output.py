@@ -13,6 +13,7 @@ OUTPUT/_ray/                      Ray Train's storage
 
 import json
 import shutil
+import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -70,6 +71,20 @@ def take_over(output: str) -> str:
 def owns(output: str, owner: str) -> bool:
     """Whether nobody has taken the run over since."""
     return storage.read_bytes(storage.join(output, "_ray", "owner")) == owner.encode()
+
+
+def require_visible(output: str) -> None:
+    """Make sure that this machine sees the folder of the run: a worker on another node may not.
+
+    Raises:
+        StorageError: it does not.
+    """
+    uri = storage.join(output, "_ray", "owner")
+    if not storage.exists(uri):
+        raise StorageError(
+            f"{output}: not there on node {socket.gethostname()}, where a training worker runs; expected an output "
+            "that all nodes of the cluster see: s3://bucket/folder or a shared file system"
+        )
 
 
 def initial_checkpoints(init: str) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
 
 @pytest.mark.ray
 def test_the_folder_of_a_run_explains_itself(straight: tuple[TrainRun, list[TrainingEvent], Any]) -> None:
-    run, events, summary = straight
+    run, events, _ = straight
     output = Path(run.output)
     data = json.loads((output / "data.json").read_text())
     assert set(data) == {"data.train", "data.val"}
