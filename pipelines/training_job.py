@@ -148,7 +148,9 @@ def prepare_job(
     if is_new and run.init and rank == 0:  # the others get rank 0's weights
         sources = initial_checkpoints(run.init)
         initial = load_initial_weights(detector, run.model, sources)
-        progress.add.remote(InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts))
+        progress.add.remote(
+            InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts, initial.common, initial.new)
+        )
     if world_size > 1:
         _broadcast(detector)
         detector.normalizer = mean_count

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.model.loss_counts import own_count
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 
@@ -55,8 +55,7 @@ def accumulate_gradients(
     losses: dict[str, Tensor] = {}
     try:
         for number, part in enumerate(parts):
-            left = iter(divisors)
-            detector.normalizer = lambda _, left=left: next(left)
+            detector.normalizer = _in_turn(divisors)
             with _unsynchronised(learner, number < len(parts) - 1):
                 with context():
                     own: dict[str, Tensor] = learner(*part)
@@ -66,6 +65,12 @@ def accumulate_gradients(
     finally:
         detector.normalizer = original
     return losses
+
+
+def _in_turn(divisors: Sequence[Tensor]) -> Normalizer:
+    """Gives one divisor after the other, whatever the count."""
+    left = iter(divisors)
+    return lambda _: next(left)
 
 
 def _cut(count: int, pieces: int) -> list[slice]:
