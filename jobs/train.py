@@ -57,7 +57,9 @@ def event_line(event: "TrainingEvent") -> str:
         return _started_line(event)
     if isinstance(event, InitialWeightsLoaded):
         fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
-        return f"{event.taken} weights from {', '.join(event.sources)}{fresh}"
+        known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
+        new = f"; new categories: {', '.join(event.new)}" if event.new else ""
+        return f"{event.taken} weights from {', '.join(event.sources)}{known}{new}{fresh}"
     if isinstance(event, StepReport):
         left = (
             time.strftime("%H:%M:%S", time.gmtime(event.seconds_left)) if event.seconds_left < 86400 else "over a day"

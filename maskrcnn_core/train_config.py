@@ -125,7 +125,7 @@ class TrainConfig:
     """The same on the scales and shifts of norms."""
     accumulate: int = 1
     """Pieces in which each worker computes its part of a batch, one after the other, for batches that do not fit into
-    memory. The result is that of the whole batch; what is drawn is found in a first pass, about a fifth of a step."""
+    memory. The result is that of the whole batch; it costs a second forward pass."""
     ema_decay: float = 0.0
     """Moving average of the weights that validation and labelling use, with this decay at its end; 0 = none."""
     compile: bool = False

@@ -1,6 +1,7 @@
 """One worker's part of a training run, built: detector, optimizer, data, logs."""
 
 import contextlib
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,11 @@ from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.loader import load_batches, prefetch
+from maskrcnn_core.training.moving_average import MovingAverage
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.repeat_factors import dataset_repeat_factors
 from maskrcnn_core.training.sampler import BatchPlan, slots_of
-from maskrcnn_core.training.state import TrainingState, load_training_state
+from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines import storage
@@ -70,6 +72,7 @@ class TrainingJob:
         writer: of TensorBoard events; on rank 0 only.
         tensorboard: folder that it writes to.
         saver: of checkpoints; on rank 0 only.
+        average: moving average of the detector's weights, or None.
     """
 
     run: TrainRun
@@ -87,6 +90,18 @@ class TrainingJob:
     proposals: ProposalFiles | None
     validation_proposals: ProposalFiles | None
     saver: CheckpointSaver | None
+    average: MovingAverage | None
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """What is published and validated: the moving average, where there is one, or the weights themselves."""
+        return self.detector.state_dict() if self.average is None else self.average.state_dict()
+
+    def best_detector(self) -> RegionDetector:
+        """A copy with `best_weights`."""
+        found = copy.deepcopy(self.detector)
+        found.load_state_dict(self.best_weights)
+        return found
 
     def tell(self, event: Any) -> None:
         """Send an event to the driver; rank 0 only, without waiting."""
@@ -129,15 +144,21 @@ def prepare_job(
     torch.set_num_threads(threads)
     device = ray.train.torch.get_device()
     with _resumed_checkpoint(run.output, rank, progress) as checkpoint:
-        detector, optimizer, start = _restore(run, rank, device, checkpoint)
+        detector, optimizer, start, averaged = _restore(run, rank, device, checkpoint)
         is_new = checkpoint is None
     if is_new and run.init and rank == 0:  # the others get rank 0's weights
         sources = initial_checkpoints(run.init)
         initial = load_initial_weights(detector, run.model, sources)
-        progress.add.remote(InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts))
+        progress.add.remote(
+            InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts, initial.common, initial.new)
+        )
     if world_size > 1:
         _broadcast(detector)
         detector.normalizer = mean_count
+    average = _moving_average(detector, run.train.ema_decay, averaged)
+    if run.train.compile:
+        detector.trunk.compile()
+        detector.pyramid.compile()
     learner = ray.train.torch.prepare_model(
         detector, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
     )
@@ -161,6 +182,7 @@ def prepare_job(
         proposals=proposals_of(run.data.train, "data.train"),
         validation_proposals=proposals_of(val, "data.val"),
         saver=_saver(run.output, owner, progress) if rank == 0 else None,
+        average=average,
     )
     validation_images = len(job.validation.images) if job.validation else 0
     job.tell(
@@ -201,8 +223,9 @@ def _saver(output: str, owner: str, progress: Any) -> CheckpointSaver:
 
 def _restore(
     run: TrainRun, rank: int, device: torch.device, checkpoint: Path | None
-) -> tuple[RegionDetector, torch.optim.Optimizer, TrainingState]:
-    """Detector and optimizer as they were at the checkpoint, or new ones."""
+) -> tuple[RegionDetector, torch.optim.Optimizer, TrainingState, dict[str, Tensor] | None]:
+    """Detector and optimizer as they were at the checkpoint, or new ones; and the checkpoint's weights where they are
+    the moving average of the detector's."""
     settings = run.train
     torch.manual_seed(settings.seed)
     # Rank 0 sends its weights to the others, so only it needs the backbone's.
@@ -214,12 +237,25 @@ def _restore(
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        bias_decay=settings.weight_decay_bias,
+        norm_decay=settings.weight_decay_norm,
+        kind=settings.optimizer,
     )
     if checkpoint is None:
-        return detector, optimizer, TrainingState()
+        return detector, optimizer, TrainingState(), None
     _, weights = load_checkpoint(checkpoint)
-    _load_weights(detector, weights, checkpoint)
-    return detector, optimizer, load_training_state(checkpoint, optimizer)
+    learnt = load_learnt_weights(checkpoint)
+    _load_weights(detector, weights if learnt is None else learnt, checkpoint)
+    return detector, optimizer, load_training_state(checkpoint, optimizer), None if learnt is None else weights
+
+
+def _moving_average(detector: nn.Module, decay: float, stored: dict[str, Tensor] | None) -> MovingAverage | None:
+    if decay == 0:
+        return None
+    average = MovingAverage(detector, decay)
+    if stored is not None:
+        average.load_state_dict(stored)
+    return average
 
 
 def _load_weights(detector: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

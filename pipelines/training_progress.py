@@ -42,11 +42,15 @@ class InitialWeightsLoaded:
         sources: their folders.
         taken: number of weights taken over.
         fresh: modules that start afresh, such as `box_head.classes`.
+        common, new: names of the categories whose rows of the predictors were taken over and of the others, where the
+            checkpoint has other categories.
     """
 
     sources: tuple[str, ...]
     taken: int
     fresh: tuple[str, ...]
+    common: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What every worker of a training run does: Ray Train calls `train_worker` in each of them."""
 
 import contextlib
-import copy
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -181,8 +180,9 @@ class TrainingLoop:
             )
             if job.saver is not None and job.writer is not None:
                 with job.saver.saving(done) as folder:
-                    save_checkpoint(folder, job.detector.state_dict(), job.run.model)
-                    save_training_state(folder, self._state, job.optimizer)
+                    save_checkpoint(folder, job.best_weights, job.run.model)
+                    learnt = None if job.average is None else job.detector.state_dict()
+                    save_training_state(folder, self._state, job.optimizer, learnt)
                 if is_candidate:
                     self._start_validation(done)
                 job.writer.flush()
@@ -229,7 +229,7 @@ class TrainingLoop:
         }
         sums = sum_losses(copy.deepcopy(job.detector), run, **part) if run.train.validation_losses else {}
         share = predict_share(
-            copy.deepcopy(job.detector),
+            job.best_detector(),
             run.model,
             job.validation,
             run.data.val,
@@ -295,7 +295,7 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
     seed_step(settings.seed, step, job.rank)
     rate = learning_rate(
         step,
-        peak=settings.learning_rate,
+        peak=settings.peak_learning_rate,
         steps=settings.steps,
         warmup_steps=settings.warmup_steps,
         warmup_factor=settings.warmup_factor,
@@ -304,7 +304,7 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
         decay_factor=settings.decay_factor,
     )
     targets = replace(batch.targets, seeds=image_seeds(settings.seed, step, job.slots))
-    return training_step(
+    result = training_step(
         job.learner,
         batch.images.to(job.device),
         targets.to(job.device),
@@ -314,14 +314,18 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
         bfloat16=settings.precision == "bfloat16",
         with_grad_norm=True,
         skip_non_finite=True,
+        accumulate=settings.accumulate,
         proposals=None if batch.proposals is None else batch.proposals.to(job.device),
     )
+    if job.average is not None:
+        job.average.update(step + 1)
+    return result
 
 
 def _publish_weights(job: TrainingJob, uri: str) -> None:
     folder = staging_folder(job.run.output)
     try:
-        save_checkpoint(folder, job.detector.state_dict(), job.run.model)
+        save_checkpoint(folder, job.best_weights, job.run.model)
         publish(folder, uri)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

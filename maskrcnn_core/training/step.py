@@ -1,14 +1,17 @@
 """One optimisation step, and the check of what came out of it."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.training.accumulation import accumulate_gradients
 from maskrcnn_core.training.guard import update_if_finite
 from maskrcnn_core.training.optimizer import set_learning_rate
 
@@ -44,6 +47,7 @@ def training_step(
     with_grad_norm: bool = False,
     skip_non_finite: bool = False,
     proposals: Proposals | None = None,
+    accumulate: int = 1,
 ) -> StepResult:
     """Forward, backward and update.
 
@@ -54,16 +58,22 @@ def training_step(
         clip_norm: upper limit of the gradients' L2 norm; 0 = none.
         bfloat16: run the forward pass under autocast.
         with_grad_norm: measure the norm also where it is not clipped.
+        accumulate: pieces in which the batch is computed, see `accumulation`.
         skip_non_finite: leave the weights as they are where a gradient is not finite (the norm is measured).
     """
-    device = images.pixels.device.type
+    autocast = functools.partial(torch.autocast, images.pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
-        given = (images, targets) if proposals is None else (images, targets, proposals)
-        losses: dict[str, Tensor] = detector(*given)
-    stacked = torch.stack([loss.float() for loss in losses.values()])
-    stacked.sum().backward()
+    if accumulate > 1:
+        bare: Any = detector.module if isinstance(detector, nn.parallel.DistributedDataParallel) else detector
+        losses = accumulate_gradients(detector, bare, images, targets, proposals, pieces=accumulate, context=autocast)
+        stacked = torch.stack([loss.float() for loss in losses.values()])
+    else:
+        with autocast():
+            given = (images, targets) if proposals is None else (images, targets, proposals)
+            losses = detector(*given)
+        stacked = torch.stack([loss.float() for loss in losses.values()])
+        stacked.sum().backward()
     grad_norm = None
     if clip_norm > 0 or with_grad_norm or skip_non_finite:
         limit = clip_norm if clip_norm > 0 else float("inf")
