@@ -227,7 +227,7 @@ class TrainingLoop:
             "world_size": job.world_size,
             "proposals": job.validation_proposals,
         }
-        sums = sum_losses(copy.deepcopy(job.detector), run, **part) if run.train.validation_losses else {}
+        sums = sum_losses(job.best_detector(), run, **part) if run.train.validation_losses else {}
         share = predict_share(
             job.best_detector(),
             run.model,
