@@ -125,8 +125,9 @@ class TrainingLoop:
         """What a run that was cut off left undone after its last checkpoint."""
         job = self._job
         if job.rank == 0 and self._start.step:
-            (newest, *_) = list_checkpoints(resume_uri(job.run.output))
-            publish_stored(newest, job.run.output, checkpoint_uri(job.run.output, "last"))
+            stored = list_checkpoints(resume_uri(job.run.output))
+            taken = next(checkpoint for checkpoint in stored if checkpoint.step == self._start.step)
+            publish_stored(taken, job.run.output, checkpoint_uri(job.run.output, "last"))
         if self._validations is not None:
             for step in waiting_candidates(job.run.output):
                 self._validations.start(step)
