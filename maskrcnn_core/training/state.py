@@ -24,7 +24,6 @@ class TrainingState:
         best_score: best validation AP so far, 0 to 1; None before the first validation.
         best_step: steps done when it was measured.
         skipped: of the steps done, those that left the weights alone because a gradient was not finite.
-        scored_step: steps done when the newest validation was counted.
         stopped: it ended before its last step, because validation no longer improved.
     """
 
@@ -33,7 +32,6 @@ class TrainingState:
     best_score: float | None = None
     best_step: int | None = None
     skipped: int = 0
-    scored_step: int = 0
     stopped: bool = False
 
 

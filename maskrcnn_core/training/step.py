@@ -1,15 +1,13 @@
-"""One optimisation step, and the check of what came out of it."""
+"""One optimisation step."""
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.errors import UserError
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.accumulation import accumulate_gradients
 from maskrcnn_core.training.guard import update_if_finite
@@ -94,24 +92,6 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
     if limit != float("inf"):
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def require_finite(result: StepResult, *, step: int, image_ids: Sequence[int]) -> dict[str, float]:
-    """The losses as numbers, copied to the host.
-
-    Raises:
-        UserError: a loss is infinite or not a number; names the losses, the step and the images.
-    """
-    values = dict(zip(result.names, result.losses.tolist(), strict=True))
-    wrong = {name: value for name, value in values.items() if not torch.isfinite(torch.tensor(value))}
-    if wrong:
-        found = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-        raise UserError(
-            f"step {step}: loss is not finite: {found} (images {list(image_ids)}, learning rate "
-            f"{result.learning_rate:.3g}), expected finite losses; lower train.learning_rate, lengthen "
-            "train.warmup_steps or set train.clip_norm, and start again from the last checkpoint or a new output"
-        )
-    return values
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
