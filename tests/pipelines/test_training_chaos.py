@@ -44,7 +44,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, list[Any]]
         machines.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_fewer_workers_go_on_when_a_machine_is_lost_for_good(nodes: tuple[Cluster, list[Any]], tmp_path: Path) -> None:
     machines, workers = nodes
     source = write_data(tmp_path / "data")

@@ -110,7 +110,7 @@ def descendants(pid: int) -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_sixty_steps_are_thirty_and_sigkill_of_everything_and_thirty(
     ray_here: None, tmp_path: Path, workers: int
 ) -> None:
