@@ -1,4 +1,4 @@
-"""Measure speed: `python -m jobs.benchmark detect|label [settings]`."""
+"""Measure speed: `python -m jobs.benchmark detect|label|train [settings]`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from maskrcnn_core.benchmark_config import BenchmarkRun
 _NAMES = {
     "detect": "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
     "label": "jobs.label on Ray against a bare loop over the same predictor",
+    "train": "torchvision's training step of Mask R-CNN against ours; num_images is the batch",
 }
 
 
@@ -31,7 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def _measure_training(run: BenchmarkRun) -> int:
+    from pipelines.benchmark_training import benchmark_train
+
+    result = benchmark_train(run)
+    print(f"{_NAMES['train']}: {result.images} images a step, {run.rounds} rounds, medians")
+    for name, (theirs, ours) in result.losses.items():
+        print(f"  {name:15} torchvision {theirs:9.5f}  ours {ours:9.5f}  (everything sampled)")
+    titles = ("torchvision maskrcnn_resnet50_fpn", f"ours ({run.precision})")
+    for title, wall, cpu in zip(titles, result.seconds, result.cpu_seconds, strict=True):
+        speed = result.images / wall
+        print(f"  {title:34} {wall:8.3f} s/step  {cpu:8.3f} s of processor time  {speed:6.2f} images/s")
+    print(f"  speed of the second against the first: {result.ratio:.2f} (by processor time {result.cpu_ratio:.2f})")
+    print(f"  {result.machine}")
+    return 0
+
+
 def _measure(name: str, run: BenchmarkRun) -> int:
+    if name == "train":
+        return _measure_training(run)
     from pipelines import benchmarking
 
     measure = {"detect": benchmarking.benchmark_detect, "label": benchmarking.benchmark_label}[name]

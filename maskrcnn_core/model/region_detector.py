@@ -31,7 +31,7 @@ from maskrcnn_core.model.region_rows import (
 )
 from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
-from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
+from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
 _NO_PROPOSALS = (
@@ -165,11 +165,13 @@ class RegionDetector(nn.Module):
         features = self.features(images)
         losses: dict[str, Tensor] = {}
         if self.rpn_head is not None:
-            logits, deltas = self.rpn_head(features.maps)
-            anchors = self._grid(features)
-            losses |= rpn_losses(logits, deltas, anchors, targets, self.rpn_loss, self.normalizer)
+            anchors, head = self._grid(features), self.rpn_head
+            losses |= sampled_rpn_losses(
+                lambda index: head.at(features.maps, index), anchors, targets, self.rpn_loss, self.normalizer
+            )
             if proposals is None and self.box_head is not None:
                 with torch.no_grad():
+                    logits, deltas = self.rpn_head(features.maps)
                     proposals = propose(logits, deltas, anchors, images.input_sizes, self.train_proposals)
         if self.box_head is not None:
             losses |= self._region_losses(features.maps, _given(proposals), targets)
