@@ -25,6 +25,11 @@ BENCHMARKS = {
         config.BenchmarkRun,
         benchmark_speed.detect,
     ),
+    "train": Benchmark(
+        "torchvision's training step of Mask R-CNN against ours; num_images is the batch",
+        config.BenchmarkRun,
+        benchmark_speed.train,
+    ),
     "label": Benchmark(
         "jobs.label on Ray against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,

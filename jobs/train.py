@@ -43,13 +43,23 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
 
 def event_line(event: "TrainingEvent") -> str:
     """One line of text for an event."""
-    from pipelines.training_progress import CheckpointSaved, InitialWeightsLoaded, StepReport, TrainingStarted
+    from pipelines.training_progress import (
+        CheckpointPassedOver,
+        CheckpointSaved,
+        InitialWeightsLoaded,
+        MachineLeaves,
+        StepReport,
+        StoppedEarly,
+        TrainingStarted,
+    )
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
     if isinstance(event, InitialWeightsLoaded):
         fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
-        return f"{event.taken} weights from {', '.join(event.sources)}{fresh}"
+        known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
+        new = f"; new categories: {', '.join(event.new)}" if event.new else ""
+        return f"{event.taken} weights from {', '.join(event.sources)}{known}{new}{fresh}"
     if isinstance(event, StepReport):
         left = (
             time.strftime("%H:%M:%S", time.gmtime(event.seconds_left)) if event.seconds_left < 86400 else "over a day"
@@ -57,11 +67,22 @@ def event_line(event: "TrainingEvent") -> str:
         return f"step {event.step}/{event.steps}  {_step_numbers(event)}  left {left}"
     if isinstance(event, CheckpointSaved):
         return f"checkpoint at step {event.step}: {event.path}"
+    if isinstance(event, CheckpointPassedOver):
+        return f"checkpoint passed over, taking the one before it: {event.reason}"
+    if isinstance(event, MachineLeaves):
+        return f"a machine of this run will be taken away: checkpoint at step {event.step}"
+    if isinstance(event, StoppedEarly):
+        return (
+            f"stopping at step {event.step}: {event.validations} validations in a row no better than that at step "
+            f"{event.best_step} (train.patience)"
+        )
     shown = [name for name in _SHOWN_METRICS if name in event.metrics]
     numbers = "  ".join(f"{name} {event.metrics[name]:.3f}" for name in shown) or "no annotated object to score on"
     failed = f"  ({event.failed_images} images failed)" if event.failed_images else ""
     best = "  best so far" if event.is_best else ""
-    return f"validation at step {event.step}: {numbers}  {event.images} images in {event.seconds:.0f} s{failed}{best}"
+    losses = f"  loss {sum(event.losses.values()):.3f}" if event.losses else ""
+    images = f"{event.images} images in {event.seconds:.0f} s{failed}"
+    return f"validation at step {event.step}: {numbers}{losses}  {images}{best}"
 
 
 def _started_line(event: "TrainingEvent") -> str:
@@ -81,7 +102,8 @@ def _step_numbers(event: "StepReport") -> str:
     losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
     return (
         f"loss {sum(event.losses.values()):.3f}  {losses}  lr {event.learning_rate:.2g}  "
-        f"{event.images_per_second:.2f} images/s"
+        f"{event.images_per_second:.2f} images/s  waiting {event.waiting:.0%}  {event.memory_gib:.1f} GiB"
+        + (f"  {event.skipped_steps} steps skipped" if event.skipped_steps else "")
     )
 
 

@@ -66,6 +66,8 @@ class Targets:
         masks: [N, G, Sh, Sw] uint8 or None: coverage 0..255 of the object on a grid over `mask_boxes`.
         mask_boxes: [N, G, 4] float32 or None: the input-frame rectangle that each mask's grid covers.
         keypoints: [N, G, P, 3] float32 or None: x, y in the input frame, visibility 0, 1 or 2.
+        seeds: [N] int64 or None: what the random draws of each image's anchors and regions depend on; None = torch's
+            default generator.
     """
 
     boxes: Tensor
@@ -75,6 +77,7 @@ class Targets:
     masks: Tensor | None = None
     mask_boxes: Tensor | None = None
     keypoints: Tensor | None = None
+    seeds: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""

@@ -32,10 +32,64 @@ class DataConfig:
     """Loader processes per training worker; 0 = one background thread."""
     max_pixels: int = 178_956_970
     """Larger images are refused, pixels."""
+    check_images: int = 32
+    """Images of each data set that are read and compared with their annotations before a new run starts."""
 
     def __post_init__(self) -> None:
         require_not_negative("data.workers", self.workers)
         require_positive("data.max_pixels", self.max_pixels)
+        require_not_negative("data.check_images", self.check_images)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training image is changed beyond train.flip_probability and train.short_sides."""
+
+    jitter_scale: tuple[float, ...] = ()
+    """Large-scale jitter (Ghiasi et al., CVPR 2021): the image is fitted into `crop`, enlarged by a factor between
+    these two, and a part of at most `crop` is kept; empty = off, resized to train.short_sides."""
+    crop: tuple[int, int] = (1024, 1024)
+    """Height and width of the crop, pixels (jitter_scale)."""
+    copy_paste: float = 0.0
+    """Share of images on which random objects of another image are pasted (same paper; needs jitter_scale)."""
+    min_visible: float = 0.1
+    """An object of which less than this share is left under pasted ones is dropped."""
+    min_pixels: int = 4
+    """An object with fewer visible pixels is dropped (jitter_scale)."""
+    brightness: float = 0.0
+    """Brightness is multiplied by a factor between 1 - this and 1 + this."""
+    contrast: float = 0.0
+    """The same for contrast."""
+    saturation: float = 0.0
+    """The same for saturation."""
+    hue: float = 0.0
+    """Hue is turned by at most this share of the colour circle, up to 0.5."""
+
+    def __post_init__(self) -> None:
+        where = "train.augment"
+        require(
+            len(self.jitter_scale) in (0, 2) and all(scale > 0 for scale in self.jitter_scale),
+            f"{where}.jitter_scale",
+            self.jitter_scale,
+            "two numbers above 0, or none",
+        )
+        require(
+            tuple(sorted(self.jitter_scale)) == tuple(self.jitter_scale),
+            f"{where}.jitter_scale",
+            self.jitter_scale,
+            "the smaller number first",
+        )
+        require(all(side > 0 for side in self.crop), f"{where}.crop", self.crop, "height and width above 0")
+        for name in ("copy_paste", "min_visible", "brightness", "contrast", "saturation"):
+            require_fraction(f"{where}.{name}", getattr(self, name))
+        require(0.0 <= self.hue <= 0.5, f"{where}.hue", self.hue, "a number from 0 to 0.5")
+        require_not_negative(f"{where}.min_pixels", self.min_pixels)
+        require(
+            self.copy_paste == 0.0 or bool(self.jitter_scale),
+            f"{where}.copy_paste",
+            self.copy_paste,
+            "0 where train.augment.jitter_scale is empty; set it, for example to [0.1, 2.0]",
+        )
 
 
 @dataclass(frozen=True)
@@ -45,19 +99,39 @@ class TrainConfig:
     steps: int = 90_000
     """Optimisation steps."""
     batch_size: int = 16
-    """Images per step over all workers; a multiple of train.num_workers."""
+    """Images per step over all workers, whatever their number; at least train.num_workers."""
     num_workers: int = 1
     """Training processes (Ray Train workers)."""
+    min_workers: int = 0
+    """Go on with as few as this where machines are lost for good; 0 = wait for train.num_workers."""
     use_gpu: bool = False
     """One GPU for each worker (NCCL) instead of CPU (gloo)."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 = the machine's cores / workers on it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd with momentum; adamw = Adam with decoupled weight decay."""
     learning_rate: float = 0.02
-    """Peak learning rate for the whole batch."""
+    """Peak learning rate for the whole batch, or see reference_batch_size."""
+    reference_batch_size: int = 0
+    """Batch that learning_rate is meant for: the rate follows batch_size in proportion (Goyal et al. 2017, linear
+    scaling rule); 0 = learning_rate as it stands."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """SGD momentum; Adam's beta 1."""
     weight_decay: float = 1e-4
-    """L2 penalty on weights (not on biases and norms)."""
+    """L2 penalty on weights; of adamw, decay."""
+    weight_decay_bias: float = 0.0
+    """The same on biases."""
+    weight_decay_norm: float = 0.0
+    """The same on the scales and shifts of norms."""
+    accumulate: int = 1
+    """Pieces in which each worker computes its part of a batch, one after the other, for batches that do not fit into
+    memory. The result is that of the whole batch; it costs a second forward pass."""
+    ema_decay: float = 0.0
+    """Moving average of the weights that validation and labelling use, with this decay at its end; 0 = none."""
+    compile: bool = False
+    """Compile trunk and pyramid with torch.compile (minutes at the start, for long runs on a GPU)."""
+    max_skipped_steps: int = 10
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
     warmup_steps: int = 1000
     """Steps of linear warm-up."""
     warmup_factor: float = 0.001
@@ -74,6 +148,14 @@ class TrainConfig:
     """Share of images mirrored left to right."""
     short_sides: tuple[int, ...] = ()
     """Short sides to choose from at random for each image, pixels; empty = model.input.short_side."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Further changes to images and objects."""
+    aspect_ratio_factor: int = 0
+    """Images of one group of aspect ratios share a batch: 0 = portrait and landscape; k = 2 k groups between 1:2 and
+    2:1 and the two beyond (torchvision's --aspect-ratio-group-factor)."""
+    repeat_threshold: float = 0.0
+    """Repeat-factor sampling (Gupta et al., LVIS, CVPR 2019): images with a category that fewer than this share of
+    images have are shown more often; 0 = all alike."""
     mask_crop: int = 112
     """Side of the grid on which each ground-truth mask is kept, cropped to its box; 0 = input resolution."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -86,23 +168,49 @@ class TrainConfig:
     """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
     log_every: int = 20
     """Steps between log entries (TensorBoard, progress)."""
+    validate_in: Literal["workers", "task"] = "workers"
+    """Who validates: the training workers, which wait for it; or tasks of their own on other resources of the cluster,
+    while training goes on."""
+    validation_tasks: int = 1
+    """How many tasks share a validation's images (train.validate_in: task)."""
+    validation_losses: bool = True
+    """Compute the training losses on the validation data, too."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better score; 0 = never."""
+    pictures: int = 4
+    """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
     max_failures: int = 3
     """How often lost workers or machines are replaced, each time from the last checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
+        require_positive("train.validation_tasks", self.validation_tasks)
+        for name in ("patience", "pictures"):
+            require_not_negative(f"train.{name}", getattr(self, name))
         for name in ("threads_per_worker", "weight_decay", "warmup_steps", "clip_norm", "mask_crop", "validate_every"):
             require_not_negative(f"train.{name}", getattr(self, name))
         require_not_negative("train.max_failures", self.max_failures)
+        for name in ("accumulate", "max_skipped_steps"):
+            require_positive(f"train.{name}", getattr(self, name))
+        for name in ("reference_batch_size", "weight_decay_bias", "weight_decay_norm", "aspect_ratio_factor"):
+            require_not_negative(f"train.{name}", getattr(self, name))
+        require_fraction("train.repeat_threshold", self.repeat_threshold)
+        require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", self.ema_decay, "a number from 0, below 1")
         for name in ("momentum", "warmup_factor", "flip_probability"):
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
         require(
-            self.batch_size % self.num_workers == 0,
+            self.batch_size >= self.num_workers,
             "train.batch_size",
             self.batch_size,
-            f"a multiple of train.num_workers ({self.num_workers})",
+            f"at least train.num_workers ({self.num_workers})",
+        )
+        require(
+            0 <= self.min_workers <= self.num_workers,
+            "train.min_workers",
+            self.min_workers,
+            f"0 to train.num_workers ({self.num_workers})",
         )
         require(all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0")
         require(
@@ -111,6 +219,11 @@ class TrainConfig:
             self.decay_steps,
             "increasing steps",
         )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate` for the batch as it is."""
+        return self.learning_rate * (self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0)
 
 
 @dataclass(frozen=True)

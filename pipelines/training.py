@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from maskrcnn_core.config import Category, KeypointHeadConfig
 from maskrcnn_core.data.coco import CocoDataset, load_coco
@@ -21,6 +21,7 @@ from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage
+from pipelines.data_summary import check_images, summarize, write_data_summary
 from pipelines.evaluation import read_annotations
 from pipelines.proposal_files import check_proposal_settings, proposals_of
 from pipelines.training_output import (
@@ -29,6 +30,7 @@ from pipelines.training_output import (
     initial_checkpoints,
     is_claimed,
     read_summary,
+    take_over,
     write_summary,
 )
 from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
@@ -79,14 +81,19 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     """
     run = _with_absolute_paths(run)
     run = replace(run, model=replace(run.model, categories=check_data(run)))
-    if run.init and not is_claimed(run.output):  # a run that goes on no longer needs what it started from
-        check_initial(run.model, initial_checkpoints(run.init))
+    if not is_claimed(run.output):  # a run that goes on has been looked at, and no longer needs what it started from
+        _check_images(run)
+        if run.init:
+            check_initial(run.model, initial_checkpoints(run.init))
+    is_new = not is_claimed(run.output)
     claim(run)
+    if is_new:
+        _describe_data(run)
     if (finished := read_summary(run.output)) is not None:
-        return TrainSummary(**{**finished, "resumed_from": run.train.steps})
+        return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
     with cluster.connect(run.cluster):
         _check_cluster(run)
-        result = _fit(run, on_progress)
+        result = _fit(run, take_over(run.output), on_progress)
     summary = _summary(run, result)
     write_summary(run.output, asdict(summary))
     return summary
@@ -125,6 +132,26 @@ def check_data(run: TrainRun) -> tuple[Category, ...]:
                 "expected the same ids and names in both"
             )
     return categories
+
+
+def _datasets(run: TrainRun) -> dict[str, tuple[CocoDataset, DatasetConfig]]:
+    """The configured data sets by the name of their setting."""
+    named = {"data.train": run.data.train, "data.val": run.data.val}
+    return {
+        name: (load_coco(source.annotations, require_masks=False, on_fault="drop"), source)
+        for name, source in named.items()
+        if source.annotations
+    }
+
+
+def _check_images(run: TrainRun) -> None:
+    if run.data.check_images:
+        for name, (dataset, source) in _datasets(run).items():
+            check_images(name, dataset, source.images, number=run.data.check_images, max_pixels=run.data.max_pixels)
+
+
+def _describe_data(run: TrainRun) -> None:
+    write_data_summary(run.output, {name: summarize(dataset) for name, (dataset, _) in _datasets(run).items()})
 
 
 def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
@@ -183,13 +210,19 @@ def _with_absolute_paths(run: TrainRun) -> TrainRun:
 
 def _check_cluster(run: TrainRun) -> None:
     """A request that the cluster can never fill would wait without a word."""
-    wanted = {"CPU": float(_cpus(run) * run.train.num_workers), "GPU": float(run.train.use_gpu * run.train.num_workers)}
+    settings = run.train
+    field = "min_workers" if settings.min_workers else "num_workers"
+    workers: int = getattr(settings, field)
+    tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
+    wanted = {"CPU": _cpus(run) * workers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
     found = ray.cluster_resources()
     for resource, amount in wanted.items():
         if amount > found.get(resource, 0.0):
+            beside = f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
             raise ConfigError(
-                f"train.num_workers: {run.train.num_workers} workers need {amount:g} {resource}s, the Ray cluster has "
-                f"{found.get(resource, 0.0):g}; lower train.num_workers, add machines"
+                f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
+                f"{found.get(resource, 0.0):g}; lower train.{field}, add machines"
+                + (", set train.validate_in to workers" if tasks else "")
                 + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
             )
 
@@ -198,21 +231,20 @@ def _cpus(run: TrainRun) -> int:
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + run.data.workers
 
 
-def _fit(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
+def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
     progress = start_progress_log()
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"worker": WorkerConfig(run, progress)},
+        train_loop_config={"worker": WorkerConfig(run, progress, owner)},
         scaling_config=ScalingConfig(
-            num_workers=run.train.num_workers, use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
+            num_workers=_num_workers(run), use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
         ),
         run_config=RunConfig(
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=run.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": cluster.TENSOR_MEMORY_ENVIRONMENT},
         ),
@@ -231,6 +263,11 @@ def _fit(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> 
         raise mistake
     assert isinstance(result.return_value, WorkerResult)
     return result.return_value
+
+
+def _num_workers(run: TrainRun) -> int | tuple[int, int]:
+    most, least = run.train.num_workers, run.train.min_workers
+    return most if least in (0, most) else (least, most)
 
 
 def _resources(run: TrainRun) -> dict[str, float]:

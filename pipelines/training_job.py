@@ -1,6 +1,7 @@
 """One worker's part of a training run, built: detector, optimizer, data, logs."""
 
 import contextlib
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -21,20 +23,26 @@ from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.loss_counts import mean_count
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.loader import load_batches, prefetch
+from maskrcnn_core.training.moving_average import MovingAverage
 from maskrcnn_core.training.optimizer import build_optimizer
-from maskrcnn_core.training.sampler import BatchPlan
-from maskrcnn_core.training.state import TrainingState, load_training_state
+from maskrcnn_core.training.repeat_factors import dataset_repeat_factors
+from maskrcnn_core.training.sampler import BatchPlan, slots_of
+from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines import storage
+from pipelines.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.cluster import physical_cores
 from pipelines.proposal_files import proposals_of
-from pipelines.training_output import initial_checkpoints
-from pipelines.training_progress import InitialWeightsLoaded, TrainingStarted
+from pipelines.training_augmentation import color_jitter, scale_jitter
+from pipelines.training_checkpoints import CheckpointSaver, clear_staging
+from pipelines.training_output import initial_checkpoints, require_visible, resume_uri
+from pipelines.training_progress import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
 
 
 class Batch(NamedTuple):
@@ -63,6 +71,8 @@ class TrainingJob:
         proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
         writer: of TensorBoard events; on rank 0 only.
         tensorboard: folder that it writes to.
+        saver: of checkpoints; on rank 0 only.
+        average: moving average of the detector's weights, or None.
     """
 
     run: TrainRun
@@ -79,38 +89,76 @@ class TrainingJob:
     tensorboard: Path
     proposals: ProposalFiles | None
     validation_proposals: ProposalFiles | None
+    saver: CheckpointSaver | None
+    average: MovingAverage | None
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """What is published and validated: the moving average, where there is one, or the weights themselves."""
+        return self.detector.state_dict() if self.average is None else self.average.state_dict()
+
+    def best_detector(self) -> RegionDetector:
+        """A copy with `best_weights`."""
+        found = copy.deepcopy(self.detector)
+        found.load_state_dict(self.best_weights)
+        return found
 
     def tell(self, event: Any) -> None:
         """Send an event to the driver; rank 0 only, without waiting."""
         if self.rank == 0:
             self.progress.add.remote(event)
 
+    @property
+    def slots(self) -> range:
+        """This worker's places in each batch."""
+        return slots_of(self.rank, self.world_size, self.run.train.batch_size)
 
-def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tuple[TrainingJob, TrainingState]:
+    def agree(self, decision: bool) -> bool:
+        """The first worker's decision, on all of them."""
+        if self.world_size == 1:
+            return decision
+        box = [decision]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def prepare_job(
+    run: TrainRun, progress: Any, owner: str, stack: contextlib.ExitStack
+) -> tuple[TrainingJob, TrainingState]:
     """Build everything from the configuration and the last checkpoint, inside a worker of Ray Train.
 
     Args:
         run: configuration.
         progress: `ProgressLog` actor.
+        owner: proof that this process may write to the run (`training_output.take_over`).
         stack: closes what has to be closed.
 
     Raises:
         UserError: the checkpoint, the annotations or the backbone's weights cannot be read.
     """
+    require_visible(run.output)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     # Ray limits OpenMP to one thread per reserved CPU.
     threads = run.train.threads_per_worker or max(1, physical_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     device = ray.train.torch.get_device()
-    checkpoint = ray.train.get_checkpoint()
-    detector, optimizer, start = _restore(run, rank, device, checkpoint)
-    if checkpoint is None and run.init and rank == 0:  # the others get rank 0's weights
+    with _resumed_checkpoint(run.output, rank, progress) as checkpoint:
+        detector, optimizer, start, averaged = _restore(run, rank, device, checkpoint)
+        is_new = checkpoint is None
+    if is_new and run.init and rank == 0:  # the others get rank 0's weights
         sources = initial_checkpoints(run.init)
         initial = load_initial_weights(detector, run.model, sources)
-        progress.add.remote(InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts))
+        progress.add.remote(
+            InitialWeightsLoaded(sources, len(initial.taken), initial.fresh_parts, initial.common, initial.new)
+        )
     if world_size > 1:
         _broadcast(detector)
+        detector.normalizer = mean_count
+    average = _moving_average(detector, run.train.ema_decay, averaged)
+    if run.train.compile:
+        detector.trunk.compile()
+        detector.pyramid.compile()
     learner = ray.train.torch.prepare_model(
         detector, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
     )
@@ -133,6 +181,8 @@ def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tu
         tensorboard=tensorboard,
         proposals=proposals_of(run.data.train, "data.train"),
         validation_proposals=proposals_of(val, "data.val"),
+        saver=_saver(run.output, owner, progress) if rank == 0 else None,
+        average=average,
     )
     validation_images = len(job.validation.images) if job.validation else 0
     job.tell(
@@ -149,10 +199,33 @@ def prepare_job(run: TrainRun, progress: Any, stack: contextlib.ExitStack) -> tu
     return job, start
 
 
+@contextlib.contextmanager
+def _resumed_checkpoint(output: str, rank: int, progress: Any) -> Iterator[Path | None]:
+    """The local folder of the newest checkpoint that is whole, the same one on every worker; None for a new run."""
+    root = resume_uri(output)
+    with contextlib.ExitStack() as stack:
+        found: tuple[StoredCheckpoint, Path] | None = None
+        if rank == 0:
+            clear_staging(output)
+            faults: list[str] = []
+            found = stack.enter_context(newest_intact(root, faults))
+            for fault in faults:
+                progress.add.remote(CheckpointPassedOver(fault))
+        stored = ray.train.collective.broadcast_from_rank_zero(None if found is None else found[0])
+        if stored is not None and found is None:
+            found = stored, stack.enter_context(opened(stored))
+        yield None if found is None else found[1]
+
+
+def _saver(output: str, owner: str, progress: Any) -> CheckpointSaver:
+    return CheckpointSaver(output, owner, lambda step, uri: progress.add.remote(CheckpointSaved(step, uri)))
+
+
 def _restore(
-    run: TrainRun, rank: int, device: torch.device, checkpoint: ray.train.Checkpoint | None
-) -> tuple[RegionDetector, torch.optim.Optimizer, TrainingState]:
-    """Detector and optimizer as they were at the checkpoint, or new ones."""
+    run: TrainRun, rank: int, device: torch.device, checkpoint: Path | None
+) -> tuple[RegionDetector, torch.optim.Optimizer, TrainingState, dict[str, Tensor] | None]:
+    """Detector and optimizer as they were at the checkpoint, or new ones; and the checkpoint's weights where they are
+    the moving average of the detector's."""
     settings = run.train
     torch.manual_seed(settings.seed)
     # Rank 0 sends its weights to the others, so only it needs the backbone's.
@@ -164,16 +237,28 @@ def _restore(
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        bias_decay=settings.weight_decay_bias,
+        norm_decay=settings.weight_decay_norm,
+        kind=settings.optimizer,
     )
     if checkpoint is None:
-        return detector, optimizer, TrainingState()
-    with checkpoint.as_directory() as folder:
-        _, weights = load_checkpoint(folder)
-        _load_weights(detector, weights, folder)
-        return detector, optimizer, load_training_state(Path(folder), optimizer)
+        return detector, optimizer, TrainingState(), None
+    _, weights = load_checkpoint(checkpoint)
+    learnt = load_learnt_weights(checkpoint)
+    _load_weights(detector, weights if learnt is None else learnt, checkpoint)
+    return detector, optimizer, load_training_state(checkpoint, optimizer), None if learnt is None else weights
 
 
-def _load_weights(detector: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
+def _moving_average(detector: nn.Module, decay: float, stored: dict[str, Tensor] | None) -> MovingAverage | None:
+    if decay == 0:
+        return None
+    average = MovingAverage(detector, decay)
+    if stored is not None:
+        average.load_state_dict(stored)
+    return average
+
+
+def _load_weights(detector: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     try:
         detector.load_state_dict(weights)
     except RuntimeError as error:
@@ -238,6 +323,8 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.rpn.post_nms_train,
+        jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
+        colors=color_jitter(settings.augment),
     )
     plan = BatchPlan(
         source.sizes,
@@ -246,6 +333,9 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         world_size=job.world_size,
         flip_probability=settings.flip_probability,
         short_sides=settings.short_sides or (model.input.short_side,),
+        aspect_ratio_factor=settings.aspect_ratio_factor,
+        repeat_factors=dataset_repeat_factors(job.data, settings.repeat_threshold),
+        partner_probability=settings.augment.copy_paste,
     )
     batches = load_batches(
         source,

@@ -4,33 +4,45 @@ OUTPUT/run.json                   configuration; another one in the same folder 
 OUTPUT/checkpoints/{last,best}    checkpoint folders for every other job
 OUTPUT/tensorboard/               event files
 OUTPUT/summary.json               there once the run has finished
-OUTPUT/_ray/                      Ray Train's storage: the checkpoints that a run resumes from
+OUTPUT/data.json                  what the training data holds, and what was left out of it
+OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
+OUTPUT/samples/                   image ids of every step
+OUTPUT/validation/                scores of every validation
+OUTPUT/_ray/                      Ray Train's storage
 """
 
 import json
 import shutil
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.train_config import TrainRun
 from pipelines import storage
+from pipelines.checkpoint_store import copy_file
 
 _FREE_TO_CHANGE = (
     "cluster.",
+    "data.check_images",
     "data.max_pixels",
     "data.workers",
     "output",
     "train.checkpoint_every",
     "train.log_every",
     "train.max_failures",
+    "train.max_skipped_steps",
+    "train.min_workers",
     "train.num_workers",
+    "train.pictures",
     "train.threads_per_worker",
     "train.use_gpu",
+    "train.validate_in",
+    "train.validation_losses",
+    "train.validation_tasks",
     "train.validate_every",
 )
 """Settings that do not change what is learned (beyond the order of sums): a resumed run may change them."""
@@ -39,6 +51,40 @@ _FREE_TO_CHANGE = (
 def checkpoint_uri(output: str, name: str) -> str:
     """Where the checkpoint `last` or `best` lies."""
     return storage.join(output, "checkpoints", name)
+
+
+def resume_uri(output: str) -> str:
+    """Where the checkpoints lie that a run resumes from."""
+    return storage.join(output, "resume")
+
+
+def take_over(output: str) -> str:
+    """Make this process the one that writes to the run; returns the proof.
+
+    A driver that died may have left workers that still run for some seconds: they write no more.
+    """
+    owner = uuid.uuid4().hex
+    storage.write_bytes_atomically(storage.join(output, "_ray", "owner"), owner.encode())
+    return owner
+
+
+def owns(output: str, owner: str) -> bool:
+    """Whether nobody has taken the run over since."""
+    return storage.read_bytes(storage.join(output, "_ray", "owner")) == owner.encode()
+
+
+def require_visible(output: str) -> None:
+    """Make sure that this machine sees the folder of the run: a worker on another node may not.
+
+    Raises:
+        StorageError: it does not.
+    """
+    uri = storage.join(output, "_ray", "owner")
+    if not storage.exists(uri):
+        raise StorageError(
+            f"{output}: not there on node {socket.gethostname()}, where a training worker runs; expected an output "
+            "that all nodes of the cluster see: s3://bucket/folder or a shared file system"
+        )
 
 
 def initial_checkpoints(init: str) -> tuple[str, ...]:
@@ -107,7 +153,7 @@ def publish(folder: Path, uri: str) -> None:
     if not storage.is_local(uri):
         files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.suffix)
         for path in files:
-            _copy_file(path, storage.join(uri, str(path.relative_to(folder))))
+            copy_file(path, storage.join(uri, str(path.relative_to(folder))))
         shutil.rmtree(folder)
         return
     target = Path(storage.filesystem_and_path(uri)[1])
@@ -122,17 +168,11 @@ def publish(folder: Path, uri: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _copy_file(path: Path, uri: str) -> None:
-    filesystem, remote = storage.filesystem_and_path(uri)
-    filesystem.create_dir(str(Path(remote).parent), recursive=True)
-    fs.copy_files(str(path), remote, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
-
-
 def upload_folder(folder: Path, uri: str) -> None:
     """Copy the files of a local folder to a remote uri; nothing where the uri is local, because they lie there."""
     if not storage.is_local(uri):
         for path in (path for path in folder.rglob("*") if path.is_file()):
-            _copy_file(path, storage.join(uri, str(path.relative_to(folder))))
+            copy_file(path, storage.join(uri, str(path.relative_to(folder))))
 
 
 def read_summary(output: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -42,11 +42,15 @@ class InitialWeightsLoaded:
         sources: their folders.
         taken: number of weights taken over.
         fresh: modules that start afresh, such as `box_head.classes`.
+        common, new: names of the categories whose rows of the predictors were taken over and of the others, where the
+            checkpoint has other categories.
     """
 
     sources: tuple[str, ...]
     taken: int
     fresh: tuple[str, ...]
+    common: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class StepReport:
         grad_norm: L2 norm of the last step's gradients.
         images_per_second: over all workers, waiting for data included, validation and checkpoints excluded.
         seconds_left: at this rate, to the last step.
+        waiting: share of the time that the first worker waited for input.
+        memory_gib: most memory that the first worker has held, of its GPU or else of the machine, GiB.
+        skipped_steps: so far, because a loss or gradient was not finite.
     """
 
     step: int
@@ -71,6 +78,9 @@ class StepReport:
     grad_norm: float
     images_per_second: float
     seconds_left: float
+    waiting: float = 0.0
+    memory_gib: float = 0.0
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class ValidationReport:
         score: the number that chooses the best checkpoint; None where it is undefined (no annotated object).
         is_best: whether this checkpoint is now the best.
         seconds: wall time of the validation.
+        categories: AP of each category that has objects.
+        losses: mean losses over the images.
     """
 
     step: int
@@ -93,6 +105,8 @@ class ValidationReport:
     score: float | None
     is_best: bool
     seconds: float
+    categories: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,53 @@ class CheckpointSaved:
     path: str
 
 
-TrainingEvent = TrainingStarted | InitialWeightsLoaded | StepReport | ValidationReport | CheckpointSaved
+@dataclass(frozen=True)
+class CheckpointPassedOver:
+    """A checkpoint was not resumed from, because it is torn or damaged; the one before it is taken.
+
+    Attributes:
+        reason: which file, and what is wrong with it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoppedEarly:
+    """The run ends before its last step, because validation no longer improves.
+
+    Attributes:
+        step: steps done.
+        validations: in a row without a better score.
+        best_step: steps done when the best score was measured.
+    """
+
+    step: int
+    validations: int
+    best_step: int
+
+
+@dataclass(frozen=True)
+class MachineLeaves:
+    """The provider takes a machine away soon; a checkpoint is made at once.
+
+    Attributes:
+        step: steps done.
+    """
+
+    step: int
+
+
+TrainingEvent = (
+    TrainingStarted
+    | InitialWeightsLoaded
+    | StepReport
+    | ValidationReport
+    | CheckpointSaved
+    | CheckpointPassedOver
+    | StoppedEarly
+    | MachineLeaves
+)
 
 
 class ProgressLog:

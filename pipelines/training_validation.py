@@ -1,18 +1,20 @@
-"""COCO metrics of a detector in training: every worker predicts its share of the images, the first one scores."""
+"""COCO metrics of a detector in training: its images are predicted in shares, the scores are those of all shares."""
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
+from numpy.typing import NDArray
 
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
+from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import Folder, read_bytes
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles
+from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.evaluation.coco import NOT_DEFINED, evaluate_coco, stat_names
 from maskrcnn_core.evaluation.proposals import (
@@ -32,7 +34,8 @@ from maskrcnn_core.train_config import DatasetConfig
 from maskrcnn_core.training.loader import prefetch
 
 _IMAGES_PER_READ = 8
-_Part = TypeVar("_Part")
+_PICTURE_SIDE = 420
+_DRAWN_SCORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,30 @@ class Scores:
         score: mask AP; without masks keypoint AP, without these box AP; AR@1000 of an RPN alone; None where it is
             undefined.
         images, failed_images: predicted, and of these without a prediction.
+        categories: AP of each category that has objects, of the same kind as the score.
     """
 
     metrics: dict[str, float]
     score: float | None
     images: int
     failed_images: int
+    categories: dict[str, float] = field(default_factory=dict)
 
 
-def validate(
+@dataclass(frozen=True)
+class PredictedShare:
+    """What one process found on its images.
+
+    Attributes:
+        entries: image id, file name and record of each; empty for an RPN alone.
+        recall: counts over the images, their number and how many failed; of an RPN alone.
+    """
+
+    entries: list[tuple[int, str, ImageRecord]]
+    recall: tuple[RecallCounts, int, int] | None = None
+
+
+def predict_share(
     detector: RegionDetector,
     config: ModelConfig,
     dataset: CocoDataset,
@@ -64,16 +82,12 @@ def validate(
     rank: int = 0,
     world_size: int = 1,
     proposals: ProposalFiles | None = None,
-) -> Scores | None:
-    """Predict this rank's share of the images; on rank 0 score all of them.
-
-    Every rank has to call it. The detector stays as it is: the prediction runs on a copy.
+) -> PredictedShare:
+    """Predict every `world_size`-th image, from number `rank`.
 
     Args:
+        detector: brought into inference form in place: give a copy of one that goes on learning.
         proposals: of the images, where the model has no RPN.
-
-    Returns:
-        The scores on rank 0, None on the others.
     """
     settings = PredictorSettings(
         device=str(device),
@@ -83,28 +97,49 @@ def validate(
         record="detections" if config.box_head.enabled else "proposals",
         proposals="" if proposals is None else proposals.fingerprint,
     )
-    predictor = Predictor(copy.deepcopy(detector), config, settings)
+    predictor = Predictor(detector, config, settings)
     share = dataset.images[rank::world_size]
     chunks = prefetch(_read_in_chunks(share, Folder(source.images)), depth=2)
     if not config.box_head.enabled:
-        parts = _gathered(_recall_of_share(predictor, share, chunks, source), world_size)
-        return _recall_scores(parts) if rank == 0 else None
+        return PredictedShare([], _recall_of_share(predictor, share, chunks, source))
     records: list[ImageRecord] = []
     for encoded in chunks:
         images = share[len(records) : len(records) + len(encoded)]
         records += predictor.predict(encoded, _proposals_of(images, proposals, predictor.max_proposals))
-    found = [(image.image_id, image.file_name, record) for image, record in zip(share, records, strict=True)]
-    entries = [entry for part in _gathered(found, world_size) for entry in part]
-    return _score(entries, config, source) if rank == 0 else None
+    return PredictedShare(
+        [(image.image_id, image.file_name, record) for image, record in zip(share, records, strict=True)]
+    )
 
 
-def _gathered(part: _Part, world_size: int) -> list[_Part]:
-    """Every rank's part, on every rank."""
-    if world_size == 1:
-        return [part]
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, part)
-    return parts
+def score_shares(shares: Sequence[PredictedShare], config: ModelConfig, source: DatasetConfig) -> Scores:
+    """The metrics of all shares together."""
+    if not config.box_head.enabled:
+        return _recall_scores([share.recall for share in shares if share.recall is not None])
+    return _score([entry for share in shares for entry in share.entries], config, source)
+
+
+def draw_pictures(
+    share: PredictedShare, dataset: CocoDataset, source: DatasetConfig, *, number: int, max_pixels: int
+) -> NDArray[np.uint8] | None:
+    """Ground truth beside predictions of the first images of a share that have objects, on one sheet [H, W, 3]; None
+    where there are none."""
+    with_objects = {image.image_id for image in dataset.images if image.objects}
+    chosen = [entry for entry in share.entries if entry[0] in with_objects and entry[2].status == "ok"][:number]
+    if not chosen:
+        return None
+    document = json.loads(read_bytes(source.annotations))
+    names = {category.id: category.name for category in dataset.categories}
+    rows = []
+    for image_id, file_name, record in chosen:
+        pixels = decode_image(Folder(source.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
+        image = pixels.permute(1, 2, 0).numpy()
+        annotated = [entry for entry in document["annotations"] if entry["image_id"] == image_id]
+        truth = objects_from_annotations(annotated, names, *image.shape[:2])
+        found = objects_from_record(record, min_score=_DRAWN_SCORE)
+        scale = fit_scale(image, _PICTURE_SIDE)
+        caption = f"{file_name}: {len(truth)} objects, {len(found)} found"
+        rows.append((draw_objects(image, truth, scale=scale), draw_objects(image, found, scale=scale), caption))
+    return contact_sheet(rows, cell=_PICTURE_SIDE)
 
 
 def _proposals_of(
@@ -163,15 +198,21 @@ def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig,
     iou_types += ["segm"] if config.mask_head.enabled else []
     iou_types += ["keypoints"] if config.keypoint_head.enabled else []
     scores = evaluate_coco(json.loads(read_bytes(source.annotations)), labels, iou_types)
-    metrics = {
+    metrics: dict[str, float] = {
         f"{kind}/{name}": value
         for kind, stats in scores.stats.items()
         for name, value in zip(stat_names(kind), stats, strict=True)
         if value != NOT_DEFINED
     }
+    decisive: Any = next(kind for kind in ("segm", "keypoints", "bbox") if kind in scores.stats)
     return Scores(
         metrics=metrics,
-        score=metrics.get(next(f"{kind}/AP" for kind in ("segm", "keypoints", "bbox") if kind in scores.stats)),
+        score=metrics.get(f"{decisive}/AP"),
         images=len(records),
         failed_images=sum(record.status != "ok" for record in records),
+        categories={
+            category.name: category.ap[decisive]
+            for category in scores.per_category
+            if category.ap.get(decisive, NOT_DEFINED) != NOT_DEFINED
+        },
     )

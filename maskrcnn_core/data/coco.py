@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.files import read_bytes
-from maskrcnn_core.data.segmentation import rasterise, run_lengths
+from maskrcnn_core.data.segmentation import ObjectMask, rasterise, run_lengths
 from maskrcnn_core.errors import AnnotationError
 
 __all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_coco", "rasterise"]
@@ -33,7 +33,8 @@ class CocoObject:
         box: x1, y1, x2, y2 in original pixels, clipped to the image.
         area: area of the object in original pixels, as annotated.
         crowd: a region of uncounted objects, to be ignored.
-        segmentation: polygons in original pixels (flat x, y, ...), or a run-length encoding as in the file, or None.
+        segmentation: polygons in original pixels (flat x, y, ...), or a run-length encoding as in the file, or None;
+            the mask itself where the image was changed.
         keypoints: x, y, visibility of each keypoint, flat, in original pixels, or None where none are annotated.
     """
 
@@ -42,7 +43,7 @@ class CocoObject:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool
-    segmentation: "list[array[float]] | Mapping[str, Any] | None"
+    segmentation: "list[array[float]] | Mapping[str, Any] | ObjectMask | None"
     keypoints: tuple[float, ...] | None
 
 

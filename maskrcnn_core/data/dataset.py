@@ -5,18 +5,22 @@ repeated and resumed, on any number of workers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
+from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
+from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.targets import ImageTargets, object_targets, pad_targets
 from maskrcnn_core.data.transform import ResizeRule, pad_batch, prepare_image, resized_size
-from maskrcnn_core.errors import ImageError
+from maskrcnn_core.errors import ConfigError, ImageError
+from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 
 
@@ -28,11 +32,15 @@ class Sample:
         index: position of the image in the data set.
         flip: mirror it left to right.
         short_side: length to which the shorter side is resized, pixels.
+        seed: of every further random choice about the image.
+        partner: position of an image from which objects are pasted on this one, or None.
     """
 
     index: int
     flip: bool
     short_side: int
+    seed: int = 0
+    partner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class CocoTrainingData:
         max_pixels: larger images are refused.
         proposals: of every image, where no RPN makes them.
         max_proposals: best ones of an image that are used.
+        jitter: large-scale jitter, in place of resizing to the sample's short side; also what a sample's partner needs.
+        colors: random changes to colours.
+
+    Raises:
+        ConfigError: jitter together with proposals from a file, which know nothing of it.
     """
 
     def __init__(
@@ -86,16 +99,25 @@ class CocoTrainingData:
         max_pixels: int = 178_956_970,
         proposals: ProposalFiles | None = None,
         max_proposals: int = 1000,
+        jitter: ScaleJitter | None = None,
+        colors: ColorJitter | None = None,
     ) -> None:
+        if jitter is not None and proposals is not None:
+            raise ConfigError(
+                "train.augment.jitter_scale: got one together with proposals from a file, which lie in the whole "
+                "image; leave it empty, or train with an RPN"
+            )
         self._images = dataset.images
         self._label_of = dataset.label_of
-        self._keypoint_names = dataset.keypoint_names if keypoints else ()
+        self._names = dataset.keypoint_names
+        self._keypoint_names = self._names if keypoints else ()
         self._keypoint_offset = keypoint_offset
         self._folder = Folder(images)
         self._long_side, self._mean, self._std = long_side, tuple(mean), tuple(std)
         self._channels, self._scale, self._resize = channels, scale, resize
         self._mask_size, self._max_pixels = mask_size, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
+        self._jitter, self._colors = jitter, colors
 
     def __len__(self) -> int:
         return len(self._images)
@@ -112,10 +134,46 @@ class CocoTrainingData:
             ImageError: the image is missing, damaged or not of the annotated size.
         """
         image = self._images[sample.index]
-        pixels = self._decode(image)
+        rng = seeded(sample.seed)
+        if self._jitter is not None:
+            return self._jittered_item(image, sample, self._jitter, rng)
+        pixels = self._recolored(self._decode(image), rng)
         size = resized_size(image.height, image.width, sample.short_side, self._long_side, self._resize)
-        prepared = prepare_image(
-            pixels.flip(-1) if sample.flip else pixels,
+        prepared = self._prepared(pixels.flip(-1) if sample.flip else pixels, size)
+        targets = self._targets(image, size, flip=sample.flip)
+        proposals = None
+        if self._proposals is not None:
+            proposals = resize_proposals(self._read_proposals(self._proposals, image), size, flip=sample.flip)
+        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id, proposals)
+
+    def _jittered_item(
+        self, image: CocoImage, sample: Sample, jitter: ScaleJitter, rng: np.random.Generator
+    ) -> TrainingItem:
+        def scene(found: CocoImage) -> Scene:
+            return Scene(self._decode(found), found.objects)
+
+        partner = None if sample.partner is None else self._images[sample.partner]
+        made = jittered(
+            scene(image),
+            jitter,
+            rng,
+            flip=sample.flip,
+            partner=None if partner is None else lambda: scene(partner),
+            keypoint_sources=mirror_keypoints(self._names),
+            keypoint_offset=self._keypoint_offset,
+            resize=self._resize,
+        )
+        prepared = self._prepared(self._recolored(made.pixels, rng), made.size)
+        changed = replace(image, height=made.size[0], width=made.size[1], objects=made.objects)
+        targets = self._targets(changed, made.size, flip=False)
+        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id)
+
+    def _recolored(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        return pixels if self._colors is None else recolored(pixels, self._colors, rng)
+
+    def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        return prepare_image(
+            pixels,
             size=size,
             mean=self._mean,
             std=self._std,
@@ -123,19 +181,17 @@ class CocoTrainingData:
             scale=self._scale,
             resize=self._resize,
         )
-        targets = object_targets(
+
+    def _targets(self, image: CocoImage, size: tuple[int, int], *, flip: bool) -> ImageTargets:
+        return object_targets(
             image,
             self._label_of,
             input_size=size,
-            flip=sample.flip,
+            flip=flip,
             mask_size=self._mask_size,
             keypoint_names=self._keypoint_names,
             keypoint_offset=self._keypoint_offset,
         )
-        proposals = None
-        if self._proposals is not None:
-            proposals = resize_proposals(self._read_proposals(self._proposals, image), size, flip=sample.flip)
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id, proposals)
 
     def _read_proposals(self, files: ProposalFiles, image: CocoImage) -> ImageProposals:
         found = files.read(image.image_id, self._max_proposals)

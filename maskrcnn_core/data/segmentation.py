@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-Segmentation: TypeAlias = "Sequence[Sequence[float]] | Mapping[str, Any]"
-
 
 @dataclass(frozen=True)
 class ObjectMask:
@@ -29,12 +27,30 @@ class ObjectMask:
     left: int
     top: int
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2 of the rectangle."""
+        height, width = self.pixels.shape
+        return float(self.left), float(self.top), float(self.left + width), float(self.top + height)
+
+
+Segmentation: TypeAlias = "Sequence[Sequence[float]] | Mapping[str, Any] | ObjectMask"
+
+
+def tight_mask(pixels: NDArray[np.bool_], left: int, top: int) -> ObjectMask:
+    """The mask [h, w] bool, whose first pixel lies at `left`, `top`, cut to the rectangle that holds its object."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if len(rows) == 0:
+        return ObjectMask(np.zeros((0, 0), dtype=np.bool_), left=0, top=0)
+    inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ObjectMask(inside, left=left + int(columns[0]), top=top + int(rows[0]))
+
 
 def rasterise(segmentation: Segmentation, height: int, width: int) -> NDArray[np.bool_]:
     """The object's pixels in the whole image, [height, width] bool; several polygons are united.
 
     Args:
-        segmentation: polygons, or compressed or uncompressed run lengths.
+        segmentation: polygons, compressed or uncompressed run lengths, or a mask as it is.
         height, width: size of the original image, pixels.
 
     Raises:
@@ -49,6 +65,8 @@ def rasterise(segmentation: Segmentation, height: int, width: int) -> NDArray[np
 
 def object_mask(segmentation: Segmentation, height: int, width: int) -> ObjectMask:
     """The object's pixels inside their tight rectangle. Arguments and errors as `rasterise`."""
+    if isinstance(segmentation, ObjectMask):
+        return segmentation
     runs = run_lengths(segmentation, height, width)
     ends = np.cumsum(runs)
     starts, ends = ends[0:-1:2], ends[1::2]
@@ -70,7 +88,9 @@ def object_mask(segmentation: Segmentation, height: int, width: int) -> ObjectMa
     return ObjectMask(pixels, left=left, top=top)
 
 
-def run_lengths(segmentation: Segmentation, height: int, width: int) -> NDArray[np.int64]:
+def run_lengths(
+    segmentation: "Sequence[Sequence[float]] | Mapping[str, Any]", height: int, width: int
+) -> NDArray[np.int64]:
     """Lengths of the object's runs over the columns, background first, [runs] int64; they add up to height * width.
 
     Raises:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskrcnn_core.data.coco import CocoImage, CocoObject
-from maskrcnn_core.data.segmentation import ObjectMask, object_mask, rasterise
+from maskrcnn_core.data.segmentation import ObjectMask, Segmentation, object_mask, rasterise
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Targets
 
@@ -106,7 +106,7 @@ def _mask_grids(image: CocoImage, size: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(grids), torch.from_numpy(rectangles)
 
 
-def _segmentation(item: CocoObject) -> "Sequence[Sequence[float]] | Mapping[str, object]":
+def _segmentation(item: CocoObject) -> Segmentation:
     return [] if item.segmentation is None else item.segmentation
 
 

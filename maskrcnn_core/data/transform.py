@@ -95,6 +95,41 @@ def _resize_as_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels).to(torch.float32)
 
 
+def resized_part(
+    image: Tensor, size: tuple[int, int], top: int, left: int, part: tuple[int, int], rule: ResizeRule = "float"
+) -> Tensor:
+    """A part of the resized image, without making the whole of it.
+
+    Args:
+        image: [3, H, W] uint8.
+        size: (height, width) of the whole resized image, pixels.
+        top, left: first row and column of the part in it.
+        part: (height, width) of the part.
+
+    Returns:
+        [3, *part] uint8: with `float` what resizing and cutting gives, rounded; with `antialias` Pillow's values, which
+        at the part's border see only pixels inside of it.
+    """
+    height, width = image.shape[1:]
+    if rule == "antialias":
+        down, across = height / size[0], width / size[1]
+        box = (left * across, top * down, min((left + part[1]) * across, width), min((top + part[0]) * down, height))
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        pixels = np.array(picture.resize(part[::-1], Image.Resampling.BILINEAR, box=box))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    values = image.permute(1, 2, 0).contiguous()
+    for axis, (length, resized, start, count) in enumerate(
+        ((height, size[0], top, part[0]), (width, size[1], left, part[1]))
+    ):
+        places = ((torch.arange(start, start + count) + 0.5) * (length / resized) - 0.5).clamp(min=0)
+        lower = places.floor().to(torch.int64).clamp(max=length - 1)
+        share = (places - lower).to(torch.float32).view([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        below = values.index_select(axis, lower).to(torch.float32)
+        above = values.index_select(axis, (lower + 1).clamp(max=length - 1)).to(torch.float32)
+        values = torch.lerp(below, above, share)
+    return values.round().clamp(0, 255).to(torch.uint8).permute(2, 0, 1)
+
+
 def pad_batch(prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int) -> ImageBatch:
     """Images of different sizes as one batch: zeros to the right and below, sides a multiple of `divisor`.
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, soft_suppress, suppress
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.normed_conv import normed_conv
 from maskrcnn_core.structures import Detections, Proposals, valid_slots
@@ -114,6 +115,7 @@ def box_losses(
     delta_weights: tuple[float, float, float, float],
     smooth_l1_beta: float,
     box_loss: str = "smooth_l1",
+    normalizer: Normalizer = own_count,
 ) -> dict[str, Tensor]:
     """Class loss (mean over the sampled regions) and box loss (sum over positives / sampled regions).
 
@@ -124,7 +126,7 @@ def box_losses(
     Returns:
         `roi_class` and `roi_box`, scalars.
     """
-    num_sampled = samples.valid.sum().clamp(min=1)
+    num_sampled = normalizer(samples.valid.sum())
     class_loss = functional.cross_entropy(
         full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none"
     )

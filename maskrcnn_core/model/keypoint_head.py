@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.keypoints import encode_heatmaps
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
 
@@ -58,7 +59,7 @@ def keypoint_targets(
     return cells, counted & learned[:, None]
 
 
-def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor) -> Tensor:
+def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor, normalizer: Normalizer = own_count) -> Tensor:
     """Cross-entropy of a softmax over a heatmap's cells, mean over the counted keypoints of the batch (Mask R-CNN,
     section 5; the mean as torchvision's, and detectron2's normalised by visible keypoints).
 
@@ -73,4 +74,4 @@ def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor) -> Tensor:
     loss = functional.cross_entropy(
         full_precision(logits).flatten(2).flatten(0, 1), wanted, ignore_index=-1, reduction="sum"
     )
-    return loss / counted.sum().clamp(min=1)
+    return loss / normalizer(counted.sum())

@@ -18,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
 
@@ -197,7 +198,7 @@ def mask_targets(
     return wanted
 
 
-def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
+def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor, normalizer: Normalizer = own_count) -> Tensor:
     """Mean over the pixels of the counted regions of the binary cross-entropy (Mask R-CNN, section 3) or, of a softmax
     head, the multinomial one: a pixel's class is the region's, or background where the object isn't; a fractional
     target is a share of each.
@@ -215,4 +216,4 @@ def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
         loss = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
     else:
         loss = -(wanted * output[:, 0] + (1.0 - wanted) * output[:, 1])
-    return torch.where(counted, loss.mean(dim=(1, 2)), 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(counted, loss.mean(dim=(1, 2)), 0.0).sum() / normalizer(counted.sum())

@@ -111,20 +111,20 @@ def _overlaps_by_image(candidates: Tensor, targets: Targets, *, rescue_best: boo
     return best, objects, leading
 
 
-def sample(kinds: Tensor, num_samples: int, positive_fraction: float) -> Samples:
+def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Tensor | None = None) -> Samples:
     """Draw candidates at random, at most a fraction of them positive, negatives filling up (Fast R-CNN, section 2.3).
 
     Args:
         kinds: [N, A] as in `Matches`.
         num_samples: S, reduced to A where there are fewer candidates.
+        seeds: [N] int64, what the draws of each image depend on; None = torch's default generator of the device.
 
-    The shape of the result depends on the shape of `kinds` alone. Draws come from torch's default generator of the
-    device.
+    The shape of the result depends on the shape of `kinds` alone.
     """
     num_candidates = kinds.shape[1]
     num_samples = min(num_samples, num_candidates)
     max_positives = min(int(num_samples * positive_fraction), num_candidates)
-    keys = torch.rand(kinds.shape, device=kinds.device)
+    keys = torch.rand(kinds.shape, device=kinds.device) if seeds is None else seeded_uniform(seeds, num_candidates)
     positive_keys, positive_index = torch.where(kinds == POSITIVE, keys, -1.0).topk(max_positives, dim=1)
     negative_keys, negative_index = torch.where(kinds == NEGATIVE, keys, -1.0).topk(num_samples, dim=1)
     drawn_positive = positive_keys >= 0
@@ -138,3 +138,27 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float) -> Samples
     index, valid = index.gather(1, order), drawn.gather(1, order)
     positive = (kinds.gather(1, index) == POSITIVE) & valid
     return Samples(index, positive, valid, max_positives)
+
+
+def seeded_uniform(seeds: Tensor, length: int) -> Tensor:
+    """[N] int64 -> [N, length] float32 in [0, 1): number j of row i depends on `seeds[i]` and j alone.
+
+    So an image draws the same whichever images stand beside it and whatever the device. SplitMix64 (Steele et al.,
+    OOPSLA 2014), of which the upper 24 bits are kept.
+    """
+    counts = torch.arange(1, length + 1, dtype=torch.int64, device=seeds.device)
+    mixed = seeds[:, None] + counts * _wrapped(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ _shifted(mixed, 30)) * _wrapped(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * _wrapped(0x94D049BB133111EB)
+    mixed = mixed ^ _shifted(mixed, 31)
+    return _shifted(mixed, 40).to(torch.float32) * 2.0**-24
+
+
+def _wrapped(word: int) -> int:
+    """64 unsigned bits as the signed number that torch has for them."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """Shifted right with zeros coming in; torch's own shift repeats the sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)

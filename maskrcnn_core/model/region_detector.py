@@ -16,6 +16,7 @@ from maskrcnn_core.model.anchors import AnchorRule, pyramid_anchors
 from maskrcnn_core.model.backbones import Trunk
 from maskrcnn_core.model.box_head import BoxHead, DetectionRule, RoISamples, box_losses, detections_and_regions
 from maskrcnn_core.model.keypoint_head import KeypointHead, keypoint_loss, keypoint_targets
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.mask_head import MaskHead, MaskMLP, mask_loss, mask_probabilities, mask_targets
 from maskrcnn_core.model.matching import match, sample
@@ -30,7 +31,7 @@ from maskrcnn_core.model.region_rows import (
 )
 from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
-from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
+from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
 
 _NO_PROPOSALS = (
@@ -104,6 +105,8 @@ class RegionDetector(nn.Module):
         heads: per-region computation; None: proposals are all there is.
         num_classes: K.
         anchors, train_proposals, test_proposals, rpn_loss, roi_loss, detection: the rules of each step.
+
+    `normalizer` is what losses are divided by: the process's own counts, unless whoever trains sets another.
     """
 
     has_keypoints: Tensor
@@ -140,6 +143,7 @@ class RegionDetector(nn.Module):
         self.anchors = anchors
         self.train_proposals, self.test_proposals = train_proposals, test_proposals
         self.rpn_loss, self.roi_loss, self.detection = rpn_loss, roi_loss, detection
+        self.normalizer: Normalizer = own_count
         self._anchor_cache: tuple[object, list[Tensor]] | None = None
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals | None = None) -> dict[str, Tensor]:
@@ -161,11 +165,13 @@ class RegionDetector(nn.Module):
         features = self.features(images)
         losses: dict[str, Tensor] = {}
         if self.rpn_head is not None:
-            logits, deltas = self.rpn_head(features.maps)
-            anchors = self._grid(features)
-            losses |= rpn_losses(logits, deltas, anchors, targets, self.rpn_loss)
+            anchors, head = self._grid(features), self.rpn_head
+            losses |= sampled_rpn_losses(
+                lambda index: head.at(features.maps, index), anchors, targets, self.rpn_loss, self.normalizer
+            )
             if proposals is None and self.box_head is not None:
                 with torch.no_grad():
+                    logits, deltas = self.rpn_head(features.maps)
                     proposals = propose(logits, deltas, anchors, images.input_sizes, self.train_proposals)
         if self.box_head is not None:
             losses |= self._region_losses(features.maps, _given(proposals), targets)
@@ -304,6 +310,7 @@ class RegionDetector(nn.Module):
             delta_weights=self.detection.delta_weights,
             smooth_l1_beta=self.roi_loss.smooth_l1_beta,
             box_loss=self.roi_loss.box_loss,
+            normalizer=self.normalizer,
         )
         if self.rpn_head is None:
             # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all of them.
@@ -340,7 +347,8 @@ class RegionDetector(nn.Module):
             crowd_overlap=self.roi_loss.crowd_overlap,
         )
         kinds = torch.where(real, matches.kinds, -1)
-        samples = sample(kinds, self.roi_loss.batch_size, self.roi_loss.positive_fraction)
+        seeds = None if targets.seeds is None else ~targets.seeds  # other draws than those of the anchors
+        samples = sample(kinds, self.roi_loss.batch_size, self.roi_loss.positive_fraction, seeds)
         corners = samples.index[..., None].expand(-1, -1, 4)
         objects = matches.objects.gather(1, samples.index)
         labels = torch.where(samples.positive, targets.labels.gather(1, objects), self.num_classes)
@@ -368,7 +376,7 @@ class RegionDetector(nn.Module):
         )
         if not self.roi_loss.soft_mask_targets:
             wanted = (wanted >= 0.5).to(wanted.dtype)
-        return mask_loss(output, wanted, front.positive)
+        return mask_loss(output, wanted, front.positive, self.normalizer)
 
     def _keypoint_loss(self, regions: Tensor, front: PositiveRegions, targets: Targets) -> Tensor:
         assert self.keypoint_head is not None
@@ -377,7 +385,7 @@ class RegionDetector(nn.Module):
         cells, counted = keypoint_targets(
             targets, front.boxes, front.images, front.objects, learned, heatmaps.shape[-1]
         )
-        return self.roi_loss.keypoint_loss_weight * keypoint_loss(heatmaps, cells, counted)
+        return self.roi_loss.keypoint_loss_weight * keypoint_loss(heatmaps, cells, counted, self.normalizer)
 
 
 def _given(proposals: Proposals | None) -> Proposals:
@@ -402,5 +410,6 @@ def _with_a_slot(targets: Targets) -> Targets:
         labels=functional.pad(targets.labels, (0, 1)),
         valid=functional.pad(targets.valid, (0, 1)),
         crowd=functional.pad(targets.crowd, (0, 1)),
+        seeds=targets.seeds,
         **padded,
     )

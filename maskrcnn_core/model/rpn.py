@@ -4,7 +4,7 @@ It is a dense head with one class: per anchor one objectness logit and four delt
 after the head; from there on everything is vectorised over images and anchors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, suppress
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
+from maskrcnn_core.model.rpn_samples import outputs_at
 from maskrcnn_core.structures import Proposals, Targets
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -31,6 +33,15 @@ class RPNHead(nn.Module):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 
+    def at(self, pyramid: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward` of some anchors only: index [N, S] into those of all levels -> logits [N, S], deltas
+        [N, S, 4]; with gradients at little cost where there is one convolution."""
+        conv = self.convs[0]
+        if len(self.convs) == 1 and isinstance(conv, nn.Conv2d):
+            return outputs_at(conv, self.objectness, self.deltas, pyramid, index)
+        logits, deltas = self(pyramid)
+        return _at(logits, deltas, index)
+
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """P2 to P6, each [N, C, H, W] -> for each level objectness logits [N, A_l] and deltas [N, A_l, 4].
 
@@ -43,6 +54,12 @@ class RPNHead(nn.Module):
             logits.append(self.objectness(features).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(features).permute(0, 2, 3, 1).reshape(len(features), -1, 4))
         return logits, deltas
+
+
+def _at(logits: Sequence[Tensor], deltas: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the outputs of all anchors those at `index` [N, S]."""
+    every = torch.cat(list(deltas), dim=1)
+    return torch.cat(list(logits), dim=1).gather(1, index), every.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 @dataclass(frozen=True)
@@ -118,13 +135,38 @@ class RPNLossRule:
     box_loss: str = "smooth_l1"
 
 
+Outputs = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Anchors [N, S] -> their objectness logits [N, S] and deltas [N, S, 4]."""
+
+
 def rpn_losses(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets, rule: RPNLossRule
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    targets: Targets,
+    rule: RPNLossRule,
+    normalizer: Normalizer = own_count,
+) -> dict[str, Tensor]:
+    """`sampled_rpn_losses` from the outputs of all anchors.
+
+    Args:
+        logits: per level [N, A_l]; deltas: per level [N, A_l, 4]; anchors: per level [A_l, 4].
+    """
+    return sampled_rpn_losses(lambda index: _at(logits, deltas, index), anchors, targets, rule, normalizer)
+
+
+def sampled_rpn_losses(
+    outputs: Outputs,
+    anchors: Sequence[Tensor],
+    targets: Targets,
+    rule: RPNLossRule,
+    normalizer: Normalizer = own_count,
 ) -> dict[str, Tensor]:
     """Objectness loss (mean over the sampled anchors) and box loss (sum over positives / sampled anchors).
 
     Args:
-        logits: per level [N, A_l]; deltas: per level [N, A_l, 4]; anchors: per level [A_l, 4].
+        outputs: of the sampled anchors.
+        anchors: per level [A_l, 4].
 
     Returns:
         `rpn_objectness` and `rpn_box`, scalars.
@@ -138,9 +180,9 @@ def rpn_losses(
         rescue_best=True,
         crowd_overlap=rule.crowd_overlap,
     )
-    samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction)
-    num_sampled = samples.valid.sum().clamp(min=1)
-    sampled_logits = full_precision(torch.cat(list(logits), dim=1).gather(1, samples.index))
+    samples = sample(matches.kinds, rule.batch_size, rule.positive_fraction, targets.seeds)
+    num_sampled = normalizer(samples.valid.sum())
+    sampled_logits, sampled_deltas = (full_precision(output) for output in outputs(samples.index))
     objectness = functional.binary_cross_entropy_with_logits(
         sampled_logits, samples.positive.to(sampled_logits.dtype), reduction="none"
     )
@@ -148,9 +190,8 @@ def rpn_losses(
     index, positive = samples.index[:, front], samples.positive[:, front]
     objects = matches.objects.gather(1, index)
     object_boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
-    predicted = full_precision(torch.cat(list(deltas), dim=1).gather(1, index[..., None].expand(-1, -1, 4)))
     box_loss = box_regression_loss(
-        predicted,
+        sampled_deltas[:, front],
         all_anchors[index],
         object_boxes,
         positive,

@@ -1,4 +1,4 @@
-"""Parameter groups, SGD with momentum, and the learning rate as a function of the step."""
+"""Parameter groups, SGD with momentum or AdamW, and the learning rate as a function of the step."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,48 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: weights, which decay, and biases and norms, which do not.
-
-    Biases and norms are those with at most one axis. Frozen parameters are in neither group.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD as in the Mask R-CNN paper (Appendix), one fused kernel per step.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, bias_decay: float = 0.0, norm_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters by weight decay: weights, biases (any other parameter with at most one axis), and the scales
+    and shifts of norms. Those with equal decay share a group; frozen parameters are in none."""
+    groups: dict[float, list[nn.Parameter]] = {weight_decay: []}
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                kind = norm_decay if isinstance(module, _NORMS) else weight_decay if parameter.ndim > 1 else bias_decay
+                groups.setdefault(kind, []).append(parameter)
+    return [{"params": found, "weight_decay": decay} for decay, found in groups.items() if found]
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    bias_decay: float = 0.0,
+    norm_decay: float = 0.0,
+    kind: Literal["sgd", "adamw"] = "sgd",
+) -> torch.optim.Optimizer:
+    """SGD as in the Mask R-CNN paper (Appendix), or AdamW (Loshchilov and Hutter, ICLR 2019); one fused kernel a step.
+
+    Args:
+        momentum: of SGD; of AdamW beta 1 (beta 2 is 0.999).
 
     Raises:
         ValueError: the model has no trainable parameter.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, bias_decay=bias_decay, norm_decay=norm_decay)
     if not groups:
         raise ValueError("build_optimizer: the model has no trainable parameter; lower model.backbone.frozen_stages")
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
 
 

@@ -1,14 +1,16 @@
-"""One optimisation step, and the check of what came out of it."""
+"""One optimisation step."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.errors import UserError
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.training.accumulation import accumulate_gradients
+from maskrcnn_core.training.guard import update_if_finite
 from maskrcnn_core.training.optimizer import set_learning_rate
 
 
@@ -21,12 +23,14 @@ class StepResult:
         losses: [len(names)] float32, detached.
         grad_norm: scalar, L2 norm of all gradients before clipping; None where nothing asked for it.
         learning_rate: rate that the step used.
+        skipped: scalar bool, the gradients were not finite and the weights stayed; None where nothing looked.
     """
 
     names: tuple[str, ...]
     losses: Tensor
     grad_norm: Tensor | None
     learning_rate: float
+    skipped: Tensor | None = None
 
 
 def training_step(
@@ -39,7 +43,9 @@ def training_step(
     clip_norm: float = 0.0,
     bfloat16: bool = False,
     with_grad_norm: bool = False,
+    skip_non_finite: bool = False,
     proposals: Proposals | None = None,
+    accumulate: int = 1,
 ) -> StepResult:
     """Forward, backward and update.
 
@@ -50,21 +56,32 @@ def training_step(
         clip_norm: upper limit of the gradients' L2 norm; 0 = none.
         bfloat16: run the forward pass under autocast.
         with_grad_norm: measure the norm also where it is not clipped.
+        accumulate: pieces in which the batch is computed, see `accumulation`.
+        skip_non_finite: leave the weights as they are where a gradient is not finite (the norm is measured).
     """
-    device = images.pixels.device.type
+    autocast = functools.partial(torch.autocast, images.pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
-        given = (images, targets) if proposals is None else (images, targets, proposals)
-        losses: dict[str, Tensor] = detector(*given)
-    stacked = torch.stack([loss.float() for loss in losses.values()])
-    stacked.sum().backward()
+    if accumulate > 1:
+        bare: Any = detector.module if isinstance(detector, nn.parallel.DistributedDataParallel) else detector
+        losses = accumulate_gradients(detector, bare, images, targets, proposals, pieces=accumulate, context=autocast)
+        stacked = torch.stack([loss.float() for loss in losses.values()])
+    else:
+        with autocast():
+            given = (images, targets) if proposals is None else (images, targets, proposals)
+            losses = detector(*given)
+        stacked = torch.stack([loss.float() for loss in losses.values()])
+        stacked.sum().backward()
     grad_norm = None
-    if clip_norm > 0 or with_grad_norm:
+    if clip_norm > 0 or with_grad_norm or skip_non_finite:
         limit = clip_norm if clip_norm > 0 else float("inf")
         grad_norm = clip_gradients(optimizer, limit)
-    optimizer.step()
-    return StepResult(tuple(losses), stacked.detach(), grad_norm, learning_rate)
+    skipped = None
+    if skip_non_finite and grad_norm is not None:
+        skipped = update_if_finite(optimizer, grad_norm)
+    else:
+        optimizer.step()
+    return StepResult(tuple(losses), stacked.detach(), grad_norm, learning_rate, skipped)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
@@ -75,24 +92,6 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
     if limit != float("inf"):
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def require_finite(result: StepResult, *, step: int, image_ids: Sequence[int]) -> dict[str, float]:
-    """The losses as numbers, copied to the host.
-
-    Raises:
-        UserError: a loss is infinite or not a number; names the losses, the step and the images.
-    """
-    values = dict(zip(result.names, result.losses.tolist(), strict=True))
-    wrong = {name: value for name, value in values.items() if not torch.isfinite(torch.tensor(value))}
-    if wrong:
-        found = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-        raise UserError(
-            f"step {step}: loss is not finite: {found} (images {list(image_ids)}, learning rate "
-            f"{result.learning_rate:.3g}), expected finite losses; lower train.learning_rate, lengthen "
-            "train.warmup_steps or set train.clip_norm, and start again from the last checkpoint or a new output"
-        )
-    return values
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.weights.checkpoint import check_weights, load_checkpoint, load_config
+from maskrcnn_core.weights.class_rows import are_same_categories, class_layouts, common_categories, copied_rows
 
 _TRUNK = "trunk."
 
@@ -18,7 +19,9 @@ class InitialWeights:
     """Which weights of a detector came from checkpoints; names as in its state dict.
 
     Attributes:
-        taken: name and shape fit.
+        taken: name and shape fit; of predictors, also the categories.
+        by_category: predictors of which only the rows of common categories were taken.
+        common, new: names of this run's categories that the checkpoint knows and doesn't, where it has others.
         fresh: in no checkpoint, or only with another shape.
         unused: of the checkpoints, without a place in the detector.
     """
@@ -26,6 +29,9 @@ class InitialWeights:
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
+    by_category: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
 
     @property
     def fresh_parts(self) -> tuple[str, ...]:
@@ -56,6 +62,8 @@ def check_initial(config: ModelConfig, checkpoints: Sequence[Path | str]) -> Non
 def load_initial_weights(detector: nn.Module, config: ModelConfig, checkpoints: Sequence[Path | str]) -> InitialWeights:
     """Copy weights whose name and shape fit into a detector; the first checkpoint that has one gives it.
 
+    Where a checkpoint has other categories, its predictors give the rows of those with the same name (`class_rows`).
+
     Args:
         detector: as built; changed in place.
         config: its configuration.
@@ -68,12 +76,26 @@ def load_initial_weights(detector: nn.Module, config: ModelConfig, checkpoints: 
     check_initial(config, checkpoints)
     own = detector.state_dict()
     taken: set[str] = set()
+    by_category: dict[str, None] = {}
+    common: set[int] | None = None
     unused: dict[str, None] = {}
     for checkpoint in checkpoints:
-        _, state = load_checkpoint(checkpoint)
-        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-        unused |= dict.fromkeys(name for name in state if name not in fitting)
-        detector.load_state_dict({name: fitting[name] for name in fitting if name not in taken}, strict=False)
+        other, state = load_checkpoint(checkpoint)
+        own_meaning = set(_named_otherwise(config, other))
+        fitting = {
+            name: value
+            for name, value in state.items()
+            if name in own and own[name].shape == value.shape and name.rpartition(".")[0] not in own_meaning
+        }
+        if not are_same_categories(config, other):
+            rows = copied_rows(own, state, config, other)
+            rows = {name: value for name, value in rows.items() if name not in taken and name not in by_category}
+            detector.load_state_dict(rows, strict=False)
+            by_category |= dict.fromkeys(rows)
+            common = (common or set()) | (set(common_categories(config, other)) if rows else set())
+        unused |= dict.fromkeys(name for name in state if name not in fitting and name not in by_category)
+        fitting = {name: value for name, value in fitting.items() if name not in taken and name not in by_category}
+        detector.load_state_dict(fitting, strict=False)
         taken |= set(fitting)
     missing = [name for name in own if name.startswith(_TRUNK) and name not in taken]
     if missing:
@@ -84,9 +106,22 @@ def load_initial_weights(detector: nn.Module, config: ModelConfig, checkpoints: 
         )
     return InitialWeights(
         taken=tuple(name for name in own if name in taken),
-        fresh=tuple(name for name in own if name not in taken),
-        unused=tuple(name for name in unused if name not in taken),
+        fresh=tuple(name for name in own if name not in taken and name not in by_category),
+        unused=tuple(name for name in unused if name not in taken and name not in by_category),
+        by_category=tuple(name for name in own if name in by_category),
+        common=() if common is None else tuple(config.categories[label].name for label in sorted(common)),
+        new=()
+        if common is None
+        else tuple(category.name for label, category in enumerate(config.categories) if label not in common),
     )
+
+
+def _named_otherwise(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
+    """Modules whose outputs stand for other things in the two models, though they may be equally many."""
+    found = [] if are_same_categories(ours, theirs) else list(class_layouts(ours))
+    if ours.keypoint_head.names != theirs.keypoint_head.names:
+        found.append("keypoint_head.deconv")
+    return found
 
 
 def _conventions(config: ModelConfig) -> dict[str, object]:

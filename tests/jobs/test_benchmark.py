@@ -10,7 +10,8 @@ from jobs.benchmark import BENCHMARKS, main
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.data.generated import generate_dataset
-from pipelines import benchmarking
+from pipelines import benchmark_labelling, benchmarking
+from pipelines.benchmark_labelling import LabellingComparison, LabellingWay
 from pipelines.benchmarking import Comparison
 from pipelines.cluster import connect
 
@@ -30,25 +31,44 @@ def images(tmp_path: Path) -> Path:
     return generate_dataset(tmp_path / "set", num_images=1, image_size=(64, 80)).parent / "images"
 
 
-@pytest.mark.parametrize("name", ["detect", "label"])
-def test_report(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_detect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     measured: list[BenchmarkRun] = []
 
     def measure(run: BenchmarkRun) -> Comparison:
         measured.append(run)
         return FOUND
 
-    monkeypatch.setattr(benchmarking, f"benchmark_{name}", measure)
-    assert main([name, "--rounds", "5", "--short_side", "320"]) == 0
+    monkeypatch.setattr(benchmarking, "benchmark_detect", measure)
+    assert main(["detect", "--rounds", "5", "--short_side", "320"]) == 0
     assert measured == [BenchmarkRun(rounds=5, short_side=320)]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(": 8 images, 5 rounds, medians")
-    assert [line.split() for line in lines[1:3]] == [
+    assert lines[0] == BENCHMARKS["detect"].meaning
+    assert lines[1] == "  8 images, 5 rounds, medians"
+    assert [line.split() for line in lines[2:4]] == [
         ["the", "peer", "0.500", "s/image", "2.00", "images/s", "100.0", "detections/image"],
         ["ours", "0.200", "s/image", "5.00", "images/s", "99.5", "detections/image"],
     ]
-    assert lines[1].index("s/image") == lines[2].index("s/image")
-    assert lines[3:] == ["  speed of the second against the first: 2.50", "  a machine of this kind"]
+    assert lines[2].index("s/image") == lines[3].index("s/image")
+    assert lines[4:] == ["  speed of the second against the first: 2.50", "  a machine of this kind"]
+
+
+def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = (
+        LabellingWay("bare loop", 2.0, 1.0, 0, 0),
+        LabellingWay("jobs.label", 1.9, 0.95, 3 << 20, 1 << 19),
+        LabellingWay("another way", 0.5, 0.25, 9 << 20, 6 << 20),
+    )
+    found = LabellingComparison(ways, 8, 100.0, "a machine of this kind")
+    monkeypatch.setattr(benchmark_labelling, "benchmark_label", lambda run: found)
+    assert main(["label", "--rounds", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [
+        "  8 images, 5 rounds, medians; 100.0 detections/image",
+        "  bare loop       2.00 images/s   1.00 of the bare loop",
+        "  jobs.label      1.90 images/s   0.95 of the bare loop        3 MiB peak       0.5 MiB written",
+        "  another way     0.50 images/s   0.25 of the bare loop        9 MiB peak       6.0 MiB written",
+        "  a machine of this kind",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["detekt"], ["--rounds", "3"]])
@@ -57,7 +77,7 @@ def test_without_a_known_name_the_names_are_shown(arguments: list[str], capsys: 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == (
-        f"error: NAME: got {arguments[0] if arguments else ''!r}, expected one of detect, label, evaluate, tradeoff"
+        f"error: NAME: got {arguments[0] if arguments else ''!r}, expected one of {', '.join(BENCHMARKS)}"
     )
     assert err.splitlines()[0].startswith("usage: python -m jobs.benchmark NAME")
 
@@ -89,15 +109,15 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.setattr(benchmarking, "peer_model", lambda *sides: None)  # seconds that no mistake should cost
     assert main([name, *(text.format(tmp=tmp_path) for text in arguments), "--threads", "1"]) == 2
-    assert capsys.readouterr() == ("", f"error: {expected.format(tmp=tmp_path)}\n")
+    assert capsys.readouterr().err == f"error: {expected.format(tmp=tmp_path)}\n"
 
 
 @pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
 def test_both_sides_of_detect_find_the_same(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "--images", str(images), *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2:] for line in lines[1:3]] == [["3.0", "detections/image"]] * 2
-    assert float(lines[3].split()[-1]) > 0
+    assert [line.split()[-2:] for line in lines[2:4]] == [["3.0", "detections/image"]] * 2
+    assert float(lines[4].split()[-1]) > 0
 
 
 @pytest.mark.ray
@@ -106,8 +126,10 @@ def test_both_sides_of_detect_find_the_same(images: Path, capsys: pytest.Capture
 def test_label_measures_the_whole_pipeline(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with connect(ClusterConfig(num_cpus=4)):
         assert main(["label", "--images", str(images), *SMALL]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[1].strip() for line in lines[1:3]] == ["bare loop over the predictor", "jobs.label"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "of the bare loop" in line]
+    names = ["bare loop over the predictor", "jobs.label", "Ray documentation's way, torchvision"]
+    assert [line.split("  ")[1].strip() for line in lines] == names
+    assert all(float(line.split(" images/s")[0].split()[-1]) > 0 for line in lines)
     assert lines[2].split()[-2:] == ["3.0", "detections/image"]
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import parse_run
+from jobs.train import main
 from maskrcnn_core.train_config import TrainRun
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
@@ -29,3 +30,97 @@ def test_nuclei_has_small_anchors_and_a_short_schedule() -> None:
     assert run.model.anchors.sizes == (8, 16, 32, 64, 128)
     assert run.model.backbone.name == "efficientnet_lite0"
     assert run.train.warmup_steps < run.train.steps
+
+
+def load(name: str) -> TrainRun:
+    return parse(next(path for path in CONFIGS if path.stem == name))
+
+
+@pytest.mark.parametrize("schedule", ["1x", "3x"])
+@pytest.mark.parametrize(
+    ("name", "pyramid", "backbone"),
+    [
+        ("mask_rcnn_r50_fpn", "fpn", "resnet50"),
+        ("mask_rcnn_r101_fpn", "fpn", "resnet101"),
+        ("mask_rcnn_r50_c4", "c4", "resnet50"),
+        ("mask_rcnn_r50_dc5", "dc5", "resnet50"),
+        ("keypoint_rcnn_r50_fpn", "fpn", "resnet50"),
+    ],
+)
+def test_detectron2s_recipes(name: str, pyramid: str, backbone: str, schedule: str) -> None:
+    run = load(f"detectron2_{name}_{schedule}")
+    model, train = run.model, run.train
+    steps, decay = (90_000, (60_000, 80_000)) if schedule == "1x" else (270_000, (210_000, 250_000))
+    assert (train.steps, train.decay_steps, train.batch_size) == (steps, decay, 16)
+    assert train.peak_learning_rate == 0.02
+    assert (train.weight_decay, train.weight_decay_bias, train.weight_decay_norm) == (1e-4, 1e-4, 0.0)
+    assert train.short_sides == (640, 672, 704, 736, 768, 800)
+    assert (train.warmup_steps, train.warmup_factor) == (1000, 0.001)
+    assert (model.pyramid.kind, model.backbone.name, model.backbone.frozen_stages) == (pyramid, backbone, 2)
+    assert model.input.resize == "antialias"
+    assert (model.roi.sampling_ratio, model.roi.aligned) == (0, True)
+    assert model.rpn.smooth_l1_beta == 0
+    if name.startswith("keypoint"):
+        assert model.keypoint_head.enabled
+        assert not model.mask_head.enabled
+        assert (model.rpn.post_nms_train, model.box_head.smooth_l1_beta) == (1500, 0.5)
+        return
+    assert model.box_head.smooth_l1_beta == 0
+    if pyramid == "fpn":
+        assert (model.rpn.pre_nms_train, model.rpn.post_nms_train, model.input.divisor) == (2000, 1000, 32)
+    else:
+        assert (model.rpn.pre_nms_train, model.rpn.post_nms_train, model.rpn.pre_nms_test) == (12_000, 2000, 6000)
+        assert model.anchors.every_level
+    if pyramid == "c4":
+        assert (model.box_head.layers, model.mask_head.layers, model.roi.box_resolution) == (0, 0, 14)
+
+
+def test_torchvisions_recipe() -> None:
+    run = load("torchvision_mask_rcnn_r50_fpn")
+    epoch = 7329  # batches of 16 in the 117,266 images of train2017 that have objects
+    assert (run.train.steps, run.train.decay_steps) == (26 * epoch, (16 * epoch, 22 * epoch))
+    assert (run.train.peak_learning_rate, run.train.batch_size, run.train.aspect_ratio_factor) == (0.02, 16, 3)
+    assert run.train.weight_decay == run.train.weight_decay_bias == run.train.weight_decay_norm == 1e-4
+    assert not run.model.roi.aligned
+    assert run.model.anchors.rounded
+    assert run.model.rpn.post_nms_train == 2000
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS if path.stem.endswith("100ep")])
+def test_large_scale_jitter_recipes(name: str) -> None:
+    run = load(name)
+    assert (run.train.steps, run.train.batch_size) == (184_375, 64)
+    assert run.train.steps * 64 == pytest.approx(100 * 118_000, rel=0.001)
+    assert run.train.augment.jitter_scale == (0.1, 2.0)
+    assert run.train.augment.crop == (1024, 1024)
+    assert run.train.augment.copy_paste == (0.5 if name.startswith("copy_paste") else 0.0)
+    assert (run.train.peak_learning_rate, run.train.weight_decay) == (0.1, 4e-5)
+    assert (run.model.rpn.convs, run.model.box_head.convs, run.model.box_head.layers) == (2, 4, 1)
+
+
+def test_half_the_batch_has_half_the_rate() -> None:
+    path = next(path for path in CONFIGS if path.stem == "detectron2_mask_rcnn_r50_fpn_1x")
+    run = parse_run(TrainRun, prog="train", argv=["--config", str(path), "--output", "x", "--train.batch_size", "8"])
+    assert run.train.peak_learning_rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_says_where_it_is_from(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--train.augment.copy_paste", "0.5"], "train.augment.copy_paste: got 0.5, expected 0 where"),
+        (["--train.augment.jitter_scale", "[2.0, 0.1]"], "train.augment.jitter_scale: got (2.0, 0.1), expected"),
+        (["--train.augment.jitter_scale", "[0.5]"], "train.augment.jitter_scale: got (0.5,), expected two numbers"),
+        (["--train.ema_decay", "1.0"], "train.ema_decay: got 1.0, expected"),
+        (["--train.accumulate", "0"], "train.accumulate: got 0, expected"),
+    ],
+)
+def test_mistakes_in_the_new_settings_are_one_line(
+    settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", "x", *settings]) == 2
+    assert message in capsys.readouterr().err

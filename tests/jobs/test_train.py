@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from pipelines import training
 from pipelines.training import TrainSummary
 from pipelines.training_progress import (
+    CheckpointPassedOver,
     CheckpointSaved,
+    MachineLeaves,
     StepReport,
+    StoppedEarly,
     TrainingEvent,
     TrainingStarted,
     ValidationReport,
@@ -39,7 +43,11 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             "resuming after step 300 of 600 steps: 200 training images, 5 faulty annotations left out; "
             "1 worker with 1 threads",
         ),
-        (STEP, "step 20/600  loss 0.750  rpn_box 0.250  roi_mask 0.500  lr 0.004  3.46 images/s  left 01:02:05"),
+        (
+            STEP,
+            "step 20/600  loss 0.750  rpn_box 0.250  roi_mask 0.500  lr 0.004  3.46 images/s  waiting 0%  0.0 GiB  "
+            "left 01:02:05",
+        ),
         (
             VALIDATION,
             "validation at step 200: bbox/AP 0.251  segm/AP 0.300  73 images in 61 s  (1 images failed)  best so far",
@@ -49,6 +57,26 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             "validation at step 200: no annotated object to score on  73 images in 61 s",
         ),
         (CheckpointSaved(100, "runs/one/checkpoints/last"), "checkpoint at step 100: runs/one/checkpoints/last"),
+        (
+            replace(STEP, waiting=0.034, memory_gib=7.25, skipped_steps=2),
+            "step 20/600  loss 0.750  rpn_box 0.250  roi_mask 0.500  lr 0.004  3.46 images/s  waiting 3%  7.2 GiB  "
+            "2 steps skipped  left 01:02:05",
+        ),
+        (
+            replace(VALIDATION, losses={"rpn_box": 0.25, "roi_mask": 0.5}),
+            "validation at step 200: bbox/AP 0.251  segm/AP 0.300  loss 0.750  73 images in 61 s  (1 images failed)  "
+            "best so far",
+        ),
+        (
+            CheckpointPassedOver("resume/step-00000300/training/state.pt: has 5 bytes, expected 14 bytes"),
+            "checkpoint passed over, taking the one before it: resume/step-00000300/training/state.pt: has 5 bytes, "
+            "expected 14 bytes",
+        ),
+        (
+            StoppedEarly(600, 3, 300),
+            "stopping at step 600: 3 validations in a row no better than that at step 300 (train.patience)",
+        ),
+        (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )
 def test_event_lines(event: TrainingEvent, line: str) -> None:
@@ -99,7 +127,7 @@ def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train.batch_size", "3", "--train.num_workers", "2"], "train.batch_size: got 3, expected a multiple of"),
+        (["--train.batch_size", "1", "--train.num_workers", "2"], "train.batch_size: got 1, expected at least"),
         ([], "data.train.images: not given, expected a folder"),
         (["--data.train.images", "x", "--data.train.annotations", "y.json"], "y.json: no such file"),
     ],

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.config import (
@@ -29,7 +29,15 @@ from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines import cluster
 from pipelines.training import check_data, train
-from pipelines.training_progress import CheckpointSaved, StepReport, TrainingEvent, TrainingStarted, ValidationReport
+from pipelines.training_progress import (
+    CheckpointSaved,
+    StepReport,
+    StoppedEarly,
+    TrainingEvent,
+    TrainingStarted,
+    ValidationReport,
+)
+from pipelines.training_samples import read_samples
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -91,7 +99,7 @@ def small_run(output: Path, source: DatasetConfig, **settings: Any) -> TrainRun:
     return TrainRun(
         output=str(output),
         model=SMALL,
-        data=DataConfig(train=source, val=source),
+        data=DataConfig(train=source, val=source, check_images=0),
         train=TrainConfig(**{**defaults, **settings}),
     )
 
@@ -149,8 +157,67 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert [(event.step, event.images, event.failed_images) for event in validations] == [(3, 7, 0), (6, 7, 0)]
     assert validations[0].is_best
     assert 0.0 <= validations[0].metrics["segm/AP"] == validations[0].score
+    assert set(validations[0].losses) == set(reports[0].losses)
+    assert set(validations[0].categories) == {"door"}
+    assert all(0.0 <= report.waiting <= 1.0 and report.memory_gib > 0.05 for report in reports)
     saved = [event.step for event in events if isinstance(event, CheckpointSaved) and event.path == summary.last]
     assert saved == [3, 6]
+
+
+@pytest.mark.ray
+def test_the_folder_of_a_run_explains_itself(straight: tuple[TrainRun, list[TrainingEvent], Any]) -> None:
+    run, events, _ = straight
+    output = Path(run.output)
+    data = json.loads((output / "data.json").read_text())
+    assert set(data) == {"data.train", "data.val"}
+    assert data["data.train"]["objects_per_category"] == {"door": IMAGES - 1}
+    scores = json.loads((output / "validation" / "00000006.json").read_text())
+    validations = [event for event in events if isinstance(event, ValidationReport)]
+    assert scores["metrics"] == validations[1].metrics
+    plan = BatchPlan([(SIDE, SIDE)] * IMAGES, batch_size=1, seed=0, short_sides=(SIDE,))
+    expected = {step: (plan.batch(step)[0].index + 1,) for step in range(STEPS)}
+    assert read_samples(run.output) == expected
+
+    events_of = EventAccumulator(str(output / "tensorboard"), size_guidance={"images": 0})
+    events_of.Reload()
+    scalars = set(events_of.Tags()["scalars"])
+    assert scalars >= {"loss/total", "train/learning_rate", "train/grad_norm", "train/waiting", "validation/segm/AP"}
+    assert scalars >= {"validation_AP_of/door", "validation_loss/roi_mask", "validation_loss/total"}
+    assert [entry.step for entry in events_of.Images("validation/pictures")] == [3, 6]
+
+
+@pytest.mark.ray
+def test_a_run_stops_where_validation_no_longer_improves(ray_here: None, tmp_path: Path) -> None:
+    run = small_run(
+        tmp_path / "run",
+        write_data(tmp_path / "data"),
+        steps=20,
+        validate_every=2,
+        patience=2,
+        learning_rate=1e-12,
+    )
+    events: list[TrainingEvent] = []
+    summary = train(run, events.append)
+    assert (summary.steps, summary.best_step) == (6, 2)
+    assert [event for event in events if isinstance(event, StoppedEarly)] == [StoppedEarly(6, 2, 2)]
+    assert train(run).resumed_from == 6
+
+
+@pytest.mark.ray
+def test_validation_beside_training(straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), validate_in="task", validation_tasks=2)
+    events: list[TrainingEvent] = []
+    summary = train(run, events.append)
+    found, expected = (
+        [event for event in part if isinstance(event, ValidationReport)] for part in (events, straight[1])
+    )
+    assert [event.step for event in found] == [3, 6]
+    for one, other in zip(found, expected, strict=True):
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
+        assert one.losses == pytest.approx(other.losses, abs=1e-5)
+    assert (summary.best_score, summary.best_step) == (straight[2].best_score, straight[2].best_step)
+    assert_equal_weights(summary.checkpoint, straight[2].checkpoint)
+    assert sorted(path.name for path in Path(run.output, "checkpoints").iterdir()) == ["best", "last"]
 
 
 @pytest.mark.ray
@@ -205,7 +272,6 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
         if isinstance(event, TrainingStarted):
             started.append(event.step)
         if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
-            wait_for_commit(Path(run.output))
             kill_train_workers()
             blocking.unlink()
             blocking.with_suffix(".away").rename(blocking)
@@ -214,15 +280,6 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     summary = train(run, kill_after_first_checkpoint)
     assert started == [0, 3]
     assert_equal_weights(summary.last, straight[2].last)
-
-
-def wait_for_commit(output: Path) -> None:
-    """Ray's controller learns of a checkpoint when it next polls its workers."""
-    snapshot = output / "_ray" / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 60.0
-    while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def kill_train_workers() -> None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -6,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn_core.data.dataset import Sample
-from maskrcnn_core.training.sampler import BatchPlan
+from maskrcnn_core.training.repeat_factors import repeat_factors
+from maskrcnn_core.training.sampler import BatchPlan, aspect_groups
 
 LANDSCAPE, PORTRAIT = (3, 4), (4, 3)
 
@@ -91,10 +93,78 @@ def test_augmentation_varies_with_the_sample_and_the_seed() -> None:
     assert min(sides.values()) > 85  # 400 draws at one third
     assert plan([LANDSCAPE] * 4, 4, seed=1).batch(0) != batches.batch(0)
     never = BatchPlan([LANDSCAPE], batch_size=1, seed=0, flip_probability=0.0, short_sides=(8,))
-    assert [never.batch(step) for step in range(20)] == [[Sample(index=0, flip=False, short_side=8)]] * 20
+    drawn = [sample for step in range(20) for sample in never.batch(step)]
+    assert [replace(sample, seed=0) for sample in drawn] == [Sample(index=0, flip=False, short_side=8)] * 20
+    assert len({sample.seed for sample in drawn}) == 20
 
 
-@pytest.mark.parametrize(("sizes", "batch_size", "world_size"), [([], 2, 1), ([LANDSCAPE], 3, 2), ([LANDSCAPE], 0, 1)])
+@pytest.mark.parametrize(("sizes", "batch_size", "world_size"), [([], 2, 1), ([LANDSCAPE], 1, 2), ([LANDSCAPE], 0, 1)])
 def test_unusable_arguments(sizes: list[tuple[int, int]], batch_size: int, world_size: int) -> None:
     with pytest.raises(ValueError, match="expected images, short sides and a batch_size"):
         plan(sizes, batch_size, world_size=world_size)
+
+
+def test_finer_groups_of_aspect_ratios() -> None:
+    # k = 1: borders at width / height = 1/2, 1 and 2, as torchvision's reference; a border belongs to the wider group.
+    sizes = [(10, 25), (10, 20), (10, 15), (10, 10), (15, 10), (20, 10), (30, 10)]
+    groups = [group.tolist() for group in aspect_groups(sizes, 1, factor=1)]
+    assert groups == [[0, 1], [2, 3], [4, 5], [6]]
+    batches = BatchPlan(sizes * 6, batch_size=3, seed=0, aspect_ratio_factor=1)
+    group_of = {index: place for place, group in enumerate(groups) for index in group}
+    for step in range(40):
+        assert len({group_of[sample.index % 7] for sample in batches.batch(step)}) == 1
+
+
+def test_a_group_too_small_for_a_batch_joins_its_neighbour() -> None:
+    sizes = [(10, 40)] * 2 + [(10, 15)] * 4 + [(15, 10)] * 4 + [(40, 10)]
+    groups = [group.tolist() for group in aspect_groups(sizes, 4, factor=1)]
+    assert groups == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
+
+def test_repeat_factors_by_hand() -> None:
+    # category 1 in 4 of 4 images, 2 in one: f = 1/4, r = sqrt(threshold / f).
+    factors = repeat_factors([{1}, {1}, {1, 2}, {1}], threshold=1.0)
+    assert factors.tolist() == [1.0, 1.0, 2.0, 1.0]
+    assert repeat_factors([{1}, {1}, {1, 2}, set()], threshold=0.25).tolist() == [1.0] * 4
+    assert repeat_factors([[3, 3], []], threshold=0.0).tolist() == [1.0, 1.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    factors=st.lists(st.floats(1.0, 6.0), min_size=1, max_size=20),
+    batch_size=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 2**40),
+)
+def test_images_come_as_often_as_their_factor(factors: list[float], batch_size: int, seed: int) -> None:
+    batches = BatchPlan([LANDSCAPE] * len(factors), batch_size=batch_size, seed=seed, repeat_factors=factors)
+    epochs = 7
+    steps = next(step for step in range(10**6) if batches.epoch(step) >= epochs)
+    seen = Counter(sample.index for step in range(steps) for sample in batches.batch(step))
+    shown = sum(seen.values())
+    for index, factor in enumerate(factors):
+        # One off by the rounding of a cycle, and the images that wait for the next batch.
+        assert abs(seen[index] - epochs * factor) <= 1 + (batch_size - 1)
+    assert epochs * sum(factors) - len(factors) - batch_size <= shown <= epochs * sum(factors) + len(factors)
+    later = BatchPlan([LANDSCAPE] * len(factors), batch_size=batch_size, seed=seed, repeat_factors=factors)
+    assert later.batch(steps) == batches.batch(steps)  # without having seen what comes before
+
+
+def test_repeated_images_on_any_number_of_workers() -> None:
+    sizes, factors = [LANDSCAPE] * 13 + [PORTRAIT] * 9, [1.0, 2.5] * 11
+    one, two = (
+        BatchPlan(sizes, batch_size=6, seed=3, world_size=n, repeat_factors=factors, partner_probability=0.5)
+        for n in (1, 2)
+    )
+    for step in range(15):
+        assert two.batch(step, 0) + two.batch(step, 1) == one.batch(step)
+
+
+def test_partners_are_drawn_from_all_images_at_their_rate() -> None:
+    batches = BatchPlan([LANDSCAPE] * 8, batch_size=8, seed=0, partner_probability=0.5)
+    partners = Counter(sample.partner for step in range(100) for sample in batches.batch(step))
+    assert 320 < partners.pop(None) < 480  # 800 draws at one half: more than five standard deviations
+    assert set(partners) == set(range(8))
+    never = BatchPlan([LANDSCAPE] * 8, batch_size=8, seed=0)
+    assert all(sample.partner is None for step in range(9) for sample in never.batch(step))
+    # The other draws of a sample do not depend on whether there are partners.
+    assert [replace(s, partner=None) for s in batches.batch(4)] == never.batch(4)

@@ -6,7 +6,7 @@ from torch import nn
 
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.training.optimizer import build_optimizer
-from maskrcnn_core.training.state import TrainingState, load_training_state, save_training_state
+from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state, save_training_state
 
 
 def learner(features: int = 3) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -48,3 +48,15 @@ def test_missing_damaged_and_foreign_states(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot resume"):
         load_training_state(tmp_path, optimizer)
+
+
+def test_weights_that_are_not_the_checkpoints_own(tmp_path: Path) -> None:
+    model, optimizer = learner()
+    save_training_state(tmp_path, TrainingState(step=1), optimizer)
+    assert load_learnt_weights(tmp_path) is None
+    save_training_state(tmp_path, TrainingState(step=1), optimizer, model.state_dict())
+    found = load_learnt_weights(tmp_path)
+    assert found is not None
+    assert torch.equal(found["weight"], model.weight)
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        load_learnt_weights(tmp_path / "nothing")

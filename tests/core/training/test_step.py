@@ -1,12 +1,9 @@
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.errors import UserError
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
-from maskrcnn_core.training.step import StepResult, require_finite, seed_step, training_step
+from maskrcnn_core.training.step import StepResult, seed_step, training_step
 
 
 class Pull(nn.Module):
@@ -66,16 +63,6 @@ def test_bfloat16_runs_the_forward_pass_only() -> None:
     assert model.seen_dtype == torch.bfloat16
     assert result.losses.dtype == torch.float32
     assert model.weight.dtype == torch.float32
-
-
-def test_finite_losses_come_back_as_numbers() -> None:
-    assert require_finite(step(Pull()), step=0, image_ids=[1])["mean"] == 2.0
-
-
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_other_losses_name_step_loss_and_images(value: float) -> None:
-    with pytest.raises(UserError, match=r"step 7: loss is not finite: mean = (inf|nan).*images \[11, 12\]"):
-        require_finite(step(Pull(), value), step=7, image_ids=[11, 12])
 
 
 def test_seeds_differ_by_step_rank_and_run() -> None:

@@ -1,0 +1,75 @@
+"""The RPN's outputs at a few hundred sampled anchors, with gradients, and nowhere else.
+
+A loss over 256 anchors of an image has a gradient at 256 of some 200,000 places. Computed as convolutions, its backward
+pass multiplies zeros for almost all of its time, a sixth of a training step's arithmetic. So the dense outputs, which
+proposals need, are made without gradients, and those of the sampled anchors again from the 3x3 neighbourhoods that they
+see: the same numbers and the same gradients.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskrcnn_core.model.roi_levels import in_order
+
+_NEIGHBOURS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
+
+
+def outputs_at(
+    conv: nn.Conv2d, objectness: nn.Conv2d, deltas: nn.Conv2d, pyramid: Sequence[Tensor], index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, S] and deltas [N, S, 4] of sampled anchors.
+
+    Args:
+        conv: 3x3, stride 1, padding 1, followed by a ReLU; objectness, deltas: 1x1 predictors.
+        pyramid: levels [N, C, H_l, W_l].
+        index: [N, S] int64 into the anchors of all levels, position-major as in `anchors.pyramid_anchors`.
+    """
+    per_position = objectness.out_channels
+    position, anchor = index.flatten() // per_position, index.flatten() % per_position
+    image = torch.arange(len(index), device=index.device)[:, None].expand_as(index).flatten()
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    hidden = functional.relu(functional.linear(_neighbourhoods(pyramid, image, position), weight, conv.bias))
+    scores = functional.linear(hidden, objectness.weight.flatten(1), objectness.bias)
+    moves = functional.linear(hidden, deltas.weight.flatten(1), deltas.bias).unflatten(1, (per_position, 4))
+    rows = torch.arange(len(anchor), device=index.device)
+    return scores[rows, anchor].view(index.shape), moves[rows, anchor].view(*index.shape, 4)
+
+
+def _neighbourhoods(pyramid: Sequence[Tensor], image: Tensor, position: Tensor) -> Tensor:
+    """[M, 9 C]: the cells around each position, row by row, zero outside of the map.
+
+    Args:
+        image: [M]; position: [M] counted through the cells of all levels, finest first.
+    """
+    pieces, members, start = [], [], 0
+    for level in pyramid:
+        height, width = level.shape[-2:]
+        here = (position >= start) & (position < start + height * width)
+        # A GPU looks at every position on every level, rather than have the host wait for how many there are. A level
+        # without any stays in the graph: data-parallel training waits for all gradients.
+        rows = torch.arange(len(position), device=position.device) if position.is_cuda else here.nonzero()[:, 0]
+        found = _cells_around(level, image[rows], position[rows] - start, here[rows])
+        pieces.append(found)
+        members.append(rows)
+        start += height * width
+    if position.is_cuda:
+        return torch.stack(pieces).sum(dim=0)
+    return in_order(pieces, members)
+
+
+def _cells_around(level: Tensor, image: Tensor, cell: Tensor, real: Tensor) -> Tensor:
+    """[m, 9 C] of one level; zeros where not `real`."""
+    channels, height, width = level.shape[1:]
+    row, column = cell // width, cell % width
+    down = torch.tensor([step for step, _ in _NEIGHBOURS], device=cell.device)
+    right = torch.tensor([step for _, step in _NEIGHBOURS], device=cell.device)
+    rows, columns = row[:, None] + down, column[:, None] + right
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width) & real[:, None]
+    place = (image[:, None] * height + rows) * width + columns
+    table = level.permute(0, 2, 3, 1).reshape(-1, channels)
+    cells = table.index_select(0, torch.where(inside, place, 0).flatten())
+    # Selected rather than multiplied: what stands in for a cell outside may be infinite.
+    return torch.where(inside.flatten()[:, None], cells, 0.0).view(len(cell), 9 * channels)

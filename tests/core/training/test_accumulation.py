@@ -1,0 +1,92 @@
+"""A batch in pieces gives the gradients of the whole batch, whatever each piece holds."""
+
+import copy
+
+import pytest
+import torch
+
+from maskrcnn_core.config import Category, KeypointHeadConfig, ModelConfig
+from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
+from maskrcnn_core.data.transform import pad_batch
+from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.optimizer import build_optimizer
+from maskrcnn_core.training.step import training_step
+from tests.core.model.test_region_detector import CONFIG
+
+
+def objects(count: int, size: tuple[int, int], seed: int) -> ImageTargets:
+    generator = torch.Generator().manual_seed(seed)
+    corner = (torch.rand(count, 2, generator=generator) * 60).round()
+    boxes = torch.cat((corner, corner + (torch.rand(count, 2, generator=generator) * 25 + 8).round()), dim=1)
+    masks = torch.zeros(count, *size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    found = targets_from_dense(boxes, torch.arange(count) % 3, masks)
+    points = torch.cat((boxes[:, :2] + 3.0, torch.full((count, 1), 2.0)), dim=1)
+    return ImageTargets(**{**vars(found), "keypoints": points[:, None].repeat(1, 2, 1)})
+
+
+def batch() -> tuple[ImageBatch, Targets]:
+    """Images with nothing, one and many objects, so that no two pieces have as many samples."""
+    sizes = [(96, 96), (90, 120), (96, 128), (64, 96)]
+    generator = torch.Generator().manual_seed(0)
+    images = pad_batch([torch.randn(3, *size, generator=generator) for size in sizes], sizes, 32)
+    counts = (0, 1, 9, 3)
+    return images, pad_targets([objects(n, size, n) for n, size in zip(counts, sizes, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def detector() -> RegionDetector:
+    config = ModelConfig(
+        **{
+            **vars(CONFIG),
+            "categories": (Category(1, "person"), Category(5, "square"), Category(9, "cross")),
+            "keypoint_head": KeypointHeadConfig(enabled=True, channels=8, layers=1, names=("left_a", "right_a")),
+        }
+    )
+    torch.manual_seed(0)
+    return build_detector(config, load_pretrained=False).train()
+
+
+@pytest.mark.parametrize("pieces", [3, 9])
+def test_gradients_and_losses_are_those_of_the_whole_batch(detector: RegionDetector, pieces: int) -> None:
+    results = []
+    for accumulate in (1, pieces):
+        model = copy.deepcopy(detector)
+        images, targets = batch()
+        targets = Targets(**{**vars(targets), "seeds": torch.tensor([5, 6, 7, 8])})
+        optimizer = build_optimizer(model, learning_rate=0.0, momentum=0.9, weight_decay=0.0)
+        found = training_step(model, images, targets, optimizer, learning_rate=0.0, accumulate=accumulate)
+        results.append((found, {name: p.grad for name, p in model.named_parameters()}))
+    (whole, expected), (parts, gradients) = results
+    assert parts.names == whole.names
+    assert len(whole.names) == 6
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-6)
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-5 * max(scale, 1.0), name
+
+
+def test_means_of_means_would_be_something_else(detector: RegionDetector) -> None:
+    """What the test above could not tell if every piece had equally many samples."""
+    images, targets = batch()
+    targets = Targets(**{**vars(targets), "seeds": torch.tensor([5, 6, 7, 8])})
+    with torch.no_grad():
+        whole = detector(images, targets)["roi_mask"]
+        halves = []
+        for rows in (slice(0, 2), slice(2, 4)):
+            part = [
+                type(s)(**{k: None if v is None else v[rows] for k, v in vars(s).items()}) for s in (images, targets)
+            ]
+            halves.append(detector(*part)["roi_mask"])
+    assert abs(whole - sum(halves) / 2) > 1e-3
+
+
+def test_without_seeds_both_passes_draw_the_same(detector: RegionDetector) -> None:
+    model = copy.deepcopy(detector)
+    optimizer = build_optimizer(model, learning_rate=0.0, momentum=0.9, weight_decay=0.0)
+    found = training_step(model, *batch(), optimizer, learning_rate=0.0, accumulate=2)
+    assert torch.isfinite(found.losses).all()
+    assert model.normalizer is detector.normalizer
