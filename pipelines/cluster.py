@@ -102,7 +102,8 @@ def unwrapped_errors() -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, UserError):
+            # Ray's report of a UserError is an instance of both; its text is a traceback.
+            if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
                 raise type(cause)(*cause.args) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise

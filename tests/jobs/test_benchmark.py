@@ -85,7 +85,7 @@ def test_without_a_known_name_the_names_are_shown(arguments: list[str], capsys: 
 def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["usage:", "detect", "label", "evaluate", "tradeoff"]
+    assert [line.split()[0] for line in out.splitlines()] == ["usage:", *BENCHMARKS]
     assert err == ""
 
 
@@ -130,13 +130,12 @@ def test_label_measures_the_whole_pipeline(images: Path, capsys: pytest.CaptureF
     names = ["bare loop over the predictor", "jobs.label", "Ray documentation's way, torchvision"]
     assert [line.split("  ")[1].strip() for line in lines] == names
     assert all(float(line.split(" images/s")[0].split()[-1]) > 0 for line in lines)
-    assert lines[2].split()[-2:] == ["3.0", "detections/image"]
 
 
 def test_scoring_benchmark_measures_both_and_says_that_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--images", "3", "--detections", "12", "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "3 images, 36 detections" in lines[0]
-    assert lines[1].split()[0] == "pycocotools"
-    assert lines[2].split()[:2] == ["jobs.evaluate", "(hotcoco)"]
-    assert "the 24 numbers are equal in every bit" in lines[3]
+    assert "3 images, 36 detections" in lines[1]
+    assert lines[2].split()[0] == "pycocotools"
+    assert lines[3].split()[:2] == ["jobs.evaluate", "(hotcoco)"]
+    assert "the 24 numbers are equal in every bit" in lines[4]
