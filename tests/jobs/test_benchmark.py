@@ -57,7 +57,7 @@ def test_without_a_known_name_the_names_are_shown(arguments: list[str], capsys: 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == (
-        f"error: NAME: got {arguments[0] if arguments else ''!r}, expected one of detect, label"
+        f"error: NAME: got {arguments[0] if arguments else ''!r}, expected one of detect, label, evaluate"
     )
     assert err.splitlines()[0].startswith("usage: python -m jobs.benchmark NAME")
 
@@ -65,7 +65,7 @@ def test_without_a_known_name_the_names_are_shown(arguments: list[str], capsys: 
 def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["usage:", "detect", "label"]
+    assert [line.split()[0] for line in out.splitlines()] == ["usage:", "detect", "label", "evaluate"]
     assert err == ""
 
 
