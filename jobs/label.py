@@ -37,7 +37,7 @@ def label_with_progress(settings: LabelRun) -> "LabelSummary":
     """Label with a progress bar, or with lines of text where stdout is no terminal."""
     from pipelines.labelling import label
 
-    with _progress(settings.label.record) as show:
+    with progress(settings.label.record) as show:
         return label(settings, show)
 
 
@@ -85,7 +85,8 @@ def _next_commands(settings: LabelRun) -> list[str]:
 
 
 @contextmanager
-def _progress(kind: str) -> "Iterator[Callable[[LabelProgress], None]]":
+def progress(kind: str) -> "Iterator[Callable[[LabelProgress], None]]":
+    """What shows the progress of labelling inside the block: a bar, or lines of text where stdout is no terminal."""
     if not sys.stdout.isatty():
         yield PlainProgress(kind=kind)
         return

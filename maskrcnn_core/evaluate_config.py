@@ -76,9 +76,8 @@ class EvaluateRun:
     """Ray cluster."""
 
     def __post_init__(self) -> None:
-        missing = [f"--{name}" for name in ("labels", "annotations") if not getattr(self, name)]
-        if self.checkpoint and missing == ["--labels"]:
-            missing = []
+        needed = ("annotations",) if self.checkpoint else ("labels", "annotations")
+        missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing:
             raise ConfigError(f"missing {', '.join(missing)}; see --help")
         used = bool(self.checkpoint or self.report)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
@@ -22,6 +22,9 @@ from maskrcnn_core.label_config import LabelRun
 from pipelines import storage
 from pipelines.evaluation_shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
 from pipelines.label_files import label_files
+
+if TYPE_CHECKING:
+    from pipelines.label_progress import LabelProgress
 
 # Less than this one process scores in the time that a cluster needs to start.
 _SMALL_BYTES = 1 << 31
@@ -44,7 +47,7 @@ class EvaluationSummary:
     run: EvaluateRun
     scores: CocoScores
     models: tuple[str, ...]
-    engine: Engine
+    engine: Engine = "hotcoco"
     notes: tuple[str, ...] = ()
     details: EvaluationDetails | None = None
     comparison: RunComparison | None = None
@@ -71,6 +74,7 @@ class EvaluationSummary:
             "engine": self.engine,
             "max_detections": self.run.evaluate.max_detections,
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
+            **({} if self.run.checkpoint is None else {"checkpoint": self.run.checkpoint}),
             **({} if self.details is None else {"details": self.details.to_json()}),
             **({} if self.comparison is None else {"comparison": self.comparison.to_json()}),
         }
@@ -87,11 +91,15 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
     }
 
 
-def evaluate(run: EvaluateRun) -> EvaluationSummary:
+def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
     """Score the labels of a run, and write the numbers as JSON where `run.output` says so.
 
     Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
     cluster, are scored as Ray tasks; small ones in this process, without starting Ray.
+
+    Args:
+        run: what to score.
+        on_progress: called while images are labelled, as of `labelling.label`.
 
     Raises:
         ConfigError: keypoint sigmas of another number than the keypoints; or as `labelling.label`.
@@ -100,7 +108,7 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
         AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
     """
     check_output(run)
-    with labels_of(run) as labels:
+    with labels_of(run, on_progress) as labels:
         summary = _score_labels(run, labels)
     if run.output:
         storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
@@ -108,7 +116,7 @@ def evaluate(run: EvaluateRun) -> EvaluationSummary:
 
 
 @contextmanager
-def labels_of(run: EvaluateRun) -> Iterator[str]:
+def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> Iterator[str]:
     """The labels of a run, inside the block: those that are there, or those that its checkpoint makes.
 
     Raises:
@@ -121,7 +129,8 @@ def labels_of(run: EvaluateRun) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as scratch:
         output = run.labels or scratch
-        label(LabelRun(run.checkpoint, run.annotations, output, None, run.images, run.label, run.cluster))
+        wanted = LabelRun(run.checkpoint, run.annotations, output, None, run.images, run.label, run.cluster)
+        label(wanted, on_progress)
         yield output
 
 

@@ -109,3 +109,12 @@ def test_label_measures_the_whole_pipeline(images: Path, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[1].strip() for line in lines[1:3]] == ["bare loop over the predictor", "jobs.label"]
     assert lines[2].split()[-2:] == ["3.0", "detections/image"]
+
+
+def test_scoring_benchmark_measures_both_and_says_that_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--images", "3", "--detections", "12", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 images, 36 detections" in lines[0]
+    assert lines[1].split()[0] == "pycocotools"
+    assert lines[2].split()[:2] == ["jobs.evaluate", "(hotcoco)"]
+    assert "the 24 numbers are equal in every bit" in lines[3]

@@ -16,11 +16,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn_core.errors import AnnotationError
+import pipelines.labelling
+from maskrcnn_core.errors import AnnotationError, ConfigError
 from maskrcnn_core.evaluate_config import EvaluateConfig, EvaluateRun
 from maskrcnn_core.evaluation.coco import CocoScores, evaluate_coco
 from maskrcnn_core.evaluation.results import coco_results
 from maskrcnn_core.evaluation.scoring_states import Engine, IouType
+from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines import evaluation_shards, storage
 from pipelines.evaluation import evaluate
 from tests.core.evaluation.synthetic import HEIGHT, WIDTH, random_problem
@@ -260,3 +262,53 @@ def test_results_on_s3(tmp_path: Path, s3_folder: str) -> None:
     storage.write_bytes_atomically(f"{s3_folder}/val.json", (tmp_path / "val.json").read_bytes())
     scores = evaluate(EvaluateRun(labels=f"{s3_folder}/results.json", annotations=f"{s3_folder}/val.json")).scores
     require_equal(scores, reference(annotations, results, "bbox"), "bbox")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_from_a_checkpoint_the_annotated_images_are_labelled_first(
+    tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotations, labels, run = write_run(tmp_path)
+    asked: list[LabelRun] = []
+
+    def label(wanted: LabelRun, on_progress: Any = None) -> None:
+        asked.append(wanted)
+        (Path(wanted.output) / "labels").mkdir(parents=True)
+        pq.write_table(labels, Path(wanted.output) / "labels/a.parquet")
+
+    monkeypatch.setattr(pipelines.labelling, "label", label)
+    output = str(tmp_path / "made") if kept else ""
+    fresh = EvaluateRun(
+        output, run.annotations, checkpoint="model", images="pictures", label=LabelConfig(min_score=0.1)
+    )
+    assert evaluate(fresh).scores == evaluate_coco(annotations, labels)
+    (wanted,) = asked
+    assert (wanted.checkpoint, wanted.images, wanted.image_root) == ("model", run.annotations, "pictures")
+    assert wanted.label.min_score == 0.1
+    assert Path(wanted.output).exists() is kept
+
+
+def test_details_and_comparison_through_files(tmp_path: Path) -> None:
+    _, _, run = write_run(tmp_path)
+    few = EvaluateConfig(details=True, bootstrap_samples=5)
+    summary = evaluate(EvaluateRun(run.labels, run.annotations, compare=run.labels, evaluate=few)).to_json()
+    assert set(summary["details"]) == set(summary["comparison"]) == {"bbox", "segm"}
+    assert summary["details"]["bbox"]["ap_per_size"]["all"] == pytest.approx(summary["stats"]["bbox"][0])
+    assert summary["comparison"]["segm"]["difference"]["value"] == 0
+    plain = evaluate(run).to_json()
+    assert "details" not in plain
+    assert "comparison" not in plain
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "missing --labels, --annotations"),
+        ({"labels": "a"}, "missing --annotations"),
+        ({"checkpoint": "model"}, "missing --annotations"),
+        ({"labels": "a", "annotations": "b", "images": "c"}, "images: got 'c', expected nothing without --checkpoint"),
+    ],
+)
+def test_what_is_missing(given: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        EvaluateRun(**given)
