@@ -6,7 +6,7 @@ With `--checkpoint` the annotated images are labelled first; with `--compare` a 
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
@@ -54,14 +54,6 @@ def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
-    from jobs.label import progress
-    from pipelines.evaluation import evaluate
-
-    with progress("detections") as show:
-        return evaluate(run, show)
-
-
 @contextmanager
 def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
     """The run itself; for a report, its labels are made first and are there until the page is written."""
@@ -71,7 +63,14 @@ def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
     from pipelines.evaluation import labels_of
     from pipelines.report import on_labels  # loads torch, which scoring alone does without
 
-    with labels_of(run) as labels:
+    if not run.checkpoint:
+        yield on_labels(run, run.labels)
+        return
+    from jobs.label import progress
+
+    with ExitStack() as stack:
+        with progress("detections") as show:
+            labels = stack.enter_context(labels_of(run, show))
         yield on_labels(run, labels)
 
 
@@ -80,6 +79,14 @@ def _write_report(run: EvaluateRun, summary: "EvaluationSummary", arguments: Seq
     from pipelines.report import report_evaluation
 
     print_report(report_evaluation(run, summary, f"{_PROG} {shlex.join(arguments)}"))
+
+
+def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
+    from jobs.label import progress
+    from pipelines.evaluation import evaluate
+
+    with progress("detections") as show:
+        return evaluate(run, show)
 
 
 def print_scores(scores: "CocoScores") -> None:
