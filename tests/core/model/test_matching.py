@@ -15,6 +15,7 @@ from maskrcnn_core.model.matching import (
     _overlaps_by_image,
     match,
     sample,
+    seeded_uniform,
 )
 from maskrcnn_core.structures import Targets
 
@@ -179,3 +180,24 @@ def test_image_by_image_is_the_same_as_at_once(rescue_best: bool) -> None:
     overlapping = expected_best > 0
     assert overlapping.any()
     assert torch.equal(index[overlapping], expected_index[overlapping])
+
+
+def test_seeded_numbers_belong_to_the_image_and_are_uniform() -> None:
+    numbers = seeded_uniform(torch.tensor([3, 2**62, -5]), 4000)
+    again = seeded_uniform(torch.tensor([-5, 3]), 3000)
+    assert torch.equal(again, numbers[[2, 0], :3000])
+    assert numbers.dtype == torch.float32
+    assert 0.0 <= numbers.min() <= numbers.max() < 1.0
+    # Ten bins of 400: five standard deviations are 95.
+    for row in numbers:
+        assert (torch.histc(row, 10, 0.0, 1.0) - 400).abs().max() < 95
+    correlation = torch.corrcoef(numbers)
+    assert (correlation - torch.eye(3)).abs().max() < 0.08  # five standard deviations of 4000 independent pairs
+
+
+def test_an_image_with_a_seed_draws_the_same_in_any_company() -> None:
+    kinds = torch.tensor([[POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE, POSITIVE, NEGATIVE, POSITIVE, NEGATIVE]] * 2)
+    both = sample(kinds, 4, 0.5, torch.tensor([11, 12]))
+    alone = sample(kinds[1:], 4, 0.5, torch.tensor([12]))
+    assert torch.equal(alone.index[0], both.index[1])
+    assert not torch.equal(both.index[0], both.index[1])
