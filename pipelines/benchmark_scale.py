@@ -34,7 +34,8 @@ from pipelines.cluster import connect, on_cluster
 from pipelines.label_execution import Detector
 from pipelines.labelling import label
 from pipelines.manifest import build_manifest
-from pipelines.source import Part, Source
+from pipelines.source import Source
+from pipelines.source_parts import Part
 
 _CATEGORY = Category(1, "thing")
 _FILES_PER_FOLDER = 5_000

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
-from pipelines.source import IMAGE_EXTENSIONS, Entries, Part, Source, entries, source_stamp
+from pipelines.source import Source, entries, source_stamp
+from pipelines.source_parts import IMAGE_EXTENSIONS, Entries, Part
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -5,83 +5,31 @@ a table of uris is one part. `entries` lists one part, some thousands of images 
 all names.
 """
 
-import csv
-import gzip
 import hashlib
-import io
-import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import unquote_plus
 
 import pyarrow as pa
 import pyarrow.fs
-import pyarrow.parquet as pq
 
-from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError
+from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines import s3_listing, storage
-from pipelines.s3_listing import KeyRange
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-
-Kind = Literal["folder", "glob", "file", "coco", "parquet", "csv", "inventory"]
-
-# Images that are handed on at once.
-BATCH_ROWS = 10_000
-
-# How many of a COCO file's images are looked for in each candidate folder before the next one is tried.
-_ROOT_PROBES = 20
+from pipelines.source_parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Kind, Part
+from pipelines.source_tables import (
+    coco_entries,
+    csv_entries,
+    find_image_root,
+    inventory_parquet_entries,
+    inventory_parts,
+    is_inventory,
+    parquet_entries,
+)
 
 # Sub-folders of a local folder that are looked for before it is listed, to know how many tasks are worth it.
 _MOST_LOCAL_PARTS = 256
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Some images of a source, column by column.
-
-    Attributes:
-        uris: absolute, or with a scheme.
-        ids: given by the source; None = to be made from the uris.
-        sizes: bytes; etags: as S3 gives them. None where the source does not say.
-        widths, heights: pixels, where the source says.
-        others: names that were seen and are no images.
-    """
-
-    uris: list[str]
-    ids: list[int] | None = None
-    sizes: list[int | None] | None = None
-    etags: list[str | None] | None = None
-    widths: list[int | None] | None = None
-    heights: list[int | None] | None = None
-    others: int = 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one task lists.
-
-    Attributes:
-        kind: of the source.
-        place: folder, file or data file of an inventory.
-        recursive: folders: with everything below.
-        pattern: globs: what names relative to `root` must match.
-        root: folder that relative names belong to.
-        keys: a range of S3 keys instead of `place`.
-        columns: of an inventory's headerless CSV.
-    """
-
-    kind: Kind
-    place: str
-    recursive: bool = True
-    pattern: str | None = None
-    root: str = ""
-    keys: KeyRange | None = None
-    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,9 +68,9 @@ def open_source(images: str, image_root: str | None = None) -> Source:
         raise ConfigError(f"image_root: only has a meaning with a COCO json, but images is {images!r}; drop it")
     absolute = storage.absolute(images)
     if kind == "coco":
-        parts: tuple[Part, ...] = (Part(kind, images, root=_image_root(images, image_root)),)
+        parts: tuple[Part, ...] = (Part(kind, images, root=find_image_root(images, image_root)),)
     elif kind == "inventory":
-        parts = _inventory_parts(images)
+        parts = inventory_parts(images)
     elif kind in ("parquet", "csv", "file"):
         parts = (Part(kind, images, root=posixpath.dirname(images) or "."),)
     else:
@@ -158,11 +106,11 @@ def entries(part: Part) -> Iterator[Entries]:
         StorageError, AnnotationError: it cannot be read.
     """
     if part.kind == "coco":
-        yield from _coco_entries(part)
+        yield from coco_entries(part)
     elif part.kind == "parquet":
-        yield from _parquet_entries(part)
+        yield from parquet_entries(part)
     elif part.kind in ("csv", "inventory"):
-        yield from _csv_entries(part) if not part.place.endswith(".parquet") else _inventory_parquet(part)
+        yield from csv_entries(part) if not part.place.endswith(".parquet") else inventory_parquet_entries(part)
     elif part.keys is not None:
         yield from _key_entries(part)
     else:
@@ -188,7 +136,7 @@ def _kind(images: str) -> Kind:
     if extension in IMAGE_EXTENSIONS:
         return "file"
     if extension == ".json":
-        return "inventory" if _is_inventory(images) else "coco"
+        return "inventory" if is_inventory(images) else "coco"
     if extension in (".parquet", ".csv"):
         return "parquet" if extension == ".parquet" else "csv"
     raise StorageError(
@@ -319,188 +267,3 @@ def _key_entries(part: Part) -> Iterator[Entries]:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
-
-
-# ---- COCO ------------------------------------------------------------------------------------------------------------
-
-
-def _coco_entries(part: Part) -> Iterator[Entries]:
-    images = _coco_images(part.place)
-    for start in range(0, len(images), BATCH_ROWS):
-        some = images[start : start + BATCH_ROWS]
-        yield Entries(
-            [_absolute(part.root, entry["file_name"]) for entry in some],
-            ids=[entry["id"] for entry in some],
-            widths=[entry.get("width") for entry in some],
-            heights=[entry.get("height") for entry in some],
-        )
-
-
-def _read_json(images: str) -> Any:
-    try:
-        return json.loads(storage.read_bytes(images))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AnnotationError(f"images: {images!r} is not valid JSON: {error}") from error
-
-
-def _coco_images(images: str) -> list[dict[str, Any]]:
-    content = _read_json(images)
-    found = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
-        raise AnnotationError(f'images: {images!r} has no entries in "images"; expected a COCO json')
-    for index, entry in enumerate(found):
-        wrong = not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not entry.get("file_name")
-        if wrong or not isinstance(entry["file_name"], str):
-            raise AnnotationError(
-                f"images: {images!r}, entry images[{index}] is {str(entry)[:120]}; "
-                "expected an integer id and a file_name"
-            )
-    return found
-
-
-def _image_root(images: str, image_root: str | None) -> str:
-    """The folder that a COCO json's file names are relative to."""
-    names = [entry["file_name"] for entry in _coco_images(images)[:_ROOT_PROBES]]
-    folder = posixpath.dirname(images) or "."
-    parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
-    parent = parent or "."
-    beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
-    candidates = [image_root] if image_root is not None else beside
-    for candidate in candidates:
-        if any(storage.exists(storage.join(candidate, name)) for name in names):
-            return candidate
-    raise StorageError(
-        f"images: the files that {images!r} names, as {names[0]!r}, are in none of {', '.join(candidates)}; "
-        "give their folder with --image_root"
-    )
-
-
-# ---- tables of uris --------------------------------------------------------------------------------------------------
-
-
-def _parquet_entries(part: Part) -> Iterator[Entries]:
-    images = part.place
-    filesystem, path = storage.filesystem_and_path(images)
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            names = file.schema_arrow.names
-            if "uri" not in names:
-                raise AnnotationError(f"images: the manifest {images!r} has columns {names}; expected `uri`")
-            if file.metadata.num_rows == 0:
-                raise AnnotationError(f"images: the manifest {images!r} has no rows; expected one for each image")
-            known = [name for name in ("image_id", "uri", "size", "etag", "width", "height") if name in names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=known):
-                yield _table_entries(part, {name: batch.column(name).to_pylist() for name in known})
-    except (pa.ArrowInvalid, OSError) as error:
-        raise AnnotationError(f"images: cannot read the manifest {images!r}: {error}") from error
-
-
-def _table_entries(part: Part, columns: dict[str, list[Any]]) -> Entries:
-    uris = columns["uri"]
-    if not all(isinstance(uri, str) and uri for uri in uris):
-        raise AnnotationError(f"images: the manifest {part.place!r} has rows whose uri is no text")
-    ids = columns.get("image_id")
-    if ids is not None and not all(isinstance(image_id, int) for image_id in ids):
-        raise AnnotationError(f"images: the manifest {part.place!r} has an image_id that is no integer; expected int64")
-    return Entries(
-        [_absolute(part.root, uri) for uri in uris],
-        ids=ids,
-        sizes=columns.get("size"),
-        etags=columns.get("etag"),
-        widths=columns.get("width"),
-        heights=columns.get("height"),
-    )
-
-
-def _csv_entries(part: Part) -> Iterator[Entries]:
-    """A CSV with a header that names a column `uri`, or a data file of an S3 inventory, which has none."""
-    content = storage.read_bytes(part.place)
-    text = io.StringIO((gzip.decompress(content) if part.place.endswith(".gz") else content).decode())
-    if part.kind == "inventory":
-        rows = ({name: value for name, value in zip(part.columns, row, strict=False)} for row in csv.reader(text))
-        for some in _batches(rows):
-            yield _inventory_entries(some)
-        return
-    reader = csv.DictReader(text)
-    if "uri" not in (reader.fieldnames or ()):
-        raise AnnotationError(f"images: the first line of {part.place!r} is {reader.fieldnames}; expected a column uri")
-    for some in _batches(reader):
-        columns: dict[str, list[Any]] = {"uri": [row["uri"] for row in some]}
-        for name in ("image_id", "size", "width", "height"):
-            if name in (reader.fieldnames or ()):
-                columns[name] = [_whole(row[name], part.place, name) for row in some]
-        yield _table_entries(part, columns)
-
-
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    some: list[dict[str, Any]] = []
-    for row in rows:
-        some.append(row)
-        if len(some) == BATCH_ROWS:
-            yield some
-            some = []
-    if some:
-        yield some
-
-
-def _whole(text: str | None, place: str, name: str) -> int | None:
-    if not text:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise AnnotationError(f"images: {place!r} has a {name} {text!r}; expected a whole number") from None
-
-
-def _is_inventory(images: str) -> bool:
-    content = storage.read_bytes(images)
-    return b'"fileSchema"' in content[:4096] and b'"files"' in content
-
-
-def _inventory_parts(images: str) -> tuple[Part, ...]:
-    """The data files that an S3 inventory's manifest.json names (Amazon S3 User Guide, "Locating your inventory")."""
-    document = _read_json(images)
-    try:
-        bucket = str(document["destinationBucket"]).rpartition(":")[2]
-        columns = tuple(name.strip() for name in str(document["fileSchema"]).split(","))
-        keys = [str(file["key"]) for file in document["files"]]
-        form = str(document["fileFormat"])
-    except (KeyError, TypeError) as error:
-        raise AnnotationError(f"images: the inventory {images!r} lacks {error}; expected S3's manifest.json") from error
-    if form not in ("CSV", "Parquet"):
-        raise AnnotationError(f"images: the inventory {images!r} has the format {form}; expected CSV or Parquet")
-    return tuple(Part("inventory", f"s3://{bucket}/{key}", columns=columns) for key in keys)
-
-
-def _inventory_parquet(part: Part) -> Iterator[Entries]:
-    filesystem, path = storage.filesystem_and_path(part.place)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        wanted = {"bucket": "Bucket", "key": "Key", "size": "Size", "e_tag": "ETag", "is_latest": "IsLatest"}
-        known = [name for name in wanted if name in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH_ROWS, columns=known):
-            rows = batch.to_pylist()
-            yield _inventory_entries([{wanted[name]: value for name, value in row.items()} for row in rows], False)
-
-
-def _inventory_entries(rows: Sequence[dict[str, Any]], quoted: bool = True) -> Entries:
-    """Keys of CSV inventories are URL-encoded, those of Parquet are not. Old versions are left out."""
-    uris, sizes, etags, others = [], [], [], 0
-    for row in rows:
-        if str(row.get("IsLatest", "true")).lower() == "false" or str(row.get("IsDeleteMarker")).lower() == "true":
-            continue
-        key = unquote_plus(row["Key"]) if quoted else row["Key"]
-        if not key.lower().endswith(IMAGE_EXTENSIONS):
-            others += 1
-            continue
-        uris.append(f"s3://{row['Bucket']}/{key}")
-        sizes.append(int(row["Size"]) if row.get("Size") else None)
-        etags.append(row.get("ETag") or None)
-    return Entries(uris, sizes=sizes, etags=etags, others=others)
-
-
-def _absolute(folder: str, name: str) -> str:
-    """`name` below `folder`, so that every process finds it whatever folder it runs in."""
-    if "://" in name:
-        return name
-    uri = name if name.startswith("/") else storage.join(folder, name)
-    return uri if "://" in uri else str(storage.filesystem_and_path(uri)[1])

@@ -13,6 +13,7 @@ import pytest
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from pipelines import manifest as manifest_module
 from pipelines import source as source_module
+from pipelines import source_tables as source_tables_module
 from pipelines.manifest import (
     MANIFEST_SCHEMA,
     Manifest,
@@ -246,7 +247,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces, parts and row groups of a few rows, so that a small set has many."""
     for name, rows in (("_PIECE_ROWS", 16), ("_PART_ROWS", 20), ("_ROWS_PER_GROUP", 4)):
         monkeypatch.setattr(manifest_module, name, rows)
-    monkeypatch.setattr(source_module, "BATCH_ROWS", 8)
+    for module in (source_module, source_tables_module):
+        monkeypatch.setattr(module, "BATCH_ROWS", 8)
 
 
 @pytest.mark.usefixtures("small_parts")
