@@ -168,7 +168,12 @@ def _round(command: list[str], output: Path, seed: int, run: ChaosRun, clean: Ma
 @contextlib.contextmanager
 def _quiet_cluster_environment() -> Iterator[None]:
     """The nodes of a test cluster trust each other and say nothing."""
-    wanted = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    wanted = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_raylet_start_wait_time_s": "300",  # three nodes share this machine
+    }
     former = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     logger = logging.getLogger("ray")

@@ -49,6 +49,8 @@ _QUIET_ENVIRONMENT = {
     "RAY_TQDM": "0",
     # Each actor pool would print a C++ error line that means nothing here; what fails arrives as a Python exception.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # A busy machine takes longer than Ray's 30 seconds to start a node; a node that cannot start says so at once.
+    "RAY_raylet_start_wait_time_s": "300",
 }
 
 

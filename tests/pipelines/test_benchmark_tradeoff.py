@@ -149,7 +149,7 @@ def test_the_command(run: TradeoffRun, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["tradeoff", *arguments, "--output", str(tmp_path)]) == 0
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("[1/1] efficientnet_lite0, 64 px, 10 proposals: ")
+    assert lines[1].startswith("[1/1] efficientnet_lite0, 64 px, 10 proposals: ")
     assert any(line.split()[-1:] == ["front"] for line in lines)
     assert any(line.startswith("3 images one at a time, 1 round, median processor time; ") for line in lines)
     assert lines[-1].startswith(f"Table and plot: {tmp_path}/tradeoff.json, ")
