@@ -49,6 +49,7 @@ _TOLERANCE = 1e-3
 
 _NODE_CPUS = 2
 _NODES = 3
+_NODE_ATTEMPTS = 3
 _REPLACED_AFTER_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 
@@ -172,7 +173,6 @@ def _quiet_cluster_environment() -> Iterator[None]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
-        "RAY_raylet_start_wait_time_s": "300",  # three nodes share this machine
     }
     former = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -195,10 +195,19 @@ def _cluster() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": _NODE_CPUS, "include_dashboard": False})
     try:
         for _ in range(_NODES - 1):
-            cluster.add_node(num_cpus=_NODE_CPUS)
+            _add_node(cluster)
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def _add_node(cluster: Any) -> None:
+    """One more node; three of them starting on one machine may take longer than the half minute that Ray grants."""
+    for _ in range(_NODE_ATTEMPTS - 1):
+        with contextlib.suppress(Exception):  # Ray raises it bare
+            cluster.add_node(num_cpus=_NODE_CPUS)
+            return
+    cluster.add_node(num_cpus=_NODE_CPUS)
 
 
 def _start(argv: list[str]) -> "subprocess.Popen[bytes]":
@@ -233,7 +242,7 @@ def _kill(kind: str, victims: _Victims, driver: "subprocess.Popen[bytes]", dice:
 def _replace_nodes(victims: _Victims) -> None:
     due = [moment for moment in victims.replacements if moment <= time.monotonic()]
     for moment in due:
-        victims.cluster.add_node(num_cpus=_NODE_CPUS)
+        _add_node(victims.cluster)
         victims.replacements.remove(moment)
 
 

@@ -30,6 +30,9 @@ _LONGEST_TEMP_DIR = 45
 
 _CONNECT_SECONDS = 10.0
 
+_START_ATTEMPTS = 3
+_TIMED_OUT = "timed out during startup"
+
 # Feature maps are tens of megabytes and live for one layer. By default each goes back to the system at once and the
 # next one is faulted in page by page; huge pages and one heap that keeps what it has spare that time. (One arena, since
 # Ray runs training in a thread, and glibc's heaps of other threads than the main one are small and given back.)
@@ -49,8 +52,6 @@ _QUIET_ENVIRONMENT = {
     "RAY_TQDM": "0",
     # Each actor pool would print a C++ error line that means nothing here; what fails arrives as a Python exception.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # A busy machine takes longer than Ray's 30 seconds to start a node; a node that cannot start says so at once.
-    "RAY_raylet_start_wait_time_s": "300",
 }
 
 
@@ -195,6 +196,19 @@ def _require_listener(address: str) -> None:
 
 
 def _start(num_cpus: int, worker_logs: bool) -> None:
+    """Starts a cluster here; a busy machine may take longer than the half minute that Ray grants a node, so that a
+    second and a third try are worth it."""
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            _start_once(num_cpus, worker_logs)
+            return
+        except Exception as error:  # Ray raises it bare
+            ray.shutdown()
+            if _TIMED_OUT not in str(error) or attempt == _START_ATTEMPTS:
+                raise
+
+
+def _start_once(num_cpus: int, worker_logs: bool) -> None:
     temp_root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
