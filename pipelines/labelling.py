@@ -112,10 +112,11 @@ def _label(
         tally = label_output.finished_tally(run.output)
         return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
     with _cluster_when_needed(run) as ensure_cluster:
-        if manifest is None:
-            assert source is not None
-            manifest = _build_manifest(run, source, ensure_cluster, is_new=state == "new")
-        _check_proposals(run, manifest)
+        with _nothing_left_after_a_mistake(run.output, state == "new"):
+            if manifest is None:
+                assert source is not None
+                manifest = _build_manifest(run, source, ensure_cluster)
+            _check_proposals(run, manifest)
         if state == "new":
             label_output.open_run(run.output, identity)
         if state == "finished":
@@ -139,21 +140,26 @@ def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
         yield ensure
 
 
-def _build_manifest(run: LabelRun, source: Source, ensure_cluster: Callable[[], None], *, is_new: bool) -> Manifest:
+@contextmanager
+def _nothing_left_after_a_mistake(output: str, is_new: bool) -> Iterator[None]:
+    """An output folder that was new before the block is as new after a mistake in it."""
+    try:
+        yield
+    except UserError:
+        if is_new:
+            storage.delete_folder(storage.join(output, "_run"))
+            storage.delete_if_empty(output)
+        raise
+
+
+def _build_manifest(run: LabelRun, source: Source, ensure_cluster: Callable[[], None]) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
-    folder = label_output.manifest_folder(run.output)
     tasks: Tasks = one_by_one
     if len(source.parts) > _MOST_PARTS_HERE:
         ensure_cluster()
         tasks = on_cluster
-    try:
-        with unwrapped_errors():
-            return build_manifest(source, folder, tasks)
-    except UserError:
-        if is_new:  # a mistake leaves nothing behind
-            storage.delete_folder(storage.join(run.output, "_run"))
-            storage.delete_if_empty(run.output)
-        raise
+    with unwrapped_errors():
+        return build_manifest(source, label_output.manifest_folder(run.output), tasks)
 
 
 def _require_same_source(run: LabelRun, manifest: Manifest) -> None:

@@ -311,10 +311,11 @@ def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tm
     clean = run_label(LabelRun("good", str(images), str(tmp_path / "clean")))
     run = run_of(tmp_path, images, str(tmp_path / "dies_committing"), rows_per_file=4)
     summary = run_label(run)
-    assert len(list((tmp_path / "deaths").iterdir())) == 3
+    deaths = len(list((tmp_path / "deaths").iterdir()))
+    assert deaths > 0
     assert rows_of(summary) == [{**row, "model": summary_model(summary)} for row in rows_of(clean)]
     torn = list((tmp_path / "out" / "labels").glob(".*"))
-    assert len(torn) == 3  # hidden files, which no reader of *.parquet sees
+    assert len(torn) == deaths  # hidden files, which no reader of *.parquet sees
     assert run_label(run).skipped_because_done
 
 

@@ -111,14 +111,14 @@ def test_worker_makes_proposals_and_detects_from_them(tmp_path: Path, checkpoint
     write_images(tmp_path / "images", [8, 10, 9, 14, 11])
     (tmp_path / "images" / "005.png").symlink_to("nowhere.png")
     rows = as_rows(tmp_path / "images")
-    table = worker(PredictorSettings(record="proposals"), checkpoint=checkpoint)(rows)
+    table = worker(PredictorSettings(record="proposals"), checkpoint=checkpoint).label(rows)
     assert is_proposals_schema(table.schema)
     assert [len(found) for found in table.column("proposals").to_pylist()] == [0, 2, 1, 6, 3, 0]
     assert table.column("status").to_pylist() == ["ok"] * 5 + ["missing"]
     pq.write_table(table, tmp_path / "proposals.parquet")
 
     detects = worker(PredictorSettings(proposals="print"), str(tmp_path / "proposals.parquet"), checkpoint)
-    detected = detects(rows).to_pylist()
+    detected = detects.label(rows).to_pylist()
     assert [len(row["detections"]) for row in detected] == [0, 2, 1, LIMIT, 3, 0]
     assert detected[1]["detections"][1]["bbox"] == [1.0, 1.0, 2.0, 2.0]
     assert [row["width"] for row in detected] == [8, 10, 9, 14, 11, None]
@@ -127,7 +127,7 @@ def test_worker_makes_proposals_and_detects_from_them(tmp_path: Path, checkpoint
 
 def test_an_image_that_fails_costs_no_other_one(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [9, 13, 10])
-    rows = worker(PredictorSettings(record="proposals"))(as_rows(tmp_path / "images")).to_pylist()
+    rows = worker(PredictorSettings(record="proposals")).label(as_rows(tmp_path / "images")).to_pylist()
     assert [(row["status"], len(row["proposals"])) for row in rows] == [("ok", 1), ("failed", 0), ("ok", 2)]
     assert rows[1]["error"] == "ValueError: cannot digest 13"
 
@@ -135,10 +135,10 @@ def test_an_image_that_fails_costs_no_other_one(tmp_path: Path) -> None:
 def test_an_image_without_proposals_fails_alone(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [9, 10, 11])
     rows = as_rows(tmp_path / "images")
-    table = worker(PredictorSettings(record="proposals"))(rows.slice(0, 2))
+    table = worker(PredictorSettings(record="proposals")).label(rows.slice(0, 2))
     pq.write_table(table, tmp_path / "proposals.parquet")
     detects = worker(PredictorSettings(proposals="print"), str(tmp_path / "proposals.parquet"))
-    found = detects(rows).to_pylist()
+    found = detects.label(rows).to_pylist()
     assert [row["status"] for row in found] == ["ok", "ok", "failed"]
     assert "no row of this image" in found[2]["error"]
 
@@ -146,7 +146,7 @@ def test_an_image_without_proposals_fails_alone(tmp_path: Path) -> None:
 def test_an_empty_batch_has_the_same_schema(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [9])
     rows, proposer = as_rows(tmp_path / "images"), worker(PredictorSettings(record="proposals"))
-    assert proposer(rows.slice(0, 0)).schema == proposer(rows).schema
+    assert proposer.label(rows.slice(0, 0)).schema == proposer.label(rows).schema
 
 
 # ---- with Ray --------------------------------------------------------------------------------------------------------
@@ -199,8 +199,8 @@ def test_proposals_are_written_continued_and_read_again(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"proposals was '.*', now None"):
         run_label(images, tmp_path / "second")
 
-    write_images(tmp_path / "more", [9, *widths, 9])
-    with pytest.raises(StorageError, match=r"proposals \(.*first\): 2 of 42 images have no row"):
+    write_images(tmp_path / "more", [9, *widths, 9])  # in another place: other images, with other ids
+    with pytest.raises(StorageError, match=r"proposals \(.*first\): 42 of 42 images have no row"):
         run_label(tmp_path / "more", tmp_path / "third", first)
     with pytest.raises(StorageError, match=r"holds detections, expected proposals"):
         run_label(images, tmp_path / "third", tmp_path / "second")
@@ -212,7 +212,8 @@ def test_proposals_are_written_continued_and_read_again(tmp_path: Path) -> None:
 def test_proposals_on_s3(tmp_path: Path, s3_folder: str) -> None:
     write_images(tmp_path / "images", [9, 11])
     pq.write_table(
-        worker(PredictorSettings(record="proposals"))(as_rows(tmp_path / "images")), tmp_path / "proposals.parquet"
+        worker(PredictorSettings(record="proposals")).label(as_rows(tmp_path / "images")),
+        tmp_path / "proposals.parquet",
     )
     storage.write_bytes_atomically(f"{s3_folder}/labels/a.parquet", (tmp_path / "proposals.parquet").read_bytes())
     files = open_proposals(s3_folder, "proposals")
