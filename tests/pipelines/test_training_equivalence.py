@@ -54,8 +54,8 @@ def test_the_number_of_workers_changes_nothing(ray_here: None, tmp_path: Path) -
     source = write_data(tmp_path / "data")
     settings = {"batch_size": 4, "log_every": 1, "checkpoint_every": 10}
     found = []
-    # 3 workers have 1, 1 and 2 of the 4 images. Sums in another order differ in their last bits, and training makes more
-    # of such a difference with every step: from some 15 steps on the losses may differ by more than 1e-5.
+    # 3 workers have 1, 1 and 2 of the 4 images. Sums in another order differ in their last bits, and training makes
+    # more of such a difference with every step: from some 15 steps on losses may differ by more than 1e-5.
     for workers, steps in ((1, 10), (2, 10), (3, 10)):
         run = unvalidated(tmp_path / f"by{workers}", source, num_workers=workers, steps=steps, **settings)
         events: list[TrainingEvent] = []
