@@ -264,7 +264,8 @@ def reopen_run(output: str) -> None:
 
 
 def close_run(output: str, tally: Tally) -> None:
-    """Marks the run as finished."""
+    """Marks the run as finished, and clears away what workers that died left half-written."""
+    storage.delete_torn_files(labels_folder(output))
     storage.write_bytes_atomically(_run_file(output, "_SUCCESS"), tally.to_json().encode())
 
 

@@ -165,6 +165,16 @@ def _replace_local_file(path: Path, content: bytes) -> None:
         raise
 
 
+def delete_torn_files(uri: str) -> None:
+    """Delete what writers that died left half-written in a folder; S3 objects appear whole or not at all.
+
+    A writer that still lives fails with "no such file" when it commits: call this when none is wanted any more.
+    """
+    if is_local(uri):
+        for temporary in Path(filesystem_and_path(uri)[1]).glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 def replace_file(temporary: Path, path: Path) -> None:
     """Commit: the finished file takes its name."""
     temporary.replace(path)

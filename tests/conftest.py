@@ -25,12 +25,16 @@ def shared_data() -> Path:
 @pytest.fixture(scope="module")
 def s3_folder() -> Iterator[str]:
     """`s3://bucket/folder` on an S3 server of this machine; the environment holds its address and keys meanwhile."""
+    from urllib.request import Request, urlopen
+
     import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # moto keeps objects for the life of the process, whatever server they came by.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         environment.setenv("AWS_ACCESS_KEY_ID", "key")
