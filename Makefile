@@ -18,7 +18,7 @@ help: ## Show what can be made
 setup: $(STAMP) ## Make .venv with the locked packages (some 6 GB); nothing to do when it is current
 
 # The stamp is written last, so a set-up that broke half-way is done again. `venv --clear` only where the old one is no
-# use: uv then has little to do.
+# use: uv then has little to do. Compiling takes 20 s once and halves every start of Python here, and Ray starts many.
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: $(PYTHON) is not Python 3.11 or newer ($$($(PYTHON) --version 2>/dev/null || echo not found)); name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
@@ -30,7 +30,7 @@ $(STAMP): requirements.lock
 	  $(BIN)/python -m pip install --quiet uv || { \
 	    echo "error: pip could not install uv; check the network or the package index" >&2; exit 2; }; }
 	@echo "Installing the locked packages (the first time some 6 GB, a few minutes) ..."
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python -m uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@touch $@
 
 demo: setup ## Train, label and score on generated images; writes to demo/
