@@ -21,9 +21,19 @@ class Benchmark:
 
 BENCHMARKS = {
     "detect": Benchmark(
-        "torchvision's Mask R-CNN against ours, from uint8 image to COCO run lengths",
+        "torchvision's Mask R-CNN, or Keypoint R-CNN, against ours, from uint8 image to COCO records",
         config.BenchmarkRun,
         benchmark_speed.detect,
+    ),
+    "stages": Benchmark(
+        "where our time goes from JPEG to rows, beside the least that this machine needs for each stage",
+        config.BenchmarkRun,
+        benchmark_speed.stages,
+    ),
+    "encode": Benchmark(
+        "soft masks to COCO run lengths: torchvision and pycocotools against ours",
+        config.EncodingRun,
+        benchmark_speed.encode,
     ),
     "train": Benchmark(
         "torchvision's training step of Mask R-CNN against ours; num_images is the batch",

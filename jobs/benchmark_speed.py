@@ -1,18 +1,63 @@
 """What `jobs.benchmark` measures and prints about speed beside a peer."""
 
-from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.benchmark_config import BenchmarkRun, EncodingRun
 
 
 def detect(run: BenchmarkRun) -> int:
-    """torchvision's detector against ours."""
-    from pipelines.benchmarking import benchmark_detect
+    """torchvision's detectors against ours."""
+    from pipelines.benchmark_detection import benchmark_detect
 
     result = benchmark_detect(run)
-    width = max(len(title) for title in result.names)
-    print(f"  {result.images} images, {run.rounds} rounds, medians")
-    for title, seconds, found in zip(result.names, result.seconds, result.detections, strict=True):
-        print(f"  {title:{width}}  {seconds:8.3f} s/image  {1 / seconds:7.2f} images/s  {found:5.1f} detections/image")
-    print(f"  speed of the second against the first: {result.ratio:.2f}")
+    width = max(len(way.name) for way in result.ways)
+    print(f"  {result.images} images in batches of {run.batch}, {run.rounds} rounds, medians")
+    print(f"  {result.agreement:.1%} of torchvision's detections are ours too")
+    for way in result.ways:
+        peak = f"  {way.peak_bytes / 2**30:5.1f} GiB of GPU memory" if way.peak_bytes else ""
+        print(
+            f"  {way.name:{width}}  {way.seconds:8.4f} s/image  {1 / way.seconds:7.2f} images/s  "
+            f"{way.detections:5.1f} detections/image{peak}  x {way.ratio:.2f}"
+        )
+    print(f"  {result.machine}")
+    return 0
+
+
+def encode(run: EncodingRun) -> int:
+    """Soft masks to run lengths."""
+    from pipelines.benchmark_encoding import benchmark_encode
+
+    result = benchmark_encode(run)
+    width = max(len(name) for name in result.names)
+    print(f"  {result.masks} masks in {run.width} x {run.height} pixels, {run.rounds} rounds, medians; all bytes equal")
+    for name, seconds in zip(result.names, result.seconds, strict=True):
+        print(f"  {name:{width}}  {1000 * seconds:9.2f} ms/image")
+    print(f"  speed of the second against the first: {result.ratio:.1f}")
+    print(f"  {result.machine}")
+    return 0
+
+
+def stages(run: BenchmarkRun) -> int:
+    """Where the time goes, beside what the machine could do."""
+    from pipelines.benchmark_stages import benchmark_stages
+
+    result = benchmark_stages(run)
+    width = max(len(stage.name) for stage in result.stages)
+    print(f"  {result.images} images, {run.rounds} rounds, medians of an image")
+    print(
+        f"  measured here: {result.peak_flops / 1e9:.0f} GFLOP/s (matrix product), "
+        f"{result.bandwidth / 1e9:.1f} GB/s (copy)"
+    )
+    print(f"  {'stage':{width}}  {'ms':>9}  {'share':>6}  {'GFLOP':>8}  {'MB':>8}  {'floor ms':>9}  {'time/floor':>10}")
+    for stage in result.stages:
+        ratio = f"{stage.seconds / stage.floor:10.1f}" if stage.floor > 1e-6 else " " * 10
+        print(
+            f"  {stage.name:{width}}  {1000 * stage.seconds:9.2f}  {stage.seconds / result.total:6.1%}  "
+            f"{stage.flops / 1e9:8.2f}  {stage.bytes / 1e6:8.1f}  {1000 * stage.floor:9.2f}  {ratio}".rstrip()
+        )
+    floor = sum(stage.floor for stage in result.stages)
+    print(
+        f"  {'together':{width}}  {1000 * result.total:9.2f}  {1:6.1%}  {'':8}  {'':8}  {1000 * floor:9.2f}  "
+        f"{result.total / floor:10.1f}"
+    )
     print(f"  {result.machine}")
     return 0
 

@@ -20,13 +20,44 @@ class BenchmarkRun:
     """Short side of the network's input, pixels; the long side is limited to 5/3 of it."""
     max_detections: int = 100
     """Detections of an image; the random weights always find that many."""
+    model: Literal["masks", "keypoints"] = "masks"
+    """masks = maskrcnn_resnet50_fpn of 90 classes; keypoints = keypointrcnn_resnet50_fpn of people (detect only)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of our side; the peer computes in float32."""
+    """Arithmetic of our side; the peer computes in float32, and on a GPU with autocast as well."""
+    use_gpu: bool = False
+    """Compute on the GPU, both sides (detect, train, stages)."""
+    batch: int = 1
+    """Images of one call (detect)."""
     threads: int = 0
     """CPU threads of both sides; 0 = the machine's cores."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "rounds", "short_side", "max_detections"):
+        for name in ("num_images", "rounds", "short_side", "max_detections", "batch"):
+            require_positive(name, getattr(self, name))
+        require_not_negative("threads", self.threads)
+
+
+@dataclass(frozen=True)
+class EncodingRun:
+    """Measure the way from soft masks to COCO run lengths."""
+
+    masks: int = 100
+    """Objects of the image."""
+    height: int = 800
+    """Of the image, pixels."""
+    width: int = 1333
+    """Of the image, pixels."""
+    rounds: int = 15
+    """Rounds in turns; the median counts."""
+    threads: int = 0
+    """CPU threads of both sides; 0 = the machine's cores."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        for name in ("masks", "height", "width", "rounds"):
             require_positive(name, getattr(self, name))
         require_not_negative("threads", self.threads)
 

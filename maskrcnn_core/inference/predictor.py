@@ -65,6 +65,7 @@ class Predictor:
     Attributes:
         fingerprint: of the weights and the settings that change results, 32 hexadecimal digits.
         categories: in label order.
+        detector: in inference form; boxes in the frame of the network's input.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Predictor:
             mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
         )
         detector = detector.to(self._device).to(memory_format=torch.channels_last)
-        self._detector = detector.eval().requires_grad_(False)
+        self.detector = detector.eval().requires_grad_(False)
 
     @property
     def max_proposals(self) -> int:
@@ -276,7 +277,7 @@ class Predictor:
     def _propose(self, batch: list[_Prepared]) -> list[ProposalRecord]:
         images = self._on_device(self._padded(batch)[0])
         with self._arithmetic():
-            found = self._detector.propose(images)
+            found = self.detector.propose(images)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         found = replace(found, boxes=boxes).to("cpu")
         least = self.settings.min_score or 0.0
@@ -305,7 +306,7 @@ class Predictor:
             boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
             given = [replace(proposals, boxes=boxes)]
         with self._arithmetic():
-            found = self._detector.detect(images, *given)
+            found = self.detector.detect(images, *given)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         keypoints = found.keypoints
         if keypoints is not None:
@@ -325,7 +326,7 @@ class Predictor:
             if self.settings.test_flip:
                 views.append(View(mirrored(images), flipped=True))
         with self._arithmetic():
-            return detect_in_views(self._detector, views, self._merge_rule, proposals).to("cpu")
+            return detect_in_views(self.detector, views, self._merge_rule, proposals).to("cpu")
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._device)

@@ -1,5 +1,6 @@
 """The words of `jobs.benchmark`, its mistakes, and one small measurement of each kind."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,18 @@ from jobs.benchmark import BENCHMARKS, main
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.data.generated import generate_dataset
-from pipelines import benchmark_labelling, benchmarking
+from pipelines import benchmark_detection, benchmark_encoding, benchmark_labelling, benchmarking
+from pipelines.benchmark_detection import DetectionComparison, DetectionWay
 from pipelines.benchmark_labelling import LabellingComparison, LabellingWay
-from pipelines.benchmarking import Comparison
 from pipelines.cluster import connect
 
 SMALL = ["--num_images", "1", "--rounds", "1", "--short_side", "64", "--max_detections", "3", "--threads", "1"]
-FOUND = Comparison(("the peer", "ours"), (0.5, 0.2), 2.5, (100.0, 99.5), 8, "a machine of this kind")
+FOUND = DetectionComparison(
+    (DetectionWay("the peer", 0.5, 1.0, 100.0), DetectionWay("ours", 0.2, 2.5, 99.5, 3 << 30)),
+    0.984,
+    8,
+    "a machine of this kind",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,22 +40,21 @@ def images(tmp_path: Path) -> Path:
 def test_report_of_detect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     measured: list[BenchmarkRun] = []
 
-    def measure(run: BenchmarkRun) -> Comparison:
+    def measure(run: BenchmarkRun) -> DetectionComparison:
         measured.append(run)
         return FOUND
 
-    monkeypatch.setattr(benchmarking, "benchmark_detect", measure)
+    monkeypatch.setattr(benchmark_detection, "benchmark_detect", measure)
     assert main(["detect", "--rounds", "5", "--short_side", "320"]) == 0
     assert measured == [BenchmarkRun(rounds=5, short_side=320)]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == BENCHMARKS["detect"].meaning
-    assert lines[1] == "  8 images, 5 rounds, medians"
-    assert [line.split() for line in lines[2:4]] == [
-        ["the", "peer", "0.500", "s/image", "2.00", "images/s", "100.0", "detections/image"],
-        ["ours", "0.200", "s/image", "5.00", "images/s", "99.5", "detections/image"],
+    assert capsys.readouterr().out.splitlines() == [
+        BENCHMARKS["detect"].meaning,
+        "  8 images in batches of 1, 5 rounds, medians",
+        "  98.4% of torchvision's detections are ours too",
+        "  the peer    0.5000 s/image     2.00 images/s  100.0 detections/image  x 1.00",
+        "  ours        0.2000 s/image     5.00 images/s   99.5 detections/image    3.0 GiB of GPU memory  x 2.50",
+        "  a machine of this kind",
     ]
-    assert lines[2].index("s/image") == lines[3].index("s/image")
-    assert lines[4:] == ["  speed of the second against the first: 2.50", "  a machine of this kind"]
 
 
 def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,17 +112,65 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(benchmarking, "peer_model", lambda *sides: None)  # seconds that no mistake should cost
+    monkeypatch.setattr(benchmarking, "peer_model", lambda *sides, **_: None)  # seconds that no mistake should cost
     assert main([name, *(text.format(tmp=tmp_path) for text in arguments), "--threads", "1"]) == 2
     assert capsys.readouterr().err == f"error: {expected.format(tmp=tmp_path)}\n"
 
 
 @pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
-def test_both_sides_of_detect_find_the_same(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["detect", "--images", str(images), *SMALL]) == 0
+@pytest.mark.parametrize("model", ["masks", "keypoints"])
+def test_both_sides_of_detect_find_the_same(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures" / "detect.json"
+    assert main(["detect", "--model", model, "--output", str(figures), "--images", str(images), *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2:] for line in lines[2:4]] == [["3.0", "detections/image"]] * 2
+    assert lines[2] == "  100.0% of torchvision's detections are ours too"
+    assert all("3.0 detections/image" in line for line in lines[3:5])
+    found = json.loads(figures.read_text())
+    assert [way["detections"] for way in found["ways"]] == [3.0, 3.0]
+    assert found["ways"][0]["ratio"] == 1.0 < 100 * found["ways"][1]["ratio"]
+
+
+@pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
+@pytest.mark.parametrize("model", ["masks", "keypoints"])
+def test_stages_cover_the_way_from_file_to_row(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "stages.json"
+    assert main(["stages", "--model", model, "--output", str(figures), "--images", str(images), *SMALL]) == 0
+    found = {stage["name"]: stage for stage in json.loads(figures.read_text())["stages"]}
+    head = "mask head" if model == "masks" else "keypoint head"
+    assert list(found)[:2] == ["decode", "resize, normalise"]
+    assert {"trunk", "pyramid", "RPN head", "proposals (top k, NMS)", "box head", head, "rows"} < set(found)
+    # ResNet-50 has 4.1 G multiplications and additions at 224 x 224 (torchvision's table); here 64 x 96, no classifier.
+    assert found["trunk"]["flops"] == pytest.approx(2 * 4.09e9 * 64 * 96 / 224**2, rel=0.05)
+    assert found[head]["flops"] > 0
+    assert all(stage["seconds"] > 0 and stage["floor"] >= 0 for stage in found.values())
+    assert f"  {head}" in capsys.readouterr().out
+
+
+def test_encoding_is_measured_where_the_bytes_are_equal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--masks", "5", "--height", "100", "--width", "120", "--rounds", "2", "--threads", "1"]
+    assert main(["encode", *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  5 masks in 120 x 100 pixels, 2 rounds, medians; all bytes equal"
     assert float(lines[4].split()[-1]) > 0
+    monkeypatch.setattr(benchmark_encoding, "encode_mask", lambda *_, **__: "0")
+    with pytest.raises(RuntimeError, match="5 of 5 run lengths differ"):
+        main(["encode", *small])
+
+
+def test_what_differs_is_not_compared(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    monkeypatch.setattr(benchmark_detection, "peer_of", lambda run: torch.nn.Identity())
+    monkeypatch.setattr(benchmark_detection, "imported_predictor", lambda peer, run: None)
+    label = {"category_id": 1, "score": 0.9, "bbox": [0.0, 0.0, 5.0, 5.0]}
+    monkeypatch.setattr(benchmark_detection, "peer_labels", lambda *_, **__: [[label]])
+    monkeypatch.setattr(benchmark_detection, "our_labels", lambda *_: [()])
+    with pytest.raises(RuntimeError, match=r"ours has 0\.0% of torchvision's detections"):
+        main(["detect", "--images", str(images), *SMALL])
 
 
 @pytest.mark.ray

@@ -33,9 +33,8 @@ _NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, list[Any]]]:
+def nodes() -> Iterator[tuple[Cluster, list[Any]]]:
     """A head without CPUs and three nodes with one each."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     machines = Cluster(initialize_head=True, connect=False, head_node_args=head)
     try:

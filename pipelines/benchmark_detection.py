@@ -1,0 +1,210 @@
+"""torchvision's detectors against ours: same weights and images, from uint8 image to COCO records, in turns.
+
+Correctness comes first: a peer's detection counts as found where ours has one of its class with the same box and the
+same mask or keypoints. Needs no Ray.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.inference.predictor import Predictor
+from maskrcnn_core.inference.records import DetectionRecord
+from pipelines.benchmarking import (
+    contents_of,
+    imported_predictor,
+    machine,
+    peer_of,
+    use_threads,
+    write_figures,
+)
+
+_MAX_PIXELS = 178_956_970
+_SAME_BOX, _SAME_MASK, _SAME_POINT = 0.95, 0.95, 2.0  # IoU, IoU, pixels
+# Random weights put many scores next to each other, where rounding decides who is among the best 100.
+_LEAST_AGREEMENT = {"float32": 0.95, "bfloat16": 0.5}
+
+Label = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectionWay:
+    """One of the detectors.
+
+    Attributes:
+        name: of it.
+        seconds: median per image.
+        ratio: how many times as fast it is as the first way: median of the rounds' ratios.
+        detections: mean per image.
+        peak_bytes: most GPU memory that it held; 0 on a CPU.
+    """
+
+    name: str
+    seconds: float
+    ratio: float
+    detections: float
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DetectionComparison:
+    """The detectors side by side.
+
+    Attributes:
+        ways: torchvision's first, ours last.
+        agreement: share of torchvision's detections that ours has too.
+        images: how many, each measured once per round.
+        machine: what it ran on.
+    """
+
+    ways: tuple[DetectionWay, ...]
+    agreement: float
+    images: int
+    machine: str
+
+
+def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
+    """Measure them.
+
+    Raises:
+        StorageError: the folder has no images.
+        RuntimeError: the two find different things, so that the times would compare different work.
+    """
+    use_threads(run.threads)
+    device = torch.device("cuda" if run.use_gpu else "cpu")
+    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
+    batches = [images[first : first + run.batch] for first in range(0, len(images), run.batch)]
+    peer = peer_of(run)
+    predictor = imported_predictor(peer, run)
+    peer.to(device)
+    title = f"torchvision {'maskrcnn' if run.model == 'masks' else 'keypointrcnn'}_resnet50_fpn"
+    ways: dict[str, Callable[[list[Tensor]], Sequence[Sequence[Any]]]] = {
+        f"{title}, float32": lambda batch: peer_labels(peer, batch, device)
+    }
+    if run.use_gpu:
+        ways[f"{title}, autocast to bfloat16"] = lambda batch: peer_labels(peer, batch, device, autocast=True)
+    ways[f"ours, {run.precision}"] = lambda batch: our_labels(predictor, batch)
+
+    found = {name: [labels for batch in batches for labels in way(batch)] for name, way in ways.items()}  # warm-up too
+    theirs, ours = next(iter(found.values())), found[f"ours, {run.precision}"]
+    shared = agreement(theirs, ours)
+    if shared < _LEAST_AGREEMENT[run.precision]:
+        raise RuntimeError(f"ours has {shared:.1%} of torchvision's detections; the times would mean nothing")
+    peaks = dict.fromkeys(ways, 0)
+    rounds: list[list[float]] = []
+    for _ in range(run.rounds):
+        seconds = []
+        for name, way in ways.items():
+            seconds.append(_seconds(way, batches, device) / len(images))
+            if device.type == "cuda":
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
+        rounds.append(seconds)
+    result = DetectionComparison(
+        ways=tuple(
+            DetectionWay(
+                name,
+                statistics.median(seconds[place] for seconds in rounds),
+                statistics.median(seconds[0] / seconds[place] for seconds in rounds),
+                statistics.mean(map(len, found[name])),
+                peaks[name],
+            )
+            for place, name in enumerate(ways)
+        ),
+        agreement=shared,
+        images=len(images),
+        machine=machine(device),
+    )
+    write_figures(result, run.output)
+    return result
+
+
+@torch.inference_mode()
+def peer_labels(model: nn.Module, images: Sequence[Tensor], device: torch.device, autocast: bool = False) -> list[Any]:
+    """torchvision the way its evaluation reference uses it: soft full-size masks, threshold, pycocotools."""
+    arithmetic = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
+    with arithmetic:
+        outputs = model([image.to(device).float() / 255 for image in images])
+    results = []
+    for found in outputs:
+        found = {
+            name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in found.items()
+        }
+        labels = [
+            {"category_id": category, "score": score, "bbox": box}
+            for box, score, category in zip(
+                found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+            )
+        ]
+        if "masks" in found:
+            masks = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8)
+            for label, mask in zip(labels, masks, strict=True):
+                label["segmentation"] = pycocotools.mask.encode(np.asfortranarray(mask))
+        if "keypoints" in found:
+            for label, points in zip(labels, found["keypoints"].flatten(1).tolist(), strict=True):
+                label["keypoints"] = points
+        results.append(labels)
+    return results
+
+
+def our_labels(predictor: Predictor, images: Sequence[Tensor]) -> list[tuple[DetectionRecord, ...]]:
+    """Ours, the way `jobs.label` uses it.
+
+    Raises:
+        RuntimeError: an image failed.
+    """
+    records = predictor.predict(list(images))
+    for record in records:
+        if record.status != "ok":
+            raise RuntimeError(f"an image failed: {record.error}")
+    return [record.detections for record in records]
+
+
+def agreement(theirs: Sequence[Sequence[Label]], ours: Sequence[Sequence[DetectionRecord]]) -> float:
+    """Share of the peer's detections that are among ours; 1 where there are none."""
+    total = found = 0
+    for labels, records in zip(theirs, ours, strict=True):
+        total += len(labels)
+        found += sum(any(_same(label, record) for record in records) for label in labels)
+    return found / total if total else 1.0
+
+
+def _same(label: Label, record: DetectionRecord) -> bool:
+    if label["category_id"] != record.category_id:
+        return False
+    x1, y1, x2, y2 = label["bbox"]
+    box = [x1, y1, x2 - x1, y2 - y1]
+    if pycocotools.mask.iou([box], [list(record.bbox)], [0])[0][0] < _SAME_BOX:
+        return False
+    if "segmentation" in label:
+        assert record.rle_counts is not None
+        mask = {"size": label["segmentation"]["size"], "counts": record.rle_counts.encode()}
+        both_empty = not (pycocotools.mask.area(mask) or pycocotools.mask.area(label["segmentation"]))
+        return bool(both_empty or pycocotools.mask.iou([label["segmentation"]], [mask], [0])[0][0] >= _SAME_MASK)
+    if "keypoints" in label:
+        assert record.keypoints is not None
+        # COCO counts pixels from their corners; torchvision's keypoints are pixel centres.
+        expected, points = (np.reshape(values, (-1, 3))[:, :2] for values in (label["keypoints"], record.keypoints))
+        return bool(np.median(np.abs(expected - points)) <= _SAME_POINT)
+    return True
+
+
+def _seconds(way: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    for batch in batches:
+        way(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
