@@ -10,12 +10,11 @@ def detect(run: BenchmarkRun) -> int:
     result = benchmark_detect(run)
     width = max(len(way.name) for way in result.ways)
     print(f"  {result.images} images in batches of {run.batch}, {run.rounds} rounds, medians")
-    print(f"  {result.agreement:.1%} of torchvision's detections are ours too")
     for way in result.ways:
         peak = f"  {way.peak_bytes / 2**30:5.1f} GiB of GPU memory" if way.peak_bytes else ""
         print(
             f"  {way.name:{width}}  {way.seconds:8.4f} s/image  {1 / way.seconds:7.2f} images/s  "
-            f"{way.detections:5.1f} detections/image{peak}  x {way.ratio:.2f}"
+            f"{way.detections:5.1f} detections/image, {way.agreement:6.1%} of the first's{peak}  x {way.ratio:.2f}"
         )
     print(f"  {result.machine}")
     return 0

@@ -42,20 +42,21 @@ class BandedConv2d(nn.Module):
         if len(x) * height * row_bytes <= _BAND_BYTES:
             return self._convolve(x, self.padding)
         output = POOL.empty((len(x), height, width, len(self.weight)))
-        rows = max(_BAND_BYTES // row_bytes, 1)
-        for image, place in zip(x.split(1), output.split(1), strict=True):
+        images = max(_BAND_BYTES // (height * row_bytes), 1)
+        rows = height if images > 1 else max(_BAND_BYTES // row_bytes, 1)
+        for some, places in zip(x.split(images), output.split(images), strict=True):
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)
-                band = self._convolve(self._rows_for(image, top, bottom), (0, self.padding[1]))
-                place[:, top:bottom].copy_(band.permute(0, 2, 3, 1))
+                band = self._convolve(self._rows_for(some, top, bottom), (0, self.padding[1]))
+                places[:, top:bottom].copy_(band.permute(0, 2, 3, 1))
         return output.permute(0, 3, 1, 2)
 
-    def _rows_for(self, image: Tensor, top: int, bottom: int) -> Tensor:
-        """The rows of [1, C, H, W] that output rows top .. bottom see, zeros outside of the image."""
-        height, reach = image.shape[2], self.dilation[0] * (self.weight.shape[2] - 1) + 1
+    def _rows_for(self, images: Tensor, top: int, bottom: int) -> Tensor:
+        """The rows of [N, C, H, W] that output rows top .. bottom see, zeros outside of the image."""
+        height, reach = images.shape[2], self.dilation[0] * (self.weight.shape[2] - 1) + 1
         first = top * self.stride[0] - self.padding[0]
         last = (bottom - 1) * self.stride[0] - self.padding[0] + reach
-        rows = image[:, :, max(first, 0) : min(last, height)]
+        rows = images[:, :, max(first, 0) : min(last, height)]
         above, below = max(-first, 0), max(last - height, 0)
         if above == 0 and below == 0:
             return rows

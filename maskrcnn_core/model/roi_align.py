@@ -66,7 +66,7 @@ def roi_align(
     if grid.reduction == "max" and samples > 0:
         each = SamplingGrid(grid.resolution * samples, 1, grid.aligned)
         return functional.max_pool2d(roi_align(maps, boxes, image_index, levels, strides, each), samples)
-    if samples > 0 and not boxes.is_cuda and maps[0].dtype == boxes.dtype:
+    if samples > 0 and not boxes.is_cuda and maps[0].dtype in (boxes.dtype, torch.bfloat16, torch.float16):
         return align_by_embedding_bag(maps, boxes, image_index, levels, strides, grid)
     return align_by_operator(maps, boxes, image_index, levels, strides, grid)
 
@@ -130,7 +130,8 @@ def align_by_embedding_bag(
     strides: Sequence[int],
     grid: SamplingGrid,
 ) -> Tensor:
-    """`roi_align` as sums of table rows: average of a fixed number of samples, maps and boxes of one type."""
+    """`roi_align` as sums of table rows: average of a fixed number of samples; maps of the boxes' type, or of half
+    precision, whose sums are in that of the boxes."""
     channels, bins = maps[0].shape[1], grid.resolution**2
     pieces, members = [], []
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
@@ -142,12 +143,12 @@ def align_by_embedding_bag(
             boxes[chosen] / stride, height, width, grid.resolution, grid.sampling_ratio, aligned=grid.aligned
         )
         index = index + (image_index[chosen] * (height * width))[:, None, None]
-        table = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        table = features.permute(0, 2, 3, 1).reshape(-1, channels).to(boxes.dtype)
         taps = index.shape[-1]
         pieces.append(
-            functional.embedding_bag(
-                index.view(-1, taps), table, mode="sum", per_sample_weights=weights.view(-1, taps)
-            ).view(len(chosen), bins, channels)
+            functional.embedding_bag(index.view(-1, taps), table, mode="sum", per_sample_weights=weights.view(-1, taps))
+            .to(features.dtype)
+            .view(len(chosen), bins, channels)
         )
         members.append(chosen)
     output = in_order(pieces, members)

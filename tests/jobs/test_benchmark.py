@@ -17,9 +17,9 @@ from pipelines.benchmark_labelling import LabellingComparison, LabellingWay
 from pipelines.cluster import connect
 
 SMALL = ["--num_images", "1", "--rounds", "1", "--short_side", "64", "--max_detections", "3", "--threads", "1"]
+HALF = ["--precision", "bfloat16"]
 FOUND = DetectionComparison(
-    (DetectionWay("the peer", 0.5, 1.0, 100.0), DetectionWay("ours", 0.2, 2.5, 99.5, 3 << 30)),
-    0.984,
+    (DetectionWay("the peer", 0.5, 1.0, 100.0, 1.0), DetectionWay("ours", 0.2, 2.5, 99.5, 0.984, 3 << 30)),
     8,
     "a machine of this kind",
 )
@@ -50,9 +50,9 @@ def test_report_of_detect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines() == [
         BENCHMARKS["detect"].meaning,
         "  8 images in batches of 1, 5 rounds, medians",
-        "  98.4% of torchvision's detections are ours too",
-        "  the peer    0.5000 s/image     2.00 images/s  100.0 detections/image  x 1.00",
-        "  ours        0.2000 s/image     5.00 images/s   99.5 detections/image    3.0 GiB of GPU memory  x 2.50",
+        "  the peer    0.5000 s/image     2.00 images/s  100.0 detections/image, 100.0% of the first's  x 1.00",
+        "  ours        0.2000 s/image     5.00 images/s   99.5 detections/image,  98.4% of the first's"
+        "    3.0 GiB of GPU memory  x 2.50",
         "  a machine of this kind",
     ]
 
@@ -123,13 +123,13 @@ def test_both_sides_of_detect_find_the_same(
     model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = tmp_path / "figures" / "detect.json"
-    assert main(["detect", "--model", model, "--output", str(figures), "--images", str(images), *SMALL]) == 0
+    assert main(["detect", "--model", model, "--output", str(figures), *HALF, "--images", str(images), *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "  100.0% of torchvision's detections are ours too"
-    assert all("3.0 detections/image" in line for line in lines[3:5])
-    found = json.loads(figures.read_text())
-    assert [way["detections"] for way in found["ways"]] == [3.0, 3.0]
-    assert found["ways"][0]["ratio"] == 1.0 < 100 * found["ways"][1]["ratio"]
+    assert all("3.0 detections/image, 100.0% of the first's" in line for line in lines[2:4])
+    assert "ours, bfloat16" in lines[4]
+    ways = json.loads(figures.read_text())["ways"]
+    assert [way["agreement"] for way in ways[:2]] == [1.0, 1.0]
+    assert ways[0]["ratio"] == 1.0 < 100 * ways[1]["ratio"]
 
 
 @pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
