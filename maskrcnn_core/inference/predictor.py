@@ -29,6 +29,7 @@ from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.cpu_inference import use_cpu_layers
 from maskrcnn_core.model.frozen_norm import fold
+from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
 from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
@@ -84,6 +85,8 @@ class Predictor:
         fold(detector)
         if self.settings.cpu_layers and self._device.type == "cpu" and self.settings.precision == "float32":
             use_cpu_layers(detector)
+        if self.settings.precision == "bfloat16":
+            round_large_weights(detector, torch.bfloat16)
         detector.detection = replace(
             detector.detection,
             min_score=self.config.box_head.min_score,
