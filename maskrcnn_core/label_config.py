@@ -18,8 +18,9 @@ class LabelConfig:
     """One GPU for each worker."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
-    batch_pixels: int = 2_000_000
-    """Upper limit of padded input pixels in one batch; one image is always taken."""
+    batch_pixels: int = 0
+    """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
+    where a batch only fills the caches, and 2,000,000 on a GPU."""
     max_pixels: int = 178_956_970
     """Larger images become rows with status too_large, pixels."""
     exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
@@ -51,9 +52,15 @@ class LabelConfig:
     """When the source has changed since its images were listed: refuse, or keep to the images as listed."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_pixels", "max_pixels"):
-            require_positive(f"label.{name}", getattr(self, name))
-        for name in ("num_workers", "threads_per_worker", "rows_per_file", "max_workers", "image_timeout"):
+        require_positive("label.max_pixels", self.max_pixels)
+        for name in (
+            "batch_pixels",
+            "num_workers",
+            "threads_per_worker",
+            "rows_per_file",
+            "max_workers",
+            "image_timeout",
+        ):
             require_not_negative(f"label.{name}", getattr(self, name))
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
         if self.min_score is not None:

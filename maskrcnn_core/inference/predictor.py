@@ -222,7 +222,7 @@ class Predictor:
             group = waiting.setdefault(shapes, [])
             group.append(item)
             pixels = sum(height * width for height, width in shapes) * (1 + self.settings.test_flip)
-            if (len(group) + 1) * pixels > self.settings.batch_pixels:
+            if (len(group) + 1) * pixels > self.settings.batch_limit:
                 yield waiting.pop(shapes)
         yield from waiting.values()
 

@@ -10,6 +10,7 @@ from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
 _WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_layers")
+_GPU_BATCH_PIXELS = 2_000_000
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
 
@@ -21,7 +22,8 @@ class PredictorSettings:
     Attributes:
         device: torch device.
         precision: `float32` or `bfloat16` (autocast).
-        batch_pixels: upper limit of padded input pixels in a batch, over all views; one image is always taken.
+        batch_pixels: upper limit of padded input pixels in a batch, over all views; one image is always taken. 0 =
+            one image at a time on a CPU, where a batch only fills the caches, and 2,000,000 on a GPU.
         max_pixels: larger images fail as `too_large`.
         apply_exif: turn images by their EXIF orientation.
         min_score, max_detections: replace the checkpoint's; None keeps it.
@@ -37,7 +39,7 @@ class PredictorSettings:
 
     device: str = "cpu"
     precision: str = "float32"
-    batch_pixels: int = 2_000_000
+    batch_pixels: int = 0
     max_pixels: int = 178_956_970
     apply_exif: bool = True
     min_score: float | None = None
@@ -47,6 +49,11 @@ class PredictorSettings:
     record: Literal["detections", "proposals"] = "detections"
     proposals: str = ""
     cpu_layers: bool = True
+
+    @property
+    def batch_limit(self) -> int:
+        """`batch_pixels`, or what 0 stands for."""
+        return self.batch_pixels or (1 if self.device == "cpu" else _GPU_BATCH_PIXELS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))

@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint: str) -> Predictor:
-    return load_predictor(checkpoint)
+    return load_predictor(checkpoint, PredictorSettings(batch_pixels=1_000_000))
 
 
 def encoded(height: int, width: int, seed: int = 0) -> bytes:
@@ -160,8 +160,8 @@ class Watched(nn.Module):
 
 
 def watch(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Watched:
-    watched = Watched(predictor._detector, *arguments)
-    monkeypatch.setattr(predictor, "_detector", watched)
+    watched = Watched(predictor.detector, *arguments)
+    monkeypatch.setattr(predictor, "detector", watched)
     return watched
 
 
@@ -201,7 +201,7 @@ def test_an_image_that_cannot_be_resized_costs_only_itself(
 
 @pytest.mark.parametrize(
     ("budget", "batches"),
-    [(1, [1] * 5), (2 * 64 * 96, [2, 2, 1]), (3 * 64 * 96 - 1, [2, 2, 1]), (10**6, [5])],
+    [(0, [1] * 5), (1, [1] * 5), (2 * 64 * 96, [2, 2, 1]), (3 * 64 * 96 - 1, [2, 2, 1]), (10**6, [5])],
 )
 def test_batches_stay_within_the_pixels(
     budget: int, batches: list[int], checkpoint: str, monkeypatch: pytest.MonkeyPatch
