@@ -1,5 +1,7 @@
 """What `jobs.benchmark` measures and prints about speed beside a peer."""
 
+from collections.abc import Sequence
+
 from maskrcnn_core.benchmark_config import BenchmarkRun, EncodingRun
 
 
@@ -42,7 +44,7 @@ def stages(run: BenchmarkRun) -> int:
     width = max(len(stage.name) for stage in result.stages)
     print(f"  {result.images} images, {run.rounds} rounds, medians of an image")
     print(
-        f"  measured here: {result.peak_flops / 1e9:.0f} GFLOP/s (matrix product), "
+        f"  measured here: {result.peak_flops / 1e9:.0f} GFLOP/s (the better of matrix product and convolution), "
         f"{result.bandwidth / 1e9:.1f} GB/s (copy)"
     )
     print(f"  {'stage':{width}}  {'ms':>9}  {'share':>6}  {'GFLOP':>8}  {'MB':>8}  {'floor ms':>9}  {'time/floor':>10}")
@@ -57,6 +59,7 @@ def stages(run: BenchmarkRun) -> int:
         f"  {'together':{width}}  {1000 * result.total:9.2f}  {1:6.1%}  {'':8}  {'':8}  {1000 * floor:9.2f}  "
         f"{result.total / floor:10.1f}"
     )
+    _print_operators(result.operators)
     print(f"  {result.machine}")
     return 0
 
@@ -84,11 +87,18 @@ def train(run: BenchmarkRun) -> int:
     result = benchmark_train(run)
     print(f"  {result.images} images a step, {run.rounds} rounds, medians")
     for name, (theirs, ours) in result.losses.items():
-        print(f"  {name:15} torchvision {theirs:9.5f}  ours {ours:9.5f}  (everything sampled)")
-    titles = ("torchvision maskrcnn_resnet50_fpn", f"ours ({run.precision})")
-    for title, wall, cpu in zip(titles, result.seconds, result.cpu_seconds, strict=True):
-        speed = result.images / wall
-        print(f"  {title:34} {wall:8.3f} s/step  {cpu:8.3f} s of processor time  {speed:6.2f} images/s")
-    print(f"  speed of the second against the first: {result.ratio:.2f} (by processor time {result.cpu_ratio:.2f})")
+        print(f"  {name:15} torchvision {theirs:9.5f}  ours {ours:9.5f}  (float32, everything sampled)")
+    width = max(len(way.name) for way in result.ways)
+    for way in result.ways:
+        print(
+            f"  {way.name:{width}}  {way.seconds:8.3f} s/step  {way.cpu_seconds:8.3f} s of processor time  "
+            f"{result.images / way.seconds:6.2f} images/s  x {way.ratio:.2f} (by processor time {way.cpu_ratio:.2f})"
+        )
+    _print_operators(result.operators)
     print(f"  {result.machine}")
     return 0
+
+
+def _print_operators(operators: Sequence[tuple[str, float]]) -> None:
+    if operators:
+        print("  dearest operators: " + ", ".join(f"{name} {share:.0%}" for name, share in operators))

@@ -32,6 +32,8 @@ class BenchmarkRun:
     """CPU threads of both sides; 0 = the machine's cores."""
     output: str = ""
     """JSON file for all figures; empty = none."""
+    trace: str = ""
+    """Chrome trace of one more image (stages) or step (train), for Perfetto or chrome://tracing; empty = none."""
 
     def __post_init__(self) -> None:
         for name in ("num_images", "rounds", "short_side", "max_detections", "batch"):

@@ -1,10 +1,10 @@
 """Where the time of an image goes, stage by stage, beside the least time that this machine needs for each.
 
-The *floor* of a stage is the larger of two quotients: its floating-point operations over the rate of a large matrix
-product, and the bytes that it must read and write at least once (its inputs, its weights, its outputs) over the rate of
-a large copy, both measured in the same run. Operations are counted on the plain network: a layer that needs fewer
-(Winograd's convolution) can come out below 1. Stages without arithmetic worth counting (sorting, NMS) have only bytes.
-Needs no Ray.
+The *floor* of a stage is the larger of two quotients: its floating-point operations over the rate of a large product
+or convolution, and the bytes that it must read and write at least once (its inputs, its weights, its outputs) over the
+rate of a large copy, all measured in the same run. Operations are counted on the plain network: a layer that needs
+fewer (Winograd's convolution) can come out below 1. Stages without arithmetic worth counting (sorting, NMS) have only
+bytes. Needs no Ray.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
@@ -27,7 +28,15 @@ from maskrcnn_core.inference.records import record_schema, records_to_table
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.region_detector import RegionDetector
-from pipelines.benchmarking import contents_of, imported_predictor, machine, peer_of, use_threads, write_figures
+from pipelines.benchmarking import (
+    contents_of,
+    imported_predictor,
+    machine,
+    peer_of,
+    trace_once,
+    use_threads,
+    write_figures,
+)
 
 _MAX_PIXELS = 178_956_970
 
@@ -72,8 +81,9 @@ class StageTable:
     Attributes:
         stages: in the order in which they run.
         total: sum of their seconds.
-        peak_flops: rate of a matrix product, operations per second.
+        peak_flops: rate of a large matrix product or convolution, operations per second.
         bandwidth: rate of a copy, bytes read and written per second.
+        operators: the dearest ones and their share of the time, where a trace was written.
         images: that were measured.
         machine: what it ran on.
     """
@@ -82,6 +92,7 @@ class StageTable:
     total: float
     peak_flops: float
     bandwidth: float
+    operators: tuple[tuple[str, float], ...]
     images: int
     machine: str
 
@@ -133,7 +144,7 @@ def benchmark_stages(run: BenchmarkRun) -> StageTable:
     fold(plain.to(device).eval())
     flops = _flops_of(predictor, plain, contents[0])
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
-    peak, bandwidth = matrix_product_rate(device, dtype), copy_rate(device)
+    peak, bandwidth = arithmetic_rate(device, dtype), copy_rate(device)
     for content in contents:
         _one_image(predictor, content, _Clock(device))  # warm-up
     clocks: list[_Clock] = []
@@ -152,6 +163,7 @@ def benchmark_stages(run: BenchmarkRun) -> StageTable:
         total=sum(stage.seconds for stage in stages),
         peak_flops=peak,
         bandwidth=bandwidth,
+        operators=trace_once(lambda: predictor.predict(contents[:1]), run.trace),
         images=len(contents),
         machine=machine(device),
     )
@@ -255,10 +267,15 @@ def _add(totals: dict[str, float], name: str, amount: float) -> None:
     totals[name] += amount
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype, side: int = 2048, rounds: int = 7) -> float:
-    """Floating-point operations per second of a product of two square matrices: the best of some rounds."""
-    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * side**3 / _best(lambda: one @ other, device, rounds)
+def arithmetic_rate(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
+    """Floating-point operations per second, the best of some rounds of a large matrix product and of a wide 3x3
+    convolution, which can come from different libraries."""
+    one, other = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+    product = 2.0 * 2048**3 / _best(lambda: one @ other, device, rounds)
+    image = torch.randn(8, 512, 28, 28, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.randn(512, 512, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    flops = 2.0 * 8 * 28 * 28 * 512 * 512 * 9
+    return max(product, flops / _best(lambda: functional.conv2d(image, kernel, padding=1), device, rounds))
 
 
 def copy_rate(device: torch.device, megabytes: int = 256, rounds: int = 7) -> float:

@@ -6,7 +6,6 @@ chance is in them. The peer is built as torchvision builds it for fine-tuning: f
 stages.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -35,7 +34,7 @@ from maskrcnn_core.structures import ImageBatch, Targets
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.step import training_step
 from maskrcnn_core.weights.torchvision_models import import_torchvision
-from pipelines.benchmarking import PEER_NORM_EPS, machine
+from pipelines.benchmarking import PEER_NORM_EPS, machine, trace_once, use_threads, write_figures
 
 _PAIRS = {
     "loss_objectness": "rpn_objectness",
@@ -61,33 +60,49 @@ class AnnotatedImage:
 
 
 @dataclass(frozen=True)
-class TrainingComparison:
-    """Two ways to do one training step.
+class TrainingWay:
+    """One way to do a training step.
 
     Attributes:
-        losses: by our names, the peer's and ours, with everything sampled.
-        seconds, cpu_seconds: medians of a step over the rounds, the peer's and ours; wall clock and all threads' time.
-        ratio, cpu_ratio: how many times as fast ours is: median of the rounds' ratios.
+        name: of it.
+        seconds, cpu_seconds: medians of a step over the rounds: time that passes, and all threads' time.
+        ratio, cpu_ratio: how many times as fast it is as the first way: medians of the rounds' ratios.
+    """
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    ratio: float
+    cpu_ratio: float
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """Ways to do one training step.
+
+    Attributes:
+        ways: torchvision's first, ours last.
+        losses: by our names, the peer's and ours, in float32 with everything sampled.
         images: of a step.
+        operators: of ours, the dearest ones and their share of the time, where a trace was written.
         machine: what it ran on.
     """
 
+    ways: tuple[TrainingWay, ...]
     losses: dict[str, tuple[float, float]]
-    seconds: tuple[float, float]
-    cpu_seconds: tuple[float, float]
-    ratio: float
-    cpu_ratio: float
     images: int
+    operators: tuple[tuple[str, float], ...]
     machine: str
 
 
 def benchmark_train(run: BenchmarkRun) -> TrainingComparison:
-    """Measure it on generated images.
+    """Measure it on generated images. On a GPU the peer computes with autocast, as its reference script can.
 
     Raises:
         RuntimeError: the losses differ, so that the times would compare different things.
     """
-    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    use_threads(run.threads)
+    device = torch.device("cuda" if run.use_gpu else "cpu")
     images = annotated_images(run.num_images, (run.short_side, run.short_side * 4 // 3 // 32 * 32))
     peer = training_peer(run.short_side)
     config, detector = training_twin(peer)
@@ -95,25 +110,42 @@ def benchmark_train(run: BenchmarkRun) -> TrainingComparison:
     for name, (theirs, ours) in losses.items():
         if abs(theirs - ours) > _TOLERANCE * max(abs(theirs), 1e-3):
             raise RuntimeError(f"{name}: torchvision has {theirs:.6f}, ours is {ours:.6f}; expected the same")
-    ways = (peer_step(peer, images), our_step(detector, config, images, bfloat16=run.precision == "bfloat16"))
-    for way in ways:  # warm-up
+    title = "torchvision maskrcnn_resnet50_fpn, " + ("autocast to bfloat16" if run.use_gpu else "float32")
+    ways = {title: peer_step(peer.to(device), images, autocast=run.use_gpu)}
+    detector.to(device)
+    for precision in ("float32", "bfloat16"):
+        if precision in ("float32", run.precision):
+            step = our_step(detector, config, images, bfloat16=precision == "bfloat16")
+            ways[f"ours, {precision}"] = step
+    for way in ways.values():  # warm-up
         way()
-    rounds = [tuple(_timed(way) for way in ways) for _ in range(run.rounds)]
+    rounds = [[_timed(way, device) for way in ways.values()] for _ in range(run.rounds)]
     wall, cpu = ([[step[kind] for step in steps] for steps in rounds] for kind in (0, 1))
-    return TrainingComparison(
+    result = TrainingComparison(
+        ways=tuple(
+            TrainingWay(
+                name,
+                statistics.median(seconds[place] for seconds in wall),
+                statistics.median(seconds[place] for seconds in cpu),
+                statistics.median(seconds[0] / seconds[place] for seconds in wall),
+                statistics.median(seconds[0] / seconds[place] for seconds in cpu),
+            )
+            for place, name in enumerate(ways)
+        ),
         losses=losses,
-        seconds=(statistics.median(pair[0] for pair in wall), statistics.median(pair[1] for pair in wall)),
-        cpu_seconds=(statistics.median(pair[0] for pair in cpu), statistics.median(pair[1] for pair in cpu)),
-        ratio=statistics.median(theirs / ours for theirs, ours in wall),
-        cpu_ratio=statistics.median(theirs / ours for theirs, ours in cpu),
         images=len(images),
-        machine=machine(),
+        operators=trace_once(list(ways.values())[-1], run.trace),
+        machine=machine(device),
     )
+    write_figures(result, run.output)
+    return result
 
 
-def _timed(way: Callable[[], None]) -> tuple[float, float]:
+def _timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -181,9 +213,12 @@ def our_inputs(config: ModelConfig, images: list[AnnotatedImage]) -> tuple[Image
     return pad_batch(prepared, sizes, 32), pad_targets(targets)
 
 
-def _peer_inputs(images: list[AnnotatedImage]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    targets = [{"boxes": image.boxes, "labels": image.labels, "masks": image.masks} for image in images]
-    return [image.pixels.float() / 255 for image in images], targets
+def _peer_inputs(
+    images: list[AnnotatedImage], device: torch.device | None = None
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    named = [{"boxes": image.boxes, "labels": image.labels, "masks": image.masks} for image in images]
+    targets = [{name: value.to(device) for name, value in target.items()} for target in named]
+    return [image.pixels.to(device).float() / 255 for image in images], targets
 
 
 @torch.no_grad()
@@ -207,14 +242,16 @@ def compared_losses(
     return {name: (float(theirs[other]), float(ours[name])) for other, name in _PAIRS.items()}
 
 
-def peer_step(peer: MaskRCNN, images: list[AnnotatedImage]) -> Callable[[], None]:
+def peer_step(peer: MaskRCNN, images: list[AnnotatedImage], *, autocast: bool) -> Callable[[], None]:
     """A step as torchvision's reference script (references/detection/engine.py) takes it."""
     trainable = [parameter for parameter in peer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=_RATE, momentum=0.9, weight_decay=1e-4)
+    device = trainable[0].device
 
     def step() -> None:
-        losses = peer(*_peer_inputs(images))
-        total = sum(loss for loss in losses.values())
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            losses = peer(*_peer_inputs(images, device))
+            total = sum(loss for loss in losses.values())
         total.item()
         optimizer.zero_grad()
         total.backward()
@@ -228,11 +265,14 @@ def our_step(
 ) -> Callable[[], None]:
     """A step as `jobs.train` takes it."""
     optimizer = build_optimizer(detector, learning_rate=_RATE, momentum=0.9, weight_decay=1e-4)
+    device = next(detector.parameters()).device
 
     def step() -> None:
+        batch, targets = our_inputs(config, images)
         training_step(
             detector,
-            *our_inputs(config, images),
+            batch.to(device),
+            targets.to(device),
             optimizer,
             learning_rate=_RATE,
             with_grad_norm=True,

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from maskrcnn_core.weights.torchvision_models import import_torchvision
 PEER_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
 _LONG_PER_SHORT = 5 / 3
 Kind = Literal["masks", "keypoints"]
+_SHOWN_OPERATORS = 10
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -148,3 +150,25 @@ def write_figures(result: Any, output: str) -> None:
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
+def trace_once(work: Callable[[], object], path: str) -> tuple[tuple[str, float], ...]:
+    """Write a Chrome trace of one call, and return its dearest operators.
+
+    Returns:
+        Name and share of the operators' own time, the ten largest; nothing where no file is named.
+    """
+    if not path:
+        return ()
+    with torch.profiler.profile() as profile:
+        work()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    profile.export_chrome_trace(path)
+    on_gpu = torch.cuda.is_available() and any(event.self_device_time_total for event in profile.key_averages())
+    times = {
+        event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+        for event in profile.key_averages()
+    }
+    total = sum(times.values()) or 1.0
+    largest = sorted(times.items(), key=lambda item: item[1], reverse=True)[:_SHOWN_OPERATORS]
+    return tuple((name, time / total) for name, time in largest)
