@@ -22,6 +22,8 @@ class BenchmarkRun:
     """Detections of an image; the random weights always find that many."""
     model: Literal["masks", "keypoints"] = "masks"
     """masks = maskrcnn_resnet50_fpn of 90 classes; keypoints = keypointrcnn_resnet50_fpn of people (detect only)."""
+    checkpoint: str = ""
+    """Checkpoint folder to label with, without a peer (label only); empty = torchvision's model with random weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of our side; the peer computes in float32, and on a GPU with autocast as well."""
     use_gpu: bool = False

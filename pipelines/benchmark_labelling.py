@@ -24,8 +24,19 @@ import torch
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.inference.predictor import load_predictor
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
-from pipelines.benchmarking import contents_of, imported_predictor, long_side, machine, peer_model, peer_of, use_threads
+from pipelines.benchmarking import (
+    contents_of,
+    imported_predictor,
+    long_side,
+    machine,
+    peer_model,
+    peer_of,
+    use_threads,
+    write_figures,
+)
 from pipelines.cluster import connect
 from pipelines.labelling import label
 
@@ -75,7 +86,12 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
         folder.mkdir()
         for index, content in enumerate(contents):
             (folder / f"{index:06d}.jpg").write_bytes(content)
-        predictor = imported_predictor(peer_of(run), run, checkpoint)
+        if run.checkpoint:
+            checkpoint = Path(run.checkpoint)
+            settings = PredictorSettings(precision=run.precision, apply_exif=True)
+            predictor = load_predictor(run.checkpoint, settings)
+        else:
+            predictor = imported_predictor(peer_of(run), run, checkpoint)
         predictor.predict(contents[:1])
         rounds: list[list[float]] = []
         peaks, sizes, found = [0, 0, 0], [0, 0, 0], 0
@@ -96,12 +112,15 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                 )
             seconds.append(len(contents) / summary.images_per_second)
             found, sizes[1] = summary.detections, _size(output / "labels")
-            documented = Path(scratch) / f"documented{index}"
-            with _watched(peaks, 2):
-                seconds.append(_documented_way(run, folder, documented, threads))
-            sizes[2] = _size(documented)
+            if not run.checkpoint:
+                documented = Path(scratch) / f"documented{index}"
+                with _watched(peaks, 2):
+                    seconds.append(_documented_way(run, folder, documented, threads))
+                sizes[2] = _size(documented)
             rounds.append(seconds)
-    names = ("bare loop over the predictor", "jobs.label", "Ray documentation's way, torchvision")
+    names = ["bare loop over the predictor", "jobs.label"]
+    if not run.checkpoint:
+        names.append("Ray documentation's way, torchvision")
     ways = tuple(
         LabellingWay(
             name,
@@ -112,7 +131,9 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
         )
         for place, name in enumerate(names)
     )
-    return LabellingComparison(ways, len(contents), found / len(contents), machine())
+    result = LabellingComparison(ways, len(contents), found / len(contents), machine())
+    write_figures(result, run.output)
+    return result
 
 
 class _DocumentedDetector:
