@@ -133,18 +133,20 @@ def _placed_mask(item: CocoObject, size: tuple[int, int], where: Placement, down
             moved.append(points.ravel().tolist())
         return object_mask(moved, *where.part)
     old = object_mask(item.segmentation, *size)
-    rows = _nearest(where.part[0], where.top, down, old.top, old.pixels.shape[0])
-    columns = _nearest(where.part[1], where.left, across, old.left, old.pixels.shape[1])
+    rows = _nearest(where.part[0], where.top, (size[0], where.size[0]), old.top, old.pixels.shape[0])
+    columns = _nearest(where.part[1], where.left, (size[1], where.size[1]), old.left, old.pixels.shape[1])
     pixels = old.pixels[rows[1]][:, columns[1]]
     return tight_mask(pixels, left=columns[0], top=rows[0])
 
 
 def _nearest(
-    count: int, start: int, scale: float, first: int, length: int
+    count: int, start: int, lengths: tuple[int, int], first: int, length: int
 ) -> tuple[int, "np.ndarray[tuple[int], np.dtype[np.int64]]"]:
     """The new pixels of an axis that show the old ones `first` .. `first + length - 1`: the first of them, and for each
-    the old pixel that it shows, counted from `first`."""
-    shown = np.floor((np.arange(count) + start + 0.5) / scale).astype(np.int64) - first
+    the old pixel that it shows, counted from `first`. `lengths`: of the axis before and after."""
+    before, after = lengths
+    # Whole numbers: a new pixel whose centre falls between two old ones shows the second, whatever rounds how.
+    shown = (2 * (np.arange(count, dtype=np.int64) + start) + 1) * before // (2 * after) - first
     low, high = np.searchsorted(shown, 0), np.searchsorted(shown, length)
     return int(low), shown[low:high]
 

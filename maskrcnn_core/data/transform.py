@@ -19,6 +19,9 @@ from maskrcnn_core.structures import ImageBatch
 
 ResizeRule = Literal["float", "antialias"]
 
+_LARGE_PIXELS = 8_000_000
+_ROWS_AT_ONCE = 64
+
 
 def resized_size(
     height: int, width: int, short_side: int, long_side: int, rule: ResizeRule = "float"
@@ -81,6 +84,9 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     channels_last gives the same values as torch's usual layout, some twice as fast. (As a batch of grey images it would
     be faster still, but rounds the coordinates otherwise: 1e-4 away from torchvision.)
     """
+    height, width = image.shape[-2:]
+    if height * width > _LARGE_PIXELS and height > 2 * size[0]:
+        return _interpolated(image, size, 0, 0, size)
     values = image[None].to(torch.float32, memory_format=torch.channels_last)
     if tuple(image.shape[-2:]) != size:
         values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
@@ -117,17 +123,34 @@ def resized_part(
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         pixels = np.array(picture.resize(part[::-1], Image.Resampling.BILINEAR, box=box))
         return torch.from_numpy(pixels).permute(2, 0, 1)
-    values = image.permute(1, 2, 0).contiguous()
-    for axis, (length, resized, start, count) in enumerate(
-        ((height, size[0], top, part[0]), (width, size[1], left, part[1]))
-    ):
-        places = ((torch.arange(start, start + count) + 0.5) * (length / resized) - 0.5).clamp(min=0)
-        lower = places.floor().to(torch.int64).clamp(max=length - 1)
-        share = (places - lower).to(torch.float32).view([-1, 1, 1] if axis == 0 else [1, -1, 1])
-        below = values.index_select(axis, lower).to(torch.float32)
-        above = values.index_select(axis, (lower + 1).clamp(max=length - 1)).to(torch.float32)
-        values = torch.lerp(below, above, share)
-    return values.round().clamp(0, 255).to(torch.uint8).permute(2, 0, 1)
+    return _interpolated(image, size, top, left, part).round_().clamp_(0, 255).to(torch.uint8).permute(2, 0, 1)
+
+
+def _interpolated(image: Tensor, size: tuple[int, int], top: int, left: int, part: tuple[int, int]) -> Tensor:
+    """Part of [3, H, W] uint8 resized bilinearly to `size`, as [*part, 3] float32: 255 * 1e-7 from torch's own.
+
+    Only the rows that the result depends on become floating-point values, and only some of them at a time: a float copy
+    of an image of 100 megapixels would take 1.2 GB.
+    """
+    rows, row_share = _neighbours(image.shape[1], size[0], top, part[0])
+    columns, column_share = _neighbours(image.shape[2], size[1], left, part[1])
+    result = torch.empty(*part, len(image))
+    for first in range(0, part[0], _ROWS_AT_ONCE):
+        band = slice(first, first + _ROWS_AT_ONCE)
+        above, below = (image.index_select(1, index[band]).to(torch.float32) for index in rows)
+        line = above.lerp_(below, row_share[band, None])
+        values = torch.lerp(line.index_select(2, columns[0]), line.index_select(2, columns[1]), column_share)
+        result[band] = values.permute(1, 2, 0)
+    return result
+
+
+def _neighbours(length: int, resized: int, start: int, count: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Of `count` places from `start` on a resized axis: the indices of both neighbours, and the second one's share."""
+    # As torch does: the ratio in single precision, and one rounding of product and difference together.
+    ratio = torch.tensor(length / resized, dtype=torch.float32).double()
+    places = ((torch.arange(start, start + count).double() + 0.5) * ratio - 0.5).clamp(min=0).to(torch.float32)
+    lower = places.floor().to(torch.int64).clamp(max=length - 1)
+    return (lower, (lower + 1).clamp(max=length - 1)), (places - lower).to(torch.float32)
 
 
 def pad_batch(prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int) -> ImageBatch:

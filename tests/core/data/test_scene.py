@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -99,8 +101,10 @@ def placements(draw: st.DrawFn) -> tuple[np.ndarray, Placement]:
 @given(placements())
 def test_masks_are_those_of_resizing_and_cutting_and_boxes_are_tight(given: tuple[np.ndarray, Placement]) -> None:
     mask, where = given
-    rows = ((np.arange(where.size[0]) + 0.5) * mask.shape[0] / where.size[0]).astype(int)
-    columns = ((np.arange(where.size[1]) + 0.5) * mask.shape[1] / where.size[1]).astype(int)
+    rows, columns = (
+        [int(Fraction(2 * place + 1, 2) * before / after) for place in range(after)]
+        for before, after in zip(mask.shape, where.size, strict=True)
+    )
     expected = mask[rows][:, columns][where.top : where.top + where.part[0], where.left : where.left + where.part[1]]
     found = placed(scene_of(mask), where).objects
     assert len(found) == bool(expected.any())

@@ -92,6 +92,18 @@ def test_shrinking_averages_with_antialias_and_samples_without() -> None:
     assert prepare_image(stripes, resize="float", **settings).max() == 100  # between a bright and a dark column
 
 
+@pytest.mark.parametrize("size", [(3001, 4003), (2500, 6000)])
+def test_large_images_give_the_values_of_torchvision_from_few_rows(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = image_of(*size)
+    expected = GeneralizedRCNNTransform(800, 1333, MEAN, STD).eval()([image.float() / 255])[0].tensors[0]
+    target = resized_size(*size, 800, 1333)
+    monkeypatch.setattr("torch.nn.functional.interpolate", None)  # which would need all of them
+    found = prepare_image(image, size=target, mean=MEAN, std=STD)
+    assert (found - expected[:, : target[0], : target[1]]).abs().max() < 1e-5
+
+
 def test_antialias_leaves_the_image_alone() -> None:
     image = image_of(10, 12)
     before = image.clone()
