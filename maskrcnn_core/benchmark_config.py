@@ -25,7 +25,7 @@ class BenchmarkRun:
     checkpoint: str = ""
     """Checkpoint folder to label with, without a peer (label only); empty = torchvision's model with random weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of our side; the peer computes in float32, and on a GPU with autocast as well."""
+    """Arithmetic of our side besides float32, and of the peer's autocast."""
     use_gpu: bool = False
     """Compute on the GPU, both sides (detect, train, stages)."""
     batch: int = 1

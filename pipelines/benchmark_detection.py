@@ -97,7 +97,7 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     ways: dict[str, Callable[[list[Tensor]], Sequence[Sequence[Any]]]] = {
         f"{title}, float32": lambda batch: peer_labels(peer, batch, device)
     }
-    if run.use_gpu:
+    if run.use_gpu or run.precision == "bfloat16":
         ways[f"{title}, autocast to bfloat16"] = lambda batch: peer_labels(peer, batch, device, autocast=True)
     for precision, predictor in predictors.items():
         ways[f"ours, {precision}"] = functools.partial(our_labels, predictor)

@@ -125,11 +125,12 @@ def test_both_sides_of_detect_find_the_same(
     figures = tmp_path / "figures" / "detect.json"
     assert main(["detect", "--model", model, "--output", str(figures), *HALF, "--images", str(images), *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all("3.0 detections/image, 100.0% of the first's" in line for line in lines[2:4])
-    assert "ours, bfloat16" in lines[4]
     ways = json.loads(figures.read_text())["ways"]
-    assert [way["agreement"] for way in ways[:2]] == [1.0, 1.0]
-    assert ways[0]["ratio"] == 1.0 < 100 * ways[1]["ratio"]
+    names = ["float32", "autocast to bfloat16", "ours, float32", "ours, bfloat16"]
+    assert all(name in way["name"] and name in line for name, way, line in zip(names, ways, lines[2:6], strict=True))
+    assert "3.0 detections/image, 100.0% of the first's" in lines[4]
+    assert ways[2]["agreement"] == 1.0
+    assert ways[0]["ratio"] == 1.0 < 100 * ways[3]["ratio"]
 
 
 @pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
