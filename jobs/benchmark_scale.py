@@ -26,9 +26,10 @@ def manifest(run: ScaleRun) -> int:
 
 
 def _show_point(point: "ScalePoint") -> None:
+    verified = "" if point.verify_seconds is None else f"  verified in {point.verify_seconds:.1f} s"
     print(
         f"  {point.images:>12,}  {point.seconds:8.1f} s  {point.milliseconds:8.4f} ms/image  "
-        f"driver {point.driver_bytes / 2**20:6.0f} MiB  worker {point.worker_bytes / 2**20:6.0f} MiB",
+        f"driver {point.driver_bytes / 2**20:6.0f} MiB  worker {point.worker_bytes / 2**20:6.0f} MiB{verified}",
         flush=True,
     )
 

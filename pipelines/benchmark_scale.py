@@ -30,12 +30,14 @@ from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
+from maskrcnn_core.verify_config import VerifyRun
 from pipelines.cluster import connect, on_cluster
 from pipelines.label_execution import Detector
 from pipelines.labelling import label
 from pipelines.manifest import build_manifest
 from pipelines.source import Source
 from pipelines.source_parts import Part
+from pipelines.verification import verify
 
 _CATEGORY = Category(1, "thing")
 _FILES_PER_FOLDER = 5_000
@@ -51,6 +53,7 @@ class ScalePoint:
         seconds: of the whole, start-up included.
         milliseconds: per image without start-up, of one worker.
         driver_bytes, worker_bytes: largest resident size of the driving process and of any worker.
+        verify_seconds: that proving the run whole took; None where there are no labels.
     """
 
     images: int
@@ -58,6 +61,7 @@ class ScalePoint:
     milliseconds: float
     driver_bytes: int
     worker_bytes: int
+    verify_seconds: float | None = None
 
 
 def benchmark_scale(run: ScaleRun, on_point: Callable[[ScalePoint], None] | None = None) -> list[ScalePoint]:
@@ -160,7 +164,12 @@ def _label_many(size: int) -> ScalePoint:
         if summary.statuses != {"ok": size}:
             raise RuntimeError(f"expected {size} ok rows, got {summary.statuses}")
         peaks = [int(note.read_text()) for note in notes.iterdir()]
-        return ScalePoint(size, seconds, 1000 / summary.images_per_second, _peak(), max(peaks))
+        driver = _peak()
+        started = time.perf_counter()
+        if not verify(VerifyRun(f"{scratch}/out")).passed:
+            raise RuntimeError("the labels do not hold every image exactly once")
+        verified = time.perf_counter() - started
+        return ScalePoint(size, seconds, 1000 / summary.images_per_second, driver, max(peaks), verified)
 
 
 def _write_tiny_images(folder: Path, size: int) -> None:
