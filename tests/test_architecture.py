@@ -7,6 +7,8 @@ Packages of one place in that order may use each other only where `SAME_LAYER` s
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,23 @@ def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
 )
 def test_what_is_allowed_is_not_reported(path: str, source: str) -> None:
     assert violations(path, source) == []
+
+
+_WITHOUT_RAY = """
+import importlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ray":
+            raise ImportError("Ray is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def test_benchmarks_of_the_core_run_without_ray() -> None:
+    names = [f"pipelines.benchmark_{name}" for name in ("detection", "stages", "encoding", "training")]
+    command = [sys.executable, "-c", _WITHOUT_RAY, "maskrcnn_core", "jobs.benchmark", *names]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
