@@ -76,6 +76,7 @@ def label(run: BenchmarkRun) -> int:
         written = f"{way.written_bytes / 2**20:8.1f} MiB written" if way.written_bytes else ""
         speed = f"{way.images_per_second:7.2f} images/s  {way.ratio:5.2f} of the bare loop"
         print(f"  {way.name:{width}}  {speed}  {peak}  {written}".rstrip())
+    print(f"  the detector of jobs.label was busy for {result.busy:.1%} of the time")
     print(f"  {result.machine}")
     return 0
 

@@ -27,7 +27,7 @@ class BenchmarkRun:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of our side besides float32, and of the peer's autocast."""
     use_gpu: bool = False
-    """Compute on the GPU, both sides (detect, train, stages)."""
+    """Compute on the GPU, both sides."""
     batch: int = 1
     """Images of one call (detect)."""
     threads: int = 0

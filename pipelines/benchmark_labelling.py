@@ -65,11 +65,19 @@ class LabellingWay:
 
 @dataclass(frozen=True)
 class LabellingComparison:
-    """The ways, bare loop first, and what they had in common."""
+    """The ways, bare loop first, and what they had in common.
+
+    Attributes:
+        ways: bare loop, jobs.label and, without a checkpoint of one's own, the documentation's way.
+        images: of a round; detections: mean per image.
+        busy: share of the time in which the detector of jobs.label did not wait for images; median.
+        machine: what it ran on.
+    """
 
     ways: tuple[LabellingWay, ...]
     images: int
     detections: float
+    busy: float
     machine: str
 
 
@@ -80,6 +88,7 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
         StorageError: the folder has no images.
     """
     threads = use_threads(run.threads)
+    device = "cuda" if run.use_gpu else "cpu"
     contents = contents_of(run)
     with tempfile.TemporaryDirectory() as scratch:
         folder, checkpoint = Path(scratch) / "images", Path(scratch) / "checkpoint"
@@ -88,13 +97,14 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
             (folder / f"{index:06d}.jpg").write_bytes(content)
         if run.checkpoint:
             checkpoint = Path(run.checkpoint)
-            settings = PredictorSettings(precision=run.precision, apply_exif=True)
+            settings = PredictorSettings(device=device, precision=run.precision, apply_exif=True)
             predictor = load_predictor(run.checkpoint, settings)
         else:
             predictor = imported_predictor(peer_of(run), run, checkpoint)
         predictor.predict(contents[:1])
         rounds: list[list[float]] = []
         peaks, sizes, found = [0, 0, 0], [0, 0, 0], 0
+        busy: list[float] = []
         for index in range(run.rounds):
             started = time.perf_counter()
             for file in sorted(folder.iterdir()):
@@ -107,10 +117,11 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                         checkpoint=str(checkpoint),
                         images=str(folder),
                         output=str(output),
-                        label=LabelConfig(threads_per_worker=threads, precision=run.precision),
+                        label=LabelConfig(threads_per_worker=threads, precision=run.precision, use_gpu=run.use_gpu),
                     )
                 )
             seconds.append(len(contents) / summary.images_per_second)
+            busy.append(1.0 - summary.waiting_share)
             found, sizes[1] = summary.detections, _size(output / "labels")
             if not run.checkpoint:
                 documented = Path(scratch) / f"documented{index}"
@@ -131,7 +142,9 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
         )
         for place, name in enumerate(names)
     )
-    result = LabellingComparison(ways, len(contents), found / len(contents), machine())
+    result = LabellingComparison(
+        ways, len(contents), found / len(contents), statistics.median(busy), machine(torch.device(device))
+    )
     write_figures(result, run.output)
     return result
 
@@ -139,17 +152,19 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
 class _DocumentedDetector:
     """torchvision's Mask R-CNN for `map_batches`, as the documentation writes such a class."""
 
-    def __init__(self, short_side: int, long: int, max_detections: int, threads: int, note: str) -> None:
+    def __init__(self, short_side: int, long: int, max_detections: int, threads: int, device: str, note: str) -> None:
         torch.set_num_threads(threads)
-        self._model = peer_model(short_side, long, box_detections_per_img=max_detections)
+        self._model = peer_model(short_side, long, box_detections_per_img=max_detections).to(device)
+        self._device = device
         self._note = Path(note)
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if not self._note.exists():
             self._note.write_text(str(time.time()))  # the start-up ends here
-        images = [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in batch["image"]]
-        found = self._model(images)
+        images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in batch["image"]]
+        outputs = self._model([image.to(self._device).float() / 255 for image in images])
+        found = [{name: value.cpu() for name, value in output.items()} for output in outputs]
         return {
             "path": batch["path"],
             "boxes": [result["boxes"].numpy() for result in found],
@@ -162,7 +177,8 @@ class _DocumentedDetector:
 def _documented_way(run: BenchmarkRun, folder: Path, output: Path, threads: int) -> float:
     """Seconds from the first batch to the last file."""
     note = output.with_suffix(".started")
-    settings = (run.short_side, long_side(run), run.max_detections, threads, str(note))
+    device = "cuda" if run.use_gpu else "cpu"
+    settings = (run.short_side, long_side(run), run.max_detections, threads, device, str(note))
     with connect(ClusterConfig()):
         context = ray.data.DataContext.get_current()
         shown, context.enable_progress_bars = context.enable_progress_bars, False
@@ -174,6 +190,7 @@ def _documented_way(run: BenchmarkRun, folder: Path, output: Path, threads: int)
                 batch_size=_DOCUMENTED_BATCH,
                 compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=1,
+                num_gpus=int(run.use_gpu),
             ).write_parquet(str(output))
         finally:
             context.enable_progress_bars = shown

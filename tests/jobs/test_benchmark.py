@@ -63,7 +63,7 @@ def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         LabellingWay("jobs.label", 1.9, 0.95, 3 << 20, 1 << 19),
         LabellingWay("another way", 0.5, 0.25, 9 << 20, 6 << 20),
     )
-    found = LabellingComparison(ways, 8, 100.0, "a machine of this kind")
+    found = LabellingComparison(ways, 8, 100.0, 0.987, "a machine of this kind")
     monkeypatch.setattr(benchmark_labelling, "benchmark_label", lambda run: found)
     assert main(["label", "--rounds", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -72,6 +72,7 @@ def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         "  bare loop       2.00 images/s   1.00 of the bare loop",
         "  jobs.label      1.90 images/s   0.95 of the bare loop        3 MiB peak       0.5 MiB written",
         "  another way     0.50 images/s   0.25 of the bare loop        9 MiB peak       6.0 MiB written",
+        "  the detector of jobs.label was busy for 98.7% of the time",
         "  a machine of this kind",
     ]
 
