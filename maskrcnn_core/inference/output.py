@@ -1,14 +1,16 @@
 """What the detector gives, one image of a batch at a time, as records: pasted, run-length encoded, in COCO's form."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.inference.device_masks import encode_on_device
 from maskrcnn_core.inference.proposal_records import ProposalRecord
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.keypoints import pixel_offset
-from maskrcnn_core.masks import encode_mask
+from maskrcnn_core.masks import encode_masks
 from maskrcnn_core.structures import Detections, Proposals
 
 
@@ -20,20 +22,59 @@ def image_record(detections: Detections, index: int, size: tuple[int, int], conf
         index: of the image in the batch; size: its (height, width).
         config: of the detector: categories, how masks are pasted, which categories have keypoints.
     """
-    height, width = size
     count = int(detections.count[index])
+    counts: list[str | None] = [None] * count
+    if detections.masks is not None:
+        covered = detections.boxes if detections.mask_boxes is None else detections.mask_boxes
+        counts = [
+            *encode_masks(
+                detections.masks[index, :count].float().numpy(),
+                covered[index, :count].numpy(),
+                *size,
+                rule=config.mask_head.paste,
+                threshold=config.mask_head.threshold,
+            )
+        ]
+    return _record(detections, index, size, counts, config)
+
+
+def records_with_device_masks(
+    detections: Detections, sizes: Sequence[tuple[int, int]], config: ModelConfig
+) -> list[ImageRecord]:
+    """`image_record` of each image of a batch whose detections, with masks, are on a device: the masks stay there, and
+    only their runs and everything else are copied.
+
+    Args:
+        sizes: (height, width) of the images.
+    """
+    masks = detections.masks
+    assert masks is not None
+    found = replace(detections, masks=None).to("cpu")
+    images, slots = found.valid.numpy().nonzero()
+    covered = found.boxes if found.mask_boxes is None else found.mask_boxes
+    encoded = encode_on_device(
+        masks.flatten(0, 1),
+        images * masks.shape[1] + slots,
+        covered.numpy()[images, slots],
+        np.array(sizes, dtype=np.int64).reshape(-1, 2)[images],
+        rule=config.mask_head.paste,
+        threshold=config.mask_head.threshold,
+    )
+    ends = np.cumsum(found.count.numpy()).tolist()
+    return [
+        _record(found, index, size, encoded[end - int(found.count[index]) : end], config)
+        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+
+
+def _record(
+    detections: Detections, index: int, size: tuple[int, int], counts: Sequence[str | None], config: ModelConfig
+) -> ImageRecord:
+    height, width = size
+    count = len(counts)
     boxes = detections.boxes[index, :count].numpy()
     scores = detections.scores[index, :count].tolist()
     labels = detections.labels[index, :count].tolist()
-    counts: list[str | None] = [None] * count
-    if detections.masks is not None:
-        rule, threshold = config.mask_head.paste, config.mask_head.threshold
-        masks = detections.masks[index, :count].float().numpy()
-        covered = boxes if detections.mask_boxes is None else detections.mask_boxes[index, :count].numpy()
-        counts = [
-            encode_mask(mask, box, height, width, rule=rule, threshold=threshold)
-            for mask, box in zip(masks, covered, strict=True)
-        ]
     keypoints = _keypoint_lists(detections, index, labels, config)
     sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
     return ImageRecord(

@@ -9,7 +9,7 @@ from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
-_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_layers")
+_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_layers", "device_masks", "prefetch", "compile")
 _GPU_BATCH_PIXELS = 2_000_000
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
@@ -35,6 +35,11 @@ class PredictorSettings:
         proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
         cpu_layers: in float32 on a CPU, layers with fewer multiplications and reused memory
             (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
+        device_masks: draw masks on the device and copy only their runs (`device_masks.py`), the same up to rounding;
+            None = on a GPU.
+        prefetch: decode and resize the next batch on a thread while the device computes; None = with a GPU.
+        compile: compile the trunk and the pyramid for each shape of batch (`compiled.py`), the same up to rounding; it
+            takes a while for each.
     """
 
     device: str = "cpu"
@@ -49,6 +54,9 @@ class PredictorSettings:
     record: Literal["detections", "proposals"] = "detections"
     proposals: str = ""
     cpu_layers: bool = True
+    device_masks: bool | None = None
+    prefetch: bool | None = None
+    compile: bool = False
 
     @property
     def batch_limit(self) -> int:

@@ -1,5 +1,9 @@
 """Pasting and run-length encoding against pycocotools, torch's grid_sample and torchvision's paste."""
 
+import subprocess
+import sys
+import tracemalloc
+
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -9,7 +13,17 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn_core.masks import PastedMask, PasteRule, decode_mask, encode_counts, encode_mask, paste_mask, run_lengths
+from maskrcnn_core import masks
+from maskrcnn_core.masks import (
+    PastedMask,
+    PasteRule,
+    decode_mask,
+    encode_counts,
+    encode_mask,
+    encode_masks,
+    paste_mask,
+    run_lengths,
+)
 
 
 def full_image(mask: PastedMask, height: int, width: int) -> np.ndarray:
@@ -140,3 +154,62 @@ def test_box_outside_the_image_gives_an_empty_mask() -> None:
     for rule in ("exact", "bicubic", "torchvision"):
         counts = encode_mask(np.ones((28, 28), dtype=np.float32), box, 100, 120, rule=rule)
         assert not decode_mask(counts, 100, 120).any()
+
+
+def test_masks_of_an_image_together_as_one_by_one() -> None:
+    soft = np.stack([soft_blob(seed) for seed in range(3)])
+    boxes = np.array([[3, 4, 40, 50], [-9, 20.5, 130, 30], [200, 0, 210, 9]], dtype=np.float32)
+    for rule in ("exact", "bicubic", "torchvision"):
+        together = encode_masks(soft, boxes, 60, 120, rule=rule)
+        assert together == [encode_mask(mask, box, 60, 120, rule=rule) for mask, box in zip(soft, boxes, strict=True)]
+    assert encode_masks(soft[:0], boxes[:0], 60, 120) == []
+
+
+@pytest.mark.parametrize("rule", ["exact", "bicubic", "torchvision"])
+@pytest.mark.parametrize("at_once", [1, 700])  # a column at a time; a few, the last block smaller
+def test_blocks_of_columns_make_the_same_mask(monkeypatch: pytest.MonkeyPatch, rule: PasteRule, at_once: int) -> None:
+    soft = soft_blob(2)
+    for box in ((-5.0, 3.0, 80.0, 61.0), (0.0, 0.0, 90.0, 64.0), (-40.0, -40.0, 200.0, 200.0), (95.0, 0.0, 99.0, 9.0)):
+        corners = np.array(box, dtype=np.float32)
+        whole, counts = paste_mask(soft, corners, 64, 90, rule=rule), encode_mask(soft, corners, 64, 90, rule=rule)
+        with monkeypatch.context() as patched:
+            patched.setattr(masks, "_PIXELS_AT_ONCE", at_once)
+            blocks = paste_mask(soft, corners, 64, 90, rule=rule)
+            assert (blocks.top, blocks.left) == (whole.top, whole.left)
+            np.testing.assert_array_equal(blocks.columns, whole.columns)
+            assert encode_mask(soft, corners, 64, 90, rule=rule) == counts
+
+
+def test_a_box_that_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="expected finite"):
+        encode_mask(soft_blob(0), np.array([0, 0, np.inf, 3], dtype=np.float32), 10, 10)
+
+
+def test_a_large_window_needs_little_memory() -> None:
+    # 12 million pixels: 48 MB as float32.
+    box = np.array([0, 0, 4000, 3000], dtype=np.float32)
+    tracemalloc.start()
+    try:
+        encode_mask(soft_blob(1), box, 3000, 4000)
+        assert tracemalloc.get_traced_memory()[1] < 24e6
+    finally:
+        tracemalloc.stop()
+
+
+_HUGE = """
+import resource
+import numpy as np
+from maskrcnn_core.masks import encode_masks
+soft = np.random.default_rng(0).random((4, 28, 28), dtype=np.float32)
+boxes = np.array([[0, 0, 10000, 10000], [-500, -500, 12000, 9000], [0, 0, 10000, 20], [5, 5, 9, 9]], dtype=np.float32)
+encode_masks(soft[:, :, :], boxes / 100, 100, 100)  # what libraries allocate once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+encode_masks(soft, boxes, 10000, 10000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_masks_on_a_hundred_megapixels_stay_within_64_megabytes() -> None:
+    done = subprocess.run([sys.executable, "-c", _HUGE], capture_output=True, text=True, check=True, timeout=300)
+    assert float(done.stdout) < 64
