@@ -23,6 +23,10 @@ _Structure = TypeVar("_Structure", bound=Any)
 def _move(structure: _Structure, device: torch.device | str) -> _Structure:
     values = {field.name: getattr(structure, field.name) for field in fields(structure)}
     moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+    if torch.device(device).type == "cpu":
+        # A copy from a GPU goes on in the background, into page-locked memory: all of them are waited for at once.
+        for source in {value.device for value in values.values() if isinstance(value, Tensor) and value.is_cuda}:
+            torch.cuda.current_stream(source).synchronize()
     return replace(structure, **moved)
 
 

@@ -153,7 +153,9 @@ def _neighbours(length: int, resized: int, start: int, count: int) -> tuple[tupl
     return (lower, (lower + 1).clamp(max=length - 1)), (places - lower).to(torch.float32)
 
 
-def pad_batch(prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int) -> ImageBatch:
+def pad_batch(
+    prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int, *, pinned: bool = False
+) -> ImageBatch:
     """Images of different sizes as one batch: zeros to the right and below, sides a multiple of `divisor`.
 
     `pixels` is channels_last in memory, as the convolutions are fastest.
@@ -162,9 +164,10 @@ def pad_batch(prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, in
         prepared: of `prepare_image`, [3, h, w] float32 each; at least one.
         original_sizes: (height, width) of each image file, pixels.
         divisor: pixels.
+        pinned: make `pixels` in page-locked memory, from which a GPU copies while the host goes on.
     """
     height, width = (_round_up(max(image.shape[axis] for image in prepared), divisor) for axis in (1, 2))
-    pixels = torch.zeros(len(prepared), height, width, 3).permute(0, 3, 1, 2)
+    pixels = torch.zeros(len(prepared), height, width, 3, pin_memory=pinned).permute(0, 3, 1, 2)
     for slot, image in zip(pixels, prepared, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return ImageBatch(

@@ -5,8 +5,8 @@ pasted and run-length encoded. Whatever goes wrong with one image becomes its re
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config import Category, ModelConfig
+from maskrcnn_core.data.prefetch import prefetch
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.errors import CheckpointError, ImageError
-from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, decoded, source_name
+from maskrcnn_core.inference.compiled import CompiledByShape
+from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, source_name
 from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, mirrored
-from maskrcnn_core.inference.output import image_record, proposal_record
+from maskrcnn_core.inference.output import image_record, proposal_record, records_with_device_masks
+from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, reason_of
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.results import ImageResult
@@ -35,23 +37,6 @@ from maskrcnn_core.structures import Detections, ImageBatch, Proposals
 from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
 
 _Record = TypeVar("_Record", ImageRecord, ProposalRecord)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image ready for a batch.
-
-    Attributes:
-        place: in the request.
-        views: [3, h, w] float32 for each size of the image pyramid; mostly one.
-        original_size: (height, width).
-        proposals: in the original frame; None = the detector's own.
-    """
-
-    place: int
-    views: tuple[Tensor, ...]
-    original_size: tuple[int, int]
-    proposals: ImageProposals | None = None
 
 
 class Predictor:
@@ -83,7 +68,8 @@ class Predictor:
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
         self._device = torch.device(self.settings.device)
         fold(detector)
-        if self.settings.cpu_layers and self._device.type == "cpu" and self.settings.precision == "float32":
+        plain_cpu = self._device.type == "cpu" and self.settings.precision == "float32" and not self.settings.compile
+        if self.settings.cpu_layers and plain_cpu:
             use_cpu_layers(detector)
         if self.settings.precision == "bfloat16":
             round_large_weights(detector, torch.bfloat16)
@@ -103,6 +89,13 @@ class Predictor:
         )
         detector = detector.to(self._device).to(memory_format=torch.channels_last)
         self.detector = detector.eval().requires_grad_(False)
+        if self.settings.compile:
+            self.detector.compiled_maps = CompiledByShape(self.detector.maps)
+        on_gpu = self._device.type == "cuda"
+        self._prefetch, self._device_masks = (
+            on_gpu if wanted is None else wanted for wanted in (self.settings.prefetch, self.settings.device_masks)
+        )
+        self._preparation = Preparation(self.config.input, self.settings)
 
     @property
     def max_proposals(self) -> int:
@@ -192,107 +185,68 @@ class Predictor:
         self,
         encoded: Sequence[bytes | Tensor | ImageError],
         proposals: Sequence[ImageProposals | ImageError | None],
-        label: Callable[[list[_Prepared]], list[_Record]],
+        label: Callable[[PreparedBatch], list[_Record]],
     ) -> list[_Record | ImageRecord]:
         """What `label` makes of the images, in order; an image that fails has an `ImageRecord` that says why."""
         records: dict[int, _Record | ImageRecord] = {}
-        for batch in self._batches(encoded, proposals, records):
-            for item, record in zip(batch, _label_or_fail(batch, label), strict=True):
+
+        def failed(place: int, error: ImageError) -> None:
+            records[place] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
+
+        batches = self._padded_batches(self._preparation.batches(encoded, proposals, failed))
+        for items, batch in prefetch(batches, depth=1) if self._prefetch else batches:
+            for item, record in zip(items, self._label_or_fail(items, batch, label), strict=True):
                 records[item.place] = record
         return [records[place] for place in range(len(encoded))]
 
-    def _batches(
-        self,
-        encoded: Sequence[bytes | Tensor | ImageError],
-        proposals: Sequence[ImageProposals | ImageError | None],
-        records: dict[int, _Record | ImageRecord],
-    ) -> Iterable[list[_Prepared]]:
-        """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `records`."""
-        waiting: dict[tuple[tuple[int, int], ...], list[_Prepared]] = {}
-        for place, (content, given) in enumerate(zip(encoded, proposals, strict=True)):
+    def _padded_batches(
+        self, groups: Iterator[list[PreparedImage]]
+    ) -> Iterator[tuple[list[PreparedImage], PreparedBatch | None]]:
+        """Each group, and its batch where there is memory for it."""
+        for items in groups:
             try:
-                item = self._prepare(place, content, given)
-            except ImageError as error:
-                records[place] = _failure(error)
-                continue
-            except (RuntimeError, MemoryError, ValueError) as error:  # such as no memory for the resized pixels
-                records[place] = _failure(ImageError("failed", _reason(error)))
-                continue
-            shapes = tuple(self._padded_shape(view) for view in item.views)
-            group = waiting.setdefault(shapes, [])
-            group.append(item)
-            pixels = sum(height * width for height, width in shapes) * (1 + self.settings.test_flip)
-            if (len(group) + 1) * pixels > self.settings.batch_limit:
-                yield waiting.pop(shapes)
-        yield from waiting.values()
+                batch = self._preparation.padded(items)
+            except (RuntimeError, MemoryError):
+                batch = None
+            yield items, batch
 
-    def _prepare(
-        self, place: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None
-    ) -> _Prepared:
-        for given in (content, proposals):
-            if isinstance(given, ImageError):
-                raise given
-        assert not isinstance(content, ImageError)
-        assert not isinstance(proposals, ImageError)
-        image = decoded(content, max_pixels=self.settings.max_pixels, apply_exif=self.settings.apply_exif)
-        own = self.config.input.short_side
-        views = tuple(self._resized(image, side) for side in self.settings.test_short_sides or (own,))
-        height, width = image.shape[-2:]
-        if proposals is not None and proposals.size != (height, width):
-            raise ImageError(
-                "failed",
-                f"the image has {width} x {height} pixels (width x height), its proposals were made at "
-                f"{proposals.size[1]} x {proposals.size[0]}; make them with the same label.exif_orientation",
-            )
-        return _Prepared(place, views, (height, width), proposals)
-
-    def _resized(self, image: Tensor, short_side: int) -> Tensor:
-        """[3, H, W] uint8 -> network input. The limit of the longer side grows in proportion to the shorter one."""
-        rule = self.config.input
-        long_side = round(rule.long_side * short_side / rule.short_side)
-        size = resized_size(image.shape[-2], image.shape[-1], short_side, long_side, rule.resize)
-        return prepare_image(
-            image,
-            size=size,
-            mean=rule.mean,
-            std=rule.std,
-            channels=rule.channels,
-            scale=rule.scale,
-            resize=rule.resize,
-        )
-
-    def _padded_shape(self, pixels: Tensor) -> tuple[int, int]:
-        divisor = self.config.input.divisor
-        height, width = pixels.shape[-2:]
-        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    def _label_or_fail(
+        self,
+        items: list[PreparedImage],
+        batch: PreparedBatch | None,
+        label: Callable[[PreparedBatch], list[_Record]],
+    ) -> Sequence[_Record | ImageRecord]:
+        """Records of a batch (None = not padded yet); if it fails, image by image, so that only the culprit is lost."""
+        try:
+            return label(batch or self._preparation.padded(items))
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if len(items) > 1:
+                return [record for item in items for record in self._label_or_fail([item], None, label)]
+            height, width = items[0].original_size
+            return [ImageRecord("failed", reason_of(error), width, height)]
 
     @torch.inference_mode()
-    def _label(self, batch: list[_Prepared]) -> list[ImageRecord]:
-        views = self._padded(batch)
-        given = [item.proposals for item in batch if item.proposals is not None]
-        assert len(given) in (0, len(batch))
+    def _label(self, batch: PreparedBatch) -> list[ImageRecord]:
+        given = [item.proposals for item in batch.items if item.proposals is not None]
+        assert len(given) in (0, len(batch.items))
         proposals = pad_proposals(given) if given else None
-        several = len(views) > 1 or self.settings.test_flip
-        detections = self.detect_in_views(views, proposals) if several else self.detect(views[0], proposals)
-        return [image_record(detections, index, item.original_size, self.config) for index, item in enumerate(batch)]
+        several = len(batch.views) > 1 or self.settings.test_flip
+        found = self._merged(batch.views, proposals) if several else self._detected(batch.views[0], proposals)
+        sizes = [item.original_size for item in batch.items]
+        if found.masks is not None and self._device_masks:
+            return records_with_device_masks(found, sizes, self.config)
+        found = found.to("cpu")
+        return [image_record(found, index, size, self.config) for index, size in enumerate(sizes)]
 
     @torch.inference_mode()
-    def _propose(self, batch: list[_Prepared]) -> list[ProposalRecord]:
-        images = self._on_device(self._padded(batch)[0])
+    def _propose(self, batch: PreparedBatch) -> list[ProposalRecord]:
+        images = self._on_device(batch.views[0])
         with self._arithmetic():
             found = self.detector.propose(images)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         found = replace(found, boxes=boxes).to("cpu")
         least = self.settings.min_score or 0.0
-        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(batch)]
-
-    def _padded(self, batch: list[_Prepared]) -> list[ImageBatch]:
-        """The images of a batch in each of their sizes."""
-        sizes = [item.original_size for item in batch]
-        return [
-            pad_batch(pixels, sizes, self.config.input.divisor)
-            for pixels in zip(*(item.views for item in batch), strict=True)
-        ]
+        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(batch.items)]
 
     @torch.inference_mode()
     def detect(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
@@ -302,6 +256,15 @@ class Predictor:
             images: of `pad_batch`.
             proposals: in the original frame, instead of the RPN's.
         """
+        return self._detected(images, proposals).to("cpu")
+
+    @torch.inference_mode()
+    def detect_in_views(self, sizes: Sequence[ImageBatch], proposals: Proposals | None = None) -> Detections:
+        """As `detect`, merged over the images in several sizes and, with `test_flip`, mirrored in each."""
+        return self._merged(sizes, proposals).to("cpu")
+
+    def _detected(self, images: ImageBatch, proposals: Proposals | None) -> Detections:
+        """`detect`, on the device."""
         images = self._on_device(images)
         given = []
         if proposals is not None:
@@ -317,11 +280,10 @@ class Predictor:
         mask_boxes = found.mask_boxes
         if mask_boxes is not None:
             mask_boxes = scale_boxes(mask_boxes, images.input_sizes, images.original_sizes)
-        return replace(found, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes).to("cpu")
+        return replace(found, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes)
 
-    @torch.inference_mode()
-    def detect_in_views(self, sizes: Sequence[ImageBatch], proposals: Proposals | None = None) -> Detections:
-        """As `detect`, merged over the images in several sizes and, with `test_flip`, mirrored in each."""
+    def _merged(self, sizes: Sequence[ImageBatch], proposals: Proposals | None) -> Detections:
+        """`detect_in_views`, on the device."""
         proposals = None if proposals is None else proposals.to(self._device)
         views = []
         for images in map(self._on_device, sizes):
@@ -329,7 +291,7 @@ class Predictor:
             if self.settings.test_flip:
                 views.append(View(mirrored(images), flipped=True))
         with self._arithmetic():
-            return detect_in_views(self.detector, views, self._merge_rule, proposals).to("cpu")
+            return detect_in_views(self.detector, views, self._merge_rule, proposals)
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._device)
@@ -389,26 +351,3 @@ def describe_checkpoint(checkpoint: str, settings: PredictorSettings | None = No
     settings = settings or PredictorSettings()
     check_settings(config, settings)
     return combined_fingerprint(fingerprint(checkpoint), settings), config.categories
-
-
-def _label_or_fail(
-    batch: list[_Prepared], label: Callable[[list[_Prepared]], list[_Record]]
-) -> Sequence[_Record | ImageRecord]:
-    """Records of a batch; if it fails, image by image, so that only the culprit is lost."""
-    try:
-        return label(batch)
-    except (RuntimeError, MemoryError, ValueError) as error:
-        if len(batch) > 1:
-            return [record for item in batch for record in _label_or_fail([item], label)]
-        height, width = batch[0].original_size
-        return [ImageRecord("failed", _reason(error), width, height)]
-
-
-def _failure(error: ImageError) -> ImageRecord:
-    return ImageRecord(error.status, " ".join(str(error).split()), None, None)
-
-
-def _reason(error: Exception) -> str:
-    """Kind and first line of an error."""
-    first = str(error).splitlines()[0] if str(error) else "no message"
-    return f"{type(error).__name__}: {first}"

@@ -4,6 +4,7 @@ Training and inference share the parts but no branches: `forward` gives losses, 
 `detect` are methods of their own, for those who put several looks at an image together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,6 +108,7 @@ class RegionDetector(nn.Module):
         anchors, train_proposals, test_proposals, rpn_loss, roi_loss, detection: the rules of each step.
 
     `normalizer` is what losses are divided by: the process's own counts, unless whoever trains sets another.
+    `compiled_maps` replaces `maps` where whoever runs the detector sets it.
     """
 
     has_keypoints: Tensor
@@ -144,6 +146,7 @@ class RegionDetector(nn.Module):
         self.train_proposals, self.test_proposals = train_proposals, test_proposals
         self.rpn_loss, self.roi_loss, self.detection = rpn_loss, roi_loss, detection
         self.normalizer: Normalizer = own_count
+        self.compiled_maps: Callable[[Tensor], list[Tensor]] | None = None
         self._anchor_cache: tuple[object, list[Tensor]] | None = None
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals | None = None) -> dict[str, Tensor]:
@@ -202,7 +205,13 @@ class RegionDetector(nn.Module):
     def features(self, images: ImageBatch) -> ImageFeatures:
         """Per-image computation."""
         shape = (images.pixels.shape[-2], images.pixels.shape[-1])
-        return ImageFeatures(self.pyramid(self.trunk(images.pixels)), images.input_sizes, shape)
+        compute = self.compiled_maps or self.maps
+        return ImageFeatures(compute(images.pixels), images.input_sizes, shape)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """[N, 3, H, W] -> pyramid levels, each [N, C, H_l, W_l]."""
+        levels: list[Tensor] = self.pyramid(self.trunk(pixels))
+        return levels
 
     @torch.no_grad()
     def boxes(self, features: ImageFeatures, proposals: Proposals | None = None) -> Detections:

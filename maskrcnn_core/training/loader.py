@@ -1,13 +1,12 @@
 """Batches of a run of steps, prepared in the background while the network computes."""
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from torch.utils.data import DataLoader
 
 from maskrcnn_core.data.dataset import Sample
+from maskrcnn_core.data.prefetch import prefetch as prefetch
 from maskrcnn_core.training.sampler import BatchPlan
 
 _Item = TypeVar("_Item")
@@ -67,43 +66,3 @@ def load_batches(
         multiprocessing_context="forkserver",
     )
     return iter(loader)
-
-
-def prefetch(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
-    """The same items, computed up to `depth` ahead by one background thread.
-
-    An exception in the thread is raised here, at its place in the order. Closing the generator ends the thread.
-    """
-    ready: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: _Item | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def fill() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if stopped.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=fill, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()

@@ -193,7 +193,7 @@ def test_an_image_that_cannot_be_resized_costs_only_itself(
             raise MemoryError("not enough memory")
         return prepare_image(image, **settings)
 
-    monkeypatch.setattr("maskrcnn_core.inference.predictor.prepare_image", prepare)
+    monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_image", prepare)
     records = predictor.predict([dim(0), dim(1)[..., :40], dim(2)])
     assert [record.status for record in records] == ["ok", "failed", "ok"]
     assert records[1].error == "MemoryError: not enough memory"

@@ -64,8 +64,8 @@ def test_proposals_are_in_original_pixels_and_best_first(proposed: list[Proposal
 def test_the_input_frame_is_scaled_to_the_original_one(images: list[bytes], proposed: list[ProposalRecord]) -> None:
     """As `RegionDetector.propose` has them, times original / input: 96 x 64 for 90 x 60."""
     predictor = predictor_of(PROPOSES)
-    item = predictor._prepare(0, images[0], None)
-    found = predictor.detector.propose(predictor._padded([item])[0])
+    item = predictor._preparation.prepare(0, images[0])
+    found = predictor.detector.propose(predictor._preparation.padded([item]).views[0])
     scale = np.array([90 / 96, 60 / 64] * 2, np.float32)
     boxes = found.boxes[0, : int(found.count[0])].numpy() * scale
     np.testing.assert_allclose(proposed[0].boxes[:, :2], boxes[:, :2], atol=1e-3)

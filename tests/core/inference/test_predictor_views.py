@@ -75,8 +75,8 @@ def test_a_pyramid_of_one_view_changes_nothing() -> None:
 
 
 def image_batch(predictor: Predictor, images: list[Tensor]) -> ImageBatch:
-    items = [predictor._prepare(place, image, None) for place, image in enumerate(images)]
-    return predictor._padded(items)[0]
+    items = [predictor._preparation.prepare(place, image) for place, image in enumerate(images)]
+    return predictor._preparation.padded(items).views[0]
 
 
 def test_a_mirrored_image_has_the_mirrored_detections() -> None:
@@ -141,7 +141,7 @@ def test_a_box_detector_has_a_pyramid_too() -> None:
 
 def test_the_longer_side_may_grow_in_proportion() -> None:
     predictor = predictor_of(PredictorSettings(test_short_sides=(32, 64, 128)))
-    views = predictor._prepare(0, image_of(50, 200), None).views
+    views = predictor._preparation.prepare(0, image_of(50, 200)).views
     assert [tuple(view.shape) for view in views] == [(3, 12, 48), (3, 24, 96), (3, 48, 192)]
 
 
@@ -150,9 +150,13 @@ def test_the_resize_rule_of_the_model_is_used() -> None:
     image = image_of(200, 301)
     rule = config.input
     expected = prepare_image(image, size=(64, 96), mean=rule.mean, std=rule.std, scale="byte", resize="antialias")
-    assert predictor_of(PredictorSettings(), config)._prepare(0, image, None).views[0].equal(expected)
+    assert predictor_of(PredictorSettings(), config)._preparation.prepare(0, image).views[0].equal(expected)
     assert resized_size(48, 71, 64, 96) == (64, 94)  # 94.67, which the other rule rounds up
-    assert predictor_of(PredictorSettings(), config)._prepare(0, image_of(48, 71), None).views[0].shape == (3, 64, 95)
+    assert predictor_of(PredictorSettings(), config)._preparation.prepare(0, image_of(48, 71)).views[0].shape == (
+        3,
+        64,
+        95,
+    )
 
 
 @pytest.mark.parametrize("sides", [(0,), (64, -1)])
