@@ -9,9 +9,14 @@ import torch
 import torchvision
 from torch import Tensor
 
+from maskrcnn_core.structures import is_fixed_size
+
 # A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp
 # stays finite.
 _MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+# Boxes of one call of non-maximum suppression: its memory grows with the square, here to 128 MB.
+_BOXES_AT_ONCE = 1 << 15
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -58,17 +63,23 @@ def encode_deltas(boxes: Tensor, references: Tensor, weights: tuple[float, float
     reference_centres = references[..., :2] + 0.5 * reference_sizes
     shifts = (centres - reference_centres) / reference_sizes
     scales = torch.log(sizes / reference_sizes)
-    return torch.cat((shifts, scales), dim=-1) * shifts.new_tensor(weights)
+    return torch.cat((shifts, scales), dim=-1) * _row_of(weights, shifts)
 
 
 def decode_deltas(deltas: Tensor, references: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Boxes from regression output, the inverse of `encode_deltas`: [..., 4], [..., 4] -> [..., 4]."""
     reference_sizes = references[..., 2:] - references[..., :2]
     reference_centres = references[..., :2] + 0.5 * reference_sizes
-    deltas = deltas / deltas.new_tensor(weights)
+    if weights != (1.0, 1.0, 1.0, 1.0):
+        deltas = deltas / _row_of(weights, deltas)
     centres = deltas[..., :2] * reference_sizes + reference_centres
     half_sizes = 0.5 * torch.exp(deltas[..., 2:].clamp(max=_MAX_LOG_SCALE)) * reference_sizes
     return torch.cat((centres - half_sizes, centres + half_sizes), dim=-1)
+
+
+def _row_of(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """[len(values)] of the type and on the device of `like`, made there: a copy from the host would be waited for."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -99,7 +110,15 @@ def scale_boxes(boxes: Tensor, from_sizes: Tensor, to_sizes: Tensor) -> Tensor:
     return boxes * ratios[:, None]
 
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_overlap: float) -> Tensor:
+def suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    max_overlap: float,
+    *,
+    fixed_size: bool | None = None,
+) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
 
     Args:
@@ -107,11 +126,12 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_o
         groups: [N, M] int64, boxes of different groups never suppress each other.
         valid: [N, M] bool, other slots are neither kept nor suppress.
         max_overlap: IoU above which the weaker of two boxes goes; of equal scores the earlier slot stays.
+        fixed_size: one call for all images and groups, of a size that does not depend on data; None = on a GPU.
 
     Returns:
         [N, M] bool, true for the survivors.
     """
-    if boxes.is_cuda:
+    if is_fixed_size(boxes, fixed_size):
         return _suppress_at_once(boxes, scores, groups, valid, max_overlap)
     keep = torch.zeros_like(valid)
     # On a CPU the cost is quadratic within one call, so many small calls beat one large one.
@@ -130,16 +150,23 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_o
 
 
 def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_overlap: float) -> Tensor:
-    """`suppress` in one call: groups and images are moved so far apart that they cannot overlap."""
-    span = boxes.amax() + 1.0
-    num_groups = groups.amax() + 1
+    """`suppress` in one call, or one for as many images as its memory allows: groups and images are moved so far apart
+    that they cannot overlap. On a GPU torchvision's operator waits once a call, to say how many boxes are left."""
+    images_at_once = max(_BOXES_AT_ONCE // max(boxes.shape[1], 1), 1)
+    if len(boxes) > images_at_once:
+        parts = [slice(start, start + images_at_once) for start in range(0, len(boxes), images_at_once)]
+        return torch.cat([_suppress_at_once(boxes[at], scores[at], groups[at], valid[at], max_overlap) for at in parts])
+    # In float32 a box moved by a million pixels would be rounded to a sixteenth of one.
+    apart = boxes.double()
+    span = apart.amax() + 1.0 if apart.numel() else apart.sum()
+    num_groups = groups.amax() + 1 if groups.numel() else groups.sum()
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    offsets = (image * num_groups + groups).to(boxes.dtype) * span
+    offsets = (image * num_groups + groups).to(apart.dtype) * span
     # A slot that is not valid becomes an empty box that comes last: it overlaps nothing.
-    flat_boxes = torch.where(valid[..., None], boxes + offsets[..., None], 0.0).flatten(0, 1)
-    flat_scores = torch.where(valid, scores, -1.0).flatten()
+    flat_boxes = torch.where(valid[..., None], apart + offsets[..., None], 0.0).flatten(0, 1)
+    flat_scores = torch.where(valid, scores, -1.0).flatten().to(apart.dtype)
     keep = torch.zeros_like(flat_scores, dtype=torch.bool)
-    keep[torchvision.ops.nms(flat_boxes, flat_scores, max_overlap)] = True
+    keep.index_fill_(0, torchvision.ops.nms(flat_boxes, flat_scores, max_overlap), True)
     return keep.view_as(valid) & valid
 
 
@@ -154,6 +181,7 @@ def soft_suppress(
     sigma: float,
     min_score: float,
     max_kept: int,
+    fixed_size: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Soft non-maximum suppression within each group of each image (Bodla et al., ICCV 2017, figure 2).
 
@@ -166,6 +194,7 @@ def soft_suppress(
         valid: [N, M] bool, other slots are never taken and lower nothing.
         gaussian: scores fall by exp(-IoU^2 / sigma) (Eq. 3); false = by 1 - IoU where IoU exceeds max_overlap (Eq. 2).
         min_score: boxes whose score has not stayed above this are not taken; 0 or more.
+        fixed_size: take D boxes of each image whatever the data; None = on a GPU.
 
     Returns:
         Of the boxes taken, best first: slot [N, D] int64 and score [N, D], 0 where an image has no more. D is
@@ -175,7 +204,7 @@ def soft_suppress(
     slots, taken = [], []
     for _ in range(min(max_kept, scores.shape[1])):
         best, slot = left.max(dim=1, keepdim=True)
-        if not best.is_cuda and not bool((best > min_score).any()):
+        if not is_fixed_size(best, fixed_size) and not bool((best > min_score).any()):
             break
         slots.append(slot)
         taken.append(best)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from maskrcnn_core.structures import is_fixed_size
+
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
     *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
@@ -89,7 +91,9 @@ def encode_heatmaps(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor
     return torch.where(counted, places[..., 1] * size + places[..., 0], 0), counted
 
 
-def decode_heatmaps(heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = None) -> tuple[Tensor, Tensor]:
+def decode_heatmaps(
+    heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = None, fixed_size: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """The place of each heatmap's maximum after bicubic resizing to its region's pixels.
 
     The same maximum as of the whole resized map (Detectron's rule, also detectron2's and torchvision's), found without
@@ -103,6 +107,8 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = N
         heatmaps: [R, P, S, S] logits.
         boxes: [R, 4] x1, y1, x2, y2.
         max_side: no region is longer than this many pixels; the side of the input will do. On a CPU it is measured.
+        fixed_size: look at the 128 highest bounds as on a GPU, with no shape that depends on data, and take `max_side`
+            as given; None = on a GPU.
 
     Returns:
         points [R, P, 3]: x, y in the frame of the boxes at pixel centres, and the softmax probability there, at most 1
@@ -115,12 +121,13 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = N
     maps, boxes = heatmaps.detach().float().flatten(0, 1), boxes.detach().float()
     lengths = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
     pixels = lengths.ceil()
-    if max_side is None or not maps.is_cuda:
+    fixed = is_fixed_size(maps, fixed_size)
+    if max_side is None or not fixed:
         max_side = int(pixels.max())
     pixels_of_map = pixels.repeat_interleave(num_keypoints, dim=0)
     step = -(-max_side // side) + 1  # most pixels between two cells
     with torch.autocast(maps.device.type, enabled=False):
-        values, columns, rows = _find_maxima(maps, pixels_of_map, step, _INTERVALS_ON_A_GPU if maps.is_cuda else None)
+        values, columns, rows = _find_maxima(maps, pixels_of_map, step, _INTERVALS_ON_A_GPU if fixed else None)
     places = torch.stack((columns, rows), dim=-1).view(num_regions, num_keypoints, 2)
     # A pixel of the resized map is a little narrower than one of the image where the region's sides are no integers.
     points = boxes[:, None, :2] + (places + 0.5) * (lengths / pixels)[:, None]

@@ -35,6 +35,11 @@ def valid_slots(count: Tensor, slots: int) -> Tensor:
     return torch.arange(slots, device=count.device) < count[:, None]
 
 
+def is_fixed_size(tensor: Tensor, wanted: bool | None) -> bool:
+    """Whether no shape may depend on data, which on a GPU would make the host wait for it; None = on a GPU alone."""
+    return tensor.is_cuda if wanted is None else wanted
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """Images as the network sees them.

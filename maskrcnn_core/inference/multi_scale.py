@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes, suppress
 from maskrcnn_core.keypoints import scale_keypoints
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, valid_slots
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, is_fixed_size, valid_slots
 
 State = TypeVar("State")
 
@@ -126,8 +126,8 @@ def detect_in_views(
         return None if total is None else total / len(views)
 
     def restored_heatmaps(heatmaps: Tensor) -> Tensor:
-        order = torch.tensor(rule.mirrored_keypoints, device=heatmaps.device)
-        return heatmaps.flip(-1).index_select(2, order)
+        # Without an index, which would have to be copied to the device and waited for.
+        return torch.stack([heatmaps[:, :, source] for source in rule.mirrored_keypoints], dim=2).flip(-1)
 
     masks = mean(detector.masks_on, lambda masks: masks.flip(-1))
     heatmaps = mean(detector.heatmaps_on, restored_heatmaps)
@@ -142,25 +142,26 @@ def detect_in_views(
     return replace(merged, masks=masks, keypoints=keypoints)
 
 
-def merge_detections(found: Sequence[Detections], rule: MergeRule) -> Detections:
+def merge_detections(found: Sequence[Detections], rule: MergeRule, *, fixed_size: bool | None = None) -> Detections:
     """Non-maximum suppression over the detections of all views, within each class; the best `max_detections` stay.
 
     Args:
         found: of each view, in one common frame; their masks and keypoints are dropped.
+        fixed_size: no shape depends on data; None = on a GPU.
 
     Returns:
-        Detections with D = max_detections slots; on a CPU only as many as the fullest image needs.
+        Detections with D = max_detections slots; unless `fixed_size` only as many as the fullest image needs.
     """
     boxes, scores, labels, valid = (
         torch.cat([getattr(detections, name) for detections in found], dim=1)
         for name in ("boxes", "scores", "labels", "valid")
     )
     groups = labels if rule.nms_per_class else torch.zeros_like(labels)
-    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap)
+    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
     ranked = torch.where(keep, scores, -1.0)
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.max_detections]
     count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not count.is_cuda:
+    if not is_fixed_size(count, fixed_size):
         order = order[:, : int(count.max()) if len(count) else 0]
     real = valid_slots(count, order.shape[1])
     return Detections(

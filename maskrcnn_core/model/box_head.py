@@ -15,7 +15,7 @@ from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.normed_conv import normed_conv
-from maskrcnn_core.structures import Detections, Proposals, valid_slots
+from maskrcnn_core.structures import Detections, Proposals, is_fixed_size, valid_slots
 
 
 class BoxHead(nn.Module):
@@ -186,15 +186,25 @@ def detections_from_boxes(
 
 
 def detections_and_regions(
-    logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor, rule: DetectionRule
+    logits: Tensor,
+    deltas: Tensor,
+    proposals: Proposals,
+    sizes: Tensor,
+    rule: DetectionRule,
+    *,
+    fixed_size: bool | None = None,
 ) -> tuple[Detections, Tensor]:
-    """As `detections_from_boxes`, and [N, D] int64: the slot of the proposal that each detection came from."""
+    """As `detections_from_boxes`, and [N, D] int64: the slot of the proposal that each detection came from.
+
+    With `fixed_size` no shape depends on data; None = on a GPU.
+    """
+    fixed = is_fixed_size(logits, fixed_size)
     num_images = len(logits)
     num_classes = logits.shape[2] - 1
     scores = full_precision(logits).softmax(dim=-1)[..., :-1]
     scores = torch.where(proposals.valid[..., None], scores, 0.0).flatten(1)
     num_candidates = min(rule.max_candidates, scores.shape[1])
-    if not scores.is_cuda:
+    if not fixed:
         num_candidates = min(num_candidates, max([1, *(scores > rule.min_score).sum(dim=1).tolist()]))
     top, index = scores.topk(num_candidates, dim=1)
     region, label = index // num_classes, index % num_classes
@@ -202,7 +212,7 @@ def detections_and_regions(
     chosen = deltas[image, region, 0 if deltas.shape[2] == 1 else label]
     boxes = clip_boxes(decode_deltas(full_precision(chosen), proposals.boxes[image, region], rule.delta_weights), sizes)
     valid = (top > rule.min_score) & have_min_size(boxes, rule.min_size)
-    order, kept, count = _survivors(boxes, top, label, valid, rule)
+    order, kept, count = _survivors(boxes, top, label, valid, rule, fixed_size=fixed)
     real = valid_slots(count, order.shape[1])
     detections = Detections(
         boxes=torch.where(real[..., None], boxes[image, order], 0.0),
@@ -214,7 +224,7 @@ def detections_and_regions(
 
 
 def _survivors(
-    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, rule: DetectionRule
+    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, rule: DetectionRule, *, fixed_size: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The boxes that NMS leaves, best first: slot [N, D] among the candidates, score [N, D] and count [N]."""
     groups = labels if rule.nms_per_class else torch.zeros_like(labels)
@@ -229,12 +239,13 @@ def _survivors(
             sigma=rule.soft_sigma,
             min_score=rule.min_score,
             max_kept=rule.max_detections,
+            fixed_size=fixed_size,
         )
         return order, kept, (kept > rule.min_score).sum(dim=1)
-    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap)
+    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
     order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices
     order = order[:, : rule.max_detections]
     count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not count.is_cuda:
+    if not fixed_size:
         order = order[:, : max([0, *count.tolist()])]
     return order, scores.gather(1, order), count

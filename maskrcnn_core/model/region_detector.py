@@ -109,6 +109,7 @@ class RegionDetector(nn.Module):
 
     `normalizer` is what losses are divided by: the process's own counts, unless whoever trains sets another.
     `compiled_maps` replaces `maps` where whoever runs the detector sets it.
+    `fixed_size`: detect with shapes that do not depend on data; None = on a GPU.
     """
 
     has_keypoints: Tensor
@@ -146,6 +147,7 @@ class RegionDetector(nn.Module):
         self.train_proposals, self.test_proposals = train_proposals, test_proposals
         self.rpn_loss, self.roi_loss, self.detection = rpn_loss, roi_loss, detection
         self.normalizer: Normalizer = own_count
+        self.fixed_size: bool | None = None
         self.compiled_maps: Callable[[Tensor], list[Tensor]] | None = None
         self._anchor_cache: tuple[object, list[Tensor]] | None = None
 
@@ -235,6 +237,7 @@ class RegionDetector(nn.Module):
             proposals,
             features.input_sizes,
             self.detection,
+            fixed_size=self.fixed_size,
         )
         if not self.masks_on_proposals:
             return found
@@ -254,7 +257,7 @@ class RegionDetector(nn.Module):
             cut = self._cut(features.maps, boxes, images, self.mask_transform)
             return (mask_probabilities(self.mask_head(cut, labels)),)
 
-        return in_slots(compute, found.valid, boxes, found.labels)
+        return in_slots(compute, found.valid, boxes, found.labels, fixed_size=self.fixed_size)
 
     @torch.no_grad()
     def heatmaps_on(self, features: ImageFeatures, found: Detections) -> Tensor | None:
@@ -268,15 +271,21 @@ class RegionDetector(nn.Module):
             heatmaps: Tensor = self.keypoint_head(self._cut(features.maps, boxes, images, self.keypoint_transform))
             return (full_precision(heatmaps),)
 
-        return in_slots(compute, found.valid & self.has_keypoints[found.labels], found.boxes, found.labels)
+        wanted = found.valid & self.has_keypoints[found.labels]
+        return in_slots(compute, wanted, found.boxes, found.labels, fixed_size=self.fixed_size)
 
     @torch.no_grad()
     def keypoints_of(self, heatmaps: Tensor, found: Detections, max_side: int) -> Tensor:
         """[N, D, P, 3] keypoints (x, y, score) in the frame of `found`, of `heatmaps_on`; no box is longer than
         `max_side` pixels."""
         wanted = (found.valid & self.has_keypoints[found.labels]).flatten()
-        rows = rows_to_compute(wanted)
-        points, _ = decode_heatmaps(heatmaps.flatten(0, 1)[rows], found.boxes.flatten(0, 1)[rows], max_side=max_side)
+        rows = rows_to_compute(wanted, fixed_size=self.fixed_size)
+        points, _ = decode_heatmaps(
+            heatmaps.flatten(0, 1)[rows],
+            found.boxes.flatten(0, 1)[rows],
+            max_side=max_side,
+            fixed_size=self.fixed_size,
+        )
         points = torch.where(wanted[rows, None, None], points, 0.0)
         keypoints = points.new_zeros(len(wanted), *points.shape[1:]).index_copy(0, rows, points)
         return keypoints.view(*found.scores.shape, *points.shape[1:])
@@ -293,7 +302,14 @@ class RegionDetector(nn.Module):
         if self.rpn_head is None:
             raise ConfigError(_NO_PROPOSALS)
         logits, deltas = self.rpn_head(features.maps)
-        return propose(logits, deltas, self._grid(features), features.input_sizes, self.test_proposals)
+        return propose(
+            logits,
+            deltas,
+            self._grid(features),
+            features.input_sizes,
+            self.test_proposals,
+            fixed_size=self.fixed_size,
+        )
 
     def _grid(self, features: ImageFeatures) -> list[Tensor]:
         """Anchors of the batch, kept for the next one, which mostly has the same shape."""

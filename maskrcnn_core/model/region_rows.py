@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.model.box_head import RoISamples
+from maskrcnn_core.structures import is_fixed_size
 
 # Regions and masks that a head computes at once on a CPU: no intermediate result then is larger than what the
 # allocator keeps for reuse (`buffers.py`).
@@ -60,17 +61,25 @@ def in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
-def in_slots(compute: Callable[..., tuple[Tensor, ...]], wanted: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+def in_slots(
+    compute: Callable[..., tuple[Tensor, ...]],
+    wanted: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    *,
+    fixed_size: bool | None = None,
+) -> Tensor:
     """What a head computes for the wanted detections, [N, D, ...], zero in the other slots.
 
     Args:
         compute: boxes [R, 4], images [R], labels [R] -> ([R, ...],).
         wanted: [N, D] bool; boxes: [N, D, 4]; labels: [N, D].
+        fixed_size: as in `rows_to_compute`.
     """
-    rows = rows_to_compute(wanted.flatten())
+    rows = rows_to_compute(wanted.flatten(), fixed_size=fixed_size)
     images = image_index_of(wanted).flatten()[rows]
     (drawn,) = in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
-    if wanted.is_cuda:
+    if is_fixed_size(wanted, fixed_size):
         kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))
         drawn = torch.where(kept, drawn, 0.0)
     else:
@@ -78,8 +87,9 @@ def in_slots(compute: Callable[..., tuple[Tensor, ...]], wanted: Tensor, boxes: 
     return drawn.view(*wanted.shape, *drawn.shape[1:])
 
 
-def rows_to_compute(wanted: Tensor) -> Tensor:
-    """Rows that a head computes: all on a GPU, where asking for a count would stall it; else the wanted."""
-    if wanted.is_cuda:
+def rows_to_compute(wanted: Tensor, *, fixed_size: bool | None = None) -> Tensor:
+    """Rows that a head computes: all with `fixed_size` (None = on a GPU, where asking for a count would stall it), else
+    the wanted."""
+    if is_fixed_size(wanted, fixed_size):
         return torch.arange(len(wanted), device=wanted.device)
     return wanted.nonzero()[:, 0]

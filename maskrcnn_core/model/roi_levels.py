@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import box_areas
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.structures import is_fixed_size
 
 # features [N, C, H, W], regions [r, 5] as (image, x1, y1, x2, y2) in input pixels, stride -> [r, C, S, S]. A region
 # that lies far outside its map gives zeros.
@@ -68,12 +69,15 @@ def cut_by_level(
     levels: Tensor,
     strides: Sequence[int],
     cut: Cut,
+    *,
+    fixed_size: bool | None = None,
 ) -> Tensor:
     """Each region cut from its own level.
 
     Args:
         maps: one [N, C, H_l, W_l] for each stride.
         boxes: [R, 4] input pixels, R > 0; image_index, levels: [R] int64.
+        fixed_size: no shape depends on data; None = on a GPU.
 
     Returns:
         [R, C, S, S], the regions in the order given.
@@ -81,7 +85,7 @@ def cut_by_level(
     regions = torch.cat((image_index[:, None].to(boxes.dtype), boxes), dim=1)
     if len(maps) == 1:
         return cut(maps[0], regions, strides[0])
-    if boxes.is_cuda:
+    if is_fixed_size(boxes, fixed_size):
         return _cut_masked(maps, regions, levels, strides, cut)
     pieces, members = [], []
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):

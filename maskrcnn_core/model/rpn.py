@@ -16,7 +16,7 @@ from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.rpn_samples import outputs_at
-from maskrcnn_core.structures import Proposals, Targets
+from maskrcnn_core.structures import Proposals, Targets, is_fixed_size
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -82,7 +82,13 @@ class ProposalRule:
 
 
 def propose(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], sizes: Tensor, rule: ProposalRule
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Tensor,
+    rule: ProposalRule,
+    *,
+    fixed_size: bool | None = None,
 ) -> Proposals:
     """The best boxes of all levels after NMS within each level (FPN, section 4.1).
 
@@ -91,9 +97,10 @@ def propose(
         deltas: per level [N, A_l, 4].
         anchors: per level [A_l, 4].
         sizes: [N, 2] input sizes; boxes are clipped to them.
+        fixed_size: no shape depends on data; None = on a GPU.
 
     Returns:
-        Proposals with R = min(post_nms, candidates) slots; on a CPU only as many as the fullest image needs.
+        Proposals with R = min(post_nms, candidates) slots; unless `fixed_size` only as many as the fullest image needs.
     """
     boxes, scores, levels = [], [], []
     for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
@@ -107,12 +114,12 @@ def propose(
     valid = have_min_size(all_boxes, rule.min_size)
     if rule.min_score > 0:
         valid &= all_scores >= rule.min_score
-    keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap)
+    keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap, fixed_size=fixed_size)
     ranked = torch.where(keep, all_scores, -1.0)
     # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]
     count = keep.sum(dim=1).clamp(max=rule.post_nms)
-    if not count.is_cuda:
+    if not is_fixed_size(count, fixed_size):
         order = order[:, : max([1, *count.tolist()])]
     real = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return Proposals(
