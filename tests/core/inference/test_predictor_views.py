@@ -99,13 +99,13 @@ def test_all_views_are_looked_at_and_batches_stay_within_the_pixels(monkeypatch:
     settings = PredictorSettings(test_short_sides=(64, 96), test_flip=True, batch_pixels=2 * pixels)
     predictor = predictor_of(settings)
     seen: list[list[tuple[int, ...]]] = []
-    detect = predictor.detect_in_views
+    detect = predictor._merged
 
     def watched(sizes: list[ImageBatch], *arguments: object) -> Detections:
         seen.append([tuple(images.pixels.shape) for images in sizes])
         return detect(sizes, *arguments)
 
-    monkeypatch.setattr(predictor, "detect_in_views", watched)
+    monkeypatch.setattr(predictor, "_merged", watched)
     records = predictor.predict([image_of(seed=seed) for seed in range(3)])
     assert [record.status for record in records] == ["ok"] * 3
     assert seen == [[(count, 3, 64, 96), (count, 3, 96, 160)] for count in (2, 1)]
