@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from maskrcnn_core.benchmark_config import EncodingRun
-from maskrcnn_core.masks import encode_mask
+from maskrcnn_core.masks import encode_masks
 from pipelines.benchmarking import machine, use_threads, write_figures
 
 _SIDE = 28
@@ -59,8 +59,7 @@ def benchmark_encode(run: EncodingRun) -> EncodingComparison:
         return [pycocotools.mask.encode(np.asfortranarray(mask))["counts"].decode() for mask in pasted]
 
     def ours() -> list[str]:
-        pairs = zip(masks, boxes, strict=True)
-        return [encode_mask(mask, box, run.height, run.width, rule="torchvision") for mask, box in pairs]
+        return encode_masks(masks, boxes, run.height, run.width, rule="torchvision")
 
     expected, found = theirs(), ours()
     if found != expected:

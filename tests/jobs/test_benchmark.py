@@ -160,7 +160,7 @@ def test_encoding_is_measured_where_the_bytes_are_equal(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  5 masks in 120 x 100 pixels, 2 rounds, medians; all bytes equal"
     assert float(lines[4].split()[-1]) > 0
-    monkeypatch.setattr(benchmark_encoding, "encode_mask", lambda *_, **__: "0")
+    monkeypatch.setattr(benchmark_encoding, "encode_masks", lambda masks, *_, **__: ["0"] * len(masks))
     with pytest.raises(RuntimeError, match="5 of 5 run lengths differ"):
         main(["encode", *small])
 
