@@ -243,3 +243,12 @@ class TrainRun:
     """Optimisation."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.train.accumulate == 1 or self.model.backbone.norm != "sync_batch",
+            "train.accumulate",
+            self.train.accumulate,
+            "1 with model.backbone.norm sync_batch, whose statistics are those of the whole batch (or norm frozen or "
+            "group)",
+        )

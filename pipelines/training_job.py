@@ -27,6 +27,7 @@ from maskrcnn_core.model.loss_counts import mean_count
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
+from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.moving_average import MovingAverage
 from maskrcnn_core.training.optimizer import build_optimizer
@@ -157,6 +158,7 @@ def prepare_job(
         detector.normalizer = mean_count
     average = _moving_average(detector, run.train.ema_decay, averaged)
     if run.train.compile:
+        check_compiler(device)
         detector.trunk.compile()
         detector.pyramid.compile()
     learner = ray.train.torch.prepare_model(
