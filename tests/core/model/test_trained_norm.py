@@ -16,6 +16,7 @@ from maskrcnn_core.model.backbones import build_trunk
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.frozen_norm import FrozenAffine, FrozenAffineConv2d, fold
 from maskrcnn_core.model.trained_norm import BatchNormConv2d, WorkersBatchNorm2d
+from maskrcnn_core.train_config import TrainConfig, TrainRun
 from maskrcnn_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn_core.weights.initial import check_initial
 from tests.core.model.joint_norm import IMAGES, loss_of, norm_of, one_of_two, shares
@@ -134,12 +135,12 @@ def test_what_has_no_such_norm_is_refused(tmp_path: Path) -> None:
     for name, frozen in (("alexnet", 0), ("resnet18", 5)):
         with pytest.raises(ConfigError, match=r"model.backbone.norm: got group, but no stage that learns"):
             build_trunk(name, pretrained=False, frozen_stages=frozen, norm="group")
+    c4 = replace(model("sync_batch"), pyramid=PyramidConfig(kind="c4"), anchors=AnchorConfig((32.0,)))
     with pytest.raises(ConfigError, match=r"model.backbone.norm: got sync_batch with model.pyramid.kind c4"):
-        build_detector(
-            replace(model("sync_batch"), pyramid=PyramidConfig(kind="c4"), anchors=AnchorConfig((32.0,))),
-            load_pretrained=False,
-        )
+        build_detector(c4, load_pretrained=False)
     detector = build_detector(model("frozen"), load_pretrained=False)
     save_checkpoint(tmp_path, detector.state_dict(), model("frozen"))
     with pytest.raises(ConfigError, match=r"model.backbone.norm 'frozen', this run 'group'"):
         check_initial(model("group"), [tmp_path])
+    with pytest.raises(ConfigError, match=r"train.accumulate: got 2, expected 1 with model.backbone.norm sync_batch"):
+        TrainRun("run", model=model("sync_batch"), train=TrainConfig(accumulate=2))

@@ -48,8 +48,9 @@ def step(detector: RegionDetector) -> StepResult:
 
 @pytest.mark.slow  # compiles the trunk and the pyramid, forward and backward: a minute or two on two cores
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU: no g++ here")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # torch's compiler
 def test_a_compiled_step_is_the_step() -> None:
+    check_compiler(CPU)
     torch.manual_seed(0)
     config = replace(
         SMALL,
