@@ -29,6 +29,7 @@ _FREE_TO_CHANGE = (
     "cluster.",
     "data.check_images",
     "data.max_pixels",
+    "data.reader",
     "data.workers",
     "output",
     "train.checkpoint_every",
