@@ -106,8 +106,8 @@ class TrainConfig:
     """Optimisation. Defaults are the 1x schedule of the reference systems (16 images a step).
 
     Workers are data-parallel: each has all weights. With R50-FPN those are 44.3 million, with R101-FPN 63.3 million; in
-    float32 with gradients and momentum 12 bytes each (0.53 and 0.76 GB), with AdamW 16 (0.71 and 1.01 GB). Sharding them
-    (FSDP) would save less than that on each GPU and send the weights around in every step.
+    float32 with gradients and momentum 12 bytes each (0.53 and 0.76 GB), with AdamW 16 (0.71 and 1.01 GB). Sharding
+    them (FSDP) would save less than that on each GPU and send the weights around in every step.
     """
 
     steps: int = 90_000

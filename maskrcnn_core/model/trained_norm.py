@@ -21,22 +21,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 _GROUPS = 32
 
 
-class WorkersBatchNorm2d(nn.SyncBatchNorm):
-    """Batch norm with statistics over all workers: torch's kernel on a GPU, which knows no CPU, and plain sums there.
+class WorkersBatchNorm2d(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with statistics over all workers, on any device (torch's SyncBatchNorm knows no CPU, and
+    DistributedDataParallel refuses it there).
 
     Every worker has to call it equally often while it trains. Without other workers it is `nn.BatchNorm2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] -> same shape; the running statistics move while training."""
-        if input.is_cuda or not self.training:
-            return super().forward(input)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
         momentum = cast(float, self.momentum)
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
+        if self.training:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
+                input, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
             )
         mean, variance, count = joint_statistics(input.detach())
         with torch.no_grad():
