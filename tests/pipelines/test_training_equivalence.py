@@ -86,7 +86,8 @@ def test_batch_norm_over_workers_is_that_of_one_worker(ray_here: None, tmp_path:
     source = write_data(tmp_path / "data")  # images of one size: padding takes part in the statistics
     found = []
     for workers in (1, 2):
-        run = unvalidated(tmp_path / f"by{workers}", source, num_workers=workers, steps=4, batch_size=4, log_every=1)
+        # Few steps: C5 has 16 values of a channel here, so that differences of rounding grow fast.
+        run = unvalidated(tmp_path / f"by{workers}", source, num_workers=workers, steps=3, batch_size=4, log_every=1)
         backbone = replace(run.model.backbone, norm="sync_batch")
         run = replace(run, model=replace(run.model, backbone=backbone))
         events: list[TrainingEvent] = []
