@@ -61,7 +61,7 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The trunk: an ImageNet classification network without its head, batch norm frozen to an affine."""
+    """The trunk: an ImageNet classification network without its head."""
 
     name: str = "resnet50"
     """A torchvision network (resnet18 .. resnet152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, alexnet, vgg16,
@@ -73,6 +73,10 @@ class BackboneConfig:
     """File with ImageNet weights of the backbone (a torchvision .pth) to start from instead; empty = as pretrained."""
     frozen_stages: int = 2
     """How many stages get no gradient, counted from the stem: 0 = none, 2 = stem and first stage, 5 = all."""
+    norm: Literal["frozen", "sync_batch", "group"] = "frozen"
+    """What becomes of the batch norms in the stages that learn: frozen = a constant affine, as in the reference
+    systems; sync_batch = batch norm that learns, its statistics over the images of all workers; group = group norm,
+    which needs long training, since ImageNet weights were made with batch norm. Frozen stages have frozen norms."""
     stride_in_1x1: bool = False
     """ResNet bottlenecks subsample in their first 1x1 convolution (Caffe's and detectron2's weights) instead of the
     3x3 (torchvision)."""

@@ -28,8 +28,11 @@ class DataConfig:
     """What to learn from."""
     val: DatasetConfig = field(default_factory=DatasetConfig)
     """What to choose the best checkpoint by; empty = keep the last."""
+    reader: Literal["local", "ray"] = "local"
+    """Who decodes and augments training images: local = each training worker on its own machine; ray = actors of one
+    CPU on any machine of the cluster, those without a GPU first. Both give the same batches."""
     workers: int = 0
-    """Loader processes per training worker; 0 = one background thread."""
+    """Loader processes (reader: local; 0 = one background thread) or actors (reader: ray) per training worker."""
     max_pixels: int = 178_956_970
     """Larger images are refused, pixels."""
     check_images: int = 32
@@ -37,6 +40,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_not_negative("data.workers", self.workers)
+        require(
+            self.reader == "local" or self.workers > 0,
+            "data.workers",
+            self.workers,
+            "the number of actors of each training worker, 1 or more, with data.reader ray",
+        )
         require_positive("data.max_pixels", self.max_pixels)
         require_not_negative("data.check_images", self.check_images)
 
@@ -94,7 +103,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation. Defaults are the 1x schedule of the reference systems (16 images a step)."""
+    """Optimisation. Defaults are the 1x schedule of the reference systems (16 images a step).
+
+    Workers are data-parallel: each has all weights. With R50-FPN those are 44.3 million, with R101-FPN 63.3 million; in
+    float32 with gradients and momentum 12 bytes each (0.53 and 0.76 GB), with AdamW 16 (0.71 and 1.01 GB). Sharding
+    them (FSDP) would save less than that on each GPU and send the weights around in every step.
+    """
 
     steps: int = 90_000
     """Optimisation steps."""
@@ -243,3 +257,12 @@ class TrainRun:
     """Optimisation."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.train.accumulate == 1 or self.model.backbone.norm != "sync_batch",
+            "train.accumulate",
+            self.train.accumulate,
+            "1 with model.backbone.norm sync_batch, whose statistics are those of the whole batch (or norm frozen or "
+            "group)",
+        )

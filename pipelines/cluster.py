@@ -1,5 +1,6 @@
 """The Ray cluster of a job: join one, or start one on this machine and stop it afterwards."""
 
+import copy
 import logging
 import os
 import socket
@@ -107,7 +108,7 @@ def unwrapped_errors() -> Iterator[None]:
         while cause is not None:
             # Ray's report of a UserError is an instance of both; its text is a traceback.
             if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
-                raise type(cause)(*cause.args) from error
+                raise copy.copy(cause) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise
 

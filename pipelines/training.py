@@ -214,21 +214,26 @@ def _check_cluster(run: TrainRun) -> None:
     field = "min_workers" if settings.min_workers else "num_workers"
     workers: int = getattr(settings, field)
     tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
-    wanted = {"CPU": _cpus(run) * workers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
+    readers = workers * run.data.workers if run.data.reader == "ray" else 0
+    wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
     found = ray.cluster_resources()
     for resource, amount in wanted.items():
         if amount > found.get(resource, 0.0):
-            beside = f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
+            beside = f" with {run.data.workers} readers each (data.workers)" if readers else ""
+            beside += f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
             raise ConfigError(
                 f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
                 f"{found.get(resource, 0.0):g}; lower train.{field}, add machines"
+                + (", lower data.workers or set data.reader to local" if readers and resource == "CPU" else "")
                 + (", set train.validate_in to workers" if tasks else "")
                 + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
             )
 
 
 def _cpus(run: TrainRun) -> int:
-    return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + run.data.workers
+    """Of a training worker, its loader processes included."""
+    loaders = run.data.workers if run.data.reader == "local" else 0
+    return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
 def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:

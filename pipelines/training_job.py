@@ -27,6 +27,7 @@ from maskrcnn_core.model.loss_counts import mean_count
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
+from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.moving_average import MovingAverage
 from maskrcnn_core.training.optimizer import build_optimizer
@@ -43,6 +44,7 @@ from pipelines.training_augmentation import color_jitter, scale_jitter
 from pipelines.training_checkpoints import CheckpointSaver, clear_staging
 from pipelines.training_output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training_progress import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
+from pipelines.training_readers import remote_batches
 
 
 class Batch(NamedTuple):
@@ -157,6 +159,7 @@ def prepare_job(
         detector.normalizer = mean_count
     average = _moving_average(detector, run.train.ema_decay, averaged)
     if run.train.compile:
+        check_compiler(device)
         detector.trunk.compile()
         detector.pyramid.compile()
     learner = ray.train.torch.prepare_model(
@@ -337,19 +340,18 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         repeat_factors=dataset_repeat_factors(job.data, settings.repeat_threshold),
         partner_probability=settings.augment.copy_paste,
     )
-    batches = load_batches(
-        source,
-        functools.partial(channels_last_collate, divisor=model.input.divisor),
-        plan,
-        rank=job.rank,
-        start=start,
-        stop=settings.steps,
-        workers=job.run.data.workers,
-    )
-    if job.device.type == "cuda":
-        batches = prefetch((_pinned(batch) for batch in batches), depth=1)
-    try:
-        yield batches
-    finally:
-        if close := getattr(batches, "close", None):
-            close()
+    collated = functools.partial(channels_last_collate, divisor=model.input.divisor)
+    steps: dict[str, int] = {"rank": job.rank, "start": start, "stop": settings.steps}
+    with contextlib.ExitStack() as stack:
+        workers = job.run.data.workers
+        if job.run.data.reader == "ray":
+            batches = stack.enter_context(remote_batches(source, collated, plan, readers=workers, **steps))
+        else:
+            batches = load_batches(source, collated, plan, workers=workers, **steps)
+        if job.device.type == "cuda":
+            batches = prefetch((_pinned(batch) for batch in batches), depth=1)
+        try:
+            yield batches
+        finally:
+            if close := getattr(batches, "close", None):
+                close()

@@ -29,6 +29,7 @@ _FREE_TO_CHANGE = (
     "cluster.",
     "data.check_images",
     "data.max_pixels",
+    "data.reader",
     "data.workers",
     "output",
     "train.checkpoint_every",
@@ -131,12 +132,20 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(owner: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    # A setting that did not exist when the run began: what it does by default is what the run has done.
+    owner = {**{name: value for name, value in _flat(_defaults()).items() if name not in owner}, **owner}
     names = [name for name in {**owner, **ours} if not name.startswith(_FREE_TO_CHANGE)]
     return [
         f"{name} was {_short(owner.get(name))}, now {_short(ours.get(name))}"
         for name in names
         if owner.get(name) != ours.get(name)
     ]
+
+
+def _defaults() -> dict[str, Any]:
+    required = {"output": ""}
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(TrainRun(**required))))
+    return settings
 
 
 def _short(value: object, limit: int = 80) -> str:

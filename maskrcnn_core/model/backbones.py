@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from maskrcnn_core.errors import CheckpointError, ConfigError
-from maskrcnn_core.model.frozen_norm import freeze_batch_norms
+from maskrcnn_core.model.frozen_norm import freeze_batch_norms, train_batch_norms
 from maskrcnn_core.model.resnet_trunk import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.same_padding import pad_same
 from maskrcnn_core.model.sequential_trunk import SEQUENTIAL_NAMES, SequentialTrunk, sequential_trunk
@@ -30,8 +30,9 @@ def build_trunk(
     stride_in_1x1: bool = False,
     dilated: bool = False,
     weights: str = "",
+    norm: str = "frozen",
 ) -> Trunk:
-    """A trunk with batch norms frozen to affines, exact strides and no classification head.
+    """A trunk with exact strides and no classification head, its batch norms frozen to affines or else as `norm` says.
 
     Args:
         name: one of `NAMES`, or timm:NAME for any other network of timm with maps at strides 4 to 16 or 32.
@@ -40,6 +41,7 @@ def build_trunk(
         stride_in_1x1: as `ResNetTrunk.move_stride_to_1x1`.
         dilated: the last stage keeps stride 16, with dilated kernels (DC5).
         weights: file with a torchvision classifier's state dict to take the weights from.
+        norm: of the stages that learn, "frozen", "sync_batch" or "group" (`BackboneConfig.norm`).
 
     Raises:
         ConfigError: there is no such network, or it cannot be made into such a trunk.
@@ -52,12 +54,14 @@ def build_trunk(
         if not isinstance(trunk, ResNetTrunk):
             raise ConfigError(f"model.backbone.stride_in_1x1: only ResNets have it, not {name}; set it to false")
         trunk.move_stride_to_1x1()
-    prepare_for_detection(trunk, dilated=dilated)
+    prepare_for_detection(trunk, dilated=dilated, norm=norm, frozen_stages=frozen_stages)
     freeze_stages(trunk, trunk.stage_paths() if frozen_stages else [], frozen_stages)
     return trunk
 
 
-def prepare_for_detection(trunk: Trunk, *, dilated: bool = False) -> Trunk:
+def prepare_for_detection(
+    trunk: Trunk, *, dilated: bool = False, norm: str = "frozen", frozen_stages: int = 0
+) -> Trunk:
     """The tutorial's minor surgery, in place: "same" padding everywhere, batch norm as a constant affine.
 
     The classification head is gone since the trunk was made. Where a network already padded "same" (ResNets,
@@ -66,15 +70,24 @@ def prepare_for_detection(trunk: Trunk, *, dilated: bool = False) -> Trunk:
     Args:
         trunk: with its weights and statistics loaded.
         dilated: also undo the stride of the last stage and dilate its kernels.
+        norm: "sync_batch" or "group" turn the batch norms after the first `frozen_stages` stages into norms that learn.
 
     Raises:
-        ConfigError: the last stage cannot be dilated.
+        ConfigError: the last stage cannot be dilated, or there is no norm to learn.
     """
     if not isinstance(trunk, TimmTrunk):
         pad_same(trunk)
     if dilated:
         _dilate_last_stage(trunk)
-    freeze_batch_norms(trunk, torch.zeros(1, 3, 64, 64))
+    example = torch.zeros(1, 3, 64, 64)
+    if norm != "frozen":
+        frozen = {path for stage in trunk.stage_paths()[:frozen_stages] for path in stage}
+        if train_batch_norms(trunk, norm, example, frozen=frozen) == 0:
+            raise ConfigError(
+                f"model.backbone.norm: got {norm}, but no stage that learns has a batch norm "
+                f"(model.backbone.frozen_stages is {frozen_stages}); use frozen, fewer frozen stages or another network"
+            )
+    freeze_batch_norms(trunk, example)
     return trunk
 
 

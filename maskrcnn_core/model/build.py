@@ -29,6 +29,11 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
     if len(config.categories) == 0:
         raise ConfigError("model.categories: got none, expected at least one category with id and name")
     backbone = config.backbone
+    if backbone.norm == "sync_batch" and config.pyramid.kind == "c4":
+        raise ConfigError(
+            "model.backbone.norm: got sync_batch with model.pyramid.kind c4, whose last stage runs on regions, of "
+            "which each worker has another number; use frozen or group, or another pyramid"
+        )
     trunk = build_trunk(
         backbone.name,
         pretrained=backbone.pretrained and load_pretrained and not backbone.weights,
@@ -36,6 +41,7 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
         stride_in_1x1=backbone.stride_in_1x1,
         dilated=config.pyramid.kind == "dc5",
         weights=backbone.weights if load_pretrained else "",
+        norm=backbone.norm,
     )
     stage = take_region_stage(trunk) if config.pyramid.kind == "c4" else None
     pyramid = build_pyramid(

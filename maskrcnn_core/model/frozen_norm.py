@@ -7,13 +7,15 @@ memory and time. For inference `fold` multiplies it in once.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
+
+from maskrcnn_core.model.trained_norm import BatchNormConv2d, WorkersBatchNorm2d, group_norm, workers_batch_norm
 
 
 class FrozenAffine(nn.Module):
@@ -106,7 +108,7 @@ def freeze_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             _replace_module(network, path, _frozen(module))
-    for conv_path, affine_path in _conv_affine_pairs(network, example):
+    for conv_path, affine_path in _conv_norm_pairs(network, example, FrozenAffine):
         conv, affine = network.get_submodule(conv_path), network.get_submodule(affine_path)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(affine, FrozenAffine)
@@ -115,10 +117,10 @@ def freeze_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
     return network
 
 
-def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Paths of (convolution, affine) where the affine alone reads what the convolution makes.
+def _conv_norm_pairs(network: nn.Module, example: Tensor, kind: type[nn.Module]) -> list[tuple[str, str]]:
+    """Paths of (convolution, norm) where the norm, of a kind, alone reads what the convolution makes.
 
-    Where something else reads it too (the shortcut around a norm that comes first), or a module runs twice, the affine
+    Where something else reads it too (the shortcut around a norm that comes first), or a module runs twice, the norm
     has to stay on its own.
     """
     producers: dict[int, tuple[str, Tensor, Any]] = {}
@@ -133,7 +135,7 @@ def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, s
 
         return hook
 
-    def on_affine(path: str) -> Any:
+    def on_norm(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             runs[path] += 1
             conv, __, node = producers.get(id(inputs[0]), ("", None, None))
@@ -146,8 +148,8 @@ def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, s
         # Only the plain class: a subclass may pad by itself or standardise its weights.
         if type(module) is nn.Conv2d and module.padding_mode == "zeros":
             handles.append(module.register_forward_hook(on_conv(path)))
-        elif isinstance(module, FrozenAffine):
-            handles.append(module.register_forward_pre_hook(on_affine(path)))
+        elif isinstance(module, kind):
+            handles.append(module.register_forward_pre_hook(on_norm(path)))
     was_training = network.training
     try:
         with torch.enable_grad():  # the graph says who reads what, functions included
@@ -157,7 +159,7 @@ def _conv_affine_pairs(network: nn.Module, example: Tensor) -> list[tuple[str, s
         for handle in handles:
             handle.remove()
     readers = _readers([result] if isinstance(result, Tensor) else list(result))
-    return [(conv, affine) for conv, affine, node in pairs if runs[conv] == runs[affine] == readers[node] == 1]
+    return [(conv, norm) for conv, norm, node in pairs if runs[conv] == runs[norm] == readers[node] == 1]
 
 
 def _readers(results: Sequence[Tensor]) -> Counter[Any]:
@@ -176,9 +178,40 @@ def _readers(results: Sequence[Tensor]) -> Counter[Any]:
     return readers
 
 
+def train_batch_norms(network: nn.Module, kind: str, example: Tensor, *, frozen: Collection[str] = ()) -> int:
+    """Turn the batch norms of a network into norms that learn.
+
+    Args:
+        network: changed in place. Statistics must already be loaded.
+        kind: "sync_batch" (over all workers; joined with the convolution before it, so that `fold` can merge the two)
+            or "group".
+        example: [1, 3, H, W], any values; one forward pass finds which convolution feeds which norm.
+        frozen: paths of norms that are left as they are.
+
+    Returns:
+        How many norms learn now.
+    """
+    made = {"sync_batch": workers_batch_norm, "group": group_norm}[kind]
+    norms = [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and path not in frozen
+    ]
+    for path, norm in norms:
+        _replace_module(network, path, made(norm))
+    for conv_path, norm_path in _conv_norm_pairs(network, example, WorkersBatchNorm2d):
+        conv, trained = network.get_submodule(conv_path), network.get_submodule(norm_path)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(trained, WorkersBatchNorm2d)
+        _replace_module(network, norm_path, nn.Identity())
+        _replace_module(network, conv_path, BatchNormConv2d(conv, trained))
+    return len(norms)
+
+
 def fold(network: nn.Module) -> nn.Module:
-    """Replace, in place, each `FrozenAffineConv2d` by the plain convolution with the same outputs, for inference."""
+    """Replace, in place, each convolution with a batch norm, frozen or learnt, by the plain convolution with the same
+    outputs in evaluation mode, for inference."""
     for path, module in list(network.named_modules()):
-        if isinstance(module, FrozenAffineConv2d):
+        if isinstance(module, FrozenAffineConv2d | BatchNormConv2d):
             _replace_module(network, path, module.folded())
     return network

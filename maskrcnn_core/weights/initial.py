@@ -128,6 +128,7 @@ def _conventions(config: ModelConfig) -> dict[str, object]:
     """Settings under which a trunk's weights mean what they have learned, by name."""
     return {
         "model.backbone.name": config.backbone.name,
+        "model.backbone.norm": config.backbone.norm,
         "model.backbone.stride_in_1x1": config.backbone.stride_in_1x1,
         "model.input.mean": config.input.mean,
         "model.input.std": config.input.std,
