@@ -143,8 +143,7 @@ def _differences(owner: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def _defaults() -> dict[str, Any]:
-    required = {"output": ""}
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(TrainRun(**required))))
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(TrainRun(output=""))))
     return settings
 
 
