@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.inference.predictor import Predictor
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from pipelines.benchmarking import (
     contents_of,
     imported_predictor,
@@ -104,7 +104,7 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
 
     found = {name: [labels for batch in batches for labels in way(batch)] for name, way in ways.items()}  # warm-up too
     theirs = found[next(iter(ways))]
-    shared = {name: agreement(theirs, labels) if name.startswith("ours") else 1.0 for name, labels in found.items()}
+    shared = {name: agreement(theirs, labels) for name, labels in found.items()}
     if shared["ours, float32"] < _LEAST_AGREEMENT:
         raise RuntimeError(
             f"ours has {shared['ours, float32']:.1%} of torchvision's detections; the times would mean nothing"
@@ -149,8 +149,8 @@ def peer_labels(model: nn.Module, images: Sequence[Tensor], device: torch.device
             name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in found.items()
         }
         labels = [
-            {"category_id": category, "score": score, "bbox": box}
-            for box, score, category in zip(
+            {"category_id": category, "score": score, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for (x1, y1, x2, y2), score, category in zip(
                 found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
             )
         ]
@@ -165,8 +165,8 @@ def peer_labels(model: nn.Module, images: Sequence[Tensor], device: torch.device
     return results
 
 
-def our_labels(predictor: Predictor, images: Sequence[Tensor]) -> list[tuple[DetectionRecord, ...]]:
-    """Ours, the way `jobs.label` uses it.
+def our_labels(predictor: Predictor, images: Sequence[Tensor]) -> list[list[Label]]:
+    """Ours, the way `jobs.label` uses it, in COCO's form.
 
     Raises:
         RuntimeError: an image failed.
@@ -175,35 +175,39 @@ def our_labels(predictor: Predictor, images: Sequence[Tensor]) -> list[tuple[Det
     for record in records:
         if record.status != "ok":
             raise RuntimeError(f"an image failed: {record.error}")
-    return [record.detections for record in records]
+    return [[_in_cocos_form(detection, record) for detection in record.detections] for record in records]
 
 
-def agreement(theirs: Sequence[Sequence[Label]], ours: Sequence[Sequence[DetectionRecord]]) -> float:
-    """Share of the peer's detections that are among ours; 1 where there are none."""
-    total = found = 0
-    for labels, records in zip(theirs, ours, strict=True):
+def _in_cocos_form(detection: DetectionRecord, record: ImageRecord) -> Label:
+    label: Label = {"category_id": detection.category_id, "score": detection.score, "bbox": list(detection.bbox)}
+    if detection.rle_counts is not None:
+        label["segmentation"] = {"size": [record.height, record.width], "counts": detection.rle_counts.encode()}
+    if detection.keypoints is not None:
+        label["keypoints"] = detection.keypoints
+    return label
+
+
+def agreement(expected: Sequence[Sequence[Label]], found: Sequence[Sequence[Label]]) -> float:
+    """Share of the expected detections, image by image, that are among the found ones; 1 where there are none."""
+    total = same = 0
+    for labels, others in zip(expected, found, strict=True):
         total += len(labels)
-        found += sum(any(_same(label, record) for record in records) for label in labels)
-    return found / total if total else 1.0
+        same += sum(any(_same(label, other) for other in others) for label in labels)
+    return same / total if total else 1.0
 
 
-def _same(label: Label, record: DetectionRecord) -> bool:
-    if label["category_id"] != record.category_id:
+def _same(one: Label, other: Label) -> bool:
+    if one["category_id"] != other["category_id"]:
         return False
-    x1, y1, x2, y2 = label["bbox"]
-    box = [x1, y1, x2 - x1, y2 - y1]
-    if pycocotools.mask.iou([box], [list(record.bbox)], [0])[0][0] < _SAME_BOX:
+    if pycocotools.mask.iou([one["bbox"]], [other["bbox"]], [0])[0][0] < _SAME_BOX:
         return False
-    if "segmentation" in label:
-        assert record.rle_counts is not None
-        mask = {"size": label["segmentation"]["size"], "counts": record.rle_counts.encode()}
-        both_empty = not (pycocotools.mask.area(mask) or pycocotools.mask.area(label["segmentation"]))
-        return bool(both_empty or pycocotools.mask.iou([label["segmentation"]], [mask], [0])[0][0] >= _SAME_MASK)
-    if "keypoints" in label:
-        assert record.keypoints is not None
-        # COCO counts pixels from their corners; torchvision's keypoints are pixel centres.
-        expected, points = (np.reshape(values, (-1, 3))[:, :2] for values in (label["keypoints"], record.keypoints))
-        return bool(np.median(np.abs(expected - points)) <= _SAME_POINT)
+    if "segmentation" in one:
+        masks = one["segmentation"], other["segmentation"]
+        both_empty = not any(pycocotools.mask.area(mask) for mask in masks)
+        return bool(both_empty or pycocotools.mask.iou([masks[0]], [masks[1]], [0])[0][0] >= _SAME_MASK)
+    if "keypoints" in one:
+        points = [np.reshape(label["keypoints"], (-1, 3))[:, :2] for label in (one, other)]
+        return bool(np.median(np.abs(points[0] - points[1])) <= _SAME_POINT)
     return True
 
 

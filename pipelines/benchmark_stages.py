@@ -244,7 +244,8 @@ def _flops_of(predictor: Predictor, plain: RegionDetector, content: bytes) -> di
     pixels = prepare_image(image, size=size, mean=rule.mean, std=rule.std)
     # The plain network has random weights and may find nothing: let the heads see what the real one would give them.
     images = pad_batch([pixels], [(height, width)], rule.divisor).to(predictor.settings.device)
-    proposals, found = predictor.detector.propose(images), predictor.detector.detect(images)
+    with predictor.arithmetic():
+        proposals, found = predictor.detector.propose(images), predictor.detector.detect(images)
     counter = FlopCounterMode(display=False)
     totals: dict[str, float] = {}
     for attribute, name, _ in _PARTS:

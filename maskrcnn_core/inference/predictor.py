@@ -68,11 +68,11 @@ class Predictor:
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
         self._device = torch.device(self.settings.device)
         fold(detector)
-        plain_cpu = self._device.type == "cpu" and self.settings.precision == "float32" and not self.settings.compile
-        if self.settings.cpu_layers and plain_cpu:
-            use_cpu_layers(detector)
-        if self.settings.precision == "bfloat16":
+        half = self.settings.precision == "bfloat16"
+        if half:
             round_large_weights(detector, torch.bfloat16)
+        if self.settings.cpu_layers and self._device.type == "cpu" and not self.settings.compile:
+            use_cpu_layers(detector, half=half)
         detector.detection = replace(
             detector.detection,
             min_score=self.config.box_head.min_score,
@@ -241,7 +241,7 @@ class Predictor:
     @torch.inference_mode()
     def _propose(self, batch: PreparedBatch) -> list[ProposalRecord]:
         images = self._on_device(batch.views[0])
-        with self._arithmetic():
+        with self.arithmetic():
             found = self.detector.propose(images)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         found = replace(found, boxes=boxes).to("cpu")
@@ -271,7 +271,7 @@ class Predictor:
             proposals = proposals.to(self._device)
             boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
             given = [replace(proposals, boxes=boxes)]
-        with self._arithmetic():
+        with self.arithmetic():
             found = self.detector.detect(images, *given)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         keypoints = found.keypoints
@@ -290,14 +290,15 @@ class Predictor:
             views.append(View(images))
             if self.settings.test_flip:
                 views.append(View(mirrored(images), flipped=True))
-        with self._arithmetic():
+        with self.arithmetic():
             return detect_in_views(self.detector, views, self._merge_rule, proposals)
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._device)
         return replace(images, pixels=images.pixels.contiguous(memory_format=torch.channels_last))
 
-    def _arithmetic(self) -> torch.autocast:
+    def arithmetic(self) -> torch.autocast:
+        """The block in which `detector` computes as the settings say."""
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 

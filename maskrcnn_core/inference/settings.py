@@ -33,7 +33,7 @@ class PredictorSettings:
         record: what is asked of the detector, `detections` or the RPN's `proposals`; then `min_score` and
             `max_detections` are of proposals.
         proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
-        cpu_layers: in float32 on a CPU, layers with fewer multiplications and reused memory
+        cpu_layers: on a CPU, layers with reused memory and, in float32, fewer multiplications
             (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
         device_masks: draw masks on the device and copy only their runs (`device_masks.py`), the same up to rounding;
             None = on a GPU.

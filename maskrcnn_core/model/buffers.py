@@ -19,7 +19,7 @@ _FREE = sys.getrefcount(_probe[0])  # of an array that only a list holds
 
 
 class BufferPool:
-    """Hands out float32 tensors whose memory returns to the pool when the last tensor or view over it is gone.
+    """Hands out tensors whose memory returns to the pool when the last tensor or view over it is gone.
 
     Args:
         max_bytes: what is kept at most; beyond it, memory nobody holds is freed, oldest first.
@@ -30,31 +30,31 @@ class BufferPool:
         self._arrays: list[np.ndarray] = []
         self._lock = threading.Lock()
 
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """An uninitialised, contiguous float32 tensor on the CPU; small ones don't come from the pool."""
-        elements = prod(shape)
-        if elements * 4 < _LARGE:
-            return torch.empty(*shape)
+    def empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised, contiguous tensor on the CPU; small ones don't come from the pool."""
+        wanted = prod(shape) * dtype.itemsize
+        if wanted < _LARGE:
+            return torch.empty(*shape, dtype=dtype)
         with self._lock:
-            array = self._unused(elements)
+            array = self._unused(wanted)
             if array is None:
-                self._forget(elements * 4)
-                array = np.empty(elements, np.float32)
+                self._forget(wanted)
+                array = np.empty(wanted, np.uint8)
                 self._arrays.append(array)
             # The tensor holds a reference to the array until its storage goes.
-            return torch.from_numpy(array)[:elements].view(*shape)
+            return torch.from_numpy(array)[:wanted].view(dtype).view(*shape)
 
     @property
     def kept_bytes(self) -> int:
         """Memory of the pool, in use or not."""
         return sum(array.nbytes for array in self._arrays)
 
-    def _unused(self, elements: int) -> np.ndarray | None:
+    def _unused(self, wanted: int) -> np.ndarray | None:
         """The smallest array that nobody else holds and that fits without wasting half of it."""
         fitting: np.ndarray | None = None
         for index in range(len(self._arrays)):
             size = len(self._arrays[index])
-            fits = elements <= size <= 2 * elements
+            fits = wanted <= size <= 2 * wanted
             if fits and sys.getrefcount(self._arrays[index]) == _FREE and (fitting is None or size < len(fitting)):
                 fitting = self._arrays[index]
         return fitting

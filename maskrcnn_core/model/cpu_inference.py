@@ -1,4 +1,4 @@
-"""A detector's layers for inference in float32 on a CPU: same weights, less time.
+"""A detector's layers for inference on a CPU: same weights, less time.
 
 Wide 3x3 convolutions become Winograd's; the others are computed in bands of rows, so that no result is larger than what
 libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). The weights of large fully connected
@@ -38,10 +38,11 @@ class BandedConv2d(nn.Module):
                 x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
             )
         )
-        row_bytes = 4 * width * len(self.weight)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        row_bytes = dtype.itemsize * width * len(self.weight)
         if len(x) * height * row_bytes <= _BAND_BYTES:
             return self._convolve(x, self.padding)
-        output = POOL.empty((len(x), height, width, len(self.weight)))
+        output = POOL.empty((len(x), height, width, len(self.weight)), dtype)
         images = max(_BAND_BYTES // (height * row_bytes), 1)
         rows = height if images > 1 else max(_BAND_BYTES // row_bytes, 1)
         for some, places in zip(x.split(images), output.split(images), strict=True):
@@ -96,16 +97,22 @@ class PackedLinear(nn.Module):
         return output
 
 
-def use_cpu_layers(network: nn.Module) -> None:
-    """Replace, in place, the layers of a network for inference in float32 on a CPU."""
+def use_cpu_layers(network: nn.Module, *, half: bool = False) -> None:
+    """Replace, in place, the layers of a network for inference on a CPU.
+
+    Args:
+        network: in inference form.
+        half: it computes in half precision, by autocast: only the memory is reused; oneDNN's own convolutions and
+            products are then faster than ours.
+    """
     for name, child in list(network.named_children()):
         # Only the plain classes: a subclass may pad by itself or standardise its weights.
         if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
-            setattr(network, name, _replacement(child))
-        elif type(child) is nn.Linear and child.in_features * child.out_features >= _LARGE_LINEAR:
+            setattr(network, name, BandedConv2d(child) if half else _replacement(child))
+        elif not half and type(child) is nn.Linear and child.in_features * child.out_features >= _LARGE_LINEAR:
             setattr(network, name, PackedLinear.pack(child))
         else:
-            use_cpu_layers(child)
+            use_cpu_layers(child, half=half)
 
 
 def _replacement(conv: nn.Conv2d) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.buffers import POOL
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.roi_levels import cut_by_level, in_order
 
@@ -143,7 +144,7 @@ def align_by_embedding_bag(
             boxes[chosen] / stride, height, width, grid.resolution, grid.sampling_ratio, aligned=grid.aligned
         )
         index = index + (image_index[chosen] * (height * width))[:, None, None]
-        table = features.permute(0, 2, 3, 1).reshape(-1, channels).to(boxes.dtype)
+        table = _in_precision(features.permute(0, 2, 3, 1), boxes.dtype).reshape(-1, channels)
         taps = index.shape[-1]
         pieces.append(
             functional.embedding_bag(index.view(-1, taps), table, mode="sum", per_sample_weights=weights.view(-1, taps))
@@ -153,6 +154,13 @@ def align_by_embedding_bag(
         members.append(chosen)
     output = in_order(pieces, members)
     return output.view(len(boxes), grid.resolution, grid.resolution, channels).permute(0, 3, 1, 2)
+
+
+def _in_precision(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half-precision features in the type of the sums; for inference in memory that is used again (`buffers.py`)."""
+    if features.dtype == dtype or torch.is_grad_enabled():
+        return features.to(dtype)
+    return POOL.empty(features.shape, dtype).copy_(features)
 
 
 def bilinear_taps(
