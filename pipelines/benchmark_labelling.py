@@ -6,6 +6,7 @@ writes what the model returns, full-size masks included.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import statistics
@@ -38,10 +39,12 @@ from pipelines.benchmarking import (
     write_figures,
 )
 from pipelines.cluster import connect
-from pipelines.labelling import label
+from pipelines.label_progress import LabelProgress
+from pipelines.labelling import LabelSummary, label
 
 _SAMPLE_SECONDS = 0.2
 _DOCUMENTED_BATCH = 2
+_LEAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class LabellingWay:
 
     Attributes:
         name: of the way.
-        images_per_second: median of the rounds, start-up apart.
+        images_per_second: median of the rounds, start-up apart (`_steady_rate`).
         ratio: median of the rounds' ratios to the bare loop.
         peak_bytes: largest resident size of any of its processes; 0 where it was not watched.
         written_bytes: size of the labels; 0 where it writes none.
@@ -111,6 +114,7 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                 predictor.predict([file.read_bytes()])
             seconds = [time.perf_counter() - started]
             output = Path(scratch) / f"labelled{index}"
+            points: list[tuple[int, float]] = []
             with _watched(peaks, 1):
                 summary = label(
                     LabelRun(
@@ -118,9 +122,11 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                         images=str(folder),
                         output=str(output),
                         label=LabelConfig(threads_per_worker=threads, precision=run.precision, use_gpu=run.use_gpu),
-                    )
+                    ),
+                    functools.partial(_note, points),
                 )
-            seconds.append(len(contents) / summary.images_per_second)
+            _note(points, summary)
+            seconds.append(len(contents) / _steady_rate(points))
             busy.append(1.0 - summary.waiting_share)
             found, sizes[1] = summary.detections, _size(output / "labels")
             if not run.checkpoint:
@@ -195,6 +201,23 @@ def _documented_way(run: BenchmarkRun, folder: Path, output: Path, threads: int)
         finally:
             context.enable_progress_bars = shown
         return time.time() - float(note.read_text())
+
+
+def _note(points: list[tuple[int, float]], state: LabelProgress | LabelSummary) -> None:
+    """Adds how many images are done, and after how many seconds from the first batch."""
+    done = state.done if isinstance(state, LabelProgress) else state.labelled_now
+    if state.images_per_second > 0:
+        points.append((done, done / state.images_per_second))
+
+
+def _steady_rate(points: Sequence[tuple[int, float]]) -> float:
+    """Images per second after the first quarter, when a new process has reached its pace and Ray has started the rest
+    of its own; of all images where they were done too soon to tell."""
+    total, end = points[-1]
+    for done, second in points:
+        if 4 * done >= total and end - second > _LEAST_SECONDS:
+            return (total - done) / (end - second)
+    return total / end
 
 
 def _size(folder: Path) -> int:

@@ -175,6 +175,12 @@ def test_what_differs_is_not_compared(monkeypatch: pytest.MonkeyPatch, images: P
         main(["detect", "--images", str(images), *SMALL])
 
 
+def test_the_pace_is_that_after_the_first_quarter() -> None:
+    points = [(1, 5.0), (20, 14.0), (30, 16.0), (100, 30.0)]
+    assert benchmark_labelling._steady_rate(points) == 70 / 14
+    assert benchmark_labelling._steady_rate([(1, 0.5), (40, 9.0), (41, 10.0)]) == 4.1
+
+
 @pytest.mark.ray
 @pytest.mark.slow  # a ResNet-50 detector in a Ray worker of its own: some 20 s
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns about settings of its own that it sets itself
