@@ -42,7 +42,7 @@ from pipelines.cluster import connect
 from pipelines.label_progress import LabelProgress
 from pipelines.labelling import LabelSummary, label
 
-_SAMPLE_SECONDS = 0.2
+_SAMPLE_SECONDS = 2.0  # looking is work too, and the kernel keeps the peaks
 _DOCUMENTED_BATCH = 2
 _LEAST_SECONDS = 2.0
 
