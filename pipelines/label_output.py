@@ -290,7 +290,8 @@ def read_tally(uri: str) -> Tally:
     """
     filesystem, path = storage.filesystem_and_path(uri)
     try:
-        metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+        schema = storage.patiently(uri, lambda: pq.read_schema(path, filesystem=filesystem))
+        metadata = schema.metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"output: cannot read the labels {uri!r}: {error}; delete the file to label it again"
@@ -310,7 +311,7 @@ def read_labels(uri: str) -> pa.Table:
     """The rows of one label file."""
     filesystem, path = storage.filesystem_and_path(uri)
     with storage.naming(uri):
-        return pq.read_table(path, filesystem=filesystem)
+        return storage.patiently(uri, lambda: pq.read_table(path, filesystem=filesystem))
 
 
 def tally_rows(table: pa.Table) -> Tally:

@@ -68,12 +68,18 @@ class Manifest:
 
     def read(self, part: int, start: int = 0, stop: int | None = None) -> pa.Table:
         """Rows start..stop of one part, `MANIFEST_SCHEMA`; reads only the row groups that hold them."""
-        filesystem, path = storage.filesystem_and_path(_part_uri(self.folder, part))
-        with storage.naming(path), pq.ParquetFile(path, filesystem=filesystem) as file:
-            stop = file.metadata.num_rows if stop is None else stop
-            groups = range(start // _ROWS_PER_GROUP, -(-stop // _ROWS_PER_GROUP))
-            table = file.read_row_groups(list(groups))
-        return table.slice(start - groups.start * _ROWS_PER_GROUP, stop - start)
+        uri = _part_uri(self.folder, part)
+        filesystem, path = storage.filesystem_and_path(uri)
+
+        def read() -> pa.Table:
+            with pq.ParquetFile(path, filesystem=filesystem) as file:
+                end = file.metadata.num_rows if stop is None else stop
+                groups = range(start // _ROWS_PER_GROUP, -(-end // _ROWS_PER_GROUP))
+                table = file.read_row_groups(list(groups))
+            return table.slice(start - groups.start * _ROWS_PER_GROUP, end - start)
+
+        with storage.naming(uri):
+            return storage.patiently(uri, read)
 
     def tables(self) -> Iterator[pa.Table]:
         """One part after the other."""
@@ -252,11 +258,15 @@ def _merge_range(files: tuple[str, ...], low: int, high: int, folder: str, numbe
 
 def _read_range(uri: str, low: int, high: int) -> pa.Table:
     filesystem, path = storage.filesystem_and_path(uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        groups = [file.metadata.row_group(index).column(0).statistics for index in range(file.num_row_groups)]
-        first = bisect_left([statistics.max for statistics in groups], low)
-        last = bisect_right([statistics.min for statistics in groups], high - 1)
-        table = file.read_row_groups(list(range(first, max(first, last))))
+
+    def read() -> pa.Table:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            groups = [file.metadata.row_group(index).column(0).statistics for index in range(file.num_row_groups)]
+            first = bisect_left([statistics.max for statistics in groups], low)
+            last = bisect_right([statistics.min for statistics in groups], high - 1)
+            return file.read_row_groups(list(range(first, max(first, last))))
+
+    table = storage.patiently(uri, read)
     ids = table.column("image_id")
     return table.filter(pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high - 1)))
 

@@ -9,16 +9,25 @@ process of a job sees them. Throttling, dropped connections and time-outs are tr
 import contextlib
 import functools
 import os
+import random
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
 from maskrcnn_core.errors import StorageError
 from pipelines.s3_client import naming_s3, s3_client, why_denied
-from pipelines.s3_settings import Limits, explain, is_forbidden, limits
+from pipelines.s3_settings import Limits, explain, is_forbidden, is_hopeless, limits
+
+_Result = TypeVar("_Result")
+
+# On top of the S3 client's own retries, which stop after `storage.max_attempts`.
+_ATTEMPTS = 4
+_PAUSE_SECONDS = 0.5
 
 
 def is_local(uri: str) -> bool:
@@ -93,6 +102,27 @@ def is_folder(uri: str) -> bool:
     return bool(_file_type(uri) == fs.FileType.Directory)
 
 
+def patiently(uri: str, action: Callable[[], _Result]) -> _Result:
+    """What `action` gives, which reads `uri`; on S3 it is tried again where that may help.
+
+    The client's own retries end where an answer has begun: a connection that breaks in the middle of an object is an
+    error at once.
+
+    Raises:
+        OSError: its last one; at once where there is no such object, or no right to read it.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except (FileNotFoundError, IsADirectoryError):
+            raise
+        except OSError as error:
+            if is_local(uri) or is_forbidden(error) or is_hopeless(error) or attempt + 1 == _ATTEMPTS:
+                raise
+        time.sleep(_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -100,9 +130,14 @@ def read_bytes(uri: str) -> bytes:
         StorageError: there is no such file, or it cannot be read.
     """
     filesystem, path = filesystem_and_path(uri)
-    with naming(uri), filesystem.open_input_file(path) as stream:
-        content: bytes = stream.read()
-    return content
+
+    def read() -> bytes:
+        with filesystem.open_input_file(path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    with naming(uri):
+        return patiently(uri, read)
 
 
 @contextlib.contextmanager
@@ -129,7 +164,7 @@ def size(uri: str) -> int:
     """Bytes of a file; 0 where there is none, or a folder."""
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
-        return filesystem.get_file_info(path).size or 0
+        return patiently(uri, lambda: filesystem.get_file_info(path)).size or 0
 
 
 def write_bytes_atomically(uri: str, content: bytes) -> None:
@@ -192,11 +227,11 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     """
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
-        found = filesystem.get_file_info(path)
+        found = patiently(uri, lambda: filesystem.get_file_info(path))
         if found.type != fs.FileType.Directory:
             what = "no such folder" if found.type == fs.FileType.NotFound else "is a file; expected a folder"
             raise StorageError(f"{uri}: {what}")
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        infos = patiently(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix))
     prefix = "" if is_local(uri) else "s3://"
     return sorted(
@@ -234,7 +269,7 @@ def delete_if_empty(uri: str) -> None:
 def _file_type(uri: str) -> fs.FileType:
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
-        return filesystem.get_file_info(path).type
+        return patiently(uri, lambda: filesystem.get_file_info(path)).type
 
 
 @contextlib.contextmanager

@@ -229,7 +229,7 @@ def _count_rows(files: Sequence[str]) -> int:
     def rows(uri: str) -> int:
         filesystem, path = storage.filesystem_and_path(uri)
         try:
-            return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
+            return int(storage.patiently(uri, lambda: pq.read_metadata(path, filesystem=filesystem)).num_rows)
         except (pa.ArrowInvalid, OSError) as error:
             raise StorageError(f"labels: cannot read the run's manifest {uri!r}: {error}") from error
 
@@ -320,7 +320,8 @@ def _match_task(names: Sequence[str], num_wanted: int, *parts: Any) -> Findings:
 def _manifest_ids(uri: str) -> _Int64:
     filesystem, path = storage.filesystem_and_path(uri)
     try:
-        column = pq.read_table(path, filesystem=filesystem, columns=["image_id"]).column("image_id")
+        table = storage.patiently(uri, lambda: pq.read_table(path, filesystem=filesystem, columns=["image_id"]))
+        column = table.column("image_id")
         ids: _Int64 = column.cast(pa.int64()).to_numpy()
     except (pa.ArrowInvalid, KeyError, OSError) as error:
         raise StorageError(f"labels: cannot read image_id in the run's manifest {uri!r}: {error}") from error
@@ -349,10 +350,11 @@ def check_label_files(
 
 def _check_file(uri: str, model: str | None) -> tuple[FileReport, _Int64]:
     """Everything about one file; one that is damaged is an offence, not an error."""
-    filesystem, path = storage.filesystem_and_path(uri)
     report, ids = FileReport(), [np.empty(0, np.int64)]
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
+        # Whole, since a connection that breaks in the middle is no fault of the file: reading is tried again.
+        content = storage.read_bytes(uri)
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
             report += FileReport(_check_schema(file.schema_arrow))
             if report.findings.counts:
                 return report, ids[0]

@@ -1,6 +1,7 @@
 """Labelling from S3 to S3, on a server of this machine behind a proxy that misbehaves."""
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -13,11 +14,13 @@ from PIL import Image
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.errors import ImageError, StorageError
+from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.storage_config import StorageConfig
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.cluster import connect
+from pipelines.evaluation import evaluate
 from pipelines.image_reading import ImageReader
 from pipelines.label_progress import LabelProgress
 from pipelines.labelling import LabelSummary, label
@@ -106,8 +109,39 @@ def test_prefix_to_labels_with_throttling_dropped_connections_and_a_resume(image
     verified = verify(VerifyRun(labels="s3://bucket/out"))
     assert verified.passed
     assert (verified.rows, verified.images) == (COUNT, COUNT)
+    assert_scores_of_themselves(rows)
     with pytest.raises(StorageError, match="holds another run"):
         label(replace(run, checkpoint="slow"), detector=FAKE)
+
+
+def assert_scores_of_themselves(rows: list[dict]) -> None:
+    """With what was found as the ground truth, on S3 as well, every number is 1."""
+    objects = [(row["image_id"], found) for row in rows for found in row["detections"]]
+    annotations = {
+        "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
+        "categories": [
+            {"id": id, "name": name} for id, name in {(o["category_id"], o["category"]) for _, o in objects}
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": found["category_id"],
+                "bbox": found["bbox"],
+                "area": found["bbox"][2] * found["bbox"][3],
+                "segmentation": found["segmentation"],
+                "iscrowd": 0,
+            }
+            for number, (image_id, found) in enumerate(objects, 1)
+        ],
+    }
+    storage.write_bytes_atomically("s3://bucket/truth.json", json.dumps(annotations).encode())
+    output = "s3://bucket/scores.json"
+    scored = evaluate(EvaluateRun(labels="s3://bucket/out", annotations="s3://bucket/truth.json", output=output))
+    written = json.loads(storage.read_bytes(output))
+    for kind in ("bbox", "segm"):
+        assert list(scored.scores.stats[kind][:2]) == [1.0, 1.0]
+        assert written["stats"][kind][0] == 1.0
 
 
 @pytest.mark.usefixtures("cluster")

@@ -121,3 +121,29 @@ def test_local_paths_come_out_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_join(parts: tuple[str, ...], expected: str) -> None:
     assert storage.join(*parts) == expected
+
+
+def test_what_may_help_is_tried_again_on_s3_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PAUSE_SECONDS", 0.0)
+    outcomes: list[OSError | str] = []
+
+    def action() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    broken = OSError("AWS Error INTERNAL_FAILURE during GetObject operation: Failed to flush response stream")
+    outcomes[:] = [broken, broken, "content"]
+    assert storage.patiently("s3://bucket/key", action) == "content"
+    for uri, errors in (
+        ("/local", [broken]),
+        ("s3://bucket/key", [broken] * 4),
+        ("s3://bucket/key", [FileNotFoundError("gone")]),
+        ("s3://bucket/key", [OSError("AWS Error ACCESS_DENIED during GetObject operation")]),
+        ("s3://bucket/key", [OSError("InvalidAccessKeyId: no such key")]),
+    ):
+        outcomes[:] = [*errors, "too late"]
+        with pytest.raises(type(errors[-1])):
+            storage.patiently(uri, action)
+        assert outcomes == ["too late"]
