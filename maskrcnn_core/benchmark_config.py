@@ -32,13 +32,15 @@ class BenchmarkRun:
     """Images of one call (detect)."""
     threads: int = 0
     """CPU threads of both sides; 0 = the machine's cores."""
+    workers: int = 1
+    """Detector processes of jobs.label, which share the threads (label)."""
     output: str = ""
     """JSON file for all figures; empty = none."""
     trace: str = ""
     """Chrome trace of one more image (stages) or step (train), for Perfetto or chrome://tracing; empty = none."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "rounds", "short_side", "max_detections", "batch"):
+        for name in ("num_images", "rounds", "short_side", "max_detections", "batch", "workers"):
             require_positive(name, getattr(self, name))
         require_not_negative("threads", self.threads)
 

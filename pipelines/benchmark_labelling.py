@@ -121,7 +121,12 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                         checkpoint=str(checkpoint),
                         images=str(folder),
                         output=str(output),
-                        label=LabelConfig(threads_per_worker=threads, precision=run.precision, use_gpu=run.use_gpu),
+                        label=LabelConfig(
+                            num_workers=run.workers,
+                            threads_per_worker=max(1, threads // run.workers),
+                            precision=run.precision,
+                            use_gpu=run.use_gpu,
+                        ),
                     ),
                     functools.partial(_note, points),
                 )
