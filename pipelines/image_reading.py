@@ -1,18 +1,12 @@
 """The bytes of one image, local or on S3: tried again where that helps, a failed row where the image is at fault, and
 the end of the run where no other image could be read either."""
 
-import random
 import threading
-import time
 
 from maskrcnn_core.errors import ImageError, StorageError
 from pipelines import storage
 from pipelines.s3_client import why_denied
 from pipelines.s3_settings import explain, is_forbidden, is_hopeless
-
-# On top of the S3 client's own retries, which stop after `storage.max_attempts`.
-_ATTEMPTS = 3
-_PAUSE_SECONDS = 1.0
 
 # So many images in a row that storage refuses, with none in between, are no fault of the images.
 _MOST_REFUSED_IN_A_ROW = 16
@@ -38,23 +32,16 @@ class ImageReader:
         Raises:
             StorageError: wrong credentials, no such bucket, or storage has refused many images in a row.
         """
-        for attempt in range(_ATTEMPTS):
-            try:
-                content = _read(uri, self._most_bytes)
-            except OSError as error:
-                failure: OSError = error
-                text = why_denied(uri) if is_forbidden(error) and not storage.is_local(uri) else str(error)
-                if is_hopeless(text):
-                    raise StorageError(f"{uri}: {explain(text)}") from error
-                if is_forbidden(error) or storage.is_local(uri):
-                    break
-                if attempt + 1 < _ATTEMPTS:
-                    time.sleep(_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
-            else:
-                with self._lock:
-                    self._refused = 0
-                return content
-        return self._refusal(uri, failure)
+        try:
+            content = storage.patiently(uri, lambda: _read(uri, self._most_bytes))
+        except OSError as error:
+            text = why_denied(uri) if is_forbidden(error) and not storage.is_local(uri) else str(error)
+            if is_hopeless(text):
+                raise StorageError(f"{uri}: {explain(text)}") from error
+            return self._refusal(uri, error)
+        with self._lock:
+            self._refused = 0
+        return content
 
     def _refusal(self, uri: str, error: OSError) -> ImageError:
         forbidden = is_forbidden(error)
