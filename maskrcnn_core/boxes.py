@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.structures import is_fixed_size
 
 # A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp
@@ -117,6 +118,8 @@ def suppress(
     valid: Tensor,
     max_overlap: float,
     *,
+    ranked: bool = False,
+    max_kept: int | None = None,
     fixed_size: bool | None = None,
 ) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
@@ -126,11 +129,15 @@ def suppress(
         groups: [N, M] int64, boxes of different groups never suppress each other.
         valid: [N, M] bool, other slots are neither kept nor suppress.
         max_overlap: IoU above which the weaker of two boxes goes; of equal scores the earlier slot stays.
+        ranked: the valid slots of each image come in order of falling score.
+        max_kept: the best so many survivors of an image are enough; those after them may be left out. None = all.
         fixed_size: one call for all images and groups, of a size that does not depend on data; None = on a GPU.
 
     Returns:
         [N, M] bool, true for the survivors.
     """
+    if use_kernels(boxes):
+        return _suppress_by_kernel(boxes, scores, groups, valid, max_overlap, ranked=ranked, max_kept=max_kept)
     if is_fixed_size(boxes, fixed_size):
         return _suppress_at_once(boxes, scores, groups, valid, max_overlap)
     keep = torch.zeros_like(valid)
@@ -147,6 +154,33 @@ def suppress(
             continue
         flat_keep[members[torchvision.ops.nms(flat_boxes[members], flat_scores[members], max_overlap)]] = True
     return keep
+
+
+def _suppress_by_kernel(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    max_overlap: float,
+    *,
+    ranked: bool,
+    max_kept: int | None,
+) -> Tensor:
+    """`suppress` in one launch that nobody waits for (`kernels/suppression.py`)."""
+    from maskrcnn_core.kernels.suppression import suppress_ranked
+
+    if ranked:
+        return suppress_ranked(boxes, groups, valid, max_overlap, max_kept)
+    # Stable, so that of equal scores the earlier slot comes first.
+    order = torch.where(valid, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    kept = suppress_ranked(
+        boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+        groups.gather(1, order),
+        valid.gather(1, order),
+        max_overlap,
+        max_kept,
+    )
+    return torch.zeros_like(valid).scatter_(1, order, kept)
 
 
 def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_overlap: float) -> Tensor:

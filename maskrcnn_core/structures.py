@@ -35,9 +35,13 @@ def valid_slots(count: Tensor, slots: int) -> Tensor:
     return torch.arange(slots, device=count.device) < count[:, None]
 
 
-def is_fixed_size(tensor: Tensor, wanted: bool | None) -> bool:
+fixed_size_everywhere = False
+"""Compute on a CPU, too, in the shapes of a GPU; for tests."""
+
+
+def is_fixed_size(tensor: Tensor, wanted: bool | None = None) -> bool:
     """Whether no shape may depend on data, which on a GPU would make the host wait for it; None = on a GPU alone."""
-    return tensor.is_cuda if wanted is None else wanted
+    return (tensor.is_cuda or fixed_size_everywhere) if wanted is None else wanted
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class ImageBatch:
     """Images as the network sees them.
 
     Attributes:
-        pixels: [N, 3, H, W] float32, normalised; zero right of and below each image. H, W fit the size divisor.
+        pixels: [N, 3, H, W] float32, or bfloat16 where the network rounds them to it; normalised; zero right of and
+            below each image. H, W fit the size divisor.
         input_sizes: [N, 2] int64, (height, width) of each resized image within `pixels`.
         original_sizes: [N, 2] int64, (height, width) of each image file.
     """

@@ -242,7 +242,16 @@ def _survivors(
             fixed_size=fixed_size,
         )
         return order, kept, (kept > rule.min_score).sum(dim=1)
-    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
+    keep = suppress(
+        boxes,
+        scores,
+        groups,
+        valid,
+        rule.nms_overlap,
+        ranked=True,
+        max_kept=rule.max_detections,
+        fixed_size=fixed_size,
+    )
     order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices
     order = order[:, : rule.max_detections]
     count = keep.sum(dim=1).clamp(max=order.shape[1])

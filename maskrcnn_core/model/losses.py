@@ -64,7 +64,9 @@ def box_regression_loss(
     if kind not in ("giou", "ciou"):
         raise ConfigError(f"box_loss: got {kind!r}, expected 'smooth_l1', 'giou' or 'ciou'")
     # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
-    kept, unit = counted[..., None], wanted.new_tensor([0.0, 0.0, 1.0, 1.0])
+    unit = wanted.new_zeros(4)
+    unit[2:] = 1.0  # made there: a copy from the host would be waited for
+    kept = counted[..., None]
     predicted = decode_deltas(torch.where(kept, deltas, 0.0), torch.where(kept, references, unit), weights)
     losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, torch.where(kept, wanted, unit))
     return torch.where(counted, losses, 0.0).sum()

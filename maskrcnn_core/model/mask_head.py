@@ -189,9 +189,9 @@ def mask_targets(
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
         boxes = torch.cat((boxes[:, :2], boxes[:, :2] + sides), dim=1) + 0.5
     origins = frames[:, :2].repeat(1, 2)
-    ratios = boxes.new_tensor([side_x, side_y, side_x, side_y]) / (frames[:, 2:] - frames[:, :2]).repeat(1, 2).clamp(
-        min=1e-6
-    )
+    cells = boxes.new_full((4,), side_x)
+    cells[1::2] = side_y
+    ratios = cells / (frames[:, 2:] - frames[:, :2]).repeat(1, 2).clamp(min=1e-6)
     regions = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
     rois = torch.cat((regions, (boxes - origins) * ratios), dim=1)
     wanted: Tensor = torchvision.ops.roi_align(crops[:, None], rois, size, 1.0, -1, True)[:, 0]

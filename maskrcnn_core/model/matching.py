@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import pairwise_coverage, pairwise_iou
-from maskrcnn_core.structures import Targets
+from maskrcnn_core.structures import Targets, is_fixed_size
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
@@ -66,14 +66,14 @@ def match(
             3.1.2, rule i).
         crowd_overlap: a negative with more than this share of its area in a crowd region is ignored.
     """
-    if candidates.is_cuda:
+    if is_fixed_size(candidates):
         best, objects, leading = _overlaps_at_once(candidates, targets, rescue_best=rescue_best)
     else:
         best, objects, leading = _overlaps_by_image(candidates, targets, rescue_best=rescue_best)
     kinds = torch.where(best < negative_overlap, NEGATIVE, IGNORED)
     kinds = torch.where((best >= positive_overlap) | leading, POSITIVE, kinds)
     # Looking first would make a GPU wait for the answer; on a CPU it saves the work of most batches.
-    if targets.crowd.is_cuda or bool(targets.crowd.any()):
+    if is_fixed_size(candidates) or bool(targets.crowd.any()):
         in_crowd = pairwise_coverage(candidates, targets.boxes).masked_fill(~targets.crowd[:, None, :], 0.0)
         kinds = torch.where((in_crowd.amax(dim=2) > crowd_overlap) & (kinds == NEGATIVE), IGNORED, kinds)
     return Matches(kinds, objects)

@@ -24,6 +24,7 @@ from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.pyramids import Pyramid
 from maskrcnn_core.model.region_rows import (
     REGIONS_AT_ONCE,
+    DelayedCount,
     PositiveRegions,
     image_index_of,
     in_pieces,
@@ -34,6 +35,9 @@ from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
+
+# Shapes of batches whose anchors are kept, a few megabytes each.
+_SHAPES_WITH_ANCHORS = 8
 
 _NO_PROPOSALS = (
     "model.rpn.enabled: is false, so this detector makes no proposals, and none are given; expected "
@@ -149,7 +153,7 @@ class RegionDetector(nn.Module):
         self.normalizer: Normalizer = own_count
         self.fixed_size: bool | None = None
         self.compiled_maps: Callable[[Tensor], list[Tensor]] | None = None
-        self._anchor_cache: tuple[object, list[Tensor]] | None = None
+        self.anchor_cache: dict[object, list[Tensor]] = {}
 
     def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals | None = None) -> dict[str, Tensor]:
         """Losses of a batch.
@@ -312,19 +316,23 @@ class RegionDetector(nn.Module):
         )
 
     def _grid(self, features: ImageFeatures) -> list[Tensor]:
-        """Anchors of the batch, kept for the next one, which mostly has the same shape."""
+        """Anchors of the batch, kept for the next one, which mostly has one of a few shapes."""
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in features.maps)
         device = features.maps[0].device
-        key = (features.input_shape, device)
-        if self._anchor_cache is None or self._anchor_cache[0] != key:
-            grid = pyramid_anchors(self.anchors, self.pyramid.strides, shapes, features.input_shape, device)
-            self._anchor_cache = (key, grid)
-        return self._anchor_cache[1]
+        key = (features.input_shape, shapes, device)
+        if key not in self.anchor_cache:
+            if len(self.anchor_cache) >= _SHAPES_WITH_ANCHORS:
+                self.anchor_cache.pop(next(iter(self.anchor_cache)))
+            self.anchor_cache[key] = pyramid_anchors(
+                self.anchors, self.pyramid.strides, shapes, features.input_shape, device
+            )
+        return self.anchor_cache[key]
 
     def _region_losses(self, maps: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         assert self.box_head is not None
         with torch.no_grad():
             samples = self._sample_regions(proposals, targets)
+            num_positives = DelayedCount(samples.positive)
         image_index = image_index_of(samples.labels)
         regions = self._cut(maps, samples.boxes.flatten(0, 1), image_index.flatten(), self.box_transform)
         class_logits, box_deltas = self.box_head(regions)
@@ -340,7 +348,7 @@ class RegionDetector(nn.Module):
         if self.rpn_head is None:
             # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all of them.
             losses["roi_class"] = losses["roi_class"] + 0.0 * torch.stack([level.sum() for level in maps]).sum()
-        front = PositiveRegions(samples, image_index)
+        front = PositiveRegions(samples, image_index, num_positives)
         if self.mask_head is not None:
             assert self.mask_transform is not None
             assert self.box_transform is not None

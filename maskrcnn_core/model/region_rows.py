@@ -16,10 +16,44 @@ from maskrcnn_core.structures import is_fixed_size
 REGIONS_AT_ONCE = 250
 _MASKS_AT_ONCE = 25
 
+# On a GPU the numbers of positive regions are rounded up to multiples of this.
+_POSITIVES_STEP = 64
+
+
+class DelayedCount:
+    """How many of some flags are set, on its way to the host while the device goes on with what is asked of it next.
+
+    Args:
+        flags: any shape, bool.
+    """
+
+    def __init__(self, flags: Tensor) -> None:
+        self._count = flags.sum()
+        self._event: torch.cuda.Event | None = None
+        if self._count.is_cuda:
+            self._count = torch.empty_like(self._count, device="cpu", pin_memory=True).copy_(
+                self._count, non_blocking=True
+            )
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> int:
+        """The number; waits until the device has come to where it was asked for."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._count)
+
 
 class PositiveRegions:
-    """The sampled regions that masks and keypoints learn on: on a CPU the positives, on a GPU all slots that positives
-    may fill.
+    """The sampled regions that masks and keypoints learn on: on a CPU the positives, on a GPU the positives and some
+    more, so that few sizes occur.
+
+    Args:
+        samples: the sampled regions, positives first.
+        image_index: [N, S], image of each.
+        count: of the positives. Asked for when they were drawn and read when the box head has been launched, it costs
+            a GPU no time: it has the box head to do. Heads on all slots that positives may fill would cost several
+            times as much as those on the positives of a usual batch.
 
     Attributes:
         slots: [R] int64, place among the N * S sampled regions.
@@ -27,10 +61,14 @@ class PositiveRegions:
         positive: [R] bool.
     """
 
-    def __init__(self, samples: RoISamples, image_index: Tensor) -> None:
+    def __init__(self, samples: RoISamples, image_index: Tensor, count: DelayedCount) -> None:
         front = slice(0, max(samples.max_positives, 1))
         positive = samples.positive[:, front].flatten()
-        rows = rows_to_compute(positive)
+        if is_fixed_size(positive):
+            rounded = -(-max(count.read(), 1) // _POSITIVES_STEP) * _POSITIVES_STEP
+            rows = torch.argsort((~positive).to(torch.uint8), stable=True)[:rounded]
+        else:
+            rows = positive.nonzero()[:, 0]
         all_slots = torch.arange(samples.labels.numel(), device=rows.device).view(samples.labels.shape)
         self.slots = all_slots[:, front].flatten()[rows]
         self.boxes = samples.boxes[:, front].flatten(0, 1)[rows]

@@ -1,8 +1,9 @@
 """RoIAlign: bilinear samples at exact positions of a region, averaged or maximised in each bin (Mask R-CNN, section 3).
 
-Two ways to the same numbers. On a CPU with a fixed number of samples, every output bin is a weighted sum of rows of the
-channels-last feature table, which is what an embedding bag computes: the loop over channels is contiguous and the
-result is channels-last as the heads want it. Elsewhere torchvision's operator does it, once per level.
+Three ways to the same numbers. On a CPU with a fixed number of samples, every output bin is a weighted sum of rows of
+the channels-last feature table, which is what an embedding bag computes: the loop over channels is contiguous and the
+result is channels-last as the heads want it. On a GPU a kernel of ours cuts from all levels at once. Elsewhere
+torchvision's operator does it, once per level.
 
 The maximum over a bin's samples is the same transform with a bin for each sample, followed by max pooling.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.buffers import POOL
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.roi_levels import cut_by_level, in_order
@@ -69,7 +71,26 @@ def roi_align(
         return functional.max_pool2d(roi_align(maps, boxes, image_index, levels, strides, each), samples)
     if samples > 0 and not boxes.is_cuda and maps[0].dtype in (boxes.dtype, torch.bfloat16, torch.float16):
         return align_by_embedding_bag(maps, boxes, image_index, levels, strides, grid)
+    if _fits_kernel(maps, boxes, samples):
+        from maskrcnn_core.kernels.region_features import align_regions
+
+        return align_regions(
+            maps,
+            boxes.float(),
+            image_index,
+            levels,
+            strides,
+            resolution=grid.resolution,
+            samples=samples,
+            aligned=grid.aligned,
+        )
     return align_by_operator(maps, boxes, image_index, levels, strides, grid)
+
+
+def _fits_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
+    """Whether `kernels/region_features.py` can do it; its gradient adds in no fixed order."""
+    alike = len({level.dtype for level in maps}) == 1 and len(maps) <= 4
+    return samples > 0 and alike and use_kernels(boxes) and not torch.are_deterministic_algorithms_enabled()
 
 
 def align_by_operator(

@@ -114,7 +114,11 @@ def propose(
     valid = have_min_size(all_boxes, rule.min_size)
     if rule.min_score > 0:
         valid &= all_scores >= rule.min_score
-    keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap, fixed_size=fixed_size)
+    if is_fixed_size(all_boxes, fixed_size):
+        lengths = [level_scores.shape[1] for level_scores in scores]
+        keep = _suppress_levels(all_boxes, all_scores, valid, lengths, rule)
+    else:
+        keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap, fixed_size=False)
     ranked = torch.where(keep, all_scores, -1.0)
     # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]
@@ -127,6 +131,38 @@ def propose(
         scores=torch.where(real, all_scores.gather(1, order), 0.0),
         count=count,
     )
+
+
+def _suppress_levels(
+    boxes: Tensor, scores: Tensor, valid: Tensor, lengths: Sequence[int], rule: ProposalRule
+) -> Tensor:
+    """Survivors [N, M] of non-maximum suppression within each level, all levels of all images side by side.
+
+    Args:
+        boxes: [N, M, 4], scores, valid: [N, M], level by level, each level best first.
+        lengths: slots of each level.
+    """
+    longest = max(lengths)
+
+    def side_by_side(values: Tensor) -> Tensor:
+        """[N, M, ...] -> [N * L, longest, ...], zeros where a level has fewer."""
+        padded = values.new_zeros(len(values), len(lengths), longest, *values.shape[2:])
+        for level, part in enumerate(values.split(list(lengths), dim=1)):
+            padded[:, level, : part.shape[1]] = part
+        return padded.flatten(0, 1)
+
+    ranks = side_by_side(scores)
+    keep = suppress(
+        side_by_side(boxes),
+        ranks,
+        torch.zeros_like(ranks, dtype=torch.int64),
+        side_by_side(valid),
+        rule.nms_overlap,
+        ranked=True,
+        max_kept=rule.post_nms,
+        fixed_size=True,
+    ).unflatten(0, (len(boxes), len(lengths)))
+    return torch.cat([keep[:, level, :length] for level, length in enumerate(lengths)], dim=1)
 
 
 @dataclass(frozen=True)

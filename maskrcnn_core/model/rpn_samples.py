@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.roi_levels import in_order
-
-_NEIGHBOURS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
+from maskrcnn_core.structures import is_fixed_size
 
 
 def outputs_at(
@@ -45,17 +44,18 @@ def _neighbourhoods(pyramid: Sequence[Tensor], image: Tensor, position: Tensor) 
         image: [M]; position: [M] counted through the cells of all levels, finest first.
     """
     pieces, members, start = [], [], 0
+    fixed = is_fixed_size(position)
     for level in pyramid:
         height, width = level.shape[-2:]
         here = (position >= start) & (position < start + height * width)
         # A GPU looks at every position on every level, rather than have the host wait for how many there are. A level
         # without any stays in the graph: data-parallel training waits for all gradients.
-        rows = torch.arange(len(position), device=position.device) if position.is_cuda else here.nonzero()[:, 0]
+        rows = torch.arange(len(position), device=position.device) if fixed else here.nonzero()[:, 0]
         found = _cells_around(level, image[rows], position[rows] - start, here[rows])
         pieces.append(found)
         members.append(rows)
         start += height * width
-    if position.is_cuda:
+    if fixed:
         return torch.stack(pieces).sum(dim=0)
     return in_order(pieces, members)
 
@@ -64,9 +64,8 @@ def _cells_around(level: Tensor, image: Tensor, cell: Tensor, real: Tensor) -> T
     """[m, 9 C] of one level; zeros where not `real`."""
     channels, height, width = level.shape[1:]
     row, column = cell // width, cell % width
-    down = torch.tensor([step for step, _ in _NEIGHBOURS], device=cell.device)
-    right = torch.tensor([step for _, step in _NEIGHBOURS], device=cell.device)
-    rows, columns = row[:, None] + down, column[:, None] + right
+    steps = torch.arange(9, device=cell.device)
+    rows, columns = row[:, None] + steps // 3 - 1, column[:, None] + steps % 3 - 1
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width) & real[:, None]
     place = (image[:, None] * height + rows) * width + columns
     table = level.permute(0, 2, 3, 1).reshape(-1, channels)

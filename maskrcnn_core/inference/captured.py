@@ -1,0 +1,132 @@
+"""Detection recorded once for each shape of batch and replayed as one launch (CUDA graphs).
+
+A detector is some thousand kernels. At one image a batch the host needs longer to launch them than the device to run
+them; replayed, they cost one launch. Recording needs what `fixed_size` detection has anyway: no shape that depends on
+data and nothing that waits for the device. Replays overwrite each other's memory, so what comes out is copied.
+"""
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from maskrcnn_core.structures import Detections, ImageBatch
+
+_LOGGER = logging.getLogger(__name__)
+
+MOST_SHAPES = 8
+"""Recordings that are kept. All use the same memory, as much as the largest batch needs."""
+
+_SEEN_BEFORE = 1
+_WARM_UPS = 3
+
+Compute = Callable[[ImageBatch], Detections]
+_Structure = TypeVar("_Structure", bound=Any)
+
+
+class Recording(Protocol):
+    """What replays a computation on inputs of the shape it was recorded with."""
+
+    def __call__(self, images: ImageBatch, /) -> Detections:
+        """The results, in memory of their own."""
+        ...
+
+
+class CapturedByShape:
+    """`compute`, recorded for the first `most_shapes` shapes that come a second time; as it is for any other.
+
+    A shape that cannot be recorded (an operator that waits for the device) is computed as it is, and the log says so.
+
+    Args:
+        compute: of a batch on a CUDA device; no result depends on an earlier call.
+        kept_alive: what `compute` reads beside its argument and might replace later, such as cached anchors; asked for
+            after each recording, which holds on to it.
+        record: makes a recording; another one for tests.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        kept_alive: Callable[[], object] = lambda: None,
+        most_shapes: int = MOST_SHAPES,
+        record: Callable[[Compute, ImageBatch], Recording] | None = None,
+    ) -> None:
+        self._compute, self._kept_alive, self._most_shapes = compute, kept_alive, most_shapes
+        self._record = record or _record_in_common_memory()
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        self._recordings: dict[tuple[object, ...], tuple[Recording, object]] = {}
+
+    def __call__(self, images: ImageBatch) -> Detections:
+        """What `compute` makes of the images."""
+        shape = (*images.pixels.shape, images.pixels.dtype)
+        if shape in self._recordings:
+            return self._recordings[shape][0](images)
+        self._seen[shape] += 1
+        if self._seen[shape] <= _SEEN_BEFORE or len(self._recordings) >= self._most_shapes:
+            return self._compute(images)
+        recording: Recording
+        try:
+            recording = self._record(self._compute, images)
+        except RuntimeError as error:
+            _LOGGER.warning("batches of %s are not recorded as a CUDA graph: %s", list(shape[:-1]), error)
+            recording = self._compute
+        self._recordings[shape] = recording, self._kept_alive()
+        return recording(images)
+
+
+def _record_in_common_memory() -> Callable[[Compute, ImageBatch], Recording]:
+    """Records into one pool of memory: recordings are never replayed at the same time."""
+    pool: list[Any] = []
+
+    def record(compute: Compute, images: ImageBatch) -> Recording:
+        if not pool:
+            pool.append(torch.cuda.graph_pool_handle())
+        return _Graph(compute, images, pool[0])
+
+    return record
+
+
+class _Graph:
+    """A CUDA graph of `compute` for inputs of one shape."""
+
+    def __init__(self, compute: Compute, images: ImageBatch, pool: Any) -> None:
+        self._inputs = _cloned(images)
+        self._graph = torch.cuda.CUDAGraph()
+        device = images.pixels.device
+        with _algorithms_tried_out():
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UPS):
+                    compute(self._inputs)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            # Other threads (pinned memory of the next batch) may go on meanwhile.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._outputs = compute(self._inputs)
+
+    def __call__(self, images: ImageBatch) -> Detections:
+        for field in fields(images):
+            getattr(self._inputs, field.name).copy_(getattr(images, field.name), non_blocking=True)
+        self._graph.replay()
+        return _cloned(self._outputs)
+
+
+@contextlib.contextmanager
+def _algorithms_tried_out() -> Iterator[None]:
+    """cuDNN times its algorithms for each new convolution, which pays for a shape that is replayed."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _cloned(structure: _Structure) -> _Structure:
+    values = {field.name: getattr(structure, field.name) for field in fields(structure)}
+    return replace(structure, **{name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})
