@@ -17,7 +17,10 @@ class BenchmarkRun:
     rounds: int = 3
     """Interleaved rounds; the median counts."""
     short_side: int = 800
-    """Short side of the network's input, pixels; the long side is limited to 5/3 of it."""
+    """Short side of the network's input, pixels."""
+    long_side: int = 0
+    """Limit of its long side, pixels; in detect and train every image is first brought to these sides. 0 = 5/3 of the
+    short side, whatever the images' shape; in train 4/3."""
     max_detections: int = 100
     """Detections of an image; the random weights always find that many."""
     model: Literal["masks", "keypoints"] = "masks"
@@ -34,6 +37,13 @@ class BenchmarkRun:
     """CPU threads of both sides; 0 = the machine's cores."""
     workers: int = 1
     """Detector processes of jobs.label, which share the threads (label)."""
+    steps: int = 0
+    """Consecutive steps of a round (train); 0 = 1 on a CPU, 20 on a GPU."""
+    loaders: int = 0
+    """Processes of each side that prepare inputs in the background (train); 0 = on a CPU none, inputs are prepared
+    within the step; on a GPU all cores but two, at most 12."""
+    ablate: bool = False
+    """Measure ours without single optimisations, too (train)."""
     output: str = ""
     """JSON file for all figures; empty = none."""
     trace: str = ""
@@ -42,7 +52,10 @@ class BenchmarkRun:
     def __post_init__(self) -> None:
         for name in ("num_images", "rounds", "short_side", "max_detections", "batch", "workers"):
             require_positive(name, getattr(self, name))
-        require_not_negative("threads", self.threads)
+        for name in ("threads", "steps", "loaders"):
+            require_not_negative(name, getattr(self, name))
+        long_side_fits = self.long_side == 0 or self.long_side >= self.short_side
+        require(long_side_fits, "long_side", self.long_side, f"0, or at least short_side ({self.short_side})")
 
 
 @dataclass(frozen=True)

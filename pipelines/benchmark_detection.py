@@ -9,8 +9,8 @@ trained network is in the README). Needs no Ray.
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 import pycocotools.mask
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.data.decode import decode_image
@@ -36,6 +37,7 @@ _MAX_PIXELS = 178_956_970
 _SAME_BOX, _SAME_MASK, _SAME_POINT = 0.95, 0.95, 2.0  # IoU, IoU, pixels
 # Rounding decides who is the 100th.
 _LEAST_AGREEMENT = 0.95
+_GPU_WARM_UPS = 2
 
 Label = dict[str, Any]
 
@@ -86,6 +88,8 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     use_threads(run.threads)
     device = torch.device("cuda" if run.use_gpu else "cpu")
     images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
+    if run.long_side:
+        images = [_brought_to(image, (run.short_side, run.long_side)) for image in images]
     batches = [images[first : first + run.batch] for first in range(0, len(images), run.batch)]
     peer = peer_of(run)
     precisions: list[Literal["float32", "bfloat16"]] = ["float32"]
@@ -102,7 +106,8 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     for precision, predictor in predictors.items():
         ways[f"ours, {precision}"] = functools.partial(our_labels, predictor)
 
-    found = {name: [labels for batch in batches for labels in way(batch)] for name, way in ways.items()}  # warm-up too
+    with _exact_float32():
+        found = {name: [labels for batch in batches for labels in way(batch)] for name, way in ways.items()}
     theirs = found[next(iter(ways))]
     shared = {name: agreement(theirs, labels) for name, labels in found.items()}
     if shared["ours, float32"] < _LEAST_AGREEMENT:
@@ -111,6 +116,9 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         )
     peaks = dict.fromkeys(ways, 0)
     rounds: list[list[float]] = []
+    for _ in range(_GPU_WARM_UPS if run.use_gpu else 0):  # a shape is recorded when it comes again
+        for way in ways.values():
+            _seconds(way, batches, device)
     for _ in range(run.rounds):
         seconds = []
         for name, way in ways.items():
@@ -209,6 +217,23 @@ def _same(one: Label, other: Label) -> bool:
         points = [np.reshape(label["keypoints"], (-1, 3))[:, :2] for label in (one, other)]
         return bool(np.median(np.abs(points[0] - points[1])) <= _SAME_POINT)
     return True
+
+
+def _brought_to(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] uint8 at another (height, width), so that the network's input has one size for all images."""
+    return functional.interpolate(image[None].float(), size=size, mode="bilinear")[0].round().to(torch.uint8)
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Within it float32 is float32: on a GPU torch lets convolutions round to TF32, which decides between scores that
+    lie close together. The times are taken as torch is set."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _seconds(way: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]], device: torch.device) -> float:

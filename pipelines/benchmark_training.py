@@ -1,15 +1,15 @@
-"""A training step of torchvision's `maskrcnn_resnet50_fpn` against ours: same weights, images and objects, in one run.
+"""Training torchvision's `maskrcnn_resnet50_fpn` against ours: same weights, images and objects, in one run.
 
 Both start from decoded images and masks of the whole image, as a data set gives them, at the size that the network
 sees, and end with updated weights. First the losses are compared, with every anchor and region sampled so that no
 chance is in them. The peer is built as torchvision builds it for fine-tuning: frozen batch norms, three trainable
-stages.
+stages. On a CPU single steps are timed, inputs prepared within them; on a GPU loops of steps, with loaders in the
+background.
 """
 
+import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,15 +26,25 @@ from maskrcnn_core.data.coco import load_coco
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
-from maskrcnn_core.data.targets import pad_targets, targets_from_dense
-from maskrcnn_core.data.transform import pad_batch, prepare_image
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import ImageBatch, Targets
-from maskrcnn_core.training.optimizer import build_optimizer
-from maskrcnn_core.training.step import training_step
+from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.weights.torchvision_models import import_torchvision
-from pipelines.benchmarking import PEER_NORM_EPS, machine, trace_once, use_threads, write_figures
+from pipelines.benchmark_training_loops import (
+    AnnotatedImage,
+    LoopTimes,
+    TrainingLoop,
+    Variant,
+    ablations,
+    our_batches,
+    our_inputs,
+    our_loop,
+    peer_batches,
+    peer_inputs,
+    peer_loop,
+    run_loop,
+)
+from pipelines.benchmarking import PEER_NORM_EPS, machine, profile_once, use_threads, write_figures
 
 _PAIRS = {
     "loss_objectness": "rpn_objectness",
@@ -44,29 +54,24 @@ _PAIRS = {
     "loss_mask": "roi_mask",
 }
 _TOLERANCE = 1e-3
-_RATE = 1e-6  # the weights stay what they are, and with them the work of a step
 _EVERYTHING = 10**6
-
-
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """One image as a data set gives it: pixels [3, H, W] uint8, boxes [G, 4], labels [G] in 1 .. 90, masks
-    [G, H, W]."""
-
-    pixels: Tensor
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor
+_COMPARED_IMAGES = 2  # on the CPU, with every region: more take minutes
+_GPU_STEPS = 20
+_MOST_LOADERS = 12
+_LEAD = 3  # steps before those of a loop that count: loaders start, cuDNN chooses, memory is taken
 
 
 @dataclass(frozen=True)
 class TrainingWay:
-    """One way to do a training step.
+    """One way to train.
 
     Attributes:
         name: of it.
-        seconds, cpu_seconds: medians of a step over the rounds: time that passes, and all threads' time.
+        seconds, cpu_seconds: medians of a step over the rounds: time that passes, and that of this process's threads.
         ratio, cpu_ratio: how many times as fast it is as the first way: medians of the rounds' ratios.
+        waiting: share of the time that it waited for its inputs, or prepared them; median.
+        images: of all measured steps.
+        peak_bytes: largest GPU memory, without what the other ways hold; 0 on a CPU.
     """
 
     name: str
@@ -74,24 +79,38 @@ class TrainingWay:
     cpu_seconds: float
     ratio: float
     cpu_ratio: float
+    waiting: float
+    images: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """Ways to do one training step.
+    """Ways to train.
 
     Attributes:
-        ways: torchvision's first, ours last.
-        losses: by our names, the peer's and ours, in float32 with everything sampled.
+        ways: torchvision's first, then ours, then ours with other settings.
+        losses: by our names, the peer's and ours, in float32 with everything sampled, of the first images.
         images: of a step.
-        operators: of ours, the dearest ones and their share of the time, where a trace was written.
+        height, width: of the images, pixels.
+        objects: of an image, mean.
+        steps: of a round.
+        loaders: processes in the background; 0 = inputs are prepared within the step.
+        operators, kernels: of ours, the dearest ones and their share of the time, where a trace was written; kernels of
+            a GPU only.
         machine: what it ran on.
     """
 
     ways: tuple[TrainingWay, ...]
     losses: dict[str, tuple[float, float]]
     images: int
+    height: int
+    width: int
+    objects: float
+    steps: int
+    loaders: int
     operators: tuple[tuple[str, float], ...]
+    kernels: tuple[tuple[str, float], ...]
     machine: str
 
 
@@ -100,53 +119,106 @@ def benchmark_train(run: BenchmarkRun) -> TrainingComparison:
 
     Raises:
         RuntimeError: the losses differ, so that the times would compare different things.
+        ConfigError: torch cannot compile here, and a way should.
     """
     use_threads(run.threads)
     device = torch.device("cuda" if run.use_gpu else "cpu")
-    images = annotated_images(run.num_images, (run.short_side, run.short_side * 4 // 3 // 32 * 32))
-    peer = training_peer(run.short_side)
+    if run.use_gpu and run.ablate:
+        check_compiler(device)
+    height, width = run.short_side, run.long_side or run.short_side * 4 // 3 // 32 * 32
+    images = annotated_images(run.num_images, (height, width))
+    peer = training_peer(height, width)
     config, detector = training_twin(peer)
-    losses = compared_losses(peer, detector, config, images)
+    if run.use_gpu:
+        losses = compared_losses_of_small(peer, detector, config, (height // 4, width // 4))
+    else:
+        losses = compared_losses(peer, detector, config, images[:_COMPARED_IMAGES])
     for name, (theirs, ours) in losses.items():
         if abs(theirs - ours) > _TOLERANCE * max(abs(theirs), 1e-3):
             raise RuntimeError(f"{name}: torchvision has {theirs:.6f}, ours is {ours:.6f}; expected the same")
-    title = "torchvision maskrcnn_resnet50_fpn, " + ("autocast to bfloat16" if run.use_gpu else "float32")
-    ways = {title: peer_step(peer.to(device), images, autocast=run.use_gpu)}
-    detector.to(device)
-    for precision in ("float32", "bfloat16"):
-        if precision in ("float32", run.precision):
-            step = our_step(detector, config, images, bfloat16=precision == "bfloat16")
-            ways[f"ours, {precision}"] = step
-    for way in ways.values():  # warm-up
-        way()
-    rounds = [[_timed(way, device) for way in ways.values()] for _ in range(run.rounds)]
-    wall, cpu = ([[step[kind] for step in steps] for steps in rounds] for kind in (0, 1))
+    ways, best = training_ways(run, peer.to(device), detector.to(device), config, images)
+    lead = _LEAD if loaders_of(run) else 0
+    for way in ways.values() if lead == 0 else ():  # warm-up
+        run_loop(way, lead, device)
+    rounds = [[run_loop(way, lead, device) for way in ways.values()] for _ in range(run.rounds)]
+    operators, kernels = _traced(ways[best], run.trace)
     result = TrainingComparison(
-        ways=tuple(
-            TrainingWay(
-                name,
-                statistics.median(seconds[place] for seconds in wall),
-                statistics.median(seconds[place] for seconds in cpu),
-                statistics.median(seconds[0] / seconds[place] for seconds in wall),
-                statistics.median(seconds[0] / seconds[place] for seconds in cpu),
-            )
-            for place, name in enumerate(ways)
-        ),
+        ways=tuple(_way(name, [(times[0], times[place]) for times in rounds]) for place, name in enumerate(ways)),
         losses=losses,
         images=len(images),
-        operators=trace_once(list(ways.values())[-1], run.trace),
+        height=height,
+        width=width,
+        objects=statistics.mean(len(image.boxes) for image in images),
+        steps=steps_of(run),
+        loaders=loaders_of(run),
+        operators=operators,
+        kernels=kernels,
         machine=machine(device),
     )
     write_figures(result, run.output)
     return result
 
 
-def _timed(way: Callable[[], None], device: torch.device) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    way()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - wall, time.process_time() - cpu
+def steps_of(run: BenchmarkRun) -> int:
+    """Steps of a round."""
+    return run.steps or (_GPU_STEPS if run.use_gpu else 1)
+
+
+def loaders_of(run: BenchmarkRun) -> int:
+    """Processes that prepare a way's inputs in the background; 0 = none."""
+    if run.loaders or not run.use_gpu:
+        return run.loaders
+    return min(max((os.cpu_count() or 1) - 2, 1), _MOST_LOADERS)
+
+
+def training_ways(
+    run: BenchmarkRun,
+    peer: MaskRCNN,
+    detector: RegionDetector,
+    config: ModelConfig,
+    images: list[AnnotatedImage],
+) -> tuple[dict[str, TrainingLoop], str]:
+    """What is measured, by name, the peer first; and the name of our side at its settings."""
+    device = next(detector.parameters()).device
+    loaders = loaders_of(run)
+    steps = steps_of(run) + (_LEAD if loaders else 0)
+    title = "torchvision maskrcnn_resnet50_fpn, " + ("autocast to bfloat16" if run.use_gpu else "float32")
+    theirs = peer_batches(images, steps=steps, loaders=loaders)
+    ways = {title: peer_loop(peer, theirs, autocast=run.use_gpu)}
+    variants = [Variant("ours, float32")]
+    if run.precision == "bfloat16":
+        variants.append(Variant("ours, bfloat16", bfloat16=True))
+    best = variants[-1]
+    if run.ablate:
+        variants += ablations(best, device)
+    batches = our_batches(config, images, steps=steps, loaders=loaders, pinned=run.use_gpu)
+    for variant in variants:
+        ways[variant.name] = our_loop(detector, batches, variant)
+    return ways, best.name
+
+
+def _way(name: str, rounds: list[tuple[LoopTimes, LoopTimes]]) -> TrainingWay:
+    """Over the rounds, from the first way's times and its own."""
+    return TrainingWay(
+        name,
+        seconds=statistics.median(own.seconds for _, own in rounds),
+        cpu_seconds=statistics.median(own.cpu_seconds for _, own in rounds),
+        ratio=statistics.median(first.seconds / own.seconds for first, own in rounds),
+        cpu_ratio=statistics.median(first.cpu_seconds / own.cpu_seconds for first, own in rounds),
+        waiting=statistics.median(own.waiting / own.seconds for _, own in rounds),
+        images=sum(own.images for _, own in rounds),
+        peak_bytes=max(own.peak_bytes for _, own in rounds),
+    )
+
+
+def _traced(way: TrainingLoop, path: str) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
+    """Operators and kernels of one step whose inputs are there; nothing where no file is named."""
+    if not path:
+        return (), ()
+    batches = way.batches()
+    batch = next(batches)
+    batches.close()
+    return profile_once(lambda: way.step(batch).tolist(), path)
 
 
 def annotated_images(number: int, size: tuple[int, int]) -> list[AnnotatedImage]:
@@ -177,13 +249,13 @@ def _tight_boxes(masks: Tensor) -> Tensor:
     return boxes
 
 
-def training_peer(short_side: int) -> MaskRCNN:
-    """torchvision's model in train mode, with seeded random weights."""
+def training_peer(short_side: int, long_side: int) -> MaskRCNN:
+    """torchvision's model in train mode, with seeded random weights; images of these sides keep their size."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
-    model: MaskRCNN = MaskRCNN(backbone, 91, min_size=short_side, max_size=short_side * 5 // 3)
+    model: MaskRCNN = MaskRCNN(backbone, 91, min_size=short_side, max_size=max(short_side * 5 // 3, long_side))
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -202,23 +274,17 @@ def training_twin(peer: MaskRCNN) -> tuple[ModelConfig, RegionDetector]:
     return config, detector.train()
 
 
-def our_inputs(config: ModelConfig, images: list[AnnotatedImage]) -> tuple[ImageBatch, Targets]:
-    """A batch, from what the data set gives."""
-    sizes = [(image.pixels.shape[1], image.pixels.shape[2]) for image in images]
-    prepared = [
-        prepare_image(image.pixels, size=size, mean=config.input.mean, std=config.input.std)
-        for image, size in zip(images, sizes, strict=True)
-    ]
-    targets = [targets_from_dense(image.boxes, image.labels - 1, image.masks) for image in images]
-    return pad_batch(prepared, sizes, 32), pad_targets(targets)
-
-
-def _peer_inputs(
-    images: list[AnnotatedImage], device: torch.device | None = None
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    named = [{"boxes": image.boxes, "labels": image.labels, "masks": image.masks} for image in images]
-    targets = [{name: value.to(device) for name, value in target.items()} for target in named]
-    return [image.pixels.to(device).float() / 255 for image in images], targets
+def compared_losses_of_small(
+    peer: MaskRCNN, detector: RegionDetector, config: ModelConfig, size: tuple[int, int]
+) -> dict[str, tuple[float, float]]:
+    """`compared_losses` on images of this (height, width): on the CPU of a GPU machine, whose time is dear."""
+    resizing = peer.transform
+    before = resizing.min_size, resizing.max_size
+    resizing.min_size, resizing.max_size = (min(size),), max(size)
+    try:
+        return compared_losses(peer, detector, config, annotated_images(_COMPARED_IMAGES, size))
+    finally:
+        resizing.min_size, resizing.max_size = before
 
 
 @torch.no_grad()
@@ -234,50 +300,9 @@ def compared_losses(
             sampler.batch_size_per_image = _EVERYTHING
         detector.rpn_loss = replace(rules[0], batch_size=_EVERYTHING, positive_fraction=1.0)
         detector.roi_loss = replace(rules[1], batch_size=_EVERYTHING, positive_fraction=1.0)
-        theirs, ours = peer(*_peer_inputs(images)), detector(*our_inputs(config, images))
+        theirs, ours = peer(*peer_inputs(images)), detector(*our_inputs(config, images))
     finally:
         for sampler, size in zip(samplers, before, strict=True):
             sampler.batch_size_per_image = size
         detector.rpn_loss, detector.roi_loss = rules
     return {name: (float(theirs[other]), float(ours[name])) for other, name in _PAIRS.items()}
-
-
-def peer_step(peer: MaskRCNN, images: list[AnnotatedImage], *, autocast: bool) -> Callable[[], None]:
-    """A step as torchvision's reference script (references/detection/engine.py) takes it."""
-    trainable = [parameter for parameter in peer.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=_RATE, momentum=0.9, weight_decay=1e-4)
-    device = trainable[0].device
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            losses = peer(*_peer_inputs(images, device))
-            total = sum(loss for loss in losses.values())
-        total.item()
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-
-    return step
-
-
-def our_step(
-    detector: RegionDetector, config: ModelConfig, images: list[AnnotatedImage], *, bfloat16: bool
-) -> Callable[[], None]:
-    """A step as `jobs.train` takes it."""
-    optimizer = build_optimizer(detector, learning_rate=_RATE, momentum=0.9, weight_decay=1e-4)
-    device = next(detector.parameters()).device
-
-    def step() -> None:
-        batch, targets = our_inputs(config, images)
-        training_step(
-            detector,
-            batch.to(device),
-            targets.to(device),
-            optimizer,
-            learning_rate=_RATE,
-            with_grad_norm=True,
-            skip_non_finite=True,
-            bfloat16=bfloat16,
-        ).losses.sum().item()
-
-    return step

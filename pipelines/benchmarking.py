@@ -4,10 +4,10 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torchvision
@@ -31,6 +31,7 @@ from maskrcnn_core.weights.torchvision_models import import_torchvision
 PEER_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
 _LONG_PER_SHORT = 5 / 3
 Kind = Literal["masks", "keypoints"]
+Shares: TypeAlias = tuple[tuple[str, float], ...]
 _SHOWN_OPERATORS = 10
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
@@ -103,7 +104,7 @@ def peer_of(run: BenchmarkRun) -> MaskRCNN | KeypointRCNN:
 
 def long_side(run: BenchmarkRun) -> int:
     """Limit of the input's long side, pixels."""
-    return int(run.short_side * _LONG_PER_SHORT)
+    return run.long_side or int(run.short_side * _LONG_PER_SHORT)
 
 
 def imported_predictor(peer: MaskRCNN | KeypointRCNN, run: BenchmarkRun, checkpoint: Path | None = None) -> Predictor:
@@ -152,23 +153,38 @@ def write_figures(result: Any, output: str) -> None:
         Path(output).write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-def trace_once(work: Callable[[], object], path: str) -> tuple[tuple[str, float], ...]:
+def trace_once(work: Callable[[], object], path: str) -> Shares:
     """Write a Chrome trace of one call, and return its dearest operators.
 
     Returns:
         Name and share of the operators' own time, the ten largest; nothing where no file is named.
     """
-    if not path:
-        return ()
+    return profile_once(work, path)[0] if path else ()
+
+
+def profile_once(work: Callable[[], object], path: str) -> tuple[Shares, Shares]:
+    """Write a Chrome trace of one call, and return its dearest operators and, on a GPU, kernels.
+
+    Args:
+        work: waits for the device before it returns.
+
+    Returns:
+        Of each kind the ten largest: name and share of the kind's own time (on a GPU that of its kernels).
+    """
     with torch.profiler.profile() as profile:
         work()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     profile.export_chrome_trace(path)
-    on_gpu = torch.cuda.is_available() and any(event.self_device_time_total for event in profile.key_averages())
-    times = {
-        event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-        for event in profile.key_averages()
-    }
+    events = profile.key_averages()
+    # Kernels are events of their own; each is counted in the operator that launched it, too.
+    on_cpu = [event for event in events if event.device_type.name == "CPU"]
+    kernels = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
+    on_gpu = any(event.self_device_time_total for event in on_cpu)
+    own = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in on_cpu}
+    return _largest(own), _largest({event.key: event.self_device_time_total for event in kernels})
+
+
+def _largest(times: Mapping[str, float]) -> Shares:
     total = sum(times.values()) or 1.0
     largest = sorted(times.items(), key=lambda item: item[1], reverse=True)[:_SHOWN_OPERATORS]
     return tuple((name, time / total) for name, time in largest)

@@ -1,6 +1,6 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
-    errors, config, structures <- geometry <- data, model, weights <- training, inference, evaluation, export, draw
+    errors, config, structures <- kernels <- geometry <- data, model, weights <- training, inference, evaluation, export, draw
         <- report
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
@@ -26,7 +26,8 @@ RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_conf
 CORE_LAYERS = (
     {"errors", "config_checks", "config", "structures"},
     RUN_CONFIGS,
-    {"boxes", "masks", "keypoints"},
+    {"kernels"},
+    {"boxes", "masks", "run_lengths", "keypoints"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
     {"report"},

@@ -69,13 +69,23 @@ def prepare_image(
     resized = _resize(image, size) if resize == "float" else _resize_as_pillow(image, size)
     if channels == "bgr":
         resized = resized.flip(-1)
-    unit = 255.0 if scale == "unit" else 1.0
-    factor = torch.tensor([1.0 / (unit * s) for s in std], dtype=torch.float32)
-    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
+    factor, offset = normalisation(mean, std, scale)
     # As rows of w * 3 values the vector unit is full; over a last dimension of 3 it is not.
     rows = resized.view(size[0], -1)
     rows.mul_(factor.repeat(size[1])).add_(offset.repeat(size[1]))
     return resized.permute(2, 0, 1)
+
+
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], scale: Literal["unit", "byte"] = "unit"
+) -> tuple[Tensor, Tensor]:
+    """Factor [3] and offset [3], float32: values 0..255 times the one plus the other are normalised.
+
+    Arguments as `prepare_image`.
+    """
+    unit = 255.0 if scale == "unit" else 1.0
+    factor = torch.tensor([1.0 / (unit * s) for s in std], dtype=torch.float32)
+    return factor, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -164,18 +174,25 @@ def pad_batch(
         prepared: of `prepare_image`, [3, h, w] float32 each; at least one.
         original_sizes: (height, width) of each image file, pixels.
         divisor: pixels.
-        pinned: make `pixels` in page-locked memory, from which a GPU copies while the host goes on.
+        pinned: make all of it in page-locked memory, from which a GPU copies while the host goes on.
     """
-    height, width = (_round_up(max(image.shape[axis] for image in prepared), divisor) for axis in (1, 2))
+    largest = (max(image.shape[1] for image in prepared), max(image.shape[2] for image in prepared))
+    height, width = padded_size(largest, divisor)
     pixels = torch.zeros(len(prepared), height, width, 3, pin_memory=pinned).permute(0, 3, 1, 2)
     for slot, image in zip(pixels, prepared, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return ImageBatch(
         pixels=pixels,
-        input_sizes=torch.tensor([tuple(image.shape[-2:]) for image in prepared], dtype=torch.int64),
-        original_sizes=torch.tensor([tuple(size) for size in original_sizes], dtype=torch.int64),
+        input_sizes=size_table([tuple(image.shape[-2:]) for image in prepared], pinned=pinned),
+        original_sizes=size_table(original_sizes, pinned=pinned),
     )
 
 
-def _round_up(length: int, divisor: int) -> int:
-    return -(-length // divisor) * divisor
+def size_table(sizes: Sequence[tuple[int, ...]], *, pinned: bool = False) -> Tensor:
+    """(height, width) of each image as [N, 2] int64, in page-locked memory if `pinned`."""
+    return torch.tensor([tuple(size) for size in sizes], dtype=torch.int64, pin_memory=pinned)
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of `divisor`, all in pixels."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor

@@ -1,4 +1,4 @@
-"""Soft masks on a device -> where the runs of each mask start and end: only these leave the device.
+"""Soft masks on a device -> where the runs of each mask start and end -> run lengths: only these leave the device.
 
 The numbers of `masks.paste_mask`, for many masks at once. A window of pixels is a set of columns; the columns of many
 masks lie side by side in one table, as long as the tallest window, so that narrow and wide masks waste nothing. Masks
@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn_core.masks import PasteRule, PixelSpans, counts_between, encode_counts, pixel_spans
+from maskrcnn_core.masks import PasteRule, PixelSpans, pixel_spans
+from maskrcnn_core.run_lengths import encode_runs, to_device
 
 # Pixels of a table: some 14 bytes each, so 230 MB at a time.
 PIXELS_AT_ONCE = 1 << 24
@@ -36,21 +37,24 @@ _MASK, _IMAGE_HEIGHT, _LEFT, _COLUMNS, _TOP, _ROWS, _LEFT_EDGE, _ACROSS, _TOP_ED
 
 @dataclass(frozen=True)
 class MaskRuns:
-    """The runs of some masks, on the host.
+    """The runs of D masks.
 
     Attributes:
-        positions: [R] int64, column-major positions in the image where runs start and end, in turn; none goes on over
-            the end of its column. One mask after the other, in no particular order.
-        starts, stops: [D] int64, which part of `positions` belongs to each mask.
+        positions: [R] int64 on the masks' device, column-major positions in the image where runs start and end, in
+            turn; none goes on over the end of its column. One mask after the other.
+        masks: [D] int64 on the host, in which order.
+        lengths: [D] int64 on the host, how many positions each of them has, in that order.
     """
 
-    positions: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    positions: Tensor
+    masks: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
-    def of(self, mask: int) -> NDArray[np.int64]:
+    def of(self, mask: int) -> Tensor:
         """The positions of one mask."""
-        return self.positions[self.starts[mask] : self.stops[mask]]
+        place = int(np.flatnonzero(self.masks == mask)[0])
+        start = int(self.lengths[:place].sum())
+        return self.positions[start : start + int(self.lengths[place])]
 
 
 def encode_on_device(
@@ -65,10 +69,11 @@ def encode_on_device(
 ) -> list[str]:
     """COCO compressed run lengths of masks that lie on a device; arguments as `mask_runs`."""
     runs = mask_runs(masks, places, boxes, sizes, rule=rule, threshold=threshold, pixels_at_once=pixels_at_once)
-    return [
-        encode_counts(counts_between(runs.of(place), height, width), height, width)
-        for place, (height, width) in enumerate(sizes.tolist())
-    ]
+    encoded = encode_runs(runs.positions, runs.lengths, sizes[runs.masks].prod(axis=1))
+    in_order = [""] * len(encoded)
+    for mask, counts in zip(runs.masks.tolist(), encoded, strict=True):
+        in_order[mask] = counts
+    return in_order
 
 
 @torch.no_grad()
@@ -82,7 +87,7 @@ def mask_runs(
     threshold: float = 0.5,
     pixels_at_once: int = PIXELS_AT_ONCE,
 ) -> MaskRuns:
-    """Where the runs of masks start and end. Waits for the device once a table, and copies from it once.
+    """Where the runs of masks start and end. Waits for the device once a table, and copies a number a piece from it.
 
     Args:
         masks: [M, S, S] probabilities, on any device.
@@ -98,32 +103,30 @@ def mask_runs(
     side = masks.shape[-1]
     spans = pixel_spans(boxes, sizes, side, rule)
     pieces, owners, tables = _pieces(places, spans, sizes, side, pixels_at_once)
-    on_device = _to_device(torch.from_numpy(pieces), masks.device)
+    if not tables:
+        nothing = torch.zeros(0, dtype=torch.int64, device=masks.device)
+        return MaskRuns(nothing, np.arange(len(places)), np.zeros(len(places), dtype=np.int64))
+    on_device = to_device(torch.from_numpy(pieces), masks.device)
     counts, positions = [], []
     for table in tables:
         part = slice(table.start, table.stop)
         columns, rows = int(pieces[part, _COLUMNS].sum()), int(pieces[part, _ROWS].max())
-        changes, first_pixels, column_owners = _table_changes(
+        changes, first_pixels, column_ends = _table_changes(
             masks, on_device[part], columns, rows, rule=rule, threshold=threshold
         )
         found = changes.view(-1).nonzero()[:, 0]  # how many there are is asked here
         column = torch.div(found, rows + 1, rounding_mode="floor")
         positions.append(first_pixels[column] + (found - column * (rows + 1)))
-        in_column = changes.sum(dim=1)
-        counts.append(in_column.new_zeros(len(pieces[part])).index_add_(0, column_owners, in_column))
-    copied = torch.cat([*counts, *positions]).cpu().numpy() if tables else np.zeros(0, dtype=np.int64)
-    of_piece, flat = copied[: len(pieces)], copied[len(pieces) :]
-    lengths = np.zeros(len(places), dtype=np.int64)
-    np.add.at(lengths, owners, of_piece)
-    # The pieces of a mask follow each other, so its runs do.
-    order, first = np.unique(owners, return_index=True)
-    starts = np.zeros(len(places), dtype=np.int64)
-    starts[order] = (np.cumsum(of_piece) - of_piece)[first]
-    return MaskRuns(flat, starts, starts + lengths)
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+        counts.append(torch.searchsorted(found, column_ends * (rows + 1)).diff(prepend=found.new_zeros(1)))
+    # The pieces of a mask follow each other, so its runs do; masks that are not drawn come last.
+    first = np.flatnonzero(np.diff(owners, prepend=-1))
+    undrawn = np.setdiff1d(np.arange(len(places)), owners)
+    lengths = np.add.reduceat(torch.cat(counts).cpu().numpy(), first)
+    return MaskRuns(
+        torch.cat(positions),
+        np.concatenate((owners[first], undrawn)),
+        np.concatenate((lengths, np.zeros_like(undrawn))),
+    )
 
 
 def _pieces(
@@ -137,46 +140,49 @@ def _pieces(
     """
     wanted = np.flatnonzero((spans.count > 0).all(axis=1))
     wanted = wanted[np.argsort(-spans.count[wanted, 1], kind="stable")]  # tallest first
-    cuts = list(_cuts(spans.count[wanted].tolist(), side, pixels_at_once))
-    owners = wanted[[cut.window for cut in cuts]] if cuts else wanted
-    starts, counts = (
-        np.array([getattr(cut, name) for cut in cuts], dtype=np.int64) for name in ("first_column", "columns")
+    widths, heights = spans.count[wanted].T
+    openings = np.array(list(_openings(widths, heights, side, pixels_at_once)), dtype=np.int64).reshape(-1, 2)
+    # Every window is a piece, and so is what a table begins with in the middle of one.
+    cut = openings[:, 1] > 0
+    windows, starts = np.arange(len(wanted)), np.zeros(len(wanted), dtype=np.int64)
+    windows, starts = (
+        np.insert(values, openings[cut, 0] + 1, opened)
+        for values, opened in zip((windows, starts), openings[cut].T, strict=True)
     )
+    tables = [range(*ends) for ends in pairwise([*(openings[:, 0] + np.cumsum(cut)).tolist(), len(windows)])]
+    ends = widths[windows]
+    ends[:-1] = np.where(windows[:-1] == windows[1:], starts[1:], ends[:-1])
+    owners = wanted[windows]
     left, top = spans.first[owners].T
-    columns = [places[owners], sizes[owners, 0], left + starts, counts, top, spans.count[owners, 1]]
+    columns = [places[owners], sizes[owners, 0], left + starts, ends - starts, top, spans.count[owners, 1]]
     edges = [values[owners, axis] for axis in (0, 1) for values in (spans.origin, spans.scale)]
-    pieces = np.stack([*columns, *edges], axis=1).astype(np.float64)
-    fresh = [place for place, cut in enumerate(cuts) if cut.opens_table]
-    return pieces, owners, [range(*ends) for ends in pairwise([*fresh, len(cuts)])]
+    return np.stack([*columns, *edges], axis=1).astype(np.float64), owners, tables
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Some columns of a window: the first one, how many, and whether a table begins with them."""
-
-    window: int
-    first_column: int
-    columns: int
-    opens_table: bool
-
-
-def _cuts(windows: Sequence[Sequence[int]], side: int, pixels_at_once: int) -> Iterator[_Cut]:
-    """Windows (columns, rows), tallest first, cut to what the tables hold."""
-    tallest = free = 0
-    for window, (columns, rows) in enumerate(windows):
-        done = 0
-        while done < columns:
-            # A piece also needs its mask stretched over the rows: `side` columns more.
-            fits = free // max(tallest, 1) - side
-            similar = 2 * rows >= tallest or tallest <= _LOW
-            opens = not similar or fits < min(columns - done, max(columns // 4, 1))
-            if opens:
-                tallest, free = rows, pixels_at_once
-                fits = max(free // rows - side, 1)
-            taken = min(fits, columns - done)
-            yield _Cut(window, done, taken, opens)
-            free -= (taken + side) * tallest
-            done += taken
+def _openings(
+    widths: NDArray[np.int64], heights: NDArray[np.int64], side: int, pixels_at_once: int
+) -> Iterator[tuple[int, int]]:
+    """Windows, tallest first, put into tables: which window each table begins with, and at which of its columns."""
+    # A piece also needs its mask stretched over the rows: `side` columns more.
+    needed = np.concatenate(([0], np.cumsum(widths + side)))
+    window = column = 0
+    while window < len(widths):
+        yield window, column
+        tallest, width = int(heights[window]), int(widths[window])
+        holds = pixels_at_once // tallest
+        if column + holds < width + side:
+            column += max(holds - side, 1)
+            if column >= width:
+                window, column = window + 1, 0
+            continue
+        similar = len(widths) if tallest <= _LOW else int(np.searchsorted(-heights, -tallest / 2, side="right"))
+        end = int(needed[window]) + column + holds
+        window = min(int(np.searchsorted(needed, end, side="right")) - 1, similar)
+        column = 0
+        if window < similar:
+            # The next is cut where much of it fits.
+            fits = end - int(needed[window]) - side
+            column = fits if fits >= max(int(widths[window]) // 4, 1) else 0
 
 
 def _table_changes(
@@ -189,7 +195,7 @@ def _table_changes(
 
     Returns:
         [C, H + 1] bool, above every column and below it lies background; [C] int64 the position of each column's first
-        pixel in its image; [C] int64 the piece of each.
+        pixel in its image; [P] int64 the column after each piece's last.
     """
     side, device = masks.shape[-1], masks.device
     rows = torch.arange(num_rows, dtype=torch.float64, device=device)
@@ -204,7 +210,8 @@ def _table_changes(
     owners = torch.arange(len(pieces), device=device).repeat_interleave(
         pieces[:, _COLUMNS].long(), output_size=num_columns
     )
-    first_columns = pieces[:, _COLUMNS].cumsum(dim=0) - pieces[:, _COLUMNS] - pieces[:, _LEFT]
+    column_ends = pieces[:, _COLUMNS].cumsum(dim=0)
+    first_columns = column_ends - pieces[:, _COLUMNS] - pieces[:, _LEFT]
     table = pieces.index_select(0, owners)
     x = torch.arange(num_columns, dtype=torch.float64, device=device) - first_columns.index_select(0, owners)
     flat = stretched.flatten(0, 1)  # [P * S, H]
@@ -218,7 +225,7 @@ def _table_changes(
     changes[:, 0] = inside[:, 0]
     torch.ne(inside[:, 1:], inside[:, :-1], out=changes[:, 1:-1])
     changes[:, -1] = inside[:, -1]
-    return changes, (x * table[:, _IMAGE_HEIGHT] + table[:, _TOP]).long(), owners
+    return changes, (x * table[:, _IMAGE_HEIGHT] + table[:, _TOP]).long(), column_ends.long()
 
 
 def _sum_of(terms: Iterator[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """What the detector gives, one image of a batch at a time, as records: pasted, run-length encoded, in COCO's form."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -22,27 +23,27 @@ def image_record(detections: Detections, index: int, size: tuple[int, int], conf
         index: of the image in the batch; size: its (height, width).
         config: of the detector: categories, how masks are pasted, which categories have keypoints.
     """
-    count = int(detections.count[index])
-    counts: list[str | None] = [None] * count
-    if detections.masks is not None:
-        covered = detections.boxes if detections.mask_boxes is None else detections.mask_boxes
+    found = _of_image(detections, index)
+    counts: list[str | None] = [None] * int(found.count)
+    if found.masks is not None:
+        covered = found.boxes if found.mask_boxes is None else found.mask_boxes
         counts = [
             *encode_masks(
-                detections.masks[index, :count].float().numpy(),
-                covered[index, :count].numpy(),
+                found.masks[0, : len(counts)].float().numpy(),
+                covered[0, : len(counts)].numpy(),
                 *size,
                 rule=config.mask_head.paste,
                 threshold=config.mask_head.threshold,
             )
         ]
-    return _record(detections, index, size, counts, config)
+    return _records(found, [size], counts, config)[0]
 
 
 def records_with_device_masks(
     detections: Detections, sizes: Sequence[tuple[int, int]], config: ModelConfig
 ) -> list[ImageRecord]:
     """`image_record` of each image of a batch whose detections, with masks, are on a device: the masks stay there, and
-    only their runs and everything else are copied.
+    only their run lengths and everything else are copied.
 
     Args:
         sizes: (height, width) of the images.
@@ -60,54 +61,54 @@ def records_with_device_masks(
         rule=config.mask_head.paste,
         threshold=config.mask_head.threshold,
     )
-    ends = np.cumsum(found.count.numpy()).tolist()
+    return _records(found, sizes, encoded, config)
+
+
+def _of_image(detections: Detections, index: int) -> Detections:
+    """A batch of one of its images."""
+    values = {field.name: getattr(detections, field.name) for field in fields(detections)}
+    sliced = {name: value[index : index + 1] for name, value in values.items() if value is not None}
+    return replace(detections, **sliced)
+
+
+def _records(
+    detections: Detections, sizes: Sequence[tuple[int, int]], counts: Sequence[str | None], config: ModelConfig
+) -> list[ImageRecord]:
+    """The records of a batch on the host; `counts` are the run lengths of all its detections, image after image."""
+    # The whole batch becomes numbers at once: for one image it takes as long.
+    valid = detections.valid.numpy()
+    boxes = detections.boxes.numpy()[valid]
+    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
+    scores, labels = (values.numpy()[valid].tolist() for values in (detections.scores, detections.labels))
+    keypoints = _keypoint_lists(detections, labels, config)
+    categories = [(category.id, category.name) for category in config.categories]
+    named = (categories[label] for label in labels)
+    found = [
+        DetectionRecord(category_id, category, score, (x, y, w, h), rle, points)
+        for (category_id, category), score, (x, y, w, h), rle, points in zip(
+            named, scores, sides, counts, keypoints, strict=True
+        )
+    ]
+    ends = [0, *accumulate(detections.count.tolist())]
     return [
-        _record(found, index, size, encoded[end - int(found.count[index]) : end], config)
-        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        ImageRecord("ok", None, width, height, tuple(found[start:end]))
+        for (height, width), (start, end) in zip(sizes, pairwise(ends), strict=True)
     ]
 
 
-def _record(
-    detections: Detections, index: int, size: tuple[int, int], counts: Sequence[str | None], config: ModelConfig
-) -> ImageRecord:
-    height, width = size
-    count = len(counts)
-    boxes = detections.boxes[index, :count].numpy()
-    scores = detections.scores[index, :count].tolist()
-    labels = detections.labels[index, :count].tolist()
-    keypoints = _keypoint_lists(detections, index, labels, config)
-    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
-    return ImageRecord(
-        status="ok",
-        error=None,
-        width=width,
-        height=height,
-        detections=tuple(
-            DetectionRecord(
-                category_id=config.categories[label].id,
-                category=config.categories[label].name,
-                score=score,
-                bbox=(x, y, w, h),
-                rle_counts=rle,
-                keypoints=points,
-            )
-            for label, score, (x, y, w, h), rle, points in zip(labels, scores, sides, counts, keypoints, strict=True)
-        ),
-    )
-
-
 def _keypoint_lists(
-    detections: Detections, index: int, labels: Sequence[int], config: ModelConfig
+    detections: Detections, labels: Sequence[int], config: ModelConfig
 ) -> list[tuple[float, ...] | None]:
-    """Keypoints of an image's detections as COCO writes them, None where the category has none."""
+    """Keypoints of a batch's detections, whose labels are given, as COCO writes them, None where the category has
+    none."""
     if detections.keypoints is None:
         return [None] * len(labels)
     settings = config.keypoint_head
-    points = detections.keypoints[index, : len(labels)].float().numpy().copy()
+    points = detections.keypoints.float().numpy()[detections.valid.numpy()]
     points[..., :2] -= pixel_offset(settings.decode)
-    with_keypoints = [config.categories[label].name in settings.categories for label in labels]
+    with_keypoints = [category.name in settings.categories for category in config.categories]
     flat = points.reshape(len(labels), points.shape[1] * points.shape[2]).tolist()
-    return [tuple(values) if wanted else None for wanted, values in zip(with_keypoints, flat, strict=True)]
+    return [tuple(values) if with_keypoints[label] else None for label, values in zip(labels, flat, strict=True)]
 
 
 def proposal_record(found: Proposals, index: int, size: tuple[int, int], min_score: float) -> ProposalRecord:

@@ -5,24 +5,26 @@ pasted and run-length encoded. Whatever goes wrong with one image becomes its re
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config import Category, ModelConfig
-from maskrcnn_core.data.prefetch import prefetch
-from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
+from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import CheckpointError, ImageError
+from maskrcnn_core.inference.batch_pipeline import BatchPipeline, Steps
+from maskrcnn_core.inference.captured import CapturedByShape
 from maskrcnn_core.inference.compiled import CompiledByShape
+from maskrcnn_core.inference.device_preparation import DevicePreparation
 from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, source_name
 from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, mirrored
 from maskrcnn_core.inference.output import image_record, proposal_record, records_with_device_masks
-from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, reason_of
+from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.results import ImageResult
@@ -35,8 +37,6 @@ from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
 from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
-
-_Record = TypeVar("_Record", ImageRecord, ProposalRecord)
 
 
 class Predictor:
@@ -92,10 +92,21 @@ class Predictor:
         if self.settings.compile:
             self.detector.compiled_maps = CompiledByShape(self.detector.maps)
         on_gpu = self._device.type == "cuda"
-        self._prefetch, self._device_masks = (
-            on_gpu if wanted is None else wanted for wanted in (self.settings.prefetch, self.settings.device_masks)
+        self._prefetch, self._device_masks, on_device = (
+            on_gpu if wanted is None else wanted
+            for wanted in (self.settings.prefetch, self.settings.device_masks, self.settings.device_preparation)
         )
-        self._preparation = Preparation(self.config.input, self.settings)
+        # Under autocast the first convolution rounds its input anyway, so that on a GPU half the bytes are written.
+        self._pixel_type = torch.bfloat16 if half and on_gpu else torch.float32
+        rule = self.config.input
+        resizes = on_device and rule.resize == "float"
+        preparation = DevicePreparation(rule, self._device, self._pixel_type) if resizes else None
+        self._preparation = Preparation(rule, self.settings, preparation)
+        self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch)
+        records = on_gpu and self.settings.cuda_graphs is not False
+        self._recorded = (
+            CapturedByShape(self._found_in, lambda: list(self.detector.anchor_cache.values())) if records else None
+        )
 
     @property
     def max_proposals(self) -> int:
@@ -169,11 +180,13 @@ class Predictor:
         Returns:
             One record for each, in order. Never raises for an image.
         """
-        return self._records(encoded, proposals or [None] * len(encoded), self._label)
+        given: Sequence[ImageProposals | ImageError | None] = proposals or [None] * len(encoded)
+        return self._pipeline.records(encoded, given, Steps(self._start_label, self._finish_label))
 
     def propose(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ProposalRecord]:
         """The RPN's proposals, where `settings.record` is `proposals`; arguments and order as `predict`."""
-        records = self._records(encoded, [None] * len(encoded), self._propose)
+        steps = Steps(self._start_proposals, self._finish_proposals)
+        records = self._pipeline.records(encoded, [None] * len(encoded), steps)
         return [
             record
             if isinstance(record, ProposalRecord)
@@ -181,72 +194,39 @@ class Predictor:
             for record in records
         ]
 
-    def _records(
-        self,
-        encoded: Sequence[bytes | Tensor | ImageError],
-        proposals: Sequence[ImageProposals | ImageError | None],
-        label: Callable[[PreparedBatch], list[_Record]],
-    ) -> list[_Record | ImageRecord]:
-        """What `label` makes of the images, in order; an image that fails has an `ImageRecord` that says why."""
-        records: dict[int, _Record | ImageRecord] = {}
-
-        def failed(place: int, error: ImageError) -> None:
-            records[place] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
-
-        batches = self._padded_batches(self._preparation.batches(encoded, proposals, failed))
-        for items, batch in prefetch(batches, depth=1) if self._prefetch else batches:
-            for item, record in zip(items, self._label_or_fail(items, batch, label), strict=True):
-                records[item.place] = record
-        return [records[place] for place in range(len(encoded))]
-
-    def _padded_batches(
-        self, groups: Iterator[list[PreparedImage]]
-    ) -> Iterator[tuple[list[PreparedImage], PreparedBatch | None]]:
-        """Each group, and its batch where there is memory for it."""
-        for items in groups:
-            try:
-                batch = self._preparation.padded(items)
-            except (RuntimeError, MemoryError):
-                batch = None
-            yield items, batch
-
-    def _label_or_fail(
-        self,
-        items: list[PreparedImage],
-        batch: PreparedBatch | None,
-        label: Callable[[PreparedBatch], list[_Record]],
-    ) -> Sequence[_Record | ImageRecord]:
-        """Records of a batch (None = not padded yet); if it fails, image by image, so that only the culprit is lost."""
-        try:
-            return label(batch or self._preparation.padded(items))
-        except (RuntimeError, MemoryError, ValueError) as error:
-            if len(items) > 1:
-                return [record for item in items for record in self._label_or_fail([item], None, label)]
-            height, width = items[0].original_size
-            return [ImageRecord("failed", reason_of(error), width, height)]
+    @torch.inference_mode()
+    def _start_label(self, batch: PreparedBatch) -> tuple[list[PreparedImage], Detections]:
+        """The images and what is found in them, on the device."""
+        views = self._preparation.views(batch)
+        several = len(views) > 1 or self.settings.test_flip
+        proposals = batch.proposals
+        found = self._merged(views, proposals) if several else self._detected(views[0], proposals)
+        return batch.items, found
 
     @torch.inference_mode()
-    def _label(self, batch: PreparedBatch) -> list[ImageRecord]:
-        given = [item.proposals for item in batch.items if item.proposals is not None]
-        assert len(given) in (0, len(batch.items))
-        proposals = pad_proposals(given) if given else None
-        several = len(batch.views) > 1 or self.settings.test_flip
-        found = self._merged(batch.views, proposals) if several else self._detected(batch.views[0], proposals)
-        sizes = [item.original_size for item in batch.items]
+    def _finish_label(self, started: tuple[list[PreparedImage], Detections]) -> list[ImageRecord]:
+        items, found = started
+        sizes = [item.original_size for item in items]
         if found.masks is not None and self._device_masks:
             return records_with_device_masks(found, sizes, self.config)
         found = found.to("cpu")
         return [image_record(found, index, size, self.config) for index, size in enumerate(sizes)]
 
     @torch.inference_mode()
-    def _propose(self, batch: PreparedBatch) -> list[ProposalRecord]:
-        images = self._on_device(batch.views[0])
+    def _start_proposals(self, batch: PreparedBatch) -> tuple[list[PreparedImage], Proposals]:
+        """The images and the regions proposed in them, on the device."""
+        images = self._on_device(self._preparation.views(batch)[0])
         with self.arithmetic():
             found = self.detector.propose(images)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
-        found = replace(found, boxes=boxes).to("cpu")
+        return batch.items, replace(found, boxes=boxes)
+
+    @torch.inference_mode()
+    def _finish_proposals(self, started: tuple[list[PreparedImage], Proposals]) -> list[ProposalRecord]:
+        items, found = started
+        found = found.to("cpu")
         least = self.settings.min_score or 0.0
-        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(batch.items)]
+        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(items)]
 
     @torch.inference_mode()
     def detect(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
@@ -266,13 +246,16 @@ class Predictor:
     def _detected(self, images: ImageBatch, proposals: Proposals | None) -> Detections:
         """`detect`, on the device."""
         images = self._on_device(images)
-        given = []
-        if proposals is not None:
-            proposals = proposals.to(self._device)
-            boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
-            given = [replace(proposals, boxes=boxes)]
+        if proposals is None:
+            return self._recorded(images) if self._recorded is not None else self._found_in(images)
+        proposals = proposals.to(self._device)
+        boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
+        return self._found_in(images, replace(proposals, boxes=boxes))
+
+    def _found_in(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
+        """Of a batch on the device what is found, in the original frame; proposals in the input frame."""
         with self.arithmetic():
-            found = self.detector.detect(images, *given)
+            found = self.detector.detect(images, proposals)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         keypoints = found.keypoints
         if keypoints is not None:
@@ -295,7 +278,8 @@ class Predictor:
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._device)
-        return replace(images, pixels=images.pixels.contiguous(memory_format=torch.channels_last))
+        pixels = images.pixels.to(self._pixel_type, memory_format=torch.channels_last)
+        return replace(images, pixels=pixels)
 
     def arithmetic(self) -> torch.autocast:
         """The block in which `detector` computes as the settings say."""

@@ -1,4 +1,8 @@
-"""Encoded images -> batches of network input: decoded, resized, grouped by padded shape up to a budget of pixels."""
+"""Encoded images -> batches of network input: decoded, grouped by padded shape up to a budget of pixels, resized.
+
+Images are resized on the host as they are decoded or, where a batch is asked for on a device (`device_preparation`),
+all of its images there; their shapes are known from the sizes alone.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +11,20 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.config import InputConfig
-from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
+from maskrcnn_core.data.prefetch import MapAhead
+from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
+from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
 from maskrcnn_core.errors import ImageError
+from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, Size, pack
 from maskrcnn_core.inference.image_source import decoded
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.structures import ImageBatch
+from maskrcnn_core.structures import ImageBatch, Proposals
 
 Failed = Callable[[int, ImageError], None]
 """What to do with an image (its place in the request) that cannot be prepared."""
+
+# More decoders than this get ahead of any network, and each holds decoded images.
+_MOST_DECODERS = 8
 
 
 @dataclass(frozen=True)
@@ -24,28 +33,34 @@ class PreparedImage:
 
     Attributes:
         place: in the request.
-        views: [3, h, w] float32 for each size of the image pyramid; mostly one.
+        input_sizes: (height, width) in each size of the image pyramid; mostly one.
+        views: [3, h, w] float32 for each of them; empty where the device makes them, of `pixels`.
         original_size: (height, width).
         proposals: in the original frame; None = the detector's own.
+        pixels: [3, H, W] uint8 RGB, for the device to resize; None where there are views.
     """
 
     place: int
+    input_sizes: tuple[Size, ...]
     views: tuple[Tensor, ...]
-    original_size: tuple[int, int]
+    original_size: Size
     proposals: ImageProposals | None = None
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Images whose views have one padded shape each.
+    """Images whose views have one padded shape each, on the host.
 
     Attributes:
         items: the images.
-        views: all of them in each of their sizes.
+        views: all of them in each of their sizes, or what the device makes these of (`Preparation.views`).
+        proposals: of the images, in the original frame; None = the detector's own.
     """
 
     items: list[PreparedImage]
-    views: list[ImageBatch]
+    views: list[ImageBatch] | PackedImages
+    proposals: Proposals | None = None
 
 
 class Preparation:
@@ -55,11 +70,17 @@ class Preparation:
         rule: the model's input.
         settings: limits, views, and the device: for a GPU, batches lie in pinned memory, which it reads by itself while
             the host goes on.
+        on_device: resizes on the device; None = the host does.
     """
 
-    def __init__(self, rule: InputConfig, settings: PredictorSettings) -> None:
-        self._rule, self._settings = rule, settings
-        self._pinned = torch.device(settings.device).type == "cuda"
+    def __init__(
+        self, rule: InputConfig, settings: PredictorSettings, on_device: DevicePreparation | None = None
+    ) -> None:
+        self._rule, self._settings, self._on_device = rule, settings, on_device
+        on_gpu = torch.device(settings.device).type == "cuda"
+        self._pinned = on_gpu
+        most = min(_MOST_DECODERS, torch.get_num_threads()) if on_gpu else 1
+        self._decoders = MapAhead(settings.decode_threads or most, "decode")
 
     def batches(
         self,
@@ -67,41 +88,47 @@ class Preparation:
         proposals: Sequence[ImageProposals | ImageError | None],
         failed: Failed,
     ) -> Iterator[list[PreparedImage]]:
-        """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `failed`."""
-        waiting: dict[tuple[tuple[int, int], ...], list[PreparedImage]] = {}
-        for place, (content, given) in enumerate(zip(encoded, proposals, strict=True)):
+        """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `failed`.
+
+        Args:
+            encoded, proposals: one of each for an image.
+            failed: called in the thread that iterates.
+        """
+        waiting: dict[tuple[object, ...], list[PreparedImage]] = {}
+        requests = zip(range(len(encoded)), encoded, proposals, strict=True)
+        for place, prepared in enumerate(self._decoders(lambda request: self.prepare(*request), requests)):
             try:
-                item = self.prepare(place, content, given)
+                item = prepared()
             except ImageError as error:
                 failed(place, error)
                 continue
             except (RuntimeError, MemoryError, ValueError) as error:  # such as no memory for the resized pixels
                 failed(place, ImageError("failed", reason_of(error)))
                 continue
-            shapes = tuple(self._padded_shape(view) for view in item.views)
-            group = waiting.setdefault(shapes, [])
+            shapes = [padded_size(size, self._rule.divisor) for size in item.input_sizes]
+            key = (item.pixels is None, *shapes)
+            group = waiting.setdefault(key, [])
             group.append(item)
             pixels = sum(height * width for height, width in shapes) * (1 + self._settings.test_flip)
             if (len(group) + 1) * pixels > self._settings.batch_limit:
-                yield waiting.pop(shapes)
-        yield from waiting.values()
+                yield _by_size(waiting.pop(key))
+        yield from map(_by_size, waiting.values())
 
     def prepare(
         self, place: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None = None
     ) -> PreparedImage:
-        """One image, decoded and resized to each of its views.
+        """One image, decoded and, unless the device does it, resized to each of its views.
 
         Raises:
             ImageError: it cannot be used, or is an error already.
         """
         for given in (content, proposals):
             if isinstance(given, ImageError):
-                raise given
+                # Not itself: the traceback would keep all that is here alive for as long as the caller keeps it.
+                raise ImageError(given.status, str(given))
         assert not isinstance(content, ImageError)
         assert not isinstance(proposals, ImageError)
         image = decoded(content, max_pixels=self._settings.max_pixels, apply_exif=self._settings.apply_exif)
-        sides = self._settings.test_short_sides or (self._rule.short_side,)
-        views = tuple(self._resized(image, side) for side in sides)
         height, width = image.shape[-2:]
         if proposals is not None and proposals.size != (height, width):
             raise ImageError(
@@ -109,22 +136,50 @@ class Preparation:
                 f"the image has {width} x {height} pixels (width x height), its proposals were made at "
                 f"{proposals.size[1]} x {proposals.size[0]}; make them with the same label.exif_orientation",
             )
-        return PreparedImage(place, views, (height, width), proposals)
+        sides = self._settings.test_short_sides or (self._rule.short_side,)
+        sizes = tuple(self._input_size(height, width, side) for side in sides)
+        if self._on_device is not None and height * width <= PIXELS_AT_ONCE:
+            return PreparedImage(place, sizes, (), (height, width), proposals, pixels=image)
+        return PreparedImage(
+            place, sizes, tuple(self._resized(image, size) for size in sizes), (height, width), proposals
+        )
 
     def padded(self, items: list[PreparedImage]) -> PreparedBatch:
-        """Images of one padded shape as a batch."""
+        """Images of one padded shape as a batch: all of them resized, or none."""
+        given = [item.proposals for item in items if item.proposals is not None]
+        assert len(given) in (0, len(items))
+        proposals = pad_proposals(given) if given else None
+        if proposals is not None and self._pinned:
+            boxes, scores, count = (part.pin_memory() for part in (proposals.boxes, proposals.scores, proposals.count))
+            proposals = Proposals(boxes, scores, count)
+        images = [item.pixels for item in items if item.pixels is not None]
+        if images:
+            assert len(images) == len(items)
+            packed = pack(images, [item.input_sizes for item in items], pinned=self._pinned)
+            return PreparedBatch(items, packed, proposals)
         sizes = [item.original_size for item in items]
         views = [
             pad_batch(pixels, sizes, self._rule.divisor, pinned=self._pinned)
             for pixels in zip(*(item.views for item in items), strict=True)
         ]
-        return PreparedBatch(items, views)
+        return PreparedBatch(items, views, proposals)
 
-    def _resized(self, image: Tensor, short_side: int) -> Tensor:
-        """[3, H, W] uint8 -> network input. The limit of the longer side grows in proportion to the shorter one."""
+    def views(self, batch: PreparedBatch) -> list[ImageBatch]:
+        """The images in each of their sizes: on the host, or made on the device, without waiting for it."""
+        if isinstance(batch.views, list):
+            return batch.views
+        assert self._on_device is not None
+        return self._on_device.batches(batch.views)
+
+    def _input_size(self, height: int, width: int, short_side: int) -> Size:
+        """Of an image in a view. The limit of the longer side grows in proportion to the shorter one."""
         rule = self._rule
         long_side = round(rule.long_side * short_side / rule.short_side)
-        size = resized_size(image.shape[-2], image.shape[-1], short_side, long_side, rule.resize)
+        return resized_size(height, width, short_side, long_side, rule.resize)
+
+    def _resized(self, image: Tensor, size: Size) -> Tensor:
+        """[3, H, W] uint8 -> network input [3, *size]."""
+        rule = self._rule
         return prepare_image(
             image,
             size=size,
@@ -135,10 +190,10 @@ class Preparation:
             resize=rule.resize,
         )
 
-    def _padded_shape(self, pixels: Tensor) -> tuple[int, int]:
-        divisor = self._rule.divisor
-        height, width = pixels.shape[-2:]
-        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+def _by_size(items: list[PreparedImage]) -> list[PreparedImage]:
+    """Those that the device resizes with equal sizes side by side, where they can be resized together."""
+    return sorted(items, key=lambda item: (0, 0) if item.pixels is None else item.original_size)
 
 
 def reason_of(error: Exception) -> str:

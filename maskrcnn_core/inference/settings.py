@@ -9,7 +9,10 @@ from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
-_WITHOUT_EFFECT = ("device", "batch_pixels", "cpu_layers", "device_masks", "prefetch", "compile")
+_WITHOUT_EFFECT = (
+    *("device", "batch_pixels", "cpu_layers", "compile", "cuda_graphs"),
+    *("device_preparation", "decode_threads", "prefetch", "device_masks"),
+)
 _GPU_BATCH_PIXELS = 2_000_000
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
@@ -37,7 +40,15 @@ class PredictorSettings:
             (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
         device_masks: draw masks on the device and copy only their runs (`device_masks.py`), the same up to rounding;
             None = on a GPU.
-        prefetch: decode and resize the next batch on a thread while the device computes; None = with a GPU.
+        device_preparation: resize, normalise and pad on the device what the host has decoded
+            (`device_preparation.py`), the same up to rounding; None = on a GPU. Pillow's own values (the resize rule
+            `antialias`) are always made on the host.
+        decode_threads: decode so many images at a time, ahead of the network; 0 = one after the other on a CPU, which
+            has no time left over, and on a GPU as many as there are CPU threads, at most 8.
+        prefetch: on threads of their own, while the device computes a batch, prepare the next one and make the records
+            of the one before (`batch_pipeline.py`); None = with a GPU.
+        cuda_graphs: record what the device does for a shape of batch that comes again, and replay it as one launch
+            (`captured.py`); None = on a GPU.
         compile: compile the trunk and the pyramid for each shape of batch (`compiled.py`), the same up to rounding; it
             takes a while for each.
     """
@@ -55,7 +66,10 @@ class PredictorSettings:
     proposals: str = ""
     cpu_layers: bool = True
     device_masks: bool | None = None
+    device_preparation: bool | None = None
+    decode_threads: int = 0
     prefetch: bool | None = None
+    cuda_graphs: bool | None = None
     compile: bool = False
 
     @property
@@ -67,6 +81,8 @@ class PredictorSettings:
         object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))
         if any(side < 1 for side in self.test_short_sides):
             raise ConfigError(f"test_short_sides: got {self.test_short_sides}, expected lengths of 1 pixel or more")
+        if self.decode_threads < 0:
+            raise ConfigError(f"decode_threads: got {self.decode_threads}, expected 0 (by the device) or more")
 
 
 def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:

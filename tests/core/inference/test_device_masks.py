@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_core.inference import device_masks
 from maskrcnn_core.inference.device_masks import encode_on_device, mask_runs
-from maskrcnn_core.masks import PasteRule, decode_mask, encode_mask, paste_mask
+from maskrcnn_core.masks import PasteRule, decode_mask, encode_mask, paste_mask, pixel_spans
 
 RULES: tuple[PasteRule, ...] = ("exact", "bicubic", "torchvision")
 
@@ -129,6 +129,40 @@ def test_windows_of_every_height_make_few_tables() -> None:
     with Watch() as watch:
         mask_runs(masks, np.arange(len(boxes)), boxes, sizes)
     assert watch.calls["nonzero"] <= 5
+
+
+def test_masks_that_are_not_drawn_come_last() -> None:
+    # The second box lies beside the image; the third's window is taller than the first's.
+    boxes = np.array([[0, 0, 4, 4], [50, 50, 60, 60], [0, 0, 3, 9]], dtype=np.float32)
+    runs = mask_runs(torch.ones(3, 7, 7), np.arange(3), boxes, np.array([[10, 10]] * 3))
+    assert runs.masks.tolist() == [2, 0, 1]
+    assert runs.lengths.tolist() == [2 * 3, 2 * 4, 0]
+    assert runs.of(0).tolist() == [0, 4, 10, 14, 20, 24, 30, 34]
+    assert runs.of(1).tolist() == []
+
+
+@pytest.mark.parametrize("pixels_at_once", [1, 50, 3_000, 100_000])
+def test_every_column_of_every_window_is_in_one_piece(pixels_at_once: int) -> None:
+    generator, side = np.random.default_rng(3), 7
+    for count in (0, 1, 5, 60):
+        sizes = generator.integers(1, 300, (count, 2))
+        boxes = np.concatenate([np.zeros((0, 4)), *(random_boxes(generator, 1, *size) for size in sizes.tolist())])
+        spans = pixel_spans(boxes.astype(np.float32), sizes, side, "exact")
+        pieces, owners, tables = device_masks._pieces(np.arange(count), spans, sizes, side, pixels_at_once)
+        assert [piece for table in tables for piece in table] == list(range(len(pieces)))
+        seen: dict[int, list[int]] = {}
+        for owner, piece in zip(owners.tolist(), pieces.astype(np.int64), strict=True):
+            first = int(piece[device_masks._LEFT])
+            seen.setdefault(owner, []).extend(range(first, first + int(piece[device_masks._COLUMNS])))
+        (left, _), (widths, heights) = spans.first.T, spans.count.T
+        assert seen == {
+            owner: [*range(left[owner], left[owner] + widths[owner])]
+            for owner in np.flatnonzero(widths * heights).tolist()
+        }
+        for table in tables:
+            part = pieces[table.start : table.stop]
+            columns = part[:, device_masks._COLUMNS].sum() + side * len(part)
+            assert columns == side + 1 or columns * part[:, device_masks._ROWS].max() <= pixels_at_once
 
 
 def test_the_window_of_a_piece_ends_where_the_image_does() -> None:

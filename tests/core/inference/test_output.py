@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskrcnn_core.config import Category, KeypointHeadConfig, MaskHeadConfig, ModelConfig
-from maskrcnn_core.inference.output import image_record, proposal_record
+from maskrcnn_core.inference.output import image_record, proposal_record, records_with_device_masks
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.masks import decode_mask
 from maskrcnn_core.structures import Detections, Proposals
@@ -48,6 +48,21 @@ def test_an_image_with_nothing_in_it() -> None:
 def test_without_masks_and_keypoints() -> None:
     record = image_record(replace(FOUND, masks=None, keypoints=None), 1, (10, 20), CONFIG)
     assert all(found.rle_counts is None and found.keypoints is None for found in record.detections)
+
+
+@pytest.mark.parametrize("keypoints", [True, False])
+def test_a_batch_with_its_masks_on_a_device(keypoints: bool) -> None:
+    # The images again, the other way round: the counts are 0, 2, 2, 0.
+    batch = Detections(
+        *(torch.cat((values, values.flip(0))) for values in (FOUND.boxes, FOUND.scores, FOUND.labels, FOUND.count)),
+        masks=torch.rand(4, 2, 30, 30, generator=torch.Generator().manual_seed(0)),
+        keypoints=torch.rand(4, 2, 2, 3) if keypoints else None,
+    )
+    sizes = [(10, 20), (10, 20), (9, 9), (5, 5)]
+    records = records_with_device_masks(batch, sizes, CONFIG)
+    assert records == [image_record(batch, index, size, CONFIG) for index, size in enumerate(sizes)]
+    assert [len(record.detections) for record in records] == [0, 2, 2, 0]
+    assert records_with_device_masks(batch, sizes, CONFIG) == records  # nothing was changed in place
 
 
 @pytest.mark.parametrize(("threshold", "pixels"), [(0.9, 0), (0.4, 40)])

@@ -167,6 +167,8 @@ def test_none_of_it_is_part_of_the_fingerprint() -> None:
     for settings in (
         PredictorSettings(device_masks=True),
         PredictorSettings(prefetch=True),
+        PredictorSettings(device_preparation=True),
+        PredictorSettings(decode_threads=3),
         PredictorSettings(compile=True),
     ):
         assert combined_fingerprint("weights", settings) == expected
@@ -225,5 +227,6 @@ def test_the_defaults_follow_the_device() -> None:
     on_cpu = predictor_of(PredictorSettings())
     assert not on_cpu._prefetch
     assert not on_cpu._device_masks
+    assert on_cpu._preparation.prepare(0, IMAGES[0]).pixels is None  # resized on the host
     assert predictor_module.CompiledByShape is CompiledByShape
     assert on_cpu.detector.compiled_maps is None

@@ -1,12 +1,16 @@
-"""On a CUDA device: what is copied has arrived, and the device's masks are those of the same operations on the CPU."""
+"""On a CUDA device: what is copied has arrived, prepared images are those of the host, and doing everything at the same
+time gives the records of one thing after the other."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
-from maskrcnn_core.inference.device_masks import mask_runs
-from maskrcnn_core.masks import PasteRule
+from maskrcnn_core.inference.device_preparation import DevicePreparation, pack
 from maskrcnn_core.structures import Proposals
+from tests.core.inference.test_batch_pipeline import AT_ONCE, CONTENTS, assert_close
+from tests.core.inference.test_device_preparation import IMAGES, RULE, assert_same, input_sizes, on_host
+from tests.core.inference.test_predictor_device import PLAIN, predictor_of
 
 pytestmark = pytest.mark.gpu
 
@@ -27,17 +31,27 @@ def test_what_is_copied_to_the_host_has_arrived() -> None:
         assert int(found.count[0]) == 7
 
 
-@pytest.mark.parametrize("rule", ["exact", "bicubic", "torchvision"])
-def test_runs_are_the_same_to_the_bit(rule: PasteRule) -> None:
-    generator = np.random.default_rng(0)
-    masks = torch.from_numpy(generator.random((40, 28, 28), dtype=np.float32))
-    corners = generator.uniform(-50, 500, (40, 2))
-    boxes = np.concatenate((corners, corners + generator.uniform(0, 300, (40, 2))), axis=1).astype(np.float32)
-    sizes = np.array([[480, 640]] * 40)
-    on_cpu, on_gpu = (
-        mask_runs(masks.to(device), np.arange(40), boxes, sizes, rule=rule, pixels_at_once=200_000)
-        for device in ("cpu", "cuda")
-    )
-    np.testing.assert_array_equal(on_gpu.positions, on_cpu.positions)
-    np.testing.assert_array_equal(on_gpu.starts, on_cpu.starts)
-    np.testing.assert_array_equal(on_gpu.stops, on_cpu.stops)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_are_prepared_as_on_the_host_without_waiting(dtype: torch.dtype) -> None:
+    sides = (48, 64)
+    packed = pack(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=True)
+    preparation = DevicePreparation(RULE, torch.device("cuda"), dtype)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = preparation.batches(packed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for view, images in enumerate(found):
+        # Coordinates rounded otherwise move a value by 1e-6 of the step between two neighbours, here noise.
+        assert_same(images.to("cpu"), on_host(IMAGES, view, sides), 1e-4 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("views", [{}, {"test_short_sides": (48, 64), "test_flip": True, "batch_pixels": 80_000}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_all_stages_at_once_give_the_records_of_one_after_the_other(precision: str, views: dict[str, object]) -> None:
+    on_gpu = {"device": "cuda", "precision": precision, "device_masks": True, "device_preparation": True, **views}
+    expected = predictor_of(replace(PLAIN, **on_gpu)).predict(CONTENTS)
+    assert {record.status for record in expected} == {"ok", "unreadable", "missing"}
+    at_once = predictor_of(replace(AT_ONCE, **on_gpu))
+    for _ in range(5):
+        assert_close(at_once.predict(CONTENTS), expected)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from maskrcnn_core.config import BoxHeadConfig, ModelConfig
+from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.settings import (
     PredictorSettings,
     combined_fingerprint,
@@ -57,3 +58,8 @@ def test_overrides() -> None:
     assert with_overrides(config, PredictorSettings()) == config
     box_head = with_overrides(config, PredictorSettings(min_score=0.0, max_detections=3)).box_head
     assert (box_head.min_score, box_head.max_detections) == (0.0, 3)
+
+
+def test_a_number_of_threads_is_checked() -> None:
+    with pytest.raises(ConfigError, match="decode_threads: got -1, expected 0"):
+        PredictorSettings(decode_threads=-1)
