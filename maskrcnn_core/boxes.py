@@ -114,7 +114,7 @@ def scale_boxes(boxes: Tensor, from_sizes: Tensor, to_sizes: Tensor) -> Tensor:
 def suppress(
     boxes: Tensor,
     scores: Tensor,
-    groups: Tensor,
+    groups: Tensor | None,
     valid: Tensor,
     max_overlap: float,
     *,
@@ -126,7 +126,7 @@ def suppress(
 
     Args:
         boxes: [N, M, 4]; scores: [N, M].
-        groups: [N, M] int64, boxes of different groups never suppress each other.
+        groups: [N, M] int64, boxes of different groups never suppress each other; None = all are of one.
         valid: [N, M] bool, other slots are neither kept nor suppress.
         max_overlap: IoU above which the weaker of two boxes goes; of equal scores the earlier slot stays.
         ranked: the valid slots of each image come in order of falling score.
@@ -136,8 +136,10 @@ def suppress(
     Returns:
         [N, M] bool, true for the survivors.
     """
-    if use_kernels(boxes):
+    if use_kernels(boxes, "suppression"):
         return _suppress_by_kernel(boxes, scores, groups, valid, max_overlap, ranked=ranked, max_kept=max_kept)
+    if groups is None:
+        groups = torch.zeros_like(scores, dtype=torch.int64)
     if is_fixed_size(boxes, fixed_size):
         return _suppress_at_once(boxes, scores, groups, valid, max_overlap)
     keep = torch.zeros_like(valid)
@@ -159,7 +161,7 @@ def suppress(
 def _suppress_by_kernel(
     boxes: Tensor,
     scores: Tensor,
-    groups: Tensor,
+    groups: Tensor | None,
     valid: Tensor,
     max_overlap: float,
     *,
@@ -175,7 +177,7 @@ def _suppress_by_kernel(
     order = torch.where(valid, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     kept = suppress_ranked(
         boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-        groups.gather(1, order),
+        None if groups is None else groups.gather(1, order),
         valid.gather(1, order),
         max_overlap,
         max_kept,

@@ -81,7 +81,9 @@ class BatchPipeline:
             records[place] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
 
         batches = self._padded(self._preparation.batches(encoded, proposals, failed))
-        in_turn = self._overlapping if self._overlapped else self._one_after_the_other
+        # With one image there is nothing to do beside it, and handing it from thread to thread takes a while.
+        overlapped = self._overlapped and len(encoded) > 1
+        in_turn = self._overlapping if overlapped else self._one_after_the_other
         with closing(in_turn(batches, steps)) as finished:
             for items, found in finished:
                 records.update(zip((item.place for item in items), found, strict=True))

@@ -5,10 +5,9 @@ them; replayed, they cost one launch. Recording needs what `fixed_size` detectio
 data and nothing that waits for the device. Replays overwrite each other's memory, so what comes out is copied.
 """
 
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -19,11 +18,11 @@ from maskrcnn_core.structures import Detections, ImageBatch
 
 _LOGGER = logging.getLogger(__name__)
 
-MOST_SHAPES = 8
+MOST_SHAPES = 32
 """Recordings that are kept. All use the same memory, as much as the largest batch needs."""
 
-_SEEN_BEFORE = 1
-_WARM_UPS = 3
+# A recording costs as much time as some twenty replays save; batches that are not full come in many sizes.
+_SEEN_BEFORE = 3
 
 Compute = Callable[[ImageBatch], Detections]
 _Structure = TypeVar("_Structure", bound=Any)
@@ -38,7 +37,7 @@ class Recording(Protocol):
 
 
 class CapturedByShape:
-    """`compute`, recorded for the first `most_shapes` shapes that come a second time; as it is for any other.
+    """`compute`, recorded for the first `most_shapes` shapes that come a fourth time; as it is for any other.
 
     A shape that cannot be recorded (an operator that waits for the device) is computed as it is, and the log says so.
 
@@ -98,33 +97,20 @@ class _Graph:
         self._inputs = _cloned(images)
         self._graph = torch.cuda.CUDAGraph()
         device = images.pixels.device
-        with _algorithms_tried_out():
-            aside = torch.cuda.Stream(device)
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                for _ in range(_WARM_UPS):
-                    compute(self._inputs)
-            torch.cuda.current_stream(device).wait_stream(aside)
-            # Other threads (pinned memory of the next batch) may go on meanwhile.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._outputs = compute(self._inputs)
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            compute(self._inputs)  # libraries make their workspaces for this stream
+        torch.cuda.current_stream(device).wait_stream(aside)
+        # Other threads (pinned memory of the next batch) may go on meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            self._outputs = compute(self._inputs)
 
     def __call__(self, images: ImageBatch) -> Detections:
         for field in fields(images):
             getattr(self._inputs, field.name).copy_(getattr(images, field.name), non_blocking=True)
         self._graph.replay()
         return _cloned(self._outputs)
-
-
-@contextlib.contextmanager
-def _algorithms_tried_out() -> Iterator[None]:
-    """cuDNN times its algorithms for each new convolution, which pays for a shape that is replayed."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def _cloned(structure: _Structure) -> _Structure:

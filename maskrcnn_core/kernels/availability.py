@@ -1,18 +1,26 @@
-"""Whether Triton's kernels run here: on a CUDA device, where Triton is installed, unless they are switched off."""
+"""Whether Triton's kernels and cuDNN's fused convolutions run here: on a CUDA device, unless they are switched off."""
 
 import importlib.util
 import os
 from functools import cache
+from typing import Literal
 
 from torch import Tensor
 
-SWITCH = "MASKRCNN_KERNELS"
-"""Environment variable; 0 = torch's and torchvision's operators alone, for comparison and where Triton fails."""
+SWITCH = "MASKRCNN_WITHOUT"
+"""Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
+for, or `all`; to compare the two, and for where Triton fails."""
+
+Kernel = Literal["suppression", "roi_align", "convolution"]
 
 
-def use_kernels(tensor: Tensor) -> bool:
+def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
     """Whether a kernel of ours, rather than torch's operators, is to work on this tensor."""
-    return tensor.is_cuda and _installed() and os.environ.get(SWITCH, "1") != "0"
+    return tensor.is_cuda and _installed() and kernel not in (without := _without()) and "all" not in without
+
+
+def _without() -> list[str]:
+    return [name.strip() for name in os.environ.get(SWITCH, "").split(",")]
 
 
 @cache

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, soft_suppress, suppress
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.normed_conv import normed_conv
@@ -67,7 +68,7 @@ class BoxHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C, resolution, resolution] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
         for conv in self.convs:
-            features = functional.relu(conv(features), inplace=True)
+            features = convolve(conv, features, relu=True)
         x = features.permute(0, 2, 3, 1).flatten(1) if len(self.layers) > 0 else features.mean(dim=(2, 3))
         for layer in self.layers:
             x = functional.relu(_linear(x, layer), inplace=True)
@@ -227,12 +228,11 @@ def _survivors(
     boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, rule: DetectionRule, *, fixed_size: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The boxes that NMS leaves, best first: slot [N, D] among the candidates, score [N, D] and count [N]."""
-    groups = labels if rule.nms_per_class else torch.zeros_like(labels)
     if rule.nms != "hard":
         order, kept = soft_suppress(
             boxes,
             scores,
-            groups,
+            labels if rule.nms_per_class else torch.zeros_like(labels),
             valid,
             gaussian=rule.nms == "soft_gaussian",
             max_overlap=rule.nms_overlap,
@@ -245,7 +245,7 @@ def _survivors(
     keep = suppress(
         boxes,
         scores,
-        groups,
+        labels if rule.nms_per_class else None,
         valid,
         rule.nms_overlap,
         ranked=True,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
+from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.normed_conv import normed_conv
 
 Norm = Literal["none", "frozen_batch", "group"]
@@ -63,11 +64,13 @@ class FPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The trunk's maps, each [N, C_l, H_l, W_l] -> levels P2 to P6, each [N, channels, H_l, W_l]."""
-        laterals = [lateral(maps[index]) for lateral, index in zip(self.laterals, self._maps_used, strict=True)]
+        laterals = [
+            convolve(lateral, maps[index]) for lateral, index in zip(self.laterals, self._maps_used, strict=True)
+        ]
         if self.top_down:
             for level in range(len(laterals) - 2, -1, -1):
                 laterals[level] = _merged(laterals[level], laterals[level + 1])
-        pyramid = [output(lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
+        pyramid = [convolve(output, lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
         if self.extra == "max_pool":
             pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
         return pyramid
@@ -77,7 +80,8 @@ def _merged(fine: Tensor, coarse: Tensor) -> Tensor:
     """The finer map plus the coarser one enlarged to its size, for inference written over the finer one."""
     size = fine.shape[-2:]
     if torch.is_grad_enabled() or size != (2 * coarse.shape[-2], 2 * coarse.shape[-1]):
-        return fine + functional.interpolate(coarse, size=size, mode="nearest")
+        with torch.autocast(fine.device.type, enabled=False):  # it would copy in float32 and back
+            return fine + functional.interpolate(coarse, size=size, mode="nearest")
     blocks = fine.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     blocks += coarse[:, :, :, None, :, None]
     return fine

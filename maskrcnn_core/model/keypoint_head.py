@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.keypoints import encode_heatmaps
+from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
@@ -35,7 +36,7 @@ class KeypointHead(nn.Module):
         """[R, C, resolution, resolution] -> logits [R, P, S, S]."""
         x = features
         for conv in self.convs:
-            x = functional.relu(conv(x), inplace=True)
+            x = convolve(conv, x, relu=True)
         return functional.interpolate(self.deconv(x), scale_factor=2.0, mode="bilinear", align_corners=False)
 
 

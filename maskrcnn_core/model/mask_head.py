@@ -18,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.model.fused_conv import POINTWISE, convolve, convolve_with
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
@@ -77,7 +78,7 @@ class MaskHead(nn.Module):
         """
         x = features
         for conv in self.convs:
-            x = functional.relu(conv(x), inplace=True)
+            x = convolve(conv, x, relu=True)
         cells = self._enlarged(x)
         weight, bias = self.predictor.weight.flatten(1), self.predictor.bias
         assert bias is not None
@@ -101,7 +102,7 @@ class MaskHead(nn.Module):
         assert bias is not None
         out_channels = weight.shape[1]
         kernel = weight.permute(2, 3, 1, 0).reshape(4 * out_channels, -1, 1, 1)
-        cells = functional.relu(functional.conv2d(x, kernel, bias.repeat(4)), inplace=True)
+        cells = convolve_with(x, kernel, bias.repeat(4), POINTWISE, relu=True)
         return cells.permute(0, 2, 3, 1).reshape(len(x), *x.shape[-2:], 2, 2, out_channels)
 
 

@@ -1,11 +1,13 @@
 """Residual networks as trunks: ResNet (He et al., CVPR 2016), ResNeXt (Xie et al., CVPR 2017), wide ResNet."""
 
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.trunk_stages import STRIDES, stages_by_prefix
 
 RESNET_NAMES = (
@@ -43,10 +45,11 @@ class ResNetTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, 3, H, W] -> C2 to C5, each [N, channels, ceil(H / stride), ceil(W / stride)]."""
-        x = self.stem(x)
+        x = _stem(self.stem, x)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            for block in cast(nn.Sequential, stage):
+                x = _block(block, x)
             maps.append(x)
         return maps
 
@@ -78,3 +81,34 @@ class ResNetTrunk(nn.Module):
                         "set it to false"
                     )
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _stem(stem: nn.Module, x: Tensor) -> Tensor:
+    """The stem's layers, convolution and ReLU in one where no norm lies between them."""
+    conv, norm, _, pool = cast(nn.Sequential, stem)
+    if not _are_nothing(norm):
+        return cast(Tensor, stem(x))
+    pooled: Tensor = pool(convolve(conv, x, relu=True))
+    return pooled
+
+
+def _block(block: nn.Module, x: Tensor) -> Tensor:
+    """A residual block, each convolution with what follows it in one where no norm lies between them."""
+    layers: Any = block
+    if type(block) is Bottleneck and _are_nothing(block.bn1, block.bn2, block.bn3):
+        inner = convolve(layers.conv2, convolve(layers.conv1, x, relu=True), relu=True)
+        last = layers.conv3
+    elif type(block) is BasicBlock and _are_nothing(block.bn1, block.bn2):
+        inner = convolve(layers.conv1, x, relu=True)
+        last = layers.conv2
+    else:
+        return cast(Tensor, block(x))
+    shortcut = x
+    if layers.downsample is not None:
+        conv, norm = layers.downsample
+        shortcut = norm(convolve(conv, x))
+    return convolve(last, inner, relu=True, residual=shortcut)
+
+
+def _are_nothing(*modules: object) -> bool:
+    return all(type(module) is nn.Identity for module in modules)

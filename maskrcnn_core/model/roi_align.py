@@ -90,7 +90,9 @@ def roi_align(
 def _fits_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
     """Whether `kernels/region_features.py` can do it; its gradient adds in no fixed order."""
     alike = len({level.dtype for level in maps}) == 1 and len(maps) <= 4
-    return samples > 0 and alike and use_kernels(boxes) and not torch.are_deterministic_algorithms_enabled()
+    return (
+        samples > 0 and alike and use_kernels(boxes, "roi_align") and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
 def align_by_operator(

@@ -6,12 +6,15 @@ after the head; from there on everything is vectorised over images and anchors.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, suppress
+from maskrcnn_core.kernels.availability import use_kernels
+from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
@@ -48,12 +51,29 @@ class RPNHead(nn.Module):
         A_l = H * W * num_anchors, position-major as `anchors.pyramid_anchors`.
         """
         logits, deltas = [], []
+        joined = self._joined_predictors() if use_kernels(pyramid[0], "convolution") else None
         for features in pyramid:
             for conv in self.convs:
-                features = functional.relu(conv(features), inplace=True)
+                features = convolve(conv, features, relu=True)
+            if joined is not None:
+                both = functional.linear(features.permute(0, 2, 3, 1), *joined)
+                per_position = self.objectness.out_channels
+                logits.append(both[..., :per_position].flatten(1))
+                deltas.append(both[..., per_position : 5 * per_position].reshape(len(features), -1, 4))
+                continue
             logits.append(self.objectness(features).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(features).permute(0, 2, 3, 1).reshape(len(features), -1, 4))
         return logits, deltas
+
+    def _joined_predictors(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias of both predictors as one linear layer: a GPU's matrix units take no fewer than 8 outputs,
+        or 16 at full rate, so that each alone would waste most of its time."""
+        outputs = 5 * self.objectness.out_channels
+        weights = [layer.weight.flatten(1) for layer in (self.objectness, self.deltas)]
+        biases = [cast(Tensor, layer.bias) for layer in (self.objectness, self.deltas)]
+        padding = -outputs % 16
+        weight = torch.cat((*weights, weights[0].new_zeros(padding, weights[0].shape[1])))
+        return weight, torch.cat((*biases, biases[0].new_zeros(padding)))
 
 
 def _at(logits: Sequence[Tensor], deltas: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,11 +171,10 @@ def _suppress_levels(
             padded[:, level, : part.shape[1]] = part
         return padded.flatten(0, 1)
 
-    ranks = side_by_side(scores)
     keep = suppress(
         side_by_side(boxes),
-        ranks,
-        torch.zeros_like(ranks, dtype=torch.int64),
+        side_by_side(scores),
+        None,
         side_by_side(valid),
         rule.nms_overlap,
         ranked=True,

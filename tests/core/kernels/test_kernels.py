@@ -15,6 +15,9 @@ from maskrcnn_core.model.roi_align import SamplingGrid, align_by_operator
 
 pytest.importorskip("triton", reason="Triton is not installed: torch's operators do the work")
 
+# The interpreter divides as numpy does: an empty box by an empty one.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -55,7 +58,6 @@ def ranked_boxes(groups: int, slots: int, seed: int) -> tuple[Tensor, Tensor]:
     return boxes, torch.rand(groups, slots, generator=generator) > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize(("groups", "slots", "labels"), [(3, 200, 0), (2, 150, 3), (1, 1, 0), (2, 64, 2), (4, 65, 0)])
 def test_suppression(groups: int, slots: int, labels: int, device: str) -> None:
     boxes, valid = ranked_boxes(groups, slots, groups * slots)
@@ -75,8 +77,9 @@ def test_suppression(groups: int, slots: int, labels: int, device: str) -> None:
         assert not (found & ~wanted).any()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_long_chain_of_overlaps(device: str) -> None:
+@pytest.mark.parametrize("most_in_words", [0, 8192])
+def test_a_long_chain_of_overlaps(most_in_words: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load("suppression"), "_MOST_IN_WORDS", most_in_words)
     # Each box strikes out only the next: every second one stays, which takes many repetitions.
     left = torch.arange(100.0)[None, :, None] * 4
     boxes = torch.cat((left, left * 0, left + 10, left * 0 + 10), dim=-1).to(device)
@@ -138,3 +141,16 @@ def test_no_regions(device: str) -> None:
     )
     assert found.shape == (0, 4, 2, 2)
     assert not torch.autograd.grad(found.sum(), level)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bias(dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = (
+        torch.randn(2, 6, 30, 31, generator=generator).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    )
+    bias = torch.randn(6, generator=generator).to(device, dtype)
+    expected = (maps.float() + bias.float()[:, None, None]).to(dtype)
+    assert load("bias").add_bias_(maps, bias) is maps
+    torch.testing.assert_close(maps, expected, rtol=2**-7, atol=0)  # interpreted, the cast cuts off
+    assert load("bias").add_bias_(maps[:0], bias).shape == (0, 6, 30, 31)

@@ -1,0 +1,160 @@
+"""A convolution with what follows it in one kernel: bias, the shortcut of a residual block, ReLU.
+
+torch's convolution on a GPU adds its bias in a pass of its own over the result, the shortcut is another, ReLU a third:
+for the wide maps of a detector each takes about as long as the convolution. cuDNN does all of them while it writes the
+result. It has no gradient in torch, so that is written here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskrcnn_core.kernels.availability import use_kernels
+from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
+
+# Geometries and types that cuDNN has refused.
+_REFUSED: set[tuple[object, ...]] = set()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of a convolution (attributes as of `nn.Conv2d`)."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+
+POINTWISE = Geometry((1, 1), (0, 0), (1, 1))
+
+
+def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+    """`conv(x)`, plus `residual` where given, then ReLU where asked for.
+
+    Args:
+        conv: any layer [N, C_in, H, W] -> [N, C_out, H', W'].
+        x: its input.
+        residual: of the output's shape; needs `relu`.
+    """
+    assert residual is None or relu
+    geometry = _geometry(conv)
+    if geometry is not None and _suits(x, geometry):
+        return convolve_with(x, *_parameters(conv), geometry, relu=relu, residual=residual)
+    output: Tensor = conv(x)
+    if residual is not None:
+        output += residual
+    return functional.relu(output, inplace=True) if relu else output
+
+
+def convolve_with(
+    x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, *, relu: bool, residual: Tensor | None = None
+) -> Tensor:
+    """As `convolve`, of weights [C_out, C_in / groups, h, w] and a bias [C_out]; as autocast says in half precision."""
+    if not _suits(x, geometry):
+        output = functional.conv2d(x, weight, bias, *_arguments(geometry))
+        if residual is not None:
+            output += residual
+        return functional.relu(output, inplace=True) if relu else output
+    half = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if half else x.dtype
+    parts = (None if part is None else part.to(dtype) for part in (x, weight, bias, residual))
+    found: Tensor = _Fused.apply(*parts, geometry, relu)
+    return found
+
+
+def _geometry(conv: nn.Module) -> Geometry | None:
+    """Of a layer that is a plain convolution with a bias, or one with a constant affine; None = it is another."""
+    # Only the plain classes: a subclass may pad by itself or standardise its weights.
+    if type(conv) is nn.Conv2d:
+        plain = conv.padding_mode == "zeros" and conv.bias is not None
+    else:
+        plain = type(conv) is FrozenAffineConv2d
+    layer: Any = conv
+    if not plain or isinstance(layer.padding, str):
+        return None
+    return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _parameters(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that has a `_geometry`."""
+    if isinstance(conv, FrozenAffineConv2d):
+        return conv.weight * conv.scale[:, None, None, None], conv.shift
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return conv.weight, conv.bias
+
+
+def _suits(x: Tensor, geometry: Geometry) -> bool:
+    return (
+        x.numel() > 0
+        and geometry.groups == 1
+        and use_kernels(x, "convolution")
+        and not torch.compiler.is_compiling()  # torch's compiler joins them by itself
+    )
+
+
+def _arguments(geometry: Geometry) -> tuple[Any, ...]:
+    return geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, geometry: Geometry, relu: bool
+    ) -> Tensor:
+        output = _forward(x, weight, bias, residual, geometry, relu=relu)
+        ctx.save_for_backward(x, weight, *((output,) if relu else ()))
+        ctx.geometry, ctx.relu = geometry, relu
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *made = ctx.saved_tensors
+        (gradient,) = gradients
+        if ctx.relu:
+            gradient = torch.ops.aten.threshold_backward(gradient, made[0], 0)
+        wanted = ctx.needs_input_grad
+        to_x = to_weight = None
+        if wanted[0] or wanted[1]:
+            to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+                gradient,
+                x,
+                weight,
+                None,
+                *(list(part) for part in (ctx.geometry.stride, ctx.geometry.padding, ctx.geometry.dilation)),
+                False,
+                [0, 0],
+                ctx.geometry.groups,
+                [wanted[0], wanted[1], False],
+            )
+        to_bias = gradient.sum(dim=(0, 2, 3)) if wanted[2] else None
+        return to_x, to_weight, to_bias, gradient if wanted[3] else None, None, None
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, geometry: Geometry, *, relu: bool
+) -> Tensor:
+    key = (weight.shape, weight.dtype, geometry, residual is None)
+    if relu and key not in _REFUSED:
+        try:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *_arguments(geometry))
+            return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *_arguments(geometry))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            _REFUSED.add(key)
+    output = functional.conv2d(x, weight, None, *_arguments(geometry))
+    if output.is_cuda and output.is_contiguous(memory_format=torch.channels_last):
+        from maskrcnn_core.kernels.bias import add_bias_
+
+        add_bias_(output, bias)
+    else:
+        output += bias[:, None, None]
+    if residual is not None:
+        output += residual
+    return output.relu_() if relu else output

@@ -1,0 +1,95 @@
+"""Which batches are recorded, and that replays are what was recorded."""
+
+import logging
+
+import pytest
+import torch
+
+from maskrcnn_core.inference.captured import CapturedByShape
+from maskrcnn_core.structures import Detections, ImageBatch
+
+
+def batch(images: int, value: float, device: str = "cpu") -> ImageBatch:
+    sizes = torch.full((images, 2), 4, device=device)
+    return ImageBatch(torch.full((images, 3, 4, 4), value, device=device), sizes, sizes)
+
+
+def found_in(images: ImageBatch) -> Detections:
+    """Scores are the mean of the pixels."""
+    scores = images.pixels.mean(dim=(1, 2, 3))[:, None]
+    count = torch.ones(len(images), dtype=torch.int64, device=scores.device)
+    return Detections(scores[..., None].expand(-1, -1, 4), scores, scores.long(), count)
+
+
+class Recorded:
+    """Counts replays."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.replayed: list[int] = []
+
+    def record(self, compute: object, images: ImageBatch) -> "Recorded.One":
+        self.made.append(len(images))
+        return Recorded.One(self)
+
+    class One:
+        def __init__(self, whole: "Recorded") -> None:
+            self._whole = whole
+
+        def __call__(self, images: ImageBatch, /) -> Detections:
+            self._whole.replayed.append(len(images))
+            return found_in(images)
+
+
+def test_a_shape_is_recorded_when_it_comes_the_fourth_time() -> None:
+    watch = Recorded()
+    detect = CapturedByShape(found_in, record=watch.record)
+    for turn in range(6):
+        for images in (1, 2) if turn < 3 else (2,):
+            assert detect(batch(images, turn + 0.5)).scores.tolist() == [[turn + 0.5]] * images
+    assert watch.made == [2]
+    assert watch.replayed == [2, 2, 2]
+
+
+def test_no_more_shapes_than_wanted() -> None:
+    watch = Recorded()
+    detect = CapturedByShape(found_in, most_shapes=2, record=watch.record)
+    for images in (1, 2, 3):
+        for _ in range(5):
+            detect(batch(images, 1.0))
+    assert watch.made == [1, 2]
+
+
+def test_what_is_read_beside_the_images_is_kept() -> None:
+    anchors = [torch.ones(1)]
+    detect = CapturedByShape(found_in, lambda: list(anchors), record=Recorded().record)
+    for _ in range(4):
+        detect(batch(1, 1.0))
+    kept = anchors.pop()
+    assert any(kept is part for _, parts in detect._recordings.values() for part in parts)  # type: ignore[attr-defined]
+
+
+def test_a_shape_that_cannot_be_recorded_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    def record(compute: object, images: ImageBatch) -> Recorded.One:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    detect = CapturedByShape(found_in, record=record)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
+            assert detect(batch(2, 3.0)).scores.tolist() == [[3.0]] * 2
+    assert [entry.message for entry in caplog.records] == [
+        "batches of [2, 3, 4, 4] are not recorded as a CUDA graph: operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.gpu
+def test_replays_do_not_share_memory() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    detect = CapturedByShape(found_in)
+    with torch.inference_mode():
+        found = [detect(batch(3, float(value), "cuda")) for value in range(8)]
+        other = [detect(batch(1, float(value), "cuda")) for value in range(8)]
+    for value in range(8):
+        assert found[value].scores.tolist() == [[value]] * 3
+        assert other[value].scores.tolist() == [[value]]
