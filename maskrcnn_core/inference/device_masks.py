@@ -8,7 +8,7 @@ between columns. A table takes the same number of operations whatever it holds.
 The interpolation is written as products and sums of two (`bicubic`: four) neighbours rather than as a matrix product,
 whose rounding is another on every device and, with TF32, far too coarse for a threshold. So devices agree to the bit;
 numpy's matrix product in `masks` may differ in the last bit of a value, which matters only to a pixel whose value is
-within 1e-6 of the threshold.
+within 1e-6 of the threshold. On a GPU with Triton `kernels/mask_runs.py` does the same without tables.
 
 Letters: P pieces (windows or parts of them) in a table, S the masks' side, C columns and H rows of the table.
 """
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.masks import PasteRule, PixelSpans, pixel_spans
 from maskrcnn_core.run_lengths import encode_runs, to_device
 
@@ -87,7 +88,8 @@ def mask_runs(
     threshold: float = 0.5,
     pixels_at_once: int = PIXELS_AT_ONCE,
 ) -> MaskRuns:
-    """Where the runs of masks start and end. Waits for the device once a table, and copies a number a piece from it.
+    """Where the runs of masks start and end. Waits for the device once, or without Triton once a table, and copies a
+    number a mask, or piece of one, from it.
 
     Args:
         masks: [M, S, S] probabilities, on any device.
@@ -102,6 +104,8 @@ def mask_runs(
     """
     side = masks.shape[-1]
     spans = pixel_spans(boxes, sizes, side, rule)
+    if use_kernels(masks, "masks"):
+        return _runs_by_kernel(masks, places, spans, sizes, rule=rule, threshold=threshold)
     pieces, owners, tables = _pieces(places, spans, sizes, side, pixels_at_once)
     if not tables:
         nothing = torch.zeros(0, dtype=torch.int64, device=masks.device)
@@ -127,6 +131,39 @@ def mask_runs(
         np.concatenate((owners[first], undrawn)),
         np.concatenate((lengths, np.zeros_like(undrawn))),
     )
+
+
+def _runs_by_kernel(
+    masks: Tensor,
+    places: NDArray[np.int64],
+    spans: PixelSpans,
+    sizes: NDArray[np.int64],
+    *,
+    rule: PasteRule,
+    threshold: float,
+) -> MaskRuns:
+    """`mask_runs` in a dozen launches instead of a hundred a table (`kernels/mask_runs.py`)."""
+    from maskrcnn_core.kernels.mask_runs import count_and_write_runs
+
+    order = np.arange(len(places))
+    columns = np.where(spans.count[:, 1] > 0, spans.count[:, 0], 0)
+    ends = np.cumsum(columns)
+    if len(places) == 0 or ends[-1] == 0:
+        return MaskRuns(torch.zeros(0, dtype=torch.int64, device=masks.device), order, np.zeros_like(order))
+    numbers = [places, sizes[:, 0], spans.first[:, 0], columns, spans.first[:, 1], spans.count[:, 1]]
+    edges = [values[:, axis] for axis in (0, 1) for values in (spans.origin, spans.scale)]
+    windows = np.stack([*numbers, *edges, ends - columns, ends], axis=1).astype(np.float64)
+    sent = to_device(torch.from_numpy(windows), masks.device)
+    positions, up_to = count_and_write_runs(
+        masks,
+        sent[:, :-1].contiguous(),
+        int(ends[-1]),
+        int(columns.max()),
+        sent[:, -1].long(),
+        rule=rule,
+        threshold=threshold,
+    )
+    return MaskRuns(positions, order, np.diff(up_to.numpy(), prepend=0))
 
 
 def _pieces(

@@ -11,7 +11,7 @@ SWITCH = "MASKRCNN_WITHOUT"
 """Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
 for, or `all`; to compare the two, and for where Triton fails."""
 
-Kernel = Literal["suppression", "roi_align", "convolution"]
+Kernel = Literal["suppression", "roi_align", "convolution", "masks"]
 
 
 def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:

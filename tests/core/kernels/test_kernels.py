@@ -6,11 +6,14 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import suppress
+from maskrcnn_core.inference import device_masks
+from maskrcnn_core.masks import PasteRule, pixel_spans
 from maskrcnn_core.model.roi_align import SamplingGrid, align_by_operator
 
 pytest.importorskip("triton", reason="Triton is not installed: torch's operators do the work")
@@ -154,3 +157,23 @@ def test_bias(dtype: torch.dtype, device: str) -> None:
     assert load("bias").add_bias_(maps, bias) is maps
     torch.testing.assert_close(maps, expected, rtol=2**-7, atol=0)  # interpreted, the cast cuts off
     assert load("bias").add_bias_(maps[:0], bias).shape == (0, 6, 30, 31)
+
+
+@pytest.mark.parametrize("rule", ["exact", "bicubic", "torchvision"])
+def test_runs_of_masks(rule: PasteRule, device: str) -> None:
+    dice = np.random.default_rng(0)
+    masks = torch.from_numpy(dice.random((9, 7, 7), dtype=np.float32))
+    masks[0], masks[1] = 0, 1
+    corners = dice.uniform(-10, 60, (9, 2))
+    boxes = np.concatenate((corners, corners + dice.uniform(0, 40, (9, 2))), axis=1).astype(np.float32)
+    boxes[1], boxes[2], boxes[3] = [-20, -20, 100, 100], [200, 5, 220, 9], [5, 5, 5, 5]  # all around, beside, empty
+    sizes = np.array([[50, 70], [80, 40], [30, 30]] * 3)
+    places = dice.permutation(9)
+    expected = device_masks.mask_runs(masks, places, boxes, sizes, rule=rule)
+    load("mask_runs")
+    found = device_masks._runs_by_kernel(
+        masks.to(device), places, pixel_spans(boxes, sizes, 7, rule), sizes, rule=rule, threshold=0.5
+    )
+    assert found.lengths.sum() == expected.lengths.sum() > 100
+    for mask in range(9):
+        assert found.of(mask).tolist() == expected.of(mask).tolist()
