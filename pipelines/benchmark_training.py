@@ -29,6 +29,7 @@ from maskrcnn_core.data.segmentation import rasterise
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.training.compilation import check_compiler
+from maskrcnn_core.training.device_feed import pixel_type
 from maskrcnn_core.weights.torchvision_models import import_torchvision
 from pipelines.benchmark_training_loops import (
     AnnotatedImage,
@@ -191,9 +192,12 @@ def training_ways(
     best = variants[-1]
     if run.ablate:
         variants += ablations(best, device)
-    batches = our_batches(config, images, steps=steps, loaders=loaders, pinned=run.use_gpu)
+    batches = {}
+    for half in (False, True):
+        dtype = pixel_type(device, bfloat16=half, backbone=config.backbone.name)
+        batches[half] = our_batches(config, images, steps=steps, loaders=loaders, dtype=dtype)
     for variant in variants:
-        ways[variant.name] = our_loop(detector, batches, variant)
+        ways[variant.name] = our_loop(detector, batches[variant.bfloat16], variant)
     return ways, best.name
 
 

@@ -3,14 +3,15 @@ fast.
 
 Inputs start as decoded images and masks of the whole image in memory, as a data set gives them. They are prepared in
 the foreground, within the step that needs them, or in the background by worker processes of torch's DataLoader, as both
-sides do it; ours passes through page-locked memory then.
+sides do it; ours is on a GPU one batch ahead.
 """
 
+import functools
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -20,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_core.config import ModelConfig
-from maskrcnn_core.data.prefetch import prefetch
 from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import pad_batch, prepare_image
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.model.rpn import RPNHead
 from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.device_feed import feed
 from maskrcnn_core.training.optimizer import build_optimizer, parameter_groups
 from maskrcnn_core.training.step import training_step
 
@@ -91,7 +92,7 @@ class TrainingLoop:
     """A way to train.
 
     Attributes:
-        batches: those of one timed run, as the host prepares them.
+        batches: those of one timed run, as the steps get them.
         step: one step on a batch; returns the losses, on the device.
         model, optimizer: what it updates.
         cudnn_search: see `Variant`.
@@ -178,38 +179,34 @@ class OurData(Dataset[tuple[Tensor, ImageTargets]]):
         return pixels, targets_from_dense(image.boxes, image.labels - 1, image.masks)
 
 
-def _padded(items: Sequence[tuple[Tensor, ImageTargets]]) -> OurBatch:
+def _padded(items: Sequence[tuple[Tensor, ImageTargets]], *, dtype: torch.dtype) -> OurBatch:
     sizes = [(pixels.shape[1], pixels.shape[2]) for pixels, _ in items]
-    return pad_batch([pixels for pixels, _ in items], sizes, 32), pad_targets([targets for _, targets in items])
+    images = pad_batch([pixels for pixels, _ in items], sizes, 32)
+    return replace(images, pixels=images.pixels.to(dtype)), pad_targets([targets for _, targets in items])
 
 
-def our_inputs(config: ModelConfig, images: Sequence[AnnotatedImage]) -> OurBatch:
-    """A batch, from what the data set gives."""
+def our_inputs(
+    config: ModelConfig, images: Sequence[AnnotatedImage], *, dtype: torch.dtype = torch.float32
+) -> OurBatch:
+    """A batch on the host, from what the data set gives, its pixels of type `dtype`."""
     data = OurData(config, images, len(images))
-    return _padded([data[index] for index in range(len(images))])
+    return _padded([data[index] for index in range(len(images))], dtype=dtype)
 
 
 def our_batches(
-    config: ModelConfig, images: Sequence[AnnotatedImage], *, steps: int, loaders: int, pinned: bool
+    config: ModelConfig, images: Sequence[AnnotatedImage], *, steps: int, loaders: int, dtype: torch.dtype
 ) -> Callable[[], Generator[OurBatch]]:
-    """The same batch `steps` times, each time prepared anew, by `loaders` processes (0 = in the foreground); a thread
-    then copies it into page-locked memory where it is to be `pinned`."""
+    """The batch of `our_inputs` `steps` times, each time prepared anew, by `loaders` processes (0 = in the
+    foreground)."""
     if loaders == 0:
-        return lambda: (our_inputs(config, images) for _ in range(steps))
-    loader = _loader(OurData(config, images, steps * len(images)), _padded, len(images), loaders)
+        return lambda: (our_inputs(config, images, dtype=dtype) for _ in range(steps))
+    collate = functools.partial(_padded, dtype=dtype)
+    loader = _loader(OurData(config, images, steps * len(images)), collate, len(images), loaders)
 
     def batches() -> Generator[OurBatch]:
-        yield from prefetch((_pinned(*batch) for batch in loader), depth=1) if pinned else loader
+        yield from loader
 
     return batches
-
-
-def _pinned(images: ImageBatch, targets: Targets) -> OurBatch:
-    def pin(structure: Any) -> Any:
-        values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-        return replace(structure, **{name: value.pin_memory() for name, value in values.items() if value is not None})
-
-    return pin(images), pin(targets)
 
 
 class PeerData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -292,7 +289,10 @@ def peer_loop(peer: MaskRCNN, batches: Callable[[], Generator[PeerBatch]], *, au
 
 
 def our_loop(detector: RegionDetector, batches: Callable[[], Generator[OurBatch]], variant: Variant) -> TrainingLoop:
-    """Steps as `jobs.train` takes them, which reads the losses now and then, here after the last step."""
+    """Steps as `jobs.train` takes them, which reads the losses now and then, here after the last step.
+
+    The batches are those of the host, which `feed` takes to the device; one step takes a batch from wherever it is.
+    """
     detector = _changed(detector, variant)
     if variant.fused:
         optimizer = build_optimizer(detector, learning_rate=_RATE, momentum=_MOMENTUM, weight_decay=_DECAY)
@@ -316,7 +316,7 @@ def our_loop(detector: RegionDetector, batches: Callable[[], Generator[OurBatch]
             bfloat16=variant.bfloat16,
         ).losses
 
-    return TrainingLoop(batches, step, detector, optimizer, variant.cudnn_search)
+    return TrainingLoop(lambda: feed(batches(), device), step, detector, optimizer, variant.cudnn_search)
 
 
 def _changed(detector: RegionDetector, variant: Variant) -> RegionDetector:

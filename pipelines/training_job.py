@@ -5,7 +5,7 @@ import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,8 @@ from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.compilation import check_compiler
-from maskrcnn_core.training.loader import load_batches, prefetch
+from maskrcnn_core.training.device_feed import feed, pixel_type
+from maskrcnn_core.training.loader import load_batches
 from maskrcnn_core.training.moving_average import MovingAverage
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.repeat_factors import dataset_repeat_factors
@@ -289,27 +290,17 @@ def _open_tensorboard(output: str, step: int, stack: contextlib.ExitStack) -> tu
     return folder, writer
 
 
-def channels_last_collate(items: Sequence[TrainingItem], *, divisor: int) -> Batch:
-    """`collate`, with the pixels in the memory layout that convolutions are fastest with."""
+def device_collate(items: Sequence[TrainingItem], *, divisor: int, dtype: torch.dtype) -> Batch:
+    """`collate`, with the pixels in the memory layout that convolutions are fastest with, and of type `dtype`."""
     images, targets, image_ids = collate(items, divisor=divisor)
-    pixels = images.pixels.contiguous(memory_format=torch.channels_last)
+    pixels = images.pixels.to(dtype, memory_format=torch.channels_last)
     return Batch(replace(images, pixels=pixels), targets, image_ids, collate_proposals(items))
-
-
-def _pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which copies to a GPU run beside its computation."""
-
-    def pin(structure: Any) -> Any:
-        values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-        return replace(structure, **{name: value.pin_memory() for name, value in values.items() if value is not None})
-
-    proposals = None if batch.proposals is None else pin(batch.proposals)
-    return Batch(pin(batch.images), pin(batch.targets), batch.image_ids, proposals)
 
 
 @contextlib.contextmanager
 def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
-    """This rank's batches from step `start` to the last, prepared in the background while the block runs."""
+    """This rank's batches from step `start` to the last, prepared in the background while the block runs, and on the
+    device when they are handed out."""
     settings, model = job.run.train, job.run.model
     source = CocoTrainingData(
         job.data,
@@ -340,7 +331,12 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         repeat_factors=dataset_repeat_factors(job.data, settings.repeat_threshold),
         partner_probability=settings.augment.copy_paste,
     )
-    collated = functools.partial(channels_last_collate, divisor=model.input.divisor)
+    rounds = settings.precision == "bfloat16"
+    collated = functools.partial(
+        device_collate,
+        divisor=model.input.divisor,
+        dtype=pixel_type(job.device, bfloat16=rounds, backbone=model.backbone.name),
+    )
     steps: dict[str, int] = {"rank": job.rank, "start": start, "stop": settings.steps}
     with contextlib.ExitStack() as stack:
         workers = job.run.data.workers
@@ -348,10 +344,5 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
             batches = stack.enter_context(remote_batches(source, collated, plan, readers=workers, **steps))
         else:
             batches = load_batches(source, collated, plan, workers=workers, **steps)
-        if job.device.type == "cuda":
-            batches = prefetch((_pinned(batch) for batch in batches), depth=1)
-        try:
-            yield batches
-        finally:
-            if close := getattr(batches, "close", None):
-                close()
+        fed = stack.enter_context(contextlib.closing(feed(batches, job.device)))
+        yield fed

@@ -304,11 +304,11 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
         decay_steps=settings.decay_steps,
         decay_factor=settings.decay_factor,
     )
-    targets = replace(batch.targets, seeds=image_seeds(settings.seed, step, job.slots))
+    seeds = image_seeds(settings.seed, step, job.slots).to(job.device, non_blocking=True)
     result = training_step(
         job.learner,
-        batch.images.to(job.device),
-        targets.to(job.device),
+        batch.images,
+        replace(batch.targets, seeds=seeds),
         job.optimizer,
         learning_rate=rate,
         clip_norm=settings.clip_norm,
@@ -316,7 +316,7 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
         with_grad_norm=True,
         skip_non_finite=True,
         accumulate=settings.accumulate,
-        proposals=None if batch.proposals is None else batch.proposals.to(job.device),
+        proposals=batch.proposals,
     )
     if job.average is not None:
         job.average.update(step + 1)

@@ -75,7 +75,7 @@ def test_loaders_make_the_inputs_of_the_foreground() -> None:
     batch, targets = our_inputs(config, images)
     peer_images, peer_targets = peer_inputs(images)
     for loaders in (0, 1):
-        ours = list(our_batches(config, images, steps=2, loaders=loaders, pinned=False)())
+        ours = list(our_batches(config, images, steps=2, loaders=loaders, dtype=torch.float32)())
         theirs = list(peer_batches(images, steps=2, loaders=loaders)())
         assert len(ours) == len(theirs) == 2
         assert torch.equal(ours[1][0].pixels, batch.pixels)
@@ -83,6 +83,9 @@ def test_loaders_make_the_inputs_of_the_foreground() -> None:
         assert torch.equal(theirs[1][0][1], peer_images[1])
         assert torch.equal(theirs[1][1][1]["masks"], peer_targets[1]["masks"])
     assert batch.pixels.shape == (2, 3, 64, 96)
+    rounded = next(our_batches(config, images, steps=1, loaders=1, dtype=torch.bfloat16)())[0].pixels
+    assert torch.equal(rounded, batch.pixels.to(torch.bfloat16))
+    assert rounded.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_dense_head_gives_the_outputs_of_the_sampled_one() -> None:

@@ -31,13 +31,16 @@ def test_what_is_copied_to_the_host_has_arrived() -> None:
         assert int(found.count[0]) == 7
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_images_are_prepared_as_on_the_host_without_waiting(dtype: torch.dtype) -> None:
     sides = (48, 64)
     packed = pack(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=True)
     preparation = DevicePreparation(RULE, torch.device("cuda"), dtype)
-    torch.cuda.set_sync_debug_mode("error")
+    preparation.batches(packed)
+    torch.cuda.synchronize()
     try:
+        torch.cuda.set_sync_debug_mode("error")
         found = preparation.batches(packed)
     finally:
         torch.cuda.set_sync_debug_mode("default")
