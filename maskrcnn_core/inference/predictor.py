@@ -254,8 +254,9 @@ class Predictor:
 
     def _found_in(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
         """Of a batch on the device what is found, in the original frame; proposals in the input frame."""
+        given = () if proposals is None else (proposals,)
         with self.arithmetic():
-            found = self.detector.detect(images, proposals)
+            found = self.detector.detect(images, *given)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         keypoints = found.keypoints
         if keypoints is not None:
