@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.normed_conv import normed_conv
@@ -77,14 +78,29 @@ class FPN(nn.Module):
 
 
 def _merged(fine: Tensor, coarse: Tensor) -> Tensor:
-    """The finer map plus the coarser one enlarged to its size, for inference written over the finer one."""
+    """The finer map plus the coarser one enlarged to its size, for inference or on a GPU written over the finer one."""
     size = fine.shape[-2:]
+    if _fits_kernel(fine, coarse):
+        from maskrcnn_core.kernels.top_down import add_enlarged_
+
+        return add_enlarged_(fine, coarse)
     if torch.is_grad_enabled() or size != (2 * coarse.shape[-2], 2 * coarse.shape[-1]):
         with torch.autocast(fine.device.type, enabled=False):  # it would copy in float32 and back
             return fine + functional.interpolate(coarse, size=size, mode="nearest")
     blocks = fine.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     blocks += coarse[:, :, :, None, :, None]
     return fine
+
+
+def _fits_kernel(fine: Tensor, coarse: Tensor) -> bool:
+    return (
+        fine.shape[-2:] == (2 * coarse.shape[-2], 2 * coarse.shape[-1])
+        and fine.dtype == coarse.dtype
+        and fine.numel() > 0
+        and use_kernels(fine, "top_down")
+        and fine.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

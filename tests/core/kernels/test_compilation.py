@@ -7,7 +7,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-INTS = ("num_boxes", "num_blocks", "max_kept", "side", "size", "channels")
+INTS = ("num_boxes", "num_blocks", "max_kept", "side", "size", "channels", "height", "width")
 SIZES = {
     f"{name}{level}": "fp32" if name == "scale" else "i32"
     for level in range(4)
@@ -33,6 +33,7 @@ CASES = {
     "overlaps": ("suppression", "_overlap_words", {}, {"BLOCK": 64}),
     "suppression by words": ("suppression", "_settle_group", {}, {"WORDS": 32, "BLOCK": 64}),
     "bias": ("bias", "_add_bias", {"maps": "*bf16", "bias": "*bf16"}, {"BLOCK": 4096}),
+    "top-down step": ("top_down", "_add_enlarged", {"fine": "*bf16", "coarse": "*bf16"}, {"BLOCK": 4096}),
     "runs counted": ("mask_runs", "_window_columns", RUN_TYPES, RUNS | {"TAPS": 2, "WRITE": False}),
     "runs written": ("mask_runs", "_window_columns", RUN_TYPES, RUNS | {"TAPS": 4, "WRITE": True}),
     "RoIAlign": (

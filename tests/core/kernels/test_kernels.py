@@ -177,3 +177,20 @@ def test_runs_of_masks(rule: PasteRule, device: str) -> None:
     assert found.lengths.sum() == expected.lengths.sum() > 100
     for mask in range(9):
         assert found.of(mask).tolist() == expected.of(mask).tolist()
+
+
+def test_top_down(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def map_of(*shape: int) -> Tensor:
+        x = torch.randn(*shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+        return x.requires_grad_()
+
+    fine, coarse = map_of(2, 16, 6, 10), map_of(2, 16, 3, 5)
+    expected = fine + torch.nn.functional.interpolate(coarse, scale_factor=2, mode="nearest")
+    found = load("top_down").add_enlarged_(fine * 1.0, coarse)
+    torch.testing.assert_close(found, expected)
+    given = torch.randn(expected.shape, generator=generator).to(device)
+    gradients = (torch.autograd.grad(y, (fine, coarse), given) for y in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
