@@ -32,7 +32,7 @@ from pipelines.source import Source, open_source
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
 _GROUP_SIZE_CPU = 8
-_GROUP_SIZE_GPU = 128
+_GROUP_SIZE_GPU = 256
 
 # Sources of more parts are listed by the cluster.
 _MOST_PARTS_HERE = 16

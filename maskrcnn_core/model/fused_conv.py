@@ -30,6 +30,7 @@ class Geometry:
 
 
 POINTWISE = Geometry((1, 1), (0, 0), (1, 1))
+_STEM = Geometry((2, 2), (3, 3), (1, 1))
 
 
 def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
@@ -64,6 +65,30 @@ def convolve_with(
     parts = (None if part is None else part.to(dtype) for part in (x, weight, bias, residual))
     found: Tensor = _Fused.apply(*parts, geometry, relu)
     return found
+
+
+def convolve_stem(conv: nn.Module, x: Tensor) -> Tensor:
+    """`convolve` with ReLU of a network's first layer.
+
+    A GPU's matrix units take the channels of a pixel eight at a time, and an image has three. Where the layer is a 7x7
+    convolution with stride 2, as in a ResNet, 2 x 2 pixels become one with 12 channels and the layer a 4x4 convolution
+    with stride 1: the same products, fewer of them with padding.
+    """
+    geometry = _geometry(conv)
+    if geometry != _STEM or x.shape[1] != 3 or x.shape[2] % 2 or x.shape[3] % 2 or not _suits(x, geometry):
+        return convolve(conv, x, relu=True)
+    weight, bias = _parameters(conv)
+    if weight.shape[2:] != (7, 7):
+        return convolve(conv, x, relu=True)
+    images, _, height, width = x.shape
+    # Output i sees pixels 2 i - 3 to 2 i + 3: of the halved rows i - 2 to i + 1, of the first of them the second pixel.
+    wide = functional.pad(weight, (1, 0, 1, 0)).unflatten(3, (4, 2)).unflatten(2, (4, 2))  # [out, 3, 4, 2, 4, 2]
+    wide = wide.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # channel, row within, column within
+    wide = functional.pad(wide, (0, 0, 0, 0, 0, 4)).contiguous(memory_format=torch.channels_last)
+    packed = x.new_zeros(images, height // 2 + 3, width // 2 + 3, 16)
+    pixels = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [N, 3, h, 2, w, 2]
+    packed[:, 2:-1, 2:-1, :12].unflatten(3, (3, 2, 2)).copy_(pixels.permute(0, 2, 4, 1, 3, 5))
+    return convolve_with(packed.permute(0, 3, 1, 2), wide, bias, POINTWISE, relu=True)
 
 
 def _geometry(conv: nn.Module) -> Geometry | None:

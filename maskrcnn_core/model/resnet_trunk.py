@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.fused_conv import convolve
+from maskrcnn_core.model.fused_conv import convolve, convolve_stem
 from maskrcnn_core.model.trunk_stages import STRIDES, stages_by_prefix
 
 RESNET_NAMES = (
@@ -88,7 +88,7 @@ def _stem(stem: nn.Module, x: Tensor) -> Tensor:
     conv, norm, _, pool = cast(nn.Sequential, stem)
     if not _are_nothing(norm):
         return cast(Tensor, stem(x))
-    pooled: Tensor = pool(convolve(conv, x, relu=True))
+    pooled: Tensor = pool(convolve_stem(conv, x))
     return pooled
 
 

@@ -69,6 +69,7 @@ def _cells_around(level: Tensor, image: Tensor, cell: Tensor, real: Tensor) -> T
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width) & real[:, None]
     place = (image[:, None] * height + rows) * width + columns
     table = level.permute(0, 2, 3, 1).reshape(-1, channels)
-    cells = table.index_select(0, torch.where(inside, place, 0).flatten())
+    # What stands in for a cell outside is spread over the map: the gradients of all, zeros, would queue up at one.
+    cells = table.index_select(0, torch.where(inside, place, place.remainder(len(table))).flatten())
     # Selected rather than multiplied: what stands in for a cell outside may be infinite.
     return torch.where(inside.flatten()[:, None], cells, 0.0).view(len(cell), 9 * channels)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from maskrcnn_core.model import fused_conv
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
-from maskrcnn_core.model.fused_conv import POINTWISE, convolve, convolve_with
+from maskrcnn_core.model.fused_conv import POINTWISE, convolve, convolve_stem, convolve_with
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -83,3 +83,16 @@ def test_given_weights(device: str) -> None:
 def test_other_layers_are_called_as_they_are(conv: nn.Module, device: str) -> None:
     conv, x = conv.to(device), torch.randn(2, 8, 10, 12).to(device)
     torch.testing.assert_close(convolve(conv, x, relu=True), functional.relu(conv(x)))
+
+
+@pytest.mark.parametrize("size", [(32, 46), (33, 40)])
+def test_stem(size: tuple[int, int], device: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
+    layer = FrozenAffineConv2d(conv, torch.rand(8) + 0.5, torch.randn(8)).to(device)
+    x = torch.randn(2, 3, *size).to(device).contiguous(memory_format=torch.channels_last)
+    found, expected = convolve_stem(layer, x), functional.relu(layer(x))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    given = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(y, layer.weight, given)[0] for y in (found, expected))
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
