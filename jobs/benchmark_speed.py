@@ -46,7 +46,8 @@ def stages(run: BenchmarkRun) -> int:
 
     result = benchmark_stages(run)
     width = max(len(stage.name) for stage in result.stages)
-    print(f"  {result.images} images, {run.rounds} rounds, medians of an image")
+    batches = f" in batches of {result.batch}" if result.batch > 1 else ""
+    print(f"  {result.images} images{batches}, {run.rounds} rounds, medians of an image")
     print(
         f"  measured here: {result.peak_flops / 1e9:.0f} GFLOP/s (the better of matrix product and convolution), "
         f"{result.bandwidth / 1e9:.1f} GB/s (copy)"
@@ -65,6 +66,13 @@ def stages(run: BenchmarkRun) -> int:
     )
     _print_dearest("operators", result.operators)
     print(f"  {result.machine}")
+    if (at_once := result.in_one_go) is not None:
+        print(
+            f"  an image where nothing waits between the stages: trunk to boxes {1000 * at_once.graph:.2f} ms in one "
+            f"replayed CUDA graph (in the table {1000 * at_once.network:.2f}); all of it {1000 * at_once.predict:.2f} "
+            f"ms by predict of one batch, {1000 * at_once.predict_many:.2f} ms of {at_once.batches} batches in one "
+            f"call (in the table {1000 * result.total:.2f})"
+        )
     return 0
 
 
@@ -74,12 +82,15 @@ def label(run: BenchmarkRun) -> int:
 
     result = benchmark_label(run)
     width = max(len(way.name) for way in result.ways)
-    print(f"  {result.images} images, {run.rounds} rounds, medians; {result.detections:.1f} detections/image")
+    again = f" ({result.files} files, repeated)" if result.files else ""
+    print(f"  {result.images} images{again}, {run.rounds} rounds, medians; {result.detections:.1f} detections/image")
     for way in result.ways:
         peak = f"{way.peak_bytes / 2**20:7.0f} MiB peak" if way.peak_bytes else " " * 16
         written = f"{way.written_bytes / 2**20:8.1f} MiB written" if way.written_bytes else ""
         speed = f"{way.images_per_second:7.2f} images/s  {way.ratio:5.2f} of the bare loop"
-        print(f"  {way.name:{width}}  {speed}  {peak}  {written}".rstrip())
+        gpu = "" if way.gpu_busy is None else f"  GPU busy {way.gpu_busy:4.0%}"
+        gpu = f"{gpu:15}" if run.use_gpu else ""
+        print(f"  {way.name:{width}}  {speed}{gpu}  {peak}  {written}".rstrip())
     print(f"  the detector of jobs.label was busy for {result.busy:.1%} of the time")
     print(f"  {result.machine}")
     return 0

@@ -19,7 +19,7 @@ class BenchmarkRun:
     short_side: int = 800
     """Short side of the network's input, pixels."""
     long_side: int = 0
-    """Limit of its long side, pixels; in detect and train every image is first brought to these sides. 0 = 5/3 of the
+    """Limit of its long side, pixels; in detect, stages and train every image is first brought to these sides. 0 = 5/3 of the
     short side, whatever the images' shape; in train 4/3."""
     max_detections: int = 100
     """Detections of an image; the random weights always find that many."""
@@ -32,7 +32,7 @@ class BenchmarkRun:
     use_gpu: bool = False
     """Compute on the GPU, both sides."""
     batch: int = 1
-    """Images of one call (detect)."""
+    """Images that are computed together (detect, stages); 1 = each has a call of its own."""
     threads: int = 0
     """CPU threads of both sides; 0 = the machine's cores."""
     workers: int = 1
@@ -43,7 +43,7 @@ class BenchmarkRun:
     """Processes of each side that prepare inputs in the background (train); 0 = on a CPU none, inputs are prepared
     within the step; on a GPU all cores but two, at most 12."""
     ablate: bool = False
-    """Measure ours without single optimisations, too (train)."""
+    """Measure ours without single optimisations, too (train; detect on a GPU)."""
     output: str = ""
     """JSON file for all figures; empty = none."""
     trace: str = ""

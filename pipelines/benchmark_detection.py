@@ -18,13 +18,14 @@ import numpy as np
 import pycocotools.mask
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
+from maskrcnn_core.kernels.availability import KERNELS, without_kernels
 from pipelines.benchmarking import (
+    brought_to,
     contents_of,
     imported_predictor,
     machine,
@@ -37,9 +38,10 @@ _MAX_PIXELS = 178_956_970
 _SAME_BOX, _SAME_MASK, _SAME_POINT = 0.95, 0.95, 2.0  # IoU, IoU, pixels
 # Rounding decides who is the 100th.
 _LEAST_AGREEMENT = 0.95
-_GPU_WARM_UPS = 2
+_GPU_WARM_UPS = 4
 
 Label = dict[str, Any]
+Way = Callable[[Sequence[Tensor]], Sequence[Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     device = torch.device("cuda" if run.use_gpu else "cpu")
     images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
     if run.long_side:
-        images = [_brought_to(image, (run.short_side, run.long_side)) for image in images]
-    batches = [images[first : first + run.batch] for first in range(0, len(images), run.batch)]
+        images = [brought_to(image, (run.short_side, run.long_side)) for image in images]
     peer = peer_of(run)
     precisions: list[Literal["float32", "bfloat16"]] = ["float32"]
     if run.precision == "bfloat16":
@@ -98,17 +99,19 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     predictors = {name: imported_predictor(peer, replace(run, precision=name)) for name in precisions}
     peer.to(device)
     title = f"torchvision {'maskrcnn' if run.model == 'masks' else 'keypointrcnn'}_resnet50_fpn"
-    ways: dict[str, Callable[[list[Tensor]], Sequence[Sequence[Any]]]] = {
-        f"{title}, float32": lambda batch: peer_labels(peer, batch, device)
-    }
+    ways: dict[str, Way] = {f"{title}, float32": in_batches(lambda batch: peer_labels(peer, batch, device), run.batch)}
     if run.use_gpu or run.precision == "bfloat16":
-        ways[f"{title}, autocast to bfloat16"] = lambda batch: peer_labels(peer, batch, device, autocast=True)
+        theirs_in_half = functools.partial(peer_labels, peer, device=device, autocast=True)
+        ways[f"{title}, autocast to bfloat16"] = in_batches(theirs_in_half, run.batch)
     for precision, predictor in predictors.items():
-        ways[f"ours, {precision}"] = functools.partial(our_labels, predictor)
+        ways[f"ours, {precision}"] = _ours(predictor, run)
+    if run.ablate and run.use_gpu:
+        ways |= _ablations(peer, run)
 
     with _exact_float32():
-        found = {name: [labels for batch in batches for labels in way(batch)] for name, way in ways.items()}
-    theirs = found[next(iter(ways))]
+        found = {name: list(way(images)) for name, way in ways.items()}
+        # A batch of images of several sizes changes what torchvision finds in each.
+        theirs = [labels for image in images for labels in peer_labels(peer, [image], device)]
     shared = {name: agreement(theirs, labels) for name, labels in found.items()}
     if shared["ours, float32"] < _LEAST_AGREEMENT:
         raise RuntimeError(
@@ -116,13 +119,14 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         )
     peaks = dict.fromkeys(ways, 0)
     rounds: list[list[float]] = []
-    for _ in range(_GPU_WARM_UPS if run.use_gpu else 0):  # a shape is recorded when it comes again
-        for way in ways.values():
-            _seconds(way, batches, device)
+    for _ in range(_GPU_WARM_UPS if run.use_gpu else 0):  # a shape is recorded when it comes the fourth time
+        for name, way in ways.items():
+            if name.startswith("ours"):
+                way(images)
     for _ in range(run.rounds):
         seconds = []
         for name, way in ways.items():
-            seconds.append(_seconds(way, batches, device) / len(images))
+            seconds.append(_seconds(way, images, device) / len(images))
             if device.type == "cuda":
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
         rounds.append(seconds)
@@ -143,6 +147,41 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     )
     write_figures(result, run.output)
     return result
+
+
+def in_batches(way: Way, size: int) -> Way:
+    """The same for a few images at a time."""
+    return lambda images: [
+        labels for first in range(0, len(images), size) for labels in way(images[first : first + size])
+    ]
+
+
+def _ours(predictor: Predictor, run: BenchmarkRun) -> Way:
+    """One image at a time with a batch of one; else all at once, in batches of that size, one prepared and another
+    encoded while the device computes a third."""
+    way = functools.partial(our_labels, predictor)
+    return in_batches(way, 1) if run.batch == 1 else way
+
+
+def _ablations(peer: nn.Module, run: BenchmarkRun) -> dict[str, Way]:
+    """Ours at the run's precision with one thing less."""
+    ways: dict[str, Way] = {}
+
+    def without(kernel: str, way: Way) -> Way:
+        def slower(images: Sequence[Tensor]) -> Sequence[Sequence[Label]]:
+            with without_kernels(kernel):
+                return way(images)
+
+        return slower
+
+    for kernel in KERNELS:
+        ways[f"ours, {run.precision}, without our {kernel}"] = without(
+            kernel, _ours(imported_predictor(peer, run), run)
+        )
+    for setting in ("cuda_graphs", "device_preparation", "device_masks", "prefetch"):
+        predictor = imported_predictor(peer, run, changes={setting: False})
+        ways[f"ours, {run.precision}, {setting} off"] = _ours(predictor, run)
+    return ways
 
 
 @torch.inference_mode()
@@ -219,11 +258,6 @@ def _same(one: Label, other: Label) -> bool:
     return True
 
 
-def _brought_to(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] uint8 at another (height, width), so that the network's input has one size for all images."""
-    return functional.interpolate(image[None].float(), size=size, mode="bilinear")[0].round().to(torch.uint8)
-
-
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Within it float32 is float32: on a GPU torch lets convolutions round to TF32, which decides between scores that
@@ -236,13 +270,12 @@ def _exact_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def _seconds(way: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]], device: torch.device) -> float:
+def _seconds(way: Way, images: Sequence[Tensor], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    for batch in batches:
-        way(batch)
+    way(images)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -2,19 +2,23 @@
 
 The latter ("Object detection batch inference" in Ray's documentation, with Mask R-CNN in place of Faster R-CNN) reads
 decoded images into the object store, maps batches through a pool of one actor that holds torchvision's model, and
-writes what the model returns, full-size masks included.
+writes what the model returns, full-size masks included. It is so much slower on a GPU that it gets only some of the
+images there.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
+import signal
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ import torch
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.inference.predictor import load_predictor
+from maskrcnn_core.inference.predictor import Predictor, load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from pipelines.benchmarking import (
@@ -40,10 +44,12 @@ from pipelines.benchmarking import (
 )
 from pipelines.cluster import connect
 from pipelines.label_progress import LabelProgress
-from pipelines.labelling import LabelSummary, label
+from pipelines.labelling import _GROUP_SIZE_GPU, LabelSummary, label
 
 _SAMPLE_SECONDS = 2.0  # looking is work too, and the kernel keeps the peaks
 _DOCUMENTED_BATCH = 2
+_DOCUMENTED_IMAGES_GPU = 128
+_UTILISATION = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200")
 _LEAST_SECONDS = 2.0
 
 
@@ -57,6 +63,8 @@ class LabellingWay:
         ratio: median of the rounds' ratios to the bare loop.
         peak_bytes: largest resident size of any of its processes; 0 where it was not watched.
         written_bytes: size of the labels; 0 where it writes none.
+        gpu_busy: share of the time in which the GPU computed, by nvidia-smi, from its first work to its last; median.
+            None on a CPU and where nvidia-smi says nothing.
     """
 
     name: str
@@ -64,6 +72,7 @@ class LabellingWay:
     ratio: float
     peak_bytes: int
     written_bytes: int
+    gpu_busy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class LabellingComparison:
         images: of a round; detections: mean per image.
         busy: share of the time in which the detector of jobs.label did not wait for images; median.
         machine: what it ran on.
+        files: different images among them, each as often as any other or once more; 0 = all.
     """
 
     ways: tuple[LabellingWay, ...]
@@ -82,6 +92,28 @@ class LabellingComparison:
     detections: float
     busy: float
     machine: str
+    files: int = 0
+
+
+@dataclass
+class _Measured:
+    """A way's figures, round after round (attributes as of `LabellingWay`)."""
+
+    name: str
+    rates: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    written_bytes: int = 0
+    gpu_busy: list[float] = field(default_factory=list)
+
+    def beside(self, bare: "_Measured") -> LabellingWay:
+        return LabellingWay(
+            self.name,
+            statistics.median(self.rates),
+            statistics.median(rate / other for rate, other in zip(self.rates, bare.rates, strict=True)),
+            self.peak_bytes,
+            self.written_bytes,
+            statistics.median(self.gpu_busy) if self.gpu_busy else None,
+        )
 
 
 def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
@@ -92,72 +124,78 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
     """
     threads = use_threads(run.threads)
     device = "cuda" if run.use_gpu else "cpu"
-    contents = contents_of(run)
+    files = contents_of(run)
+    contents = [*itertools.islice(itertools.cycle(files), run.num_images)]
+    bare, ours = _Measured("bare loop over the predictor"), _Measured("jobs.label")
+    few = min(len(contents), _DOCUMENTED_IMAGES_GPU) if run.use_gpu else len(contents)
+    of_them = f", first {few} images" if few < len(contents) else ""
+    documented = _Measured(f"Ray documentation's way, torchvision{of_them}")
+    found, busy = 0, []
     with tempfile.TemporaryDirectory() as scratch:
-        folder, checkpoint = Path(scratch) / "images", Path(scratch) / "checkpoint"
-        folder.mkdir()
-        for index, content in enumerate(contents):
-            (folder / f"{index:06d}.jpg").write_bytes(content)
-        if run.checkpoint:
-            checkpoint = Path(run.checkpoint)
-            settings = PredictorSettings(device=device, precision=run.precision, apply_exif=True)
-            predictor = load_predictor(run.checkpoint, settings)
-        else:
-            predictor = imported_predictor(peer_of(run), run, checkpoint)
-        predictor.predict(contents[:1])
-        rounds: list[list[float]] = []
-        peaks, sizes, found = [0, 0, 0], [0, 0, 0], 0
-        busy: list[float] = []
+        folder, first_images = Path(scratch) / "images", Path(scratch) / "first_images"
+        _write(contents, folder)
+        _write(contents[:few], first_images)
+        checkpoint = Path(run.checkpoint or Path(scratch) / "checkpoint")
+        if not run.checkpoint:
+            imported_predictor(peer_of(run), run, checkpoint)
+        settings = PredictorSettings(device=device, precision=run.precision, apply_exif=True)
+        predictor = load_predictor(str(checkpoint), settings)
+        group = _GROUP_SIZE_GPU if run.use_gpu else 1
+        predictor.predict(contents[:group])
         for index in range(run.rounds):
-            started = time.perf_counter()
-            for file in sorted(folder.iterdir()):
-                predictor.predict([file.read_bytes()])
-            seconds = [time.perf_counter() - started]
-            output = Path(scratch) / f"labelled{index}"
-            points: list[tuple[int, float]] = []
-            with _watched(peaks, 1):
-                summary = label(
-                    LabelRun(
-                        checkpoint=str(checkpoint),
-                        images=str(folder),
-                        output=str(output),
-                        label=LabelConfig(
-                            num_workers=run.workers,
-                            threads_per_worker=max(1, threads // run.workers),
-                            precision=run.precision,
-                            use_gpu=run.use_gpu,
-                        ),
-                    ),
-                    functools.partial(_note, points),
-                )
-            _note(points, summary)
-            seconds.append(len(contents) / _steady_rate(points))
+            with _gpu_watched(bare.gpu_busy, run.use_gpu):
+                bare.rates.append(len(contents) / _bare_loop(predictor, folder, group))
+            written = Path(scratch) / f"labelled{index}"
+            with _watched(ours, run.use_gpu):
+                rate, summary = _job(run, str(checkpoint), folder, written, threads)
+            ours.rates.append(rate)
             busy.append(1.0 - summary.waiting_share)
-            found, sizes[1] = summary.detections, _size(output / "labels")
+            found, ours.written_bytes = summary.detections, _size(written / "labels")
             if not run.checkpoint:
-                documented = Path(scratch) / f"documented{index}"
-                with _watched(peaks, 2):
-                    seconds.append(_documented_way(run, folder, documented, threads))
-                sizes[2] = _size(documented)
-            rounds.append(seconds)
-    names = ["bare loop over the predictor", "jobs.label"]
-    if not run.checkpoint:
-        names.append("Ray documentation's way, torchvision")
-    ways = tuple(
-        LabellingWay(
-            name,
-            statistics.median(len(contents) / seconds[place] for seconds in rounds),
-            statistics.median(seconds[0] / seconds[place] for seconds in rounds),
-            peaks[place],
-            sizes[place],
-        )
-        for place, name in enumerate(names)
-    )
+                written = Path(scratch) / f"documented{index}"
+                with _watched(documented, run.use_gpu):
+                    documented.rates.append(few / _documented_way(run, first_images, written, threads))
+                documented.written_bytes = _size(written)
     result = LabellingComparison(
-        ways, len(contents), found / len(contents), statistics.median(busy), machine(torch.device(device))
+        tuple(way.beside(bare) for way in (bare, ours, documented) if way.rates),
+        len(contents),
+        found / len(contents),
+        statistics.median(busy),
+        machine(torch.device(device)),
+        len(files) if len(files) < len(contents) else 0,
     )
     write_figures(result, run.output)
     return result
+
+
+def _write(contents: Sequence[bytes], folder: Path) -> None:
+    folder.mkdir()
+    for index, content in enumerate(contents):
+        (folder / f"{index:06d}.jpg").write_bytes(content)
+
+
+def _bare_loop(predictor: Predictor, folder: Path, group: int) -> float:
+    """Seconds from the first file to the last record, `group` images a call."""
+    started = time.perf_counter()
+    files = sorted(folder.iterdir())
+    for first in range(0, len(files), group):
+        predictor.predict([file.read_bytes() for file in files[first : first + group]])
+    return time.perf_counter() - started
+
+
+def _job(run: BenchmarkRun, checkpoint: str, folder: Path, output: Path, threads: int) -> tuple[float, LabelSummary]:
+    """Images per second of jobs.label, and its summary."""
+    points: list[tuple[int, float]] = []
+    config = LabelConfig(
+        num_workers=run.workers,
+        threads_per_worker=max(1, threads // run.workers),
+        precision=run.precision,
+        use_gpu=run.use_gpu,
+    )
+    labelling = LabelRun(checkpoint=checkpoint, images=str(folder), output=str(output), label=config)
+    summary = label(labelling, functools.partial(_note, points))
+    _note(points, summary)
+    return _steady_rate(points), summary
 
 
 class _DocumentedDetector:
@@ -230,21 +268,51 @@ def _size(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _watched(peaks: list[int], place: int) -> Iterator[None]:
-    """Notes the largest resident size of any process below this one that lives during the block."""
+def _watched(way: _Measured, on_gpu: bool) -> Iterator[None]:
+    """Notes the largest resident size of any process below this one that lives during the block, and how busy the GPU
+    is."""
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(_SAMPLE_SECONDS):
-            peaks[place] = max([peaks[place], *map(_peak_of, _descendants())])
+            way.peak_bytes = max([way.peak_bytes, *map(_peak_of, _descendants())])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        with _gpu_watched(way.gpu_busy, on_gpu):
+            yield
     finally:
         stop.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def _gpu_watched(busy: list[float], wanted: bool) -> Iterator[None]:
+    """Adds the share of the time in which GPUs computed during the block; nothing where nvidia-smi says none."""
+    process: subprocess.Popen[str] | None = None
+    if wanted:
+        # In a group of its own, so that whatever it starts ends with it. Its lines, five a second, wait in the pipe;
+        # should this process be killed, it ends when it cannot write the next one.
+        with contextlib.suppress(OSError):  # such as none there
+            process = subprocess.Popen(
+                _UTILISATION, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            )
+    try:
+        yield
+    finally:
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            lines, _ = process.communicate()
+            busy += _busy_share(lines)
+
+
+def _busy_share(lines: str) -> list[float]:
+    """Mean of percentages, one a line, from the first that is not 0 to the last; nothing where there is none."""
+    percentages = [int(line) for line in lines.split() if line.isdigit()]
+    worked = [place for place, percentage in enumerate(percentages) if percentage]
+    return [statistics.mean(percentages[worked[0] : worked[-1] + 1]) / 100] if worked else []
 
 
 def _descendants() -> Sequence[int]:

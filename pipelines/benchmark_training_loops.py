@@ -9,7 +9,7 @@ sides do it; ours is on a GPU one batch ahead.
 import functools
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,6 +23,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import pad_batch, prepare_image
+from maskrcnn_core.kernels.availability import KERNELS, without_kernels
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.model.rpn import RPNHead
 from maskrcnn_core.structures import ImageBatch, Targets
@@ -61,6 +62,7 @@ class Variant:
             one for each operation on all weights, and the host waits to know.
         compiled: trunk and pyramid by torch.compile, as with `train.compile`.
         cudnn_search: let cuDNN try its algorithms on each new shape (`jobs.train` and torchvision's script do not).
+        without: kernels that torch's and torchvision's operators stand in for (`kernels/availability.py`).
     """
 
     name: str
@@ -70,6 +72,7 @@ class Variant:
     fused: bool = True
     compiled: bool = False
     cudnn_search: bool = False
+    without: str = ""
 
 
 def ablations(best: Variant, device: torch.device) -> list[Variant]:
@@ -80,6 +83,11 @@ def ablations(best: Variant, device: torch.device) -> list[Variant]:
         replace(best, name=f"{best.name}, foreach optimiser", fused=False),
     ]
     if device.type == "cuda":
+        variants += [
+            replace(best, name=f"{best.name}, without our {kernel}", without=kernel)
+            for kernel in KERNELS
+            if kernel != "masks"
+        ]
         variants += [
             replace(best, name=f"{best.name}, trunk and pyramid compiled", compiled=True),
             replace(best, name=f"{best.name}, cuDNN's search", cudnn_search=True),
@@ -305,16 +313,17 @@ def our_loop(detector: RegionDetector, batches: Callable[[], Generator[OurBatch]
         images, targets = batch[0].to(device), batch[1].to(device)
         if not variant.channels_last:
             images = replace(images, pixels=images.pixels.contiguous())
-        return training_step(
-            detector,
-            images,
-            targets,
-            optimizer,
-            learning_rate=_RATE,
-            with_grad_norm=True,
-            skip_non_finite=True,
-            bfloat16=variant.bfloat16,
-        ).losses
+        with without_kernels(variant.without) if variant.without else nullcontext():
+            return training_step(
+                detector,
+                images,
+                targets,
+                optimizer,
+                learning_rate=_RATE,
+                with_grad_norm=True,
+                skip_non_finite=True,
+                bfloat16=variant.bfloat16,
+            ).losses
 
     return TrainingLoop(lambda: feed(batches(), device), step, detector, optimizer, variant.cudnn_search)
 

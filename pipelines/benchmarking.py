@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.detection import (
     KeypointRCNN,
     MaskRCNN,
@@ -33,6 +35,7 @@ _LONG_PER_SHORT = 5 / 3
 Kind = Literal["masks", "keypoints"]
 Shares: TypeAlias = tuple[tuple[str, float], ...]
 _SHOWN_OPERATORS = 10
+_GPU_CALLS = 5
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -107,8 +110,17 @@ def long_side(run: BenchmarkRun) -> int:
     return run.long_side or int(run.short_side * _LONG_PER_SHORT)
 
 
-def imported_predictor(peer: MaskRCNN | KeypointRCNN, run: BenchmarkRun, checkpoint: Path | None = None) -> Predictor:
-    """Our detector with the peer's weights, saved as a checkpoint too where one is named."""
+def imported_predictor(
+    peer: MaskRCNN | KeypointRCNN,
+    run: BenchmarkRun,
+    checkpoint: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Predictor:
+    """Our detector with the peer's weights, saved as a checkpoint too where one is named.
+
+    Args:
+        changes: of `settings_of(run)`.
+    """
     config, state = import_torchvision(peer.state_dict(), norm_eps=PEER_NORM_EPS)
     config = replace(
         config,
@@ -119,7 +131,7 @@ def imported_predictor(peer: MaskRCNN | KeypointRCNN, run: BenchmarkRun, checkpo
         save_checkpoint(checkpoint, state, config)
     detector = build_detector(config, load_pretrained=False)
     detector.load_state_dict(state)
-    return Predictor(detector, config, settings_of(run))
+    return Predictor(detector, config, replace(settings_of(run), **(changes or {})))
 
 
 def contents_of(run: BenchmarkRun) -> list[bytes]:
@@ -135,15 +147,68 @@ def contents_of(run: BenchmarkRun) -> list[bytes]:
     return [file.read_bytes() for file in files[: run.num_images]]
 
 
+def brought_to(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] uint8 at another (height, width), so that the network's input has one size for all images."""
+    return functional.interpolate(image[None].float(), size=size, mode="bilinear")[0].round().to(torch.uint8)
+
+
 def settings_of(run: BenchmarkRun) -> PredictorSettings:
     """How our side runs."""
     return PredictorSettings(
         device="cuda" if run.use_gpu else "cpu",
         precision=run.precision,
         apply_exif=False,
-        # A batch is what the run says, whatever the size of its images.
-        batch_pixels=run.batch * (long_side(run) + 32) ** 2,
+        # A batch is what the run says: exactly where all images have one size, else at least.
+        batch_pixels=run.batch * _padded(long_side(run)) * _padded(run.short_side if run.long_side else long_side(run)),
     )
+
+
+def arithmetic_rate(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
+    """Floating-point operations per second, the best of some rounds of a large matrix product and of a wide 3x3
+    convolution, which can come from different libraries. A GPU needs larger ones to reach its rate."""
+    on_gpu = device.type == "cuda"
+    side = 8192 if on_gpu else 2048
+    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = 2.0 * side**3 / _best(lambda: one @ other, device, rounds)
+    count, width, *area = (16, 256, 200, 336) if on_gpu else (8, 512, 28, 28)
+    image = torch.randn(count, width, *area, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.randn(width, width, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    flops = 2.0 * count * area[0] * area[1] * width * width * 9
+    return max(product, flops / _best(lambda: functional.conv2d(image, kernel, padding=1), device, rounds))
+
+
+def copy_rate(device: torch.device, rounds: int = 7) -> float:
+    """Bytes read and written per second while copying: the best of some rounds."""
+    megabytes = 1024 if device.type == "cuda" else 256
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / _best(lambda: target.copy_(source), device, rounds)
+
+
+def _best(work: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Seconds of a call, in the best of some rounds; on a GPU of several calls each, as starting one takes a while."""
+    calls = _GPU_CALLS if device.type == "cuda" else 1
+
+    def in_a_row() -> None:
+        for _ in range(calls):
+            work()
+
+    return min(seconds_of(in_a_row, device) for _ in range(rounds)) / calls
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Until all that a call starts on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _padded(side: int) -> int:
+    return -(-side // 32) * 32
 
 
 def write_figures(result: Any, output: str) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ SWITCH = "MASKRCNN_WITHOUT"
 for, or `all`; to compare the two, and for where Triton fails."""
 
 Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
 def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
@@ -22,10 +23,11 @@ def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
 
 
 @contextmanager
-def without_kernels() -> Iterator[None]:
-    """Within it, in every thread of this process, torch's and torchvision's operators stand in for all kernels."""
+def without_kernels(names: str = "all") -> Iterator[None]:
+    """Within it, in every thread of this process, torch's and torchvision's operators stand in for these kernels (as
+    `SWITCH` names them)."""
     before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "all"
+    os.environ[SWITCH] = names
     try:
         yield
     finally:

@@ -77,6 +77,26 @@ def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ]
 
 
+def test_report_of_label_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = (
+        LabellingWay("bare loop", 200.0, 1.0, 0, 0, 0.987),
+        LabellingWay("jobs.label", 190.0, 0.95, 3 << 20, 1 << 19, 1.0),
+        LabellingWay("another way", 9.0, 0.05, 9 << 20, 6 << 20),
+    )
+    found = LabellingComparison(ways, 2000, 100.0, 0.987, "a machine of this kind", 64)
+    monkeypatch.setattr(benchmark_labelling, "benchmark_label", lambda run: found)
+    assert main(["label", "--use_gpu", "true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:5] == [
+        "  2000 images (64 files, repeated), 3 rounds, medians; 100.0 detections/image",
+        "  bare loop     200.00 images/s   1.00 of the bare loop  GPU busy  99%",
+        "  jobs.label    190.00 images/s   0.95 of the bare loop  GPU busy 100%"
+        "        3 MiB peak       0.5 MiB written",
+        "  another way     9.00 images/s   0.05 of the bare loop               "
+        "        9 MiB peak       6.0 MiB written",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [[], ["detekt"], ["--rounds", "3"]])
 def test_without_a_known_name_the_names_are_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
