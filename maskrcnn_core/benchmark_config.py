@@ -19,7 +19,7 @@ class BenchmarkRun:
     short_side: int = 800
     """Short side of the network's input, pixels."""
     long_side: int = 0
-    """Limit of its long side, pixels; in detect, stages and train every image is first brought to these sides. 0 = 5/3 of the
+    """Limit of its long side, pixels; detect, stages and train first bring every image to these sides. 0 = 5/3 of the
     short side, whatever the images' shape; in train 4/3."""
     max_detections: int = 100
     """Detections of an image; the random weights always find that many."""

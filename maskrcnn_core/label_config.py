@@ -20,7 +20,7 @@ class LabelConfig:
     """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
     batch_pixels: int = 0
     """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
-    where a batch only fills the caches, and 2,000,000 on a GPU."""
+    where a batch only fills the caches, and 9,000,000 on a GPU."""
     max_pixels: int = 178_956_970
     """Larger images become rows with status too_large, pixels."""
     exif_orientation: Literal["auto", "apply", "ignore"] = "auto"

@@ -1,7 +1,7 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
-    errors, config, structures <- kernels <- geometry <- data, model, weights <- training, inference, evaluation, export, draw
-        <- report
+    errors, config, structures <- kernels <- geometry <- data, model, weights
+        <- training, inference, evaluation, export, draw <- report
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
 """

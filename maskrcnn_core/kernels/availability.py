@@ -1,13 +1,17 @@
 """Whether Triton's kernels and cuDNN's fused convolutions run here: on a CUDA device, unless they are switched off."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
+
+_LOGGER = logging.getLogger(__name__)
 
 SWITCH = "MASKRCNN_WITHOUT"
 """Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
@@ -18,8 +22,14 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
 def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
-    """Whether a kernel of ours, rather than torch's operators, is to work on this tensor."""
-    return tensor.is_cuda and _installed() and kernel not in (without := _without()) and "all" not in without
+    """Whether a kernel of ours, rather than torch's operators, is to work on this tensor.
+
+    Never within torch.compile, which makes kernels of its own.
+    """
+    if torch.compiler.is_compiling() or not tensor.is_cuda:
+        return False
+    without = _without()
+    return kernel not in without and "all" not in without and _work()
 
 
 @contextmanager
@@ -42,5 +52,28 @@ def _without() -> list[str]:
 
 
 @cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _work() -> bool:
+    """Whether Triton can compile and launch here: it needs a C compiler and a device that it knows."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        _try()
+    except Exception as error:  # every stage of a compiler has its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        _LOGGER.warning(
+            "Triton's kernels are left out, which costs a good part of the speed (%s); Triton needs a C compiler such "
+            "as gcc, or set %s=all where none can be had",
+            reason,
+            SWITCH,
+        )
+        return False
+    return True
+
+
+def _try() -> None:
+    """Launch the smallest kernel."""
+    from maskrcnn_core.kernels.bias import add_bias_
+
+    maps = torch.zeros(1, 16, 1, 1, device="cuda").contiguous(memory_format=torch.channels_last)
+    if not bool((add_bias_(maps, torch.ones(16, device="cuda")) == 1).all()):
+        raise RuntimeError("a kernel gave wrong numbers")

@@ -99,7 +99,6 @@ def _fits_kernel(fine: Tensor, coarse: Tensor) -> bool:
         and fine.numel() > 0
         and use_kernels(fine, "top_down")
         and fine.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
     )
 
 

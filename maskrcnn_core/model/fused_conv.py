@@ -114,12 +114,7 @@ def _parameters(conv: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _suits(x: Tensor, geometry: Geometry) -> bool:
-    return (
-        x.numel() > 0
-        and geometry.groups == 1
-        and use_kernels(x, "convolution")
-        and not torch.compiler.is_compiling()  # torch's compiler joins them by itself
-    )
+    return geometry.groups == 1 and x.numel() > 0 and use_kernels(x, "convolution")
 
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:
