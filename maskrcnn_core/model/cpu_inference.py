@@ -1,8 +1,9 @@
 """A detector's layers for inference on a CPU: same weights, less time.
 
 Wide 3x3 convolutions become Winograd's; the others are computed in bands of rows, so that no result is larger than what
-libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). The weights of large fully connected
-layers are brought into oneDNN's order once instead of at every call.
+libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). What follows a convolution, a
+shortcut and a ReLU, is done to each band while it is in the cache. The weights of large fully connected layers are
+brought into oneDNN's order once instead of at every call.
 """
 
 from typing import cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.buffers import POOL
+from maskrcnn_core.model.onednn import convolution
 from maskrcnn_core.model.winograd import WinogradConv2d
 
 _BAND_BYTES = 6 << 20
@@ -22,34 +24,55 @@ _TYPICAL_ROWS = 250
 
 
 class BandedConv2d(nn.Module):
-    """A convolution whose large outputs are computed band by band. Takes over the parameters of `conv`."""
+    """A convolution whose large outputs are computed band by band. Takes over the parameters of `conv`.
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    Args:
+        conv: plain.
+        dtype: that it computes in; another than the weights' under autocast.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = cast(tuple[int, int], conv.padding)
+        self._dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H', W']."""
+        return self.compute(x)
+
+    def compute(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """`forward`, plus `residual` [N, C_out, H', W'] where given, then ReLU where asked for."""
         height, width = (
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, pad, dilation in zip(
                 x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
             )
         )
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        row_bytes = dtype.itemsize * width * len(self.weight)
+        row_bytes = self._dtype.itemsize * width * len(self.weight)
         if len(x) * height * row_bytes <= _BAND_BYTES:
-            return self._convolve(x, self.padding)
-        output = POOL.empty((len(x), height, width, len(self.weight)), dtype)
+            if residual is None:
+                return self._convolve(x, self.padding, relu=relu)
+            whole = self._convolve(x, self.padding).add_(residual)
+            return whole.relu_() if relu else whole
+        output = POOL.empty((len(x), height, width, len(self.weight)), self._dtype)
         images = max(_BAND_BYTES // (height * row_bytes), 1)
         rows = height if images > 1 else max(_BAND_BYTES // row_bytes, 1)
-        for some, places in zip(x.split(images), output.split(images), strict=True):
+        added = None if residual is None else residual.permute(0, 2, 3, 1)
+        for first in range(0, len(x), images):
+            some, places = x[first : first + images], output[first : first + images]
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)
-                band = self._convolve(self._rows_for(some, top, bottom), (0, self.padding[1]))
-                places[:, top:bottom].copy_(band.permute(0, 2, 3, 1))
+                alone = relu and added is None
+                band = self._convolve(self._rows_for(some, top, bottom), (0, self.padding[1]), relu=alone)
+                place = places[:, top:bottom]
+                if added is None:
+                    place.copy_(band.permute(0, 2, 3, 1))
+                else:
+                    torch.add(band.permute(0, 2, 3, 1), added[first : first + images, top:bottom], out=place)
+                    if relu:
+                        place.relu_()
         return output.permute(0, 3, 1, 2)
 
     def _rows_for(self, images: Tensor, top: int, bottom: int) -> Tensor:
@@ -63,8 +86,11 @@ class BandedConv2d(nn.Module):
             return rows
         return functional.pad(rows.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
 
-    def _convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        return functional.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+    def _convolve(self, x: Tensor, padding: tuple[int, int], *, relu: bool = False) -> Tensor:
+        # As autocast does; large weights are stored in the type.
+        x, weight = x.to(self._dtype), self.weight.to(self._dtype)
+        bias = None if self.bias is None else self.bias.to(self._dtype)
+        return convolution(x, weight, bias, self.stride, padding, self.dilation, self.groups, relu=relu)
 
 
 class PackedLinear(nn.Module):
@@ -108,7 +134,7 @@ def use_cpu_layers(network: nn.Module, *, half: bool = False) -> None:
     for name, child in list(network.named_children()):
         # Only the plain classes: a subclass may pad by itself or standardise its weights.
         if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
-            setattr(network, name, BandedConv2d(child) if half else _replacement(child))
+            setattr(network, name, BandedConv2d(child, torch.bfloat16) if half else _replacement(child))
         elif not half and type(child) is nn.Linear and child.in_features * child.out_features >= _LARGE_LINEAR:
             setattr(network, name, PackedLinear.pack(child))
         else:

@@ -1,8 +1,9 @@
 """A convolution with what follows it in one kernel: bias, the shortcut of a residual block, ReLU.
 
-torch's convolution on a GPU adds its bias in a pass of its own over the result, the shortcut is another, ReLU a third:
-for the wide maps of a detector each takes about as long as the convolution. cuDNN does all of them while it writes the
-result. It has no gradient in torch, so that is written here.
+On a CPU the layers of `cpu_inference.py` do so by themselves. torch's convolution on a GPU adds its bias in a pass of
+its own over the result, the shortcut is another, ReLU a third: for the wide maps of a detector each takes about as long
+as the convolution. cuDNN does all of them while it writes the result. It has no gradient in torch, so that is written
+here.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.kernels.availability import use_kernels
+from maskrcnn_core.model.cpu_inference import BandedConv2d
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
+from maskrcnn_core.model.onednn import convolution
 
 # Geometries and types that cuDNN has refused.
 _REFUSED: set[tuple[object, ...]] = set()
@@ -42,6 +45,8 @@ def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor
         residual: of the output's shape; needs `relu`.
     """
     assert residual is None or relu
+    if isinstance(conv, BandedConv2d):
+        return conv.compute(x, relu=relu, residual=residual)
     geometry = _geometry(conv)
     if geometry is not None and _suits(x, geometry):
         return convolve_with(x, *_parameters(conv), geometry, relu=relu, residual=residual)
@@ -56,6 +61,13 @@ def convolve_with(
 ) -> Tensor:
     """As `convolve`, of weights [C_out, C_in / groups, h, w] and a bias [C_out]; as autocast says in half precision."""
     if not _suits(x, geometry):
+        if (
+            x.device.type == "cpu"
+            and x.dtype == weight.dtype
+            and torch.is_inference_mode_enabled()
+            and residual is None
+        ):
+            return convolution(x, weight, bias, *_arguments(geometry), relu=relu)
         output = functional.conv2d(x, weight, bias, *_arguments(geometry))
         if residual is not None:
             output += residual

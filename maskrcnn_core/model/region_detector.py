@@ -320,13 +320,13 @@ class RegionDetector(nn.Module):
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in features.maps)
         device = features.maps[0].device
         key = (features.input_shape, shapes, device)
-        if key not in self.anchor_cache:
-            if len(self.anchor_cache) >= _SHAPES_WITH_ANCHORS:
-                self.anchor_cache.pop(next(iter(self.anchor_cache)))
-            self.anchor_cache[key] = pyramid_anchors(
-                self.anchors, self.pyramid.strides, shapes, features.input_shape, device
-            )
-        return self.anchor_cache[key]
+        grid = self.anchor_cache.get(key)
+        if grid is None:
+            grid = pyramid_anchors(self.anchors, self.pyramid.strides, shapes, features.input_shape, device)
+            # Another cache instead of a change of this one, which another thread may be reading.
+            newest = list(self.anchor_cache.items())[1 - _SHAPES_WITH_ANCHORS :]
+            self.anchor_cache = dict([*newest, (key, grid)])
+        return grid
 
     def _region_losses(self, maps: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         assert self.box_head is not None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.buffers import POOL
+from maskrcnn_core.model.onednn import convolution
 
 _TILE = 4
 _WINDOW = 6
@@ -82,7 +83,7 @@ class WinogradConv2d(nn.Module):
         columns = [lines[:, :, :, j : j + _TILE * across - 3 : _TILE] for j in range(_WINDOW)]
         _to_window(columns, [windows[..., j, :].permute(3, 0, 1, 2, 4) for j in range(_WINDOW)])
         flat = windows.view(1, 1, count * down * across, -1).permute(0, 3, 1, 2)
-        products = functional.conv2d(flat, self.kernel, self.shift, groups=_WINDOW * _WINDOW)
+        products = convolution(flat, self.kernel, self.shift, groups=_WINDOW * _WINDOW)
         return products.permute(0, 2, 3, 1).view(count, down, across, _WINDOW, _WINDOW, self.out_channels)
 
 

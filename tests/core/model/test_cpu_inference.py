@@ -29,7 +29,14 @@ def test_in_bands_it_is_the_same(
     x = torch.randn(2, 4, *size).to(memory_format=torch.channels_last)
     monkeypatch.setattr(cpu_inference, "_BAND_BYTES", 4 * 6 * size[1] * 3)  # about three rows
     with torch.inference_mode():
-        torch.testing.assert_close(BandedConv2d(conv)(x), conv(x), rtol=1e-5, atol=1e-6)
+        banded, expected = BandedConv2d(conv), conv(x)
+        torch.testing.assert_close(banded(x), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(banded.compute(x, relu=True), expected.relu(), rtol=1e-5, atol=1e-6)
+        shortcut = torch.randn_like(expected)
+        for relu in (False, True):
+            found = banded.compute(x, relu=relu, residual=shortcut)
+            wanted = expected + shortcut
+            torch.testing.assert_close(found, wanted.relu() if relu else wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_which_convolutions_become_what() -> None:
