@@ -21,9 +21,6 @@ class LabelConfig:
     batch_pixels: int = 0
     """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
     where a batch only fills the caches, and 9,000,000 on a GPU."""
-    parallel_images: int = 0
-    """Batches that a worker on CPUs computes at the same time, each on a share of its threads; 0 = as many as it has
-    threads, at most 4. More take more memory (some 400 MB each with R50-FPN)."""
     max_pixels: int = 178_956_970
     """Larger images become rows with status too_large, pixels."""
     exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
@@ -58,7 +55,6 @@ class LabelConfig:
         require_positive("label.max_pixels", self.max_pixels)
         for name in (
             "batch_pixels",
-            "parallel_images",
             "num_workers",
             "threads_per_worker",
             "rows_per_file",

@@ -153,15 +153,14 @@ def brought_to(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def settings_of(run: BenchmarkRun) -> PredictorSettings:
-    """How our side runs: a batch is computed as one on a GPU, its images side by side on a CPU."""
+    """How our side runs."""
     area = _padded(long_side(run)) * _padded(run.short_side if run.long_side else long_side(run))
     return PredictorSettings(
         device="cuda" if run.use_gpu else "cpu",
         precision=run.precision,
         apply_exif=False,
-        parallel_images=1 if run.batch == 1 else min(run.batch, run.threads or os.cpu_count() or 1),
         # A batch is what the run says: exactly where all images have one size, else at least.
-        batch_pixels=run.batch * area if run.use_gpu else 0,
+        batch_pixels=run.batch * area,
     )
 
 

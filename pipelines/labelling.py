@@ -235,7 +235,6 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
             device="cuda" if config.use_gpu else "cpu",
             precision=config.precision,
             batch_pixels=config.batch_pixels,
-            parallel_images=config.parallel_images,
             max_pixels=config.max_pixels,
             apply_exif=apply_exif,
             min_score=config.min_score,

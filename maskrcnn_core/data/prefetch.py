@@ -65,23 +65,22 @@ def close(items: Iterator[_Item]) -> None:
 class MapAhead:
     """Makes one thing of each item, in order, on threads that are kept and work ahead of whoever asks.
 
-    In these threads torch computes with its threads shared out among them, or with one; otherwise every one of them
-    would keep a team of as many threads as there are cores.
+    In these threads torch computes with one thread each; otherwise every one of them would keep a team of as many
+    threads as there are cores.
 
     Args:
         threads: how many, begun when first needed, and ended with this object; 1 = none: each thing is made when it is
             asked for.
         name: of the threads.
         depth: so many things for each thread are made or being made before they are asked for, at most.
-        share: let torch compute with an equal share of its threads in each; false = with one.
     """
 
-    def __init__(self, threads: int, name: str, depth: int = 2, *, share: bool = False) -> None:
-        self._threads, self._name, self._most_waiting, self._share = threads, name, depth * threads, share
+    def __init__(self, threads: int, name: str, depth: int = 2) -> None:
+        self._threads, self._name, self._most_waiting = threads, name, depth * threads
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Generator[Callable[[], _Made]]:
+    def __call__(self, make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[Callable[[], _Made]]:
         """For each item a call that returns or raises what `make` does of it. What has not begun when the generator is
         closed is never made."""
         if self._threads == 1:
@@ -103,15 +102,14 @@ class MapAhead:
     def _begun(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                each = max(torch.get_num_threads() // self._threads, 1) if self._share else 1
-                self._pool = _threads_of(self._threads, self._name, each)
+                self._pool = _lone_threads(self._threads, self._name)
             return self._pool
 
 
-def _threads_of(count: int, name: str, each: int) -> ThreadPoolExecutor:
-    """A pool of `count` threads, all running, in each of which torch computes with `each` threads."""
+def _lone_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """A pool of `count` threads, all running, in each of which torch computes with that thread alone."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, name, initializer=_compute_with, initargs=(each,))
+    pool = ThreadPoolExecutor(count, name, initializer=_compute_alone)
     # The number is one of the calling thread and the one of threads to come: set back once all have read it.
     started = threading.Barrier(count + 1)
     for _ in range(count):
@@ -121,6 +119,6 @@ def _threads_of(count: int, name: str, each: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _compute_with(threads: int) -> None:
+def _compute_alone() -> None:
     torch.get_num_threads()  # the first time in a thread this takes over the number that all threads share
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from maskrcnn_core.data.prefetch import MapAhead, close, prefetch
+from maskrcnn_core.data.prefetch import close, prefetch
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, reason_of
@@ -62,12 +62,9 @@ class BatchPipeline:
         device: of the steps.
         overlapped: prepare the next batch and finish the one before while the device computes; false = all in the
             caller's thread.
-        lanes: where not overlapped, batches that are computed at the same time, each by a thread of its own, among
-            which torch's threads are shared out; 1 = one after the other.
     """
 
-    def __init__(self, preparation: Preparation, device: torch.device, *, overlapped: bool, lanes: int = 1) -> None:
-        self._lanes = MapAhead(lanes, "lane", depth=1, share=True)
+    def __init__(self, preparation: Preparation, device: torch.device, *, overlapped: bool) -> None:
         self._preparation, self._device, self._overlapped = preparation, device, overlapped
         self._finisher: _Finisher | None = None
 
@@ -109,14 +106,8 @@ class BatchPipeline:
         batches: Iterator[_Padded],
         steps: Steps[_State, _Record],
     ) -> _Finished[_Record]:
-        """In the caller's thread, or each in the next one that is free."""
-
-        def records_of(padded: _Padded) -> tuple[list[PreparedImage], Sequence[_Record | ImageRecord]]:
-            return padded[0], self._now(*padded, steps)
-
-        with closing(self._lanes(records_of, batches)) as made:
-            for records in made:
-                yield records()
+        for items, batch in batches:
+            yield items, self._now(items, batch, steps)
 
     def _overlapping(
         self,

@@ -38,9 +38,6 @@ from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
 from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
 
-# Images that a CPU computes at the same time where nothing else is said; each takes some 400 MB with R50-FPN.
-_MOST_LANES = 4
-
 
 class Predictor:
     """A detector with everything around it.
@@ -105,9 +102,7 @@ class Predictor:
         resizes = on_device and rule.resize == "float"
         preparation = DevicePreparation(rule, self._device, self._pixel_type) if resizes else None
         self._preparation = Preparation(rule, self.settings, preparation)
-        lanes = self.settings.parallel_images or min(torch.get_num_threads(), _MOST_LANES)
-        lanes = 1 if on_gpu else lanes
-        self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch, lanes=lanes)
+        self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch)
         records = on_gpu and self.settings.cuda_graphs is not False
         self._recorded = (
             CapturedByShape(self._found_in, lambda: list(self.detector.anchor_cache.values())) if records else None

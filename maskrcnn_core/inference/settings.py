@@ -10,7 +10,7 @@ from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
 _WITHOUT_EFFECT = (
-    *("device", "batch_pixels", "parallel_images", "cpu_layers", "compile", "cuda_graphs"),
+    *("device", "batch_pixels", "cpu_layers", "compile", "cuda_graphs"),
     *("device_preparation", "decode_threads", "prefetch", "device_masks"),
 )
 _GPU_BATCH_PIXELS = 9_000_000
@@ -37,9 +37,6 @@ class PredictorSettings:
         record: what is asked of the detector, `detections` or the RPN's `proposals`; then `min_score` and
             `max_detections` are of proposals.
         proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
-        parallel_images: on a CPU, batches (of one image, unless `batch_pixels` says more) that are computed at the same
-            time, each on a share of the threads, instead of one after the other on all: more images a second, in as
-            many times the memory. 0 = as many as torch has threads, at most 4.
         cpu_layers: on a CPU, layers with reused memory and, in float32, fewer multiplications
             (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
         device_masks: draw masks on the device and copy only their runs (`device_masks.py`), the same up to rounding;
@@ -68,7 +65,6 @@ class PredictorSettings:
     test_flip: bool = False
     record: Literal["detections", "proposals"] = "detections"
     proposals: str = ""
-    parallel_images: int = 1
     cpu_layers: bool = True
     device_masks: bool | None = None
     device_preparation: bool | None = None

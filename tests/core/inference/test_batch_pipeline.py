@@ -81,30 +81,6 @@ def test_the_same_records_prepared_on_the_device(settings: PredictorSettings, ex
     assert predictor.predict([]) == []
 
 
-@pytest.mark.parametrize("images", [2, 3])
-def test_images_side_by_side_on_a_cpu(images: int, expected: list[ImageRecord]) -> None:
-    predictor = predictor_of(replace(PLAIN, parallel_images=images))
-    for _ in range(3):
-        assert_close(predictor.predict(CONTENTS), expected)
-
-
-def test_side_by_side_a_fault_costs_only_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    images: list[Tensor] = [content for content in CONTENTS if isinstance(content, Tensor)][:1] * 5
-    predictor = predictor_of(replace(PLAIN, parallel_images=2, batch_pixels=1))
-    detected: list[int] = []
-
-    def detecting(*arguments: object) -> Detections:
-        detected.append(len(detected))
-        if detected[-1] == 2:
-            raise RuntimeError("no memory")
-        return detect(*arguments)
-
-    detect = predictor._found_in
-    monkeypatch.setattr(predictor, "_found_in", detecting)
-    statuses = [record.status for record in predictor.predict(images)]
-    assert sorted(statuses) == ["failed"] + ["ok"] * 4
-
-
 def test_several_views() -> None:
     views = {"test_short_sides": (48, 64), "test_flip": True, "batch_pixels": 4 * 20_000}
     expected = predictor_of(replace(PLAIN, **views)).predict(CONTENTS)
