@@ -100,7 +100,7 @@ def train(run: BenchmarkRun) -> int:
     """torchvision's training against ours."""
     from pipelines.benchmark_training import benchmark_train
 
-    result = benchmark_train(run)
+    result = benchmark_train(run, lambda line: print(f"  {line}", flush=True))
     inputs = f"inputs by {result.loaders} loaders in the background" if result.loaders else "inputs within the step"
     print(
         f"  {result.images} images a step, {run.rounds} rounds of {result.steps} steps, medians; {inputs}\n"

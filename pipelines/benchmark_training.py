@@ -10,6 +10,7 @@ background.
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,8 +116,11 @@ class TrainingComparison:
     machine: str
 
 
-def benchmark_train(run: BenchmarkRun) -> TrainingComparison:
+def benchmark_train(run: BenchmarkRun, progress: Callable[[str], None] = lambda line: None) -> TrainingComparison:
     """Measure it on generated images. On a GPU the peer computes with autocast, as its reference script can.
+
+    Args:
+        progress: given a line whenever a way has done a round.
 
     Raises:
         RuntimeError: the losses differ, so that the times would compare different things.
@@ -141,7 +145,12 @@ def benchmark_train(run: BenchmarkRun) -> TrainingComparison:
     lead = _LEAD if loaders_of(run) else 0
     for way in ways.values() if lead == 0 else ():  # warm-up
         run_loop(way, lead, device)
-    rounds = [[run_loop(way, lead, device) for way in ways.values()] for _ in range(run.rounds)]
+    rounds: list[list[LoopTimes]] = []
+    for number in range(1, run.rounds + 1):
+        rounds.append([])
+        for name, way in ways.items():
+            rounds[-1].append(run_loop(way, lead, device))
+            progress(f"round {number}: {name}, {rounds[-1][-1].seconds:.3f} s/step")
     operators, kernels = _traced(ways[best], run.trace)
     result = TrainingComparison(
         ways=tuple(_way(name, [(times[0], times[place]) for times in rounds]) for place, name in enumerate(ways)),
