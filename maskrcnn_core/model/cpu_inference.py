@@ -1,9 +1,9 @@
 """A detector's layers for inference on a CPU: same weights, less time.
 
-Wide 3x3 convolutions become Winograd's; the others are computed in bands of rows, so that no result is larger than what
-libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). What follows a convolution, a
-shortcut and a ReLU, is done to each band while it is in the cache. The weights of large fully connected layers are
-brought into oneDNN's order once instead of at every call.
+Wide 3x3 convolutions become Winograd's; others with large results are computed in bands of rows, so that none is larger
+than what libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). What follows a
+convolution, a shortcut and a ReLU, is done to each band while it is in the cache. The weights of large fully connected
+layers are brought into oneDNN's order once instead of at every call.
 """
 
 from typing import cast
@@ -16,6 +16,8 @@ from maskrcnn_core.model.buffers import POOL
 from maskrcnn_core.model.onednn import convolution
 from maskrcnn_core.model.winograd import WinogradConv2d
 
+# Results above this are computed band by band: libc gives blocks of 32 MB and more back to the system.
+_WHOLE_BYTES = 30 << 20
 _BAND_BYTES = 6 << 20
 # Narrower ones spend their time in the transforms, wider ones in reading the transformed kernel.
 _WINOGRAD_CHANNELS = range(192, 385)
@@ -51,7 +53,7 @@ class BandedConv2d(nn.Module):
             )
         )
         row_bytes = self._dtype.itemsize * width * len(self.weight)
-        if len(x) * height * row_bytes <= _BAND_BYTES:
+        if len(x) * height * row_bytes <= _WHOLE_BYTES:
             if residual is None:
                 return self._convolve(x, self.padding, relu=relu)
             whole = self._convolve(x, self.padding).add_(residual)

@@ -27,7 +27,8 @@ def test_in_bands_it_is_the_same(
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, **settings)  # type: ignore[arg-type]
     x = torch.randn(2, 4, *size).to(memory_format=torch.channels_last)
-    monkeypatch.setattr(cpu_inference, "_BAND_BYTES", 4 * 6 * size[1] * 3)  # about three rows
+    for name in ("_WHOLE_BYTES", "_BAND_BYTES"):
+        monkeypatch.setattr(cpu_inference, name, 4 * 6 * size[1] * 3)  # about three rows
     with torch.inference_mode():
         banded, expected = BandedConv2d(conv), conv(x)
         torch.testing.assert_close(banded(x), expected, rtol=1e-5, atol=1e-6)
