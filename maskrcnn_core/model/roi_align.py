@@ -22,6 +22,9 @@ from maskrcnn_core.model.buffers import POOL
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.roi_levels import cut_by_level, in_order
 
+# Most levels of the kernel: its `LEVELS`, which cannot be imported where there is no Triton.
+_KERNEL_LEVELS = 4
+
 # Samples of adaptive maximum that are in memory at once, in output grids.
 _MAX_GRIDS = 256
 
@@ -89,7 +92,7 @@ def roi_align(
 
 def _fits_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
     """Whether `kernels/region_features.py` can do it; its gradient adds in no fixed order."""
-    alike = len({level.dtype for level in maps}) == 1 and len(maps) <= 4
+    alike = len({level.dtype for level in maps}) == 1 and len(maps) <= _KERNEL_LEVELS
     return (
         samples > 0 and alike and use_kernels(boxes, "roi_align") and not torch.are_deterministic_algorithms_enabled()
     )
