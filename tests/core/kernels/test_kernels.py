@@ -14,6 +14,7 @@ from torch import Tensor
 from maskrcnn_core.boxes import suppress
 from maskrcnn_core.inference import device_masks
 from maskrcnn_core.masks import PasteRule, pixel_spans
+from maskrcnn_core.model import roi_align
 from maskrcnn_core.model.roi_align import SamplingGrid, align_by_operator
 
 pytest.importorskip("triton", reason="Triton is not installed: torch's operators do the work")
@@ -134,6 +135,10 @@ def test_roi_align_of_half_precision_sums_in_full(device: str) -> None:
     expected = align_by_operator([level.float()], boxes, where, where, (4,), SamplingGrid(7, 2, True))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=2**-7)  # interpreted, the cast cuts off
+
+
+def test_both_know_how_many_levels_there_may_be(device: str) -> None:
+    assert load("region_features").LEVELS == roi_align._KERNEL_LEVELS
 
 
 def test_no_regions(device: str) -> None:
