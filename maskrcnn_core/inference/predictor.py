@@ -69,10 +69,10 @@ class Predictor:
         self._device = torch.device(self.settings.device)
         fold(detector)
         half = self.settings.precision == "bfloat16"
-        if half:
-            round_large_weights(detector, torch.bfloat16)
         if self.settings.cpu_layers and self._device.type == "cpu" and not self.settings.compile:
             use_cpu_layers(detector, half=half)
+        if half:
+            round_large_weights(detector, torch.bfloat16)
         detector.detection = replace(
             detector.detection,
             min_score=self.config.box_head.min_score,

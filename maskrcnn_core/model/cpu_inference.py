@@ -1,9 +1,9 @@
 """A detector's layers for inference on a CPU: same weights, less time.
 
-Wide 3x3 convolutions become Winograd's; others with large results are computed in bands of rows, so that none is larger
-than what libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). What follows a
-convolution, a shortcut and a ReLU, is done to each band while it is in the cache. The weights of large fully connected
-layers are brought into oneDNN's order once instead of at every call.
+3x3 convolutions become Winograd's where that is less work; others with large results are computed in bands of rows, so
+that none is larger than what libc keeps for reuse, and are gathered in a pooled buffer (`buffers.py` says why). What
+follows a convolution, a shortcut and a ReLU, is done to each band while it is in the cache. The weights of large fully
+connected layers are brought into oneDNN's order once instead of at every call.
 """
 
 from typing import cast
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.buffers import POOL
+from maskrcnn_core.model.half_weights import is_large
 from maskrcnn_core.model.onednn import convolution
 from maskrcnn_core.model.winograd import WinogradConv2d
 
 # Results above this are computed band by band: libc gives blocks of 32 MB and more back to the system.
 _WHOLE_BYTES = 30 << 20
 _BAND_BYTES = 6 << 20
-# Narrower ones spend their time in the transforms, wider ones in reading the transformed kernel.
-_WINOGRAD_CHANNELS = range(192, 385)
+# Narrower ones spend their time in the transforms (bfloat16's plain convolutions are twice as fast as float32's); of
+# wider ones the transformed kernel takes more than 40 MB.
+_WINOGRAD_CHANNELS = range(64, 513)
+_WINOGRAD_CHANNELS_HALF = range(128, 513)
 _LARGE_LINEAR = 1 << 20
 _TYPICAL_ROWS = 250
 
@@ -36,6 +39,8 @@ class BandedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
+        if dtype != torch.float32 and is_large(self.weight):
+            self.weight = nn.Parameter(self.weight.detach().to(dtype), requires_grad=False)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = cast(tuple[int, int], conv.padding)
         self._dtype = dtype
@@ -130,22 +135,22 @@ def use_cpu_layers(network: nn.Module, *, half: bool = False) -> None:
 
     Args:
         network: in inference form.
-        half: it computes in half precision, by autocast: only the memory is reused; oneDNN's own convolutions and
-            products are then faster than ours.
+        half: it computes in half precision, by autocast. Winograd's convolutions then still compute in float32, and
+            fully connected layers are left to oneDNN.
     """
     for name, child in list(network.named_children()):
         # Only the plain classes: a subclass may pad by itself or standardise its weights.
         if type(child) is nn.Conv2d and child.padding_mode == "zeros" and isinstance(child.padding, tuple):
-            setattr(network, name, BandedConv2d(child, torch.bfloat16) if half else _replacement(child))
+            setattr(network, name, _replacement(child, half=half))
         elif not half and type(child) is nn.Linear and child.in_features * child.out_features >= _LARGE_LINEAR:
             setattr(network, name, PackedLinear.pack(child))
         else:
             use_cpu_layers(child, half=half)
 
 
-def _replacement(conv: nn.Conv2d) -> nn.Module:
-    plain = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
-    wide = conv.in_channels in _WINOGRAD_CHANNELS and conv.out_channels in _WINOGRAD_CHANNELS
-    if plain and wide and conv.kernel_size == (3, 3):
-        return WinogradConv2d(conv)
-    return BandedConv2d(conv)
+def _replacement(conv: nn.Conv2d, *, half: bool) -> nn.Module:
+    dtype = torch.bfloat16 if half else torch.float32
+    channels = _WINOGRAD_CHANNELS_HALF if half else _WINOGRAD_CHANNELS
+    if conv.in_channels in channels and conv.out_channels in channels and WinogradConv2d.suits(conv):
+        return WinogradConv2d(conv, dtype, few=BandedConv2d(conv, dtype))
+    return BandedConv2d(conv, dtype)

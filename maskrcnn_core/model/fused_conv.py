@@ -17,6 +17,7 @@ from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.cpu_inference import BandedConv2d
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.onednn import convolution
+from maskrcnn_core.model.winograd import WinogradConv2d
 
 # Geometries and types that cuDNN has refused.
 _REFUSED: set[tuple[object, ...]] = set()
@@ -45,7 +46,7 @@ def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor
         residual: of the output's shape; needs `relu`.
     """
     assert residual is None or relu
-    if isinstance(conv, BandedConv2d):
+    if isinstance(conv, BandedConv2d | WinogradConv2d):
         return conv.compute(x, relu=relu, residual=residual)
     geometry = _geometry(conv)
     if geometry is not None and _suits(x, geometry):

@@ -1,0 +1,38 @@
+"""How Numba compiles the loops, and on how many threads they run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+
+# NaN and infinity must stay what they are, so no fast arithmetic; division by zero as in C.
+_OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the function compiled at its first call for each type of arguments, and kept on disk where that can be
+    written."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            made: Callable[..., Any] = numba.njit(parallel=parallel, cache=True, **_OPTIONS)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            made = numba.njit(parallel=parallel, **_OPTIONS)(function)
+        return made
+
+    return decorate
+
+
+def parts() -> int:
+    """In how many parts a loop's work is to be cut: one for each thread that torch uses, 1 = the caller's alone.
+
+    Sets Numba's threads of the calling thread to that number. torch's team of threads is Numba's too (both use the
+    OpenMP library that torch brings), so that they don't stand in each other's way.
+    """
+    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if wanted == 1:
+        return 1
+    numba.set_num_threads(wanted)
+    # The layer that Numba falls back to without OpenMP cannot be called by two threads at once.
+    return 1 if numba.threading_layer() == "workqueue" else wanted
