@@ -1,9 +1,16 @@
 """The two transforms of Winograd's convolution F(4x4, 3x3) around its products (what they are: `model/winograd.py`).
 
 Each reads a tile once and writes it once; all between stays in registers. Letters: N images of H x W cells with C
-channels, cut into T = N * ceil(H / 4) * ceil(W / 4) tiles, which are counted image by image and row by row.
+channels, cut into T = N * ceil(H / 4) * ceil(W / 4) tiles.
+
+Where only one or two rows of a tile lie within the map, four of an axis's six points are enough for them (F(2, 3)),
+and the kernel at those points is the same but for a factor, which goes into the input's transform. Such a *short* tile
+has no values at the two outer points: a map of 14 x 14 cells takes 484 products for each pair of channels, not 576.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,44 +30,82 @@ OUTER_POINT = 1.5
 """Windows are polynomials evaluated at 0, +-1, +- this and infinity. With 3/2 rounding errors are a quarter smaller
 than with the usual 2, and all factors stay exact."""
 
+_SHORT = 2
+_OUTER = (3, 4)  # their places among the points
 _FLOAT_STEP = 4 * LANES
 
 
-def to_windows(pixels: Tensor, first: int, windows: list[Tensor]) -> None:
-    """Transform the tiles `first`, `first` + 1, ...
+@dataclass(frozen=True)
+class Band:
+    """Some tiles, in an order in which those with values at a position are neighbours: first those that are short
+    across, then whole ones, those short down, those short both ways.
+
+    Attributes:
+        tiles: [T', 3] int64 image, first row and first column of the output.
+        used: for each of `POSITIONS` the first and the last + 1 of the tiles that have values there.
+    """
+
+    tiles: np.ndarray
+    used: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=512)
+def band(height: int, width: int, first: int, last: int) -> Band:
+    """Tiles `first` to `last` - 1 of maps, counted image by image and row by row."""
+    down, across = -(-height // TILE), -(-width // TILE)
+    index = np.arange(first, last)
+    image, within = index // (down * across), index % (down * across)
+    top, left = within // across * TILE, within % across * TILE
+    short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+    rank = np.where(short_down, 2 + short_across, np.where(short_across, 0, 1))
+    order = np.argsort(rank, kind="stable")
+    starts = [int((rank < value).sum()) for value in range(5)]
+    ranges = {
+        (False, False): (starts[0], starts[4]),
+        (False, True): (starts[1], starts[3]),
+        (True, False): (starts[0], starts[2]),
+        (True, True): (starts[1], starts[2]),
+    }
+    used = tuple(ranges[i in _OUTER, j in _OUTER] for i in range(WINDOW) for j in range(WINDOW))
+    return Band(np.stack((image, top, left), axis=1)[order], used)
+
+
+def to_windows(pixels: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
+    """Transform the tiles of a band.
 
     Args:
         pixels: [N, H, W, C] contiguous, float32 or bfloat16, C a multiple of `LANES`; zeros lie around it.
-        first: index of a tile.
-        windows: written; one contiguous float32 [T', C] for each of `POSITIONS`, with one stride between them.
+        windows: written where `chosen.used` says; one contiguous float32 [T', C] for each of `POSITIONS`, with one
+            stride between them.
     """
-    values, channels = _array(pixels), pixels.shape[3]
+    values = _array(pixels)
     base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
-    around = np.zeros((WINDOW, WINDOW, channels), values.dtype)
-    count, pieces = len(windows[0]), parts()
+    zeros = np.zeros(values.shape[3], values.dtype)
+    count, pieces = len(chosen.tiles), parts()
     if pieces == 1:
-        _to_windows_some(values, around, first, base, stride, 0, count)
+        _to_windows_some(values, zeros, chosen.tiles, base, stride, 0, count)
     else:
-        _to_windows_all(values, around, first, base, stride, count, pieces)
+        _to_windows_all(values, zeros, chosen.tiles, base, stride, count, pieces)
 
 
-def from_windows(products: list[Tensor], bias: Tensor, first: int, output: Tensor, *, relu: bool) -> None:
+def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output: Tensor, *, relu: bool) -> None:
     """Transform products back, add the bias and cut at zero where asked for.
 
     Args:
-        products: a contiguous float32 [T', C] for each of `POSITIONS`.
+        products: a contiguous float32 [U, C] for each of `POSITIONS`, of the tiles that `chosen.used` names.
         bias: [C] float32.
-        first: index of the first tile.
-        output: written; [N, H, W, C] contiguous, float32 or bfloat16, C a multiple of `LANES`.
+        output: the tiles are written; [N, H, W, C] contiguous, float32 or bfloat16, C a multiple of `LANES`.
     """
     values = _array(output)
-    table = np.array([part.data_ptr() for part in products], np.int64)
-    low = np.float32(0.0 if relu else -np.inf)
-    count, pieces = len(products[0]), parts()
+    row = 4 * values.shape[3]
+    # Where a product of the first tile would lie.
+    starts = [part.data_ptr() - row * first for part, (first, _) in zip(products, chosen.used, strict=True)]
+    table, low = np.array(starts, np.int64), np.float32(0.0 if relu else -np.inf)
+    count, pieces = len(chosen.tiles), parts()
     if pieces == 1:
-        _from_windows_some(table, bias.data_ptr(), low, first, values, 0, count)
+        _from_windows_some(table, bias.data_ptr(), low, chosen.tiles, values, 0, count)
     else:
-        _from_windows_all(table, bias.data_ptr(), low, first, values, count, pieces)
+        _from_windows_all(table, bias.data_ptr(), low, chosen.tiles, values, count, pieces)
 
 
 def _array(maps: Tensor) -> np.ndarray:
@@ -69,9 +114,15 @@ def _array(maps: Tensor) -> np.ndarray:
     return array
 
 
-def _six(lanes: Lanes, x: list[ir.Value]) -> list[ir.Value]:
-    """One axis of the input's transform: six samples -> a value for each point."""
+def _to_points(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:
+    """One axis of the input's transform: six samples -> a value for each point; four, of a short tile -> none at the
+    outer points."""
     outer = OUTER_POINT**2
+    if len(x) == WINDOW - _SHORT:
+        # The factors are the quotients of the two kernels' denominators.
+        near = lanes.scale(x[2], 1 - outer), lanes.scale(x[1], 1 - outer)
+        first, last = lanes.scale(lanes.subtract(x[0], x[2]), outer), lanes.subtract(x[3], x[1])
+        return [first, lanes.add(*near), lanes.subtract(*near), None, None, last]
     near = lanes.subtract(x[4], lanes.scale(x[2], outer)), lanes.subtract(x[3], lanes.scale(x[1], outer))
     far = lanes.subtract(x[4], x[2]), lanes.scale(lanes.subtract(x[3], x[1]), OUTER_POINT)
     ends = [
@@ -80,9 +131,11 @@ def _six(lanes: Lanes, x: list[ir.Value]) -> list[ir.Value]:
     return [ends[0], lanes.add(*near), lanes.subtract(*near), lanes.add(*far), lanes.subtract(*far), ends[1]]
 
 
-def _four(lanes: Lanes, x: list[ir.Value]) -> list[ir.Value]:
-    """One axis of the transform back: a value for each point -> four outputs."""
+def _from_points(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:
+    """One axis of the transform back: a value for each point -> four outputs; none at the outer points -> two."""
     near_sum, near_difference = lanes.add(x[1], x[2]), lanes.subtract(x[1], x[2])
+    if x[_OUTER[0]] is None:
+        return [lanes.add(x[0], near_sum), lanes.add(near_difference, x[5])]
     far_sum, far_difference = lanes.add(x[3], x[4]), lanes.subtract(x[3], x[4])
     return [
         lanes.add(x[0], lanes.add(near_sum, far_sum)),
@@ -92,113 +145,141 @@ def _four(lanes: Lanes, x: list[ir.Value]) -> list[ir.Value]:
     ]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _forward(_: Any, like: Any, source: Any, row: Any, column: Any, target: Any, position: Any) -> Any:
-    """One window of `LANES` channels: the address of its first sample and strides in bytes -> 36 values, `position`
-    bytes apart. `like` is an array of the samples' type."""
-    half = like.dtype == types.uint16
+def _forward(*, short_down: bool, short_across: bool) -> Any:
+    """For Numba: `LANES` channels of one window, `shift` bytes behind each of 36 addresses of samples (row by row) ->
+    values at the points, `stride` bytes apart. `like` is an array of the samples' type."""
+    down, across = WINDOW - _SHORT * short_down, WINDOW - _SHORT * short_across
 
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, arguments: list[ir.Value]) -> ir.Value:
-        _, source, row, column, target, position = arguments
-        lanes = Lanes(builder, half=half)
-        lines = [
-            _six(lanes, [lanes.load(lanes.at(source, (row, i), (column, j))) for i in range(WINDOW)])
-            for j in range(WINDOW)
-        ]
-        for i in range(WINDOW):
-            for j, value in enumerate(_six(lanes, [line[i] for line in lines])):
-                lanes.store_float(value, lanes.at(target, (position, WINDOW * i + j)))
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def transform(_: Any, like: Any, samples: Any, shift: Any, target: Any, stride: Any) -> Any:
+        half = like.dtype == types.uint16
 
-    return types.void(like, *(types.intp,) * 5), generate
+        def generate(context: Any, builder: ir.IRBuilder, _: Any, arguments: list[ir.Value]) -> ir.Value:
+            _, samples, shift, target, stride = arguments
+            lanes = Lanes(builder, half=half)
+
+            def sample(i: int, j: int) -> ir.Value:
+                return lanes.load(builder.add(lanes.entry(samples, WINDOW * i + j), shift))
+
+            lines = [_to_points(lanes, [sample(i, j) for i in range(down)]) for j in range(across)]
+            for i in range(WINDOW):
+                if lines[0][i] is None:
+                    continue
+                for j, value in enumerate(_to_points(lanes, [line[i] for line in lines])):
+                    if value is not None:
+                        lanes.store_float(value, lanes.at(target, (stride, WINDOW * i + j)))
+            return context.get_dummy_value()
+
+        return types.void(like, *(types.intp,) * 4), generate
+
+    return transform
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _inverse(
-    _: Any, like: Any, products: Any, offset: Any, bias: Any, low: Any, target: Any, row: Any, column: Any
-) -> Any:
-    """The 36 products of `LANES` channels, `offset` bytes into the arrays of a table -> 4 x 4 outputs at an address,
-    with strides in bytes. `like` is an array of the outputs' type."""
-    half = like.dtype == types.uint16
+def _inverse(*, short_down: bool, short_across: bool) -> Any:
+    """For Numba: `LANES` channels of one tile's products, `offset` bytes behind each of 36 addresses -> outputs,
+    `shift` bytes behind each of 16 addresses (row by row). `like` is an array of the outputs' type."""
 
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, arguments: list[ir.Value]) -> ir.Value:
-        _, products, offset, bias, low, target, row, column = arguments
-        lanes = Lanes(builder, half=half)
+    @intrinsic  # type: ignore[untyped-decorator]
+    def transform(_: Any, like: Any, products: Any, offset: Any, bias: Any, low: Any, outputs: Any, shift: Any) -> Any:
+        half = like.dtype == types.uint16
 
-        def product(position: int) -> ir.Value:
-            return lanes.load_float(builder.add(lanes.entry(products, position), offset))
+        def generate(context: Any, builder: ir.IRBuilder, _: Any, arguments: list[ir.Value]) -> ir.Value:
+            _, products, offset, bias, low, outputs, shift = arguments
+            lanes = Lanes(builder, half=half)
 
-        lines = [_four(lanes, [product(WINDOW * i + j) for i in range(WINDOW)]) for j in range(WINDOW)]
-        shift, floor = lanes.load_float(bias), lanes.spread(low)
-        for i in range(TILE):
-            for j, value in enumerate(_four(lanes, [line[i] for line in lines])):
-                lanes.store(lanes.at_least(lanes.add(value, shift), floor), lanes.at(target, (row, i), (column, j)))
-        return context.get_dummy_value()
+            def product(i: int, j: int) -> ir.Value:
+                if (short_down and i in _OUTER) or (short_across and j in _OUTER):
+                    return None
+                return lanes.load_float(builder.add(lanes.entry(products, WINDOW * i + j), offset))
 
-    integers = (types.intp,) * 3
-    return types.void(like, *integers, types.float32, *integers), generate
+            columns = [j for j in range(WINDOW) if not (short_across and j in _OUTER)]
+            lines = {j: _from_points(lanes, [product(i, j) for i in range(WINDOW)]) for j in columns}
+            constant, floor = lanes.load_float(bias), lanes.spread(low)
+            for i in range(len(lines[0])):
+                row = [lines[j][i] if j in lines else None for j in range(WINDOW)]
+                for j, value in enumerate(_from_points(lanes, row)):
+                    place = builder.add(lanes.entry(outputs, TILE * i + j), shift)
+                    lanes.store(lanes.at_least(lanes.add(value, constant), floor), place)
+            return context.get_dummy_value()
+
+        return types.void(like, *(types.intp,) * 3, types.float32, *(types.intp,) * 2), generate
+
+    return transform
+
+
+_forward_whole = _forward(short_down=False, short_across=False)
+_forward_across = _forward(short_down=False, short_across=True)
+_forward_down = _forward(short_down=True, short_across=False)
+_forward_both = _forward(short_down=True, short_across=True)
+_inverse_whole = _inverse(short_down=False, short_across=False)
+_inverse_across = _inverse(short_down=False, short_across=True)
+_inverse_down = _inverse(short_down=True, short_across=False)
+_inverse_both = _inverse(short_down=True, short_across=True)
 
 
 @compiled()
-def _to_windows_some(pixels: Any, around: Any, first: int, windows: int, stride: int, begin: int, end: int) -> None:
+def _to_windows_some(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: int, begin: int, end: int) -> None:
     _, height, width, channels = pixels.shape
-    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
-    pixel = channels * pixels.itemsize
-    border = around.copy()
+    pixel, blocks = channels * pixels.itemsize, channels // LANES
+    samples = np.empty(POSITIONS, np.int64)
     for index in range(begin, end):
-        tile = first + index
-        image, within = tile // (down * across), tile % (down * across)
-        top, left = within // across * TILE - 1, within % across * TILE - 1
-        if top >= 0 and left >= 0 and top + WINDOW <= height and left + WINDOW <= width:
-            source = pixels.ctypes.data + ((image * height + top) * width + left) * pixel
-            row = width * pixel
-        else:
-            border[:] = around
-            for i in range(max(-top, 0), min(WINDOW, height - top)):
-                for j in range(max(-left, 0), min(WINDOW, width - left)):
-                    border[i, j] = pixels[image, top + i, left + j]
-            source, row = border.ctypes.data, WINDOW * pixel
-        for block in range(channels // LANES):
-            shift = block * LANES * pixels.itemsize
-            target = windows + index * channels * 4 + block * _FLOAT_STEP
-            _forward(pixels, source + shift, row, pixel, target, stride)
+        image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
+        for i in range(WINDOW):
+            for j in range(WINDOW):
+                y, x = top + i - 1, left + j - 1
+                inside = 0 <= y < height and 0 <= x < width
+                place = pixels.ctypes.data + ((image * height + y) * width + x) * pixel
+                samples[WINDOW * i + j] = place if inside else zeros.ctypes.data
+        target = windows + index * channels * 4
+        short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+        for block in range(blocks):
+            shift, place = block * LANES * pixels.itemsize, target + block * _FLOAT_STEP
+            if short_down and short_across:
+                _forward_both(pixels, samples.ctypes.data, shift, place, stride)
+            elif short_down:
+                _forward_down(pixels, samples.ctypes.data, shift, place, stride)
+            elif short_across:
+                _forward_across(pixels, samples.ctypes.data, shift, place, stride)
+            else:
+                _forward_whole(pixels, samples.ctypes.data, shift, place, stride)
 
 
 @compiled(parallel=True)
-def _to_windows_all(pixels: Any, around: Any, first: int, windows: int, stride: int, count: int, pieces: int) -> None:
+def _to_windows_all(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: int, count: int, pieces: int) -> None:
     for piece in prange(pieces):
         begin, end = count * piece // pieces, count * (piece + 1) // pieces
-        _to_windows_some(pixels, around, first, windows, stride, begin, end)
+        _to_windows_some(pixels, zeros, tiles, windows, stride, begin, end)
 
 
 @compiled()
-def _from_windows_some(products: Any, bias: int, low: float, first: int, output: Any, begin: int, end: int) -> None:
+def _from_windows_some(products: Any, bias: int, low: float, tiles: Any, output: Any, begin: int, end: int) -> None:
     _, height, width, channels = output.shape
-    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
-    pixel = channels * output.itemsize
-    beyond = np.empty((TILE, TILE, channels), output.dtype)
+    pixel, blocks = channels * output.itemsize, channels // LANES
+    beyond = np.empty(channels, output.dtype)
+    outputs = np.empty(TILE * TILE, np.int64)
     for index in range(begin, end):
-        tile = first + index
-        image, within = tile // (down * across), tile % (down * across)
-        top, left = within // across * TILE, within % across * TILE
-        whole = top + TILE <= height and left + TILE <= width
-        if whole:
-            target = output.ctypes.data + ((image * height + top) * width + left) * pixel
-            row = width * pixel
-        else:
-            target, row = beyond.ctypes.data, TILE * pixel
-        for block in range(channels // LANES):
-            shift = block * _FLOAT_STEP
-            place = target + block * LANES * output.itemsize
-            _inverse(output, products.ctypes.data, index * channels * 4 + shift, bias + shift, low, place, row, pixel)
-        if not whole:
-            for i in range(min(TILE, height - top)):
-                for j in range(min(TILE, width - left)):
-                    output[image, top + i, left + j] = beyond[i, j]
+        image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
+        for i in range(TILE):
+            for j in range(TILE):
+                y, x = top + i, left + j
+                place = output.ctypes.data + ((image * height + y) * width + x) * pixel
+                outputs[TILE * i + j] = place if y < height and x < width else beyond.ctypes.data
+        short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+        for block in range(blocks):
+            offset, constant = (index * blocks + block) * _FLOAT_STEP, bias + block * _FLOAT_STEP
+            table, places, shift = products.ctypes.data, outputs.ctypes.data, block * LANES * output.itemsize
+            if short_down and short_across:
+                _inverse_both(output, table, offset, constant, low, places, shift)
+            elif short_down:
+                _inverse_down(output, table, offset, constant, low, places, shift)
+            elif short_across:
+                _inverse_across(output, table, offset, constant, low, places, shift)
+            else:
+                _inverse_whole(output, table, offset, constant, low, places, shift)
 
 
 @compiled(parallel=True)
-def _from_windows_all(products: Any, bias: int, low: float, first: int, output: Any, count: int, pieces: int) -> None:
+def _from_windows_all(products: Any, bias: int, low: float, tiles: Any, output: Any, count: int, pieces: int) -> None:
     for piece in prange(pieces):
         begin, end = count * piece // pieces, count * (piece + 1) // pieces
-        _from_windows_some(products, bias, low, first, output, begin, end)
+        _from_windows_some(products, bias, low, tiles, output, begin, end)

@@ -6,7 +6,6 @@ oneDNN computes; `cpu_kernels/winograd_transforms.py` has the transforms.
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -90,7 +89,7 @@ class WinogradConv2d(nn.Module):
 
     def compute(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """`forward`, plus `residual` [N, C_out, H, W] where given, then ReLU where asked for."""
-        from maskrcnn_core.cpu_kernels.winograd_transforms import from_windows, to_windows
+        from maskrcnn_core.cpu_kernels.winograd_transforms import band, from_windows, to_windows
 
         num_images, _, height, width = x.shape
         tiles = num_images * -(-height // _TILE) * -(-width // _TILE)
@@ -99,20 +98,26 @@ class WinogradConv2d(nn.Module):
         pixels = x.permute(0, 2, 3, 1).to(self._dtype).contiguous()
         output = POOL.empty((num_images, height, width, self.out_channels), self._dtype)
         bands = -(-tiles * self.in_channels // _VALUES_AT_ONCE)
-        for first, last in itertools.pairwise(tiles * band // bands for band in range(bands + 1) if bands):
+        for first, last in itertools.pairwise(tiles * part // bands for part in range(bands + 1) if bands):
+            chosen = band(height, width, first, last)
             windows = _staggered(last - first, self.in_channels)
-            to_windows(pixels, first, windows)
-            products = self._products(windows)
-            from_windows(products, self.bias, first, output, relu=relu and residual is None)
+            to_windows(pixels, chosen, windows)
+            used = [values[slice(*rows)] for values, rows in zip(windows, chosen.used, strict=True)]
+            products = [_product(values, kernel) for values, kernel in zip(used, self._kernel, strict=True)]
+            from_windows(products, self.bias, chosen, output, relu=relu and residual is None)
         result = output.permute(0, 3, 1, 2)
         if residual is not None:
             result.add_(residual)
             return result.relu_() if relu else result
         return result
 
-    def _products(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        linear = torch.ops.mkldnn._linear_pointwise
-        return [linear(part, kernel, None, "none", [], "") for part, kernel in zip(windows, self._kernel, strict=True)]
+
+def _product(values: Tensor, kernel: Tensor) -> Tensor:
+    """[U, C_in] and a kernel that oneDNN has packed -> [U, C_out]."""
+    if len(values) == 0:
+        return values
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(values, kernel, None, "none", [], "")
+    return product
 
 
 def _staggered(tiles: int, channels: int) -> list[Tensor]:
