@@ -2,21 +2,25 @@
 
 import importlib.util
 import logging
-import os
 from collections.abc import Callable
 from functools import cache
 
+from maskrcnn_core.kernels.availability import without
+
 _LOGGER = logging.getLogger(__name__)
 
-SWITCH = "MASKRCNN_WITHOUT"
-"""Environment variable, the one of `kernels.availability`: `loops` leaves these out."""
+
+def use_loops(trial: Callable[[], bool]) -> bool:
+    """Whether they work here and are not switched off (`kernels.availability.SWITCH`).
+
+    Args:
+        trial: uses some and says whether they find the right numbers; asked once in a process.
+    """
+    return not without("loops") and _work(trial)
 
 
 @cache
-def loops_work(trial: Callable[[], bool]) -> bool:
-    """Whether they compile here and `trial`, which uses some, finds the right numbers; asked once in a process."""
-    if "loops" in os.environ.get(SWITCH, "").split(","):
-        return False
+def _work(trial: Callable[[], bool]) -> bool:
     try:
         if importlib.util.find_spec("numba") is None:
             raise RuntimeError("Numba is not installed")

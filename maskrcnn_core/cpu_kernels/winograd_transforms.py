@@ -41,7 +41,8 @@ class Band:
     across, then whole ones, those short down, those short both ways.
 
     Attributes:
-        tiles: [T', 3] int64 image, first row and first column of the output.
+        tiles: [T', 4] int64 image, first row and first column of the output, and how it is short: 0, 1 across, 2 down,
+            3 both ways.
         used: for each of `POSITIONS` the first and the last + 1 of the tiles that have values there.
     """
 
@@ -50,13 +51,13 @@ class Band:
 
 
 @lru_cache(maxsize=512)
-def band(height: int, width: int, first: int, last: int) -> Band:
-    """Tiles `first` to `last` - 1 of maps, counted image by image and row by row."""
+def band(height: int, width: int, first: int, last: int, *, shorten: bool = True) -> Band:
+    """Tiles `first` to `last` - 1 of maps, counted image by image and row by row; without `shorten` all are whole."""
     down, across = -(-height // TILE), -(-width // TILE)
     index = np.arange(first, last)
     image, within = index // (down * across), index % (down * across)
     top, left = within // across * TILE, within % across * TILE
-    short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+    short_down, short_across = shorten & (height - top <= _SHORT), shorten & (width - left <= _SHORT)
     rank = np.where(short_down, 2 + short_across, np.where(short_across, 0, 1))
     order = np.argsort(rank, kind="stable")
     starts = [int((rank < value).sum()) for value in range(5)]
@@ -67,7 +68,7 @@ def band(height: int, width: int, first: int, last: int) -> Band:
         (True, True): (starts[1], starts[2]),
     }
     used = tuple(ranges[i in _OUTER, j in _OUTER] for i in range(WINDOW) for j in range(WINDOW))
-    return Band(np.stack((image, top, left), axis=1)[order], used)
+    return Band(np.stack((image, top, left, 2 * short_down + short_across), axis=1)[order], used)
 
 
 def to_windows(pixels: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
@@ -86,6 +87,24 @@ def to_windows(pixels: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
         _to_windows_some(values, zeros, chosen.tiles, base, stride, 0, count)
     else:
         _to_windows_all(values, zeros, chosen.tiles, base, stride, count, pieces)
+
+
+def spread_to_points(gradient: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
+    """The transpose of `from_windows`, for the gradient of the kernel.
+
+    Args:
+        gradient: of the output; [N, H, W, C] contiguous, float32 or bfloat16, C a multiple of `LANES`.
+        chosen: of whole tiles.
+        windows: written; as of `to_windows`.
+    """
+    values = _array(gradient)
+    base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
+    zeros = np.zeros(values.shape[3], values.dtype)
+    count, pieces = len(chosen.tiles), parts()
+    if pieces == 1:
+        _spread_some(values, zeros, chosen.tiles, base, stride, 0, count)
+    else:
+        _spread_all(values, zeros, chosen.tiles, base, stride, count, pieces)
 
 
 def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output: Tensor, *, relu: bool) -> None:
@@ -145,6 +164,16 @@ def _from_points(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:
     ]
 
 
+def _spread_axis(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:
+    """One axis of the transposed transform back: four gradients -> a value for each point."""
+    near = lanes.add(x[0], x[2]), lanes.add(x[1], x[3])
+    far = (
+        lanes.add(x[0], lanes.scale(x[2], OUTER_POINT**2)),
+        lanes.add(lanes.scale(x[1], OUTER_POINT), lanes.scale(x[3], OUTER_POINT**3)),
+    )
+    return [x[0], lanes.add(*near), lanes.subtract(*near), lanes.add(*far), lanes.subtract(*far), x[3]]
+
+
 def _forward(*, short_down: bool, short_across: bool) -> Any:
     """For Numba: `LANES` channels of one window, `shift` bytes behind each of 36 addresses of samples (row by row) ->
     values at the points, `stride` bytes apart. `like` is an array of the samples' type."""
@@ -173,6 +202,28 @@ def _forward(*, short_down: bool, short_across: bool) -> Any:
         return types.void(like, *(types.intp,) * 4), generate
 
     return transform
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _spread(_: Any, like: Any, samples: Any, shift: Any, target: Any, stride: Any) -> Any:
+    """For Numba: `LANES` channels of one tile of gradients, `shift` bytes behind each of 16 addresses (row by row) ->
+    36 values, `stride` bytes apart. `like` is an array of the gradients' type."""
+    half = like.dtype == types.uint16
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, arguments: list[ir.Value]) -> ir.Value:
+        _, samples, shift, target, stride = arguments
+        lanes = Lanes(builder, half=half)
+
+        def sample(i: int, j: int) -> ir.Value:
+            return lanes.load(builder.add(lanes.entry(samples, TILE * i + j), shift))
+
+        lines = [_spread_axis(lanes, [sample(i, j) for i in range(TILE)]) for j in range(TILE)]
+        for i in range(WINDOW):
+            for j, value in enumerate(_spread_axis(lanes, [line[i] for line in lines])):
+                lanes.store_float(value, lanes.at(target, (stride, WINDOW * i + j)))
+        return context.get_dummy_value()
+
+    return types.void(like, *(types.intp,) * 4), generate
 
 
 def _inverse(*, short_down: bool, short_across: bool) -> Any:
@@ -231,14 +282,14 @@ def _to_windows_some(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: 
                 place = pixels.ctypes.data + ((image * height + y) * width + x) * pixel
                 samples[WINDOW * i + j] = place if inside else zeros.ctypes.data
         target = windows + index * channels * 4
-        short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+        short = tiles[index, 3]
         for block in range(blocks):
             shift, place = block * LANES * pixels.itemsize, target + block * _FLOAT_STEP
-            if short_down and short_across:
+            if short == 3:
                 _forward_both(pixels, samples.ctypes.data, shift, place, stride)
-            elif short_down:
+            elif short == 2:
                 _forward_down(pixels, samples.ctypes.data, shift, place, stride)
-            elif short_across:
+            elif short == 1:
                 _forward_across(pixels, samples.ctypes.data, shift, place, stride)
             else:
                 _forward_whole(pixels, samples.ctypes.data, shift, place, stride)
@@ -249,6 +300,31 @@ def _to_windows_all(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: i
     for piece in prange(pieces):
         begin, end = count * piece // pieces, count * (piece + 1) // pieces
         _to_windows_some(pixels, zeros, tiles, windows, stride, begin, end)
+
+
+@compiled()
+def _spread_some(gradient: Any, zeros: Any, tiles: Any, windows: int, stride: int, begin: int, end: int) -> None:
+    _, height, width, channels = gradient.shape
+    pixel, blocks = channels * gradient.itemsize, channels // LANES
+    samples = np.empty(TILE * TILE, np.int64)
+    for index in range(begin, end):
+        image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
+        for i in range(TILE):
+            for j in range(TILE):
+                y, x = top + i, left + j
+                place = gradient.ctypes.data + ((image * height + y) * width + x) * pixel
+                samples[TILE * i + j] = place if y < height and x < width else zeros.ctypes.data
+        target = windows + index * channels * 4
+        for block in range(blocks):
+            shift, place = block * LANES * gradient.itemsize, target + block * _FLOAT_STEP
+            _spread(gradient, samples.ctypes.data, shift, place, stride)
+
+
+@compiled(parallel=True)
+def _spread_all(gradient: Any, zeros: Any, tiles: Any, windows: int, stride: int, count: int, pieces: int) -> None:
+    for piece in prange(pieces):
+        begin, end = count * piece // pieces, count * (piece + 1) // pieces
+        _spread_some(gradient, zeros, tiles, windows, stride, begin, end)
 
 
 @compiled()
@@ -264,15 +340,15 @@ def _from_windows_some(products: Any, bias: int, low: float, tiles: Any, output:
                 y, x = top + i, left + j
                 place = output.ctypes.data + ((image * height + y) * width + x) * pixel
                 outputs[TILE * i + j] = place if y < height and x < width else beyond.ctypes.data
-        short_down, short_across = height - top <= _SHORT, width - left <= _SHORT
+        short = tiles[index, 3]
         for block in range(blocks):
             offset, constant = (index * blocks + block) * _FLOAT_STEP, bias + block * _FLOAT_STEP
             table, places, shift = products.ctypes.data, outputs.ctypes.data, block * LANES * output.itemsize
-            if short_down and short_across:
+            if short == 3:
                 _inverse_both(output, table, offset, constant, low, places, shift)
-            elif short_down:
+            elif short == 2:
                 _inverse_down(output, table, offset, constant, low, places, shift)
-            elif short_across:
+            elif short == 1:
                 _inverse_across(output, table, offset, constant, low, places, shift)
             else:
                 _inverse_whole(output, table, offset, constant, low, places, shift)

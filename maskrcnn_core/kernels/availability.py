@@ -1,4 +1,7 @@
-"""Whether Triton's kernels and cuDNN's fused convolutions run here: on a CUDA device, unless they are switched off."""
+"""Whether Triton's kernels and cuDNN's fused convolutions run here: on a CUDA device, unless they are switched off.
+
+`cpu_kernels.availability` says so of the loops for CPUs, which have the same switch.
+"""
 
 import importlib.util
 import logging
@@ -17,8 +20,9 @@ SWITCH = "MASKRCNN_WITHOUT"
 """Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
 for, or `all`; to compare the two, and for where Triton fails."""
 
-Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down"]
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "loops"]
+KERNELS: tuple[Kernel, ...] = tuple(kernel for kernel in get_args(Kernel) if kernel != "loops")
+"""Those for a GPU."""
 
 
 def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
@@ -28,8 +32,7 @@ def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:
     """
     if torch.compiler.is_compiling() or not tensor.is_cuda:
         return False
-    without = _without()
-    return kernel not in without and "all" not in without and _work()
+    return not without(kernel) and _work()
 
 
 @contextmanager
@@ -47,8 +50,10 @@ def without_kernels(names: str = "all") -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-def _without() -> list[str]:
-    return [name.strip() for name in os.environ.get(SWITCH, "").split(",")]
+def without(kernel: Kernel) -> bool:
+    """Whether it is switched off."""
+    names = [name.strip() for name in os.environ.get(SWITCH, "").split(",")]
+    return kernel in names or "all" in names
 
 
 @cache

@@ -20,10 +20,6 @@ from maskrcnn_core.model.winograd import WinogradConv2d
 # Results above this are computed band by band: libc gives blocks of 32 MB and more back to the system.
 _WHOLE_BYTES = 30 << 20
 _BAND_BYTES = 6 << 20
-# Narrower ones spend their time in the transforms (bfloat16's plain convolutions are twice as fast as float32's); of
-# wider ones the transformed kernel takes more than 40 MB.
-_WINOGRAD_CHANNELS = range(64, 513)
-_WINOGRAD_CHANNELS_HALF = range(128, 513)
 _LARGE_LINEAR = 1 << 20
 _TYPICAL_ROWS = 250
 
@@ -150,7 +146,6 @@ def use_cpu_layers(network: nn.Module, *, half: bool = False) -> None:
 
 def _replacement(conv: nn.Conv2d, *, half: bool) -> nn.Module:
     dtype = torch.bfloat16 if half else torch.float32
-    channels = _WINOGRAD_CHANNELS_HALF if half else _WINOGRAD_CHANNELS
-    if conv.in_channels in channels and conv.out_channels in channels and WinogradConv2d.suits(conv):
+    if WinogradConv2d.suits(conv, dtype):
         return WinogradConv2d(conv, dtype, few=BandedConv2d(conv, dtype))
     return BandedConv2d(conv, dtype)

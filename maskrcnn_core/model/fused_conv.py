@@ -17,7 +17,8 @@ from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.cpu_inference import BandedConv2d
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.onednn import convolution
-from maskrcnn_core.model.winograd import WinogradConv2d
+from maskrcnn_core.model.winograd import WinogradConv2d, pays
+from maskrcnn_core.model.winograd_training import winograd_convolution
 
 # Geometries and types that cuDNN has refused.
 _REFUSED: set[tuple[object, ...]] = set()
@@ -34,6 +35,7 @@ class Geometry:
 
 
 POINTWISE = Geometry((1, 1), (0, 0), (1, 1))
+_PADDED = Geometry((1, 1), (1, 1), (1, 1))
 _STEM = Geometry((2, 2), (3, 3), (1, 1))
 
 
@@ -51,7 +53,13 @@ def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor
     geometry = _geometry(conv)
     if geometry is not None and _suits(x, geometry):
         return convolve_with(x, *_parameters(conv), geometry, relu=relu, residual=residual)
-    output: Tensor = conv(x)
+    if geometry == _PADDED and _learns_on_cpu(x, conv):
+        x = x.to(_cpu_type(x))
+        output = winograd_convolution(x, *_parameters(conv), relu=relu and residual is None)
+        if residual is None:
+            return output
+        return functional.relu(output + residual, inplace=True)
+    output = conv(x)
     if residual is not None:
         output += residual
     return functional.relu(output, inplace=True) if relu else output
@@ -128,6 +136,25 @@ def _parameters(conv: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _suits(x: Tensor, geometry: Geometry) -> bool:
     return geometry.groups == 1 and x.numel() > 0 and use_kernels(x, "convolution")
+
+
+def _learns_on_cpu(x: Tensor, conv: nn.Module) -> bool:
+    """Whether a 3x3 layer is trained where Winograd's convolution pays."""
+    weight = conv.weight
+    assert isinstance(weight, Tensor)
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and weight.shape[2:] == (3, 3)
+        and weight.dtype == torch.float32
+        and pays(x.shape, weight, _cpu_type(x))
+    )
+
+
+def _cpu_type(x: Tensor) -> torch.dtype:
+    """That a CPU's layers hand on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:

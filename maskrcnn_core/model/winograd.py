@@ -2,10 +2,12 @@
 
 Each 4x4 tile of the output is an inverse transform of a 6x6 elementwise product, summed over the channels, of the
 transformed input tile and the transformed kernel. The sums over channels for all tiles are 36 matrix products, which
-oneDNN computes; `cpu_kernels/winograd_transforms.py` has the transforms.
+oneDNN computes; `cpu_kernels/winograd_transforms.py` has the transforms. `winograd_training.py` has the gradients.
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.cpu_kernels.availability import loops_work
+from maskrcnn_core.cpu_kernels.availability import use_loops
 from maskrcnn_core.model.buffers import POOL
 
 # What `winograd_transforms` has too, which cannot be imported where there is no Numba.
@@ -21,22 +23,81 @@ _TILE = 4
 _POSITIONS = 36
 _LANES = 16
 _POINTS = (0.0, 1.0, -1.0, 1.5, -1.5)
+# Narrower ones spend their time in the transforms (bfloat16's plain convolutions are twice as fast as float32's); of
+# wider ones the transformed kernel takes more than 40 MB.
+_CHANNELS = {torch.float32: range(64, 513), torch.bfloat16: range(128, 513)}
+# Below it the 36 products cost more in calls than they save in arithmetic.
+_FEWEST_TILES = {torch.float32: 40, torch.bfloat16: 80}
 # Values of one position that are multiplied at once: enough for products at full rate.
 _VALUES_AT_ONCE = 400 << 10
-# Below it the 36 products cost more in calls than they save in arithmetic.
-_FEWEST_TILES = 40
-_FEWEST_TILES_HALF = 80
 
 
-def transform_kernel(weight: Tensor) -> Tensor:
-    """[C_out, C_in, 3, 3] -> [36, C_out, C_in], computed in float64."""
+@cache
+def kernel_matrix() -> Tensor:
+    """[36, 9] float64: a kernel's nine weights -> its values at the 36 positions."""
     rows = []
     for point in _POINTS:
         scale = np.prod([point - other for other in _POINTS if other != point])
         rows.append([point**power / scale for power in range(3)])
     matrix = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
-    kernel = torch.einsum("ij,kcjl,ml->imkc", matrix, weight.double(), matrix)
-    return kernel.flatten(0, 1).to(weight.dtype).contiguous()
+    return torch.kron(matrix, matrix)
+
+
+def transform_kernel(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[C_out, C_in, 3, 3] -> [36, C_out, C_in] float32, computed in `dtype`."""
+    flat = weight.to(dtype).permute(2, 3, 0, 1).reshape(9, -1)
+    values = torch.mm(kernel_matrix().to(dtype), flat, out=POOL.empty((_POSITIONS, flat.shape[1]), dtype))
+    return values.float().view(_POSITIONS, *weight.shape[:2])
+
+
+def pays(shape: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a 3x3 convolution of stride 1 and padding 1, of maps [N, C_in, H, W] of this type with this weight,
+    should be computed so."""
+    images, _, height, width = shape
+    return has_a_width(weight, dtype) and _tiles(images, height, width) >= _FEWEST_TILES[dtype]
+
+
+def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether numbers of channels [C_out, C_in, 3, 3] are worth it for large maps of a type, and it works here."""
+    suitable = (number in _CHANNELS.get(dtype, ()) and number % _LANES == 0 for number in weight.shape[:2])
+    return all(suitable) and use_loops(_finds_the_plain_result)
+
+
+def convolve_tiles(pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, output: Tensor, *, relu: bool) -> None:
+    """The convolution, then ReLU where asked for.
+
+    Args:
+        pixels: [N, H, W, C_in] contiguous, float32 or bfloat16.
+        kernel: `transform_kernel`'s, each part as it is or as oneDNN has packed it.
+        bias: [C_out] float32.
+        output: written; [N, H, W, C_out] contiguous, float32 or bfloat16.
+    """
+    from maskrcnn_core.cpu_kernels.winograd_transforms import band, from_windows, to_windows
+
+    images, height, width, channels = pixels.shape
+    for first, last in bands(images, height, width, channels):
+        chosen = band(height, width, first, last)
+        windows = staggered(last - first, channels)
+        to_windows(pixels, chosen, windows)
+        used = [values[slice(*rows)] for values, rows in zip(windows, chosen.used, strict=True)]
+        products = [_product(values, part) for values, part in zip(used, kernel, strict=True)]
+        from_windows(products, bias, chosen, output, relu=relu)
+
+
+def bands(images: int, height: int, width: int, channels: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the tiles that are computed at once."""
+    tiles = _tiles(images, height, width)
+    count = -(-tiles * channels // _VALUES_AT_ONCE)
+    return itertools.pairwise(tiles * part // count for part in range(count + 1) if count)
+
+
+def staggered(tiles: int, channels: int) -> list[Tensor]:
+    """A [tiles, channels] for each position, an odd number of cache lines apart: at a power of two they would all
+    compete for the same few lines of the cache (13 against 4 ms for a map of 200 x 336)."""
+    size = tiles * channels
+    stride = size + _LANES * (1 - size // _LANES % 2)
+    memory = POOL.empty((_POSITIONS, stride))
+    return [part[:size].view(tiles, channels) for part in memory]
 
 
 class Convolution(Protocol):
@@ -63,25 +124,23 @@ class WinogradConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32, *, few: Convolution | None = None) -> None:
         super().__init__()
         self.few = few
-        self._fewest = _FEWEST_TILES if dtype == torch.float32 else _FEWEST_TILES_HALF
         weight = conv.weight.detach()
         self.out_channels, self.in_channels = weight.shape[:2]
         # No buffers: they have no storage that could be saved or moved.
         self._kernel = [
             torch.ops.mkldnn._reorder_linear_weight(part, _VALUES_AT_ONCE // self.in_channels)
-            for part in transform_kernel(weight.float())
+            for part in transform_kernel(weight)
         ]
         bias = torch.zeros(self.out_channels) if conv.bias is None else conv.bias.detach().float().clone()
         self.register_buffer("bias", bias, persistent=False)
         self._dtype = dtype
 
     @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Whether this convolution can be computed so, here."""
+    def suits(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
+        """Whether this convolution, on large maps of this type, should be computed so."""
         geometry = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
         plain = conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
-        even = conv.in_channels % _LANES == 0 and conv.out_channels % _LANES == 0
-        return geometry and plain and even and loops_work(_finds_the_plain_result)
+        return geometry and plain and has_a_width(conv.weight, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""
@@ -89,27 +148,21 @@ class WinogradConv2d(nn.Module):
 
     def compute(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """`forward`, plus `residual` [N, C_out, H, W] where given, then ReLU where asked for."""
-        from maskrcnn_core.cpu_kernels.winograd_transforms import band, from_windows, to_windows
-
         num_images, _, height, width = x.shape
-        tiles = num_images * -(-height // _TILE) * -(-width // _TILE)
-        if self.few is not None and tiles < self._fewest:
+        if self.few is not None and _tiles(num_images, height, width) < _FEWEST_TILES[self._dtype]:
             return self.few.compute(x, relu=relu, residual=residual)
         pixels = x.permute(0, 2, 3, 1).to(self._dtype).contiguous()
         output = POOL.empty((num_images, height, width, self.out_channels), self._dtype)
-        bands = -(-tiles * self.in_channels // _VALUES_AT_ONCE)
-        for first, last in itertools.pairwise(tiles * part // bands for part in range(bands + 1) if bands):
-            chosen = band(height, width, first, last)
-            windows = _staggered(last - first, self.in_channels)
-            to_windows(pixels, chosen, windows)
-            used = [values[slice(*rows)] for values, rows in zip(windows, chosen.used, strict=True)]
-            products = [_product(values, kernel) for values, kernel in zip(used, self._kernel, strict=True)]
-            from_windows(products, self.bias, chosen, output, relu=relu and residual is None)
+        convolve_tiles(pixels, self._kernel, self.bias, output, relu=relu and residual is None)
         result = output.permute(0, 3, 1, 2)
         if residual is not None:
             result.add_(residual)
             return result.relu_() if relu else result
         return result
+
+
+def _tiles(images: int, height: int, width: int) -> int:
+    return images * -(-height // _TILE) * -(-width // _TILE)
 
 
 def _product(values: Tensor, kernel: Tensor) -> Tensor:
@@ -118,15 +171,6 @@ def _product(values: Tensor, kernel: Tensor) -> Tensor:
         return values
     product: Tensor = torch.ops.mkldnn._linear_pointwise(values, kernel, None, "none", [], "")
     return product
-
-
-def _staggered(tiles: int, channels: int) -> list[Tensor]:
-    """A [tiles, channels] for each position, an odd number of cache lines apart: at a power of two they would all
-    compete for the same few lines of the cache (13 against 4 ms for a map of 200 x 336)."""
-    size = tiles * channels
-    stride = size + _LANES * (1 - size // _LANES % 2)
-    memory = POOL.empty((_POSITIONS, stride))
-    return [part[:size].view(tiles, channels) for part in memory]
 
 
 def _finds_the_plain_result() -> bool:

@@ -45,8 +45,8 @@ def test_which_convolutions_become_what() -> None:
         nn.Conv2d(3, 256, 7, stride=2, padding=3),
         nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
         nn.Conv2d(256, 256, 3, padding=1, stride=2),
-        nn.Conv2d(256, 64, 3, padding=1),
-        nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(256, 48, 3, padding=1),
+        nn.Conv2d(48, 64, 3, padding=1, padding_mode="reflect"),
         nn.ConvTranspose2d(64, 8, 2, stride=2),
     )
     x = torch.randn(1, 3, 60, 62)

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from maskrcnn_core.cpu_kernels import availability
 from maskrcnn_core.cpu_kernels.winograd_transforms import POSITIONS, band
+from maskrcnn_core.kernels.availability import SWITCH
 from maskrcnn_core.model import winograd
 from maskrcnn_core.model.cpu_inference import BandedConv2d
 from maskrcnn_core.model.winograd import WinogradConv2d, transform_kernel
@@ -97,7 +98,7 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
 def test_tiles_of_a_position_are_neighbours() -> None:
     # 14 cells are three whole tiles and a short one.
     found = band(14, 14, 0, 32)
-    assert sorted(map(tuple, found.tiles.tolist())) == [
+    assert sorted(map(tuple, found.tiles[:, :3].tolist())) == [
         (image, 4 * i, 4 * j) for image in range(2) for i in range(4) for j in range(4)
     ]
     assert sum(last - first for first, last in found.used) == 2 * (3 * 6 + 4) ** 2
@@ -105,7 +106,7 @@ def test_tiles_of_a_position_are_neighbours() -> None:
         outer_down, outer_across = position // 6 in (3, 4), position % 6 in (3, 4)
         needing = [
             not (outer_down and top == 12) and not (outer_across and left == 12)
-            for _, top, left in found.tiles.tolist()
+            for _, top, left, _ in found.tiles.tolist()
         ]
         assert needing == [first <= place < last for place in range(32)]
     assert len(found.used) == POSITIONS
@@ -125,32 +126,32 @@ def test_few_tiles_go_another_way() -> None:
 )
 def test_what_it_does_not_suit(other: dict[str, object]) -> None:
     geometry: dict[str, object] = {"kernel_size": 3, "padding": 1}
-    assert WinogradConv2d.suits(nn.Conv2d(16, 16, **geometry))  # type: ignore[arg-type]
-    assert not WinogradConv2d.suits(nn.Conv2d(24, 16, **geometry))  # type: ignore[arg-type]
-    assert not WinogradConv2d.suits(nn.Conv2d(16, 16, **geometry | other))  # type: ignore[arg-type]
+    assert WinogradConv2d.suits(nn.Conv2d(64, 64, **geometry), torch.float32)  # type: ignore[arg-type]
+    assert not WinogradConv2d.suits(nn.Conv2d(64, 64, **geometry), torch.bfloat16)  # type: ignore[arg-type]
+    assert not WinogradConv2d.suits(nn.Conv2d(72, 64, **geometry), torch.float32)  # type: ignore[arg-type]
+    assert not WinogradConv2d.suits(nn.Conv2d(64, 64, **geometry | other), torch.float32)  # type: ignore[arg-type]
 
 
 def test_without_numba_it_suits_nothing_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(availability.importlib.util, "find_spec", lambda _: None)  # type: ignore[attr-defined]
-    availability.loops_work.cache_clear()
+    availability._work.cache_clear()
     try:
-        assert not WinogradConv2d.suits(nn.Conv2d(16, 16, 3, padding=1))
+        assert not WinogradConv2d.suits(nn.Conv2d(64, 64, 3, padding=1), torch.float32)
         assert "Numba is not installed" in caplog.text
     finally:
-        availability.loops_work.cache_clear()
+        availability._work.cache_clear()
 
 
 def test_wrong_numbers_and_a_switch_leave_the_loops_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    availability.loops_work.cache_clear()
-    assert not availability.loops_work(lambda: False)
+    assert not availability.use_loops(lambda: False)
     assert "wrong numbers" in caplog.text
-    monkeypatch.setenv(availability.SWITCH, "masks,loops")
-    assert not availability.loops_work(lambda: True)
-    availability.loops_work.cache_clear()
+    assert availability.use_loops(lambda: True)
+    monkeypatch.setenv(SWITCH, "masks,loops")
+    assert not availability.use_loops(lambda: True)
 
 
 def test_its_rounding_error_is_small() -> None:
