@@ -44,12 +44,8 @@ class BufferPool:
             # The tensor holds a reference to the array until its storage goes.
             return torch.from_numpy(array)[:wanted].view(dtype).view(*shape)
 
-    def maps(self, images: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised [N, C, H, W], channels last, that autograd does not take for a view; if float32, from the
-        pool."""
-        if dtype != torch.float32:
-            size = (images, channels, height, width)
-            return torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+    def maps(self, images: int, channels: int, height: int, width: int) -> Tensor:
+        """An uninitialised float32 [N, C, H, W], channels last, that autograd does not take for a view."""
         pixels = self.empty((images, height, width, channels)).numpy()
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2))
 

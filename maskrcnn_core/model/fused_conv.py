@@ -54,7 +54,6 @@ def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor
     if geometry is not None and _suits(x, geometry):
         return convolve_with(x, *_parameters(conv), geometry, relu=relu, residual=residual)
     if geometry == _PADDED and _learns_on_cpu(x, conv):
-        x = x.to(_cpu_type(x))
         output = winograd_convolution(x, *_parameters(conv), relu=relu and residual is None)
         if residual is None:
             return output
@@ -139,22 +138,20 @@ def _suits(x: Tensor, geometry: Geometry) -> bool:
 
 
 def _learns_on_cpu(x: Tensor, conv: nn.Module) -> bool:
-    """Whether a 3x3 layer is trained where Winograd's convolution pays."""
+    """Whether a 3x3 layer is trained where Winograd's convolution pays: not in half precision, where oneDNN's
+    gradients are as fast (2.65 against 2.53 s for a step)."""
     weight = conv.weight
     assert isinstance(weight, Tensor)
     return (
         x.device.type == "cpu"
-        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and weight.shape[2:] == (3, 3)
         and weight.dtype == torch.float32
-        and pays(x.shape, weight, _cpu_type(x))
+        and pays(x.shape, weight, x.dtype)
     )
-
-
-def _cpu_type(x: Tensor) -> torch.dtype:
-    """That a CPU's layers hand on."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:

@@ -174,7 +174,7 @@ def _product(values: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _finds_the_plain_result() -> bool:
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         conv = nn.Conv2d(_LANES, _LANES, 3, padding=1)
         ramp = torch.arange(conv.weight.numel(), dtype=torch.float32)
         conv.weight.copy_((ramp * 0.37).sin().view_as(conv.weight))

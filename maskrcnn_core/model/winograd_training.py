@@ -19,11 +19,11 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool)
     """A 3x3 convolution of stride 1 and padding 1, then ReLU where asked for. Gradients of the first order.
 
     Args:
-        x: [N, C_in, H, W] float32 or bfloat16 on a CPU; for what `winograd.pays`.
+        x: [N, C_in, H, W] float32 on a CPU; for what `winograd.pays`.
         weight: [C_out, C_in, 3, 3] float32; bias: [C_out] float32.
 
     Returns:
-        [N, C_out, H, W] of the type of `x`, channels last.
+        [N, C_out, H, W], channels last.
     """
     output: Tensor = _Winograd.apply(x, weight, bias, relu)
     return output
@@ -32,8 +32,7 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool)
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            output = _convolved(x, weight, bias, relu=relu)
+        output = _convolved(x, weight, bias, relu=relu)
         ctx.save_for_backward(x, weight, *((output,) if relu else ()))
         ctx.relu = relu
         return output
@@ -45,30 +44,29 @@ class _Winograd(torch.autograd.Function):
         if ctx.relu:
             gradient = torch.ops.aten.threshold_backward(gradient, made[0], 0)
         wanted = ctx.needs_input_grad
-        with torch.autocast("cpu", enabled=False):
-            turned = weight.transpose(0, 1).flip(2, 3)
-            to_x = _convolved(gradient, turned, weight.new_zeros(len(turned)), relu=False) if wanted[0] else None
-            to_weight = _weight_gradient(x, gradient) if wanted[1] else None
-            to_bias = gradient.sum(dim=(0, 2, 3), dtype=torch.float32) if wanted[2] else None
+        turned = weight.transpose(0, 1).flip(2, 3)
+        to_x = _convolved(gradient, turned, weight.new_zeros(len(turned)), relu=False) if wanted[0] else None
+        to_weight = _weight_gradient(x, gradient) if wanted[1] else None
+        to_bias = gradient.sum(dim=(0, 2, 3)) if wanted[2] else None
         return to_x, to_weight, to_bias, None
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     images, _, height, width = x.shape
-    output = POOL.maps(images, len(weight), height, width, x.dtype)
+    output = POOL.maps(images, len(weight), height, width)
     kernel = list(transform_kernel(weight, torch.float32))
     convolve_tiles(_pixels(x), kernel, bias, output.permute(0, 2, 3, 1), relu=relu)
     return output
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """[N, C_in, H, W] and [N, C_out, H, W] -> [C_out, C_in, 3, 3] float32."""
+    """[N, C_in, H, W] and [N, C_out, H, W] -> [C_out, C_in, 3, 3]."""
     from maskrcnn_core.cpu_kernels.winograd_transforms import POSITIONS, band, spread_to_points, to_windows
 
     pixels, gradients = _pixels(x), _pixels(gradient)
     images, height, width, channels = pixels.shape
     outputs = gradients.shape[3]
-    like = x.new_empty(outputs, channels, 1, 1, dtype=torch.float32)
+    like = x.new_empty(outputs, channels, 1, 1)
     sums = POOL.empty((POSITIONS, outputs * channels)).zero_()
     for first, last in bands(images, height, width, max(channels, outputs)):
         chosen = band(height, width, first, last, shorten=False)

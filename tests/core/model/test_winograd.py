@@ -144,6 +144,12 @@ def test_without_numba_it_suits_nothing_and_says_so(
         availability._work.cache_clear()
 
 
+def test_it_is_found_to_work_under_autocast() -> None:
+    availability._work.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert WinogradConv2d.suits(nn.Conv2d(64, 64, 3, padding=1), torch.float32)
+
+
 def test_wrong_numbers_and_a_switch_leave_the_loops_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
