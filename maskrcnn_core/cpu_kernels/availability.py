@@ -5,18 +5,19 @@ import logging
 from collections.abc import Callable
 from functools import cache
 
-from maskrcnn_core.kernels.availability import without
+from maskrcnn_core.kernels.availability import Kernel, without
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def use_loops(trial: Callable[[], bool]) -> bool:
-    """Whether they work here and are not switched off (`kernels.availability.SWITCH`).
+def use_loops(kernel: Kernel, trial: Callable[[], bool]) -> bool:
+    """Whether those of one kind work here and are not switched off (`kernels.availability.SWITCH`).
 
     Args:
-        trial: uses some and says whether they find the right numbers; asked once in a process.
+        kernel: which.
+        trial: uses them and says whether they find the right numbers; asked once in a process.
     """
-    return not without("loops") and _work(trial)
+    return not without(kernel) and _work(trial)
 
 
 @cache
@@ -28,6 +29,6 @@ def _work(trial: Callable[[], bool]) -> bool:
             raise RuntimeError("they gave wrong numbers")
     except Exception as error:  # every stage of a compiler has its own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        _LOGGER.warning("the loops that Numba compiles are left out, which costs a good part of the speed (%s)", reason)
+        _LOGGER.warning("loops compiled by Numba are left out, which costs a good part of the speed (%s)", reason)
         return False
     return True

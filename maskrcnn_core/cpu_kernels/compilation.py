@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 import torch
+from torch import Tensor
 
 # NaN and infinity must stay what they are, so no fast arithmetic; division by zero as in C.
 _OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
@@ -22,6 +24,12 @@ def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callab
         return made
 
     return decorate
+
+
+def as_array(maps: Tensor) -> np.ndarray:
+    """A tensor's memory as an array; bfloat16, which numpy has not, as the integers of the same bits."""
+    array: np.ndarray = (maps.view(torch.uint16) if maps.dtype == torch.bfloat16 else maps).numpy()
+    return array
 
 
 def parts() -> int:

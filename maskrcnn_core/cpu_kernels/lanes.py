@@ -8,8 +8,6 @@ Numba keeps compiled functions beside the file of the function and looks at that
 delete `cpu_kernels/__pycache__`.
 """
 
-from collections.abc import Sequence
-
 from llvmlite import ir
 
 LANES = 16
@@ -72,10 +70,14 @@ class Lanes:
                 address = self._builder.add(address, self._builder.mul(stride, ir.Constant(_ADDRESS, times)))
         return address
 
-    def entry(self, table: ir.Value, index: int) -> ir.Value:
+    def entry(self, table: ir.Value, index: int | ir.Value) -> ir.Value:
         """An address out of a table of addresses (int64)."""
-        place = self._builder.gep(self._builder.inttoptr(table, _TABLE), [ir.Constant(_ADDRESS, index)])
-        return self._builder.load(place)
+        place = ir.Constant(_ADDRESS, index) if isinstance(index, int) else index
+        return self._builder.load(self._builder.gep(self._builder.inttoptr(table, _TABLE), [place]))
+
+    def number(self, array: ir.Value, index: ir.Value) -> ir.Value:
+        """A float32 out of an array of them."""
+        return self._builder.load(self._builder.gep(self._builder.inttoptr(array, _FLOAT.as_pointer()), [index]))
 
     def load_float(self, address: ir.Value) -> ir.Value:
         """Numbers of an array that is float32 whatever the maps are."""
@@ -103,13 +105,6 @@ class Lanes:
         rounded = builder.lshr(builder.add(builder.add(bits, last), _whole(0x7FFF)), _whole(16))
         rounded = builder.select(builder.fcmp_unordered("uno", values, values), _whole(0x7FC0), rounded)
         builder.store(builder.trunc(rounded, _HALVES), builder.inttoptr(address, _HALVES.as_pointer()), align=2)
-
-    def sum(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Of at least one vector, from the first to the last."""
-        total = values[0]
-        for value in values[1:]:
-            total = self.add(total, value)
-        return total
 
 
 def _whole(number: int) -> ir.Constant:

@@ -14,13 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from maskrcnn_core.cpu_kernels.compilation import compiled, parts
+from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, parts
 from maskrcnn_core.cpu_kernels.lanes import LANES, Lanes
 
 TILE = 4
@@ -50,7 +49,7 @@ class Band:
     used: tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def band(height: int, width: int, first: int, last: int, *, shorten: bool = True) -> Band:
     """Tiles `first` to `last` - 1 of maps, counted image by image and row by row; without `shorten` all are whole."""
     down, across = -(-height // TILE), -(-width // TILE)
@@ -79,7 +78,7 @@ def to_windows(pixels: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
         windows: written where `chosen.used` says; one contiguous float32 [T', C] for each of `POSITIONS`, with one
             stride between them.
     """
-    values = _array(pixels)
+    values = as_array(pixels)
     base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
     zeros = np.zeros(values.shape[3], values.dtype)
     count, pieces = len(chosen.tiles), parts()
@@ -97,7 +96,7 @@ def spread_to_points(gradient: Tensor, chosen: Band, windows: Sequence[Tensor]) 
         chosen: of whole tiles.
         windows: written; as of `to_windows`.
     """
-    values = _array(gradient)
+    values = as_array(gradient)
     base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
     zeros = np.zeros(values.shape[3], values.dtype)
     count, pieces = len(chosen.tiles), parts()
@@ -115,7 +114,7 @@ def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output:
         bias: [C] float32.
         output: the tiles are written; [N, H, W, C] contiguous, float32 or bfloat16, C a multiple of `LANES`.
     """
-    values = _array(output)
+    values = as_array(output)
     row = 4 * values.shape[3]
     # Where a product of the first tile would lie.
     starts = [part.data_ptr() - row * first for part, (first, _) in zip(products, chosen.used, strict=True)]
@@ -125,12 +124,6 @@ def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output:
         _from_windows_some(table, bias.data_ptr(), low, chosen.tiles, values, 0, count)
     else:
         _from_windows_all(table, bias.data_ptr(), low, chosen.tiles, values, count, pieces)
-
-
-def _array(maps: Tensor) -> np.ndarray:
-    """bfloat16, which numpy has not, as the integers of the same bits."""
-    array: np.ndarray = (maps.view(torch.uint16) if maps.dtype == torch.bfloat16 else maps).numpy()
-    return array
 
 
 def _to_points(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:

@@ -20,8 +20,8 @@ SWITCH = "MASKRCNN_WITHOUT"
 """Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
 for, or `all`; to compare the two, and for where Triton fails."""
 
-Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "loops"]
-KERNELS: tuple[Kernel, ...] = tuple(kernel for kernel in get_args(Kernel) if kernel != "loops")
+Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "winograd"]
+KERNELS: tuple[Kernel, ...] = tuple(kernel for kernel in get_args(Kernel) if kernel != "winograd")
 """Those for a GPU."""
 
 

@@ -1,9 +1,10 @@
 """RoIAlign: bilinear samples at exact positions of a region, averaged or maximised in each bin (Mask R-CNN, section 3).
 
-Three ways to the same numbers. On a CPU with a fixed number of samples, every output bin is a weighted sum of rows of
+Four ways to the same numbers. On a CPU with a fixed number of samples, every output bin is a weighted sum of rows of
 the channels-last feature table, which is what an embedding bag computes: the loop over channels is contiguous and the
-result is channels-last as the heads want it. On a GPU a kernel of ours cuts from all levels at once. Elsewhere
-torchvision's operator does it, once per level.
+result is channels-last as the heads want it. For inference a loop of ours does the same without writing down which rows
+they are. On a GPU a kernel of ours cuts from all levels at once. Elsewhere torchvision's operator does it, once per
+level.
 
 The maximum over a bin's samples is the same transform with a bin for each sample, followed by max pooling.
 """
@@ -16,6 +17,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional
 
+from maskrcnn_core.cpu_kernels.availability import use_loops
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.buffers import POOL
@@ -24,6 +26,9 @@ from maskrcnn_core.model.roi_levels import cut_by_level, in_order
 
 # Most levels of the kernel: its `LEVELS`, which cannot be imported where there is no Triton.
 _KERNEL_LEVELS = 4
+
+# The number of channels must be a multiple: `cpu_kernels.region_features.BLOCK`, not imported for the same reason.
+_LOOP_CHANNELS = 64
 
 # Samples of adaptive maximum that are in memory at once, in output grids.
 _MAX_GRIDS = 256
@@ -72,6 +77,8 @@ def roi_align(
     if grid.reduction == "max" and samples > 0:
         each = SamplingGrid(grid.resolution * samples, 1, grid.aligned)
         return functional.max_pool2d(roi_align(maps, boxes, image_index, levels, strides, each), samples)
+    if _fits_loops(maps, boxes, samples):
+        return _align_by_loops(maps, boxes, image_index, levels, strides, grid)
     if samples > 0 and not boxes.is_cuda and maps[0].dtype in (boxes.dtype, torch.bfloat16, torch.float16):
         return align_by_embedding_bag(maps, boxes, image_index, levels, strides, grid)
     if _fits_kernel(maps, boxes, samples):
@@ -88,6 +95,53 @@ def roi_align(
             aligned=grid.aligned,
         )
     return align_by_operator(maps, boxes, image_index, levels, strides, grid)
+
+
+def _fits_loops(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
+    """Whether `cpu_kernels/region_features.py` can do it; it has no gradient."""
+    (dtype, *others), channels = {level.dtype for level in maps}, maps[0].shape[1]
+    return (
+        samples > 0
+        and not boxes.is_cuda
+        and boxes.dtype == torch.float32
+        and not others
+        and dtype in (torch.float32, torch.bfloat16)
+        and channels % _LOOP_CHANNELS == 0
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and use_loops("roi_align", _loops_find_the_same)
+    )
+
+
+def _align_by_loops(
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    grid: SamplingGrid,
+) -> Tensor:
+    from maskrcnn_core.cpu_kernels.region_features import align_regions
+
+    return align_regions(
+        maps,
+        boxes,
+        image_index,
+        levels,
+        strides,
+        resolution=grid.resolution,
+        samples=grid.sampling_ratio,
+        aligned=grid.aligned,
+    )
+
+
+def _loops_find_the_same() -> bool:
+    ramp = torch.arange(_LOOP_CHANNELS * 20, dtype=torch.float32)
+    maps = [(ramp * 0.37).cos().view(1, _LOOP_CHANNELS, 4, 5)]
+    boxes, first = torch.tensor([[1.0, 2.0, 30.0, 21.0]]), torch.zeros(1, dtype=torch.int64)
+    arguments = (maps, boxes, first, first, (8,), SamplingGrid(3, 2, True))
+    with torch.inference_mode():
+        return torch.allclose(_align_by_loops(*arguments), align_by_embedding_bag(*arguments), atol=1e-5)
 
 
 def _fits_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:

@@ -60,7 +60,7 @@ def pays(shape: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
 def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether numbers of channels [C_out, C_in, 3, 3] are worth it for large maps of a type, and it works here."""
     suitable = (number in _CHANNELS.get(dtype, ()) and number % _LANES == 0 for number in weight.shape[:2])
-    return all(suitable) and use_loops(_finds_the_plain_result)
+    return all(suitable) and use_loops("winograd", _finds_the_plain_result)
 
 
 def convolve_tiles(pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, output: Tensor, *, relu: bool) -> None:

@@ -153,11 +153,11 @@ def test_it_is_found_to_work_under_autocast() -> None:
 def test_wrong_numbers_and_a_switch_leave_the_loops_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert not availability.use_loops(lambda: False)
+    assert not availability.use_loops("winograd", lambda: False)
     assert "wrong numbers" in caplog.text
-    assert availability.use_loops(lambda: True)
-    monkeypatch.setenv(SWITCH, "masks,loops")
-    assert not availability.use_loops(lambda: True)
+    assert availability.use_loops("winograd", lambda: True)
+    monkeypatch.setenv(SWITCH, "masks,winograd")
+    assert not availability.use_loops("winograd", lambda: True)
 
 
 def test_its_rounding_error_is_small() -> None:

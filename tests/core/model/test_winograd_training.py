@@ -78,7 +78,7 @@ def test_a_layer_that_learns_goes_this_way(frozen: bool, monkeypatch: pytest.Mon
     residual = torch.randn(2, 64, 30, 30)
     for shortcut in (None, residual):
         gradients = []
-        for switch in ("", "loops"):
+        for switch in ("", "winograd"):
             conv.zero_grad()
             with without_kernels(switch):
                 output = convolve(conv, x, relu=True, residual=shortcut)
