@@ -43,7 +43,7 @@ class BenchmarkRun:
     """Processes of each side that prepare inputs in the background (train); 0 = on a CPU none, inputs are prepared
     within the step; on a GPU all cores but two, at most 12."""
     ablate: bool = False
-    """Measure ours without single optimisations, too (train; detect on a GPU)."""
+    """Measure ours without single optimisations, too (train, detect)."""
     output: str = ""
     """JSON file for all figures; empty = none."""
     trace: str = ""

@@ -23,7 +23,7 @@ from maskrcnn_core.benchmark_config import BenchmarkRun
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
-from maskrcnn_core.kernels.availability import KERNELS, without_kernels
+from maskrcnn_core.kernels.availability import CPU_KERNELS, GPU_KERNELS, without_kernels
 from pipelines.benchmarking import (
     brought_to,
     contents_of,
@@ -105,7 +105,7 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         ways[f"{title}, autocast to bfloat16"] = in_batches(theirs_in_half, run.batch)
     for precision, predictor in predictors.items():
         ways[f"ours, {precision}"] = _ours(predictor, run)
-    if run.ablate and run.use_gpu:
+    if run.ablate:
         ways |= _ablations(peer, run)
 
     with _exact_float32():
@@ -166,6 +166,8 @@ def _ours(predictor: Predictor, run: BenchmarkRun) -> Way:
 def _ablations(peer: nn.Module, run: BenchmarkRun) -> dict[str, Way]:
     """Ours at the run's precision with one thing less."""
     ways: dict[str, Way] = {}
+    kernels = GPU_KERNELS if run.use_gpu else CPU_KERNELS
+    settings = ("cuda_graphs", "device_preparation", "device_masks", "prefetch") if run.use_gpu else ("cpu_layers",)
 
     def without(kernel: str, way: Way) -> Way:
         def slower(images: Sequence[Tensor]) -> Sequence[Sequence[Label]]:
@@ -174,11 +176,11 @@ def _ablations(peer: nn.Module, run: BenchmarkRun) -> dict[str, Way]:
 
         return slower
 
-    for kernel in KERNELS:
-        ways[f"ours, {run.precision}, without our {kernel}"] = without(
-            kernel, _ours(imported_predictor(peer, run), run)
-        )
-    for setting in ("cuda_graphs", "device_preparation", "device_masks", "prefetch"):
+    for kernel in kernels:
+        with without_kernels(kernel):  # some decide which layers a network gets
+            predictor = imported_predictor(peer, run)
+        ways[f"ours, {run.precision}, without our {kernel}"] = without(kernel, _ours(predictor, run))
+    for setting in settings:
         predictor = imported_predictor(peer, run, changes={setting: False})
         ways[f"ours, {run.precision}, {setting} off"] = _ours(predictor, run)
     return ways

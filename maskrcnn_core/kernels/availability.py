@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ SWITCH = "MASKRCNN_WITHOUT"
 for, or `all`; to compare the two, and for where Triton fails."""
 
 Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "winograd"]
-KERNELS: tuple[Kernel, ...] = tuple(kernel for kernel in get_args(Kernel) if kernel != "winograd")
-"""Those for a GPU."""
+GPU_KERNELS: tuple[Kernel, ...] = ("suppression", "roi_align", "convolution", "masks", "top_down")
+CPU_KERNELS: tuple[Kernel, ...] = ("winograd", "roi_align")
 
 
 def use_kernels(tensor: Tensor, kernel: Kernel) -> bool:

@@ -60,7 +60,7 @@ def test_where_triton_fails_torch_does_the_work(
     monkeypatch.setattr(availability, "_try", fail)
     availability._work.cache_clear()
     try:
-        assert not any(use_kernels(ON_GPU, name) for name in availability.KERNELS)
+        assert not any(use_kernels(ON_GPU, name) for name in availability.GPU_KERNELS)
     finally:
         availability._work.cache_clear()
     (entry,) = caplog.records  # said once
