@@ -23,7 +23,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import pad_batch, prepare_image
-from maskrcnn_core.kernels.availability import CPU_KERNELS, GPU_KERNELS, without_kernels
+from maskrcnn_core.kernels.availability import GPU_KERNELS, Kernel, without_kernels
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.model.rpn import RPNHead
 from maskrcnn_core.structures import ImageBatch, Targets
@@ -82,12 +82,11 @@ def ablations(best: Variant, device: torch.device) -> list[Variant]:
         replace(best, name=f"{best.name}, RPN losses of all anchors", sampled_losses=False),
         replace(best, name=f"{best.name}, foreach optimiser", fused=False),
     ]
-    of_inference = ("masks",) if device.type == "cuda" else ("roi_align",)
-    variants += [
-        replace(best, name=f"{best.name}, without our {kernel}", without=kernel)
-        for kernel in (GPU_KERNELS if device.type == "cuda" else CPU_KERNELS)
-        if kernel not in of_inference
-    ]
+    if device.type == "cuda":
+        kernels: list[Kernel] = [kernel for kernel in GPU_KERNELS if kernel != "masks"]
+    else:
+        kernels = [] if best.bfloat16 else ["winograd"]
+    variants += [replace(best, name=f"{best.name}, without our {kernel}", without=kernel) for kernel in kernels]
     if device.type == "cuda":
         variants += [
             replace(best, name=f"{best.name}, trunk and pyramid compiled", compiled=True),
