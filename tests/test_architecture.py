@@ -1,6 +1,6 @@
 """The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
 
-    errors, config, structures <- kernels <- geometry <- data, model, weights
+    errors, config, structures <- kernels <- cpu_kernels <- geometry <- data, model, weights
         <- training, inference, evaluation, export, draw <- report
 
 Packages of one place in that order may use each other only where `SAME_LAYER` says so.
@@ -27,6 +27,7 @@ CORE_LAYERS = (
     {"errors", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"kernels"},
+    {"cpu_kernels"},  # they share the switch
     {"boxes", "masks", "run_lengths", "keypoints"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},

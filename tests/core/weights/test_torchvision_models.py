@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.kernels.availability import without_kernels
 from maskrcnn_core.model.box_head import BoxHead
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.imported import default_categories
@@ -65,8 +66,11 @@ def test_trunk_and_pyramid_are_torchvisions(reference: MaskRCNN, state: dict[str
     torch.testing.assert_close(deltas[0], by_anchor)
     features, labels = torch.randn(3, 256, 14, 14), torch.tensor([0, 3, 1])
     their_masks = reference.roi_heads.mask_predictor(reference.roi_heads.mask_head(features))
-    ours = detector.mask_head(features, labels)
-    torch.testing.assert_close(ours, their_masks[torch.arange(3), labels + 1], rtol=1e-4, atol=1e-5)
+    theirs = their_masks[torch.arange(3), labels + 1]
+    # Four of its layers are rounded in another way where they are Winograd's.
+    assert float((detector.mask_head(features, labels) - theirs).abs().max() / theirs.abs().max()) < 1e-4
+    with without_kernels("winograd"):
+        torch.testing.assert_close(detector.mask_head(features, labels), theirs, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
