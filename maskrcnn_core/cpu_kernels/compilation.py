@@ -32,15 +32,22 @@ def as_array(maps: Tensor) -> np.ndarray:
     return array
 
 
-def parts() -> int:
-    """In how many parts a loop's work is to be cut: one for each thread that torch uses, 1 = the caller's alone.
+def run(alone: Callable[..., Any], together: Callable[..., Any], *arguments: Any, count: int) -> None:
+    """Run a loop on as many threads as torch uses.
 
-    Sets Numba's threads of the calling thread to that number. torch's team of threads is Numba's too (both use the
-    OpenMP library that torch brings), so that they don't stand in each other's way.
+    torch's team of threads is Numba's too (both use the OpenMP library that torch brings), so that they don't stand in
+    each other's way.
+
+    Args:
+        alone: the loop of one thread: (arguments, first, last + 1).
+        together: the same on several: (arguments, count, parts that the loop is cut into).
+        count: how often the loop runs.
     """
-    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if wanted == 1:
-        return 1
-    numba.set_num_threads(wanted)
-    # The layer that Numba falls back to without OpenMP cannot be called by two threads at once.
-    return 1 if numba.threading_layer() == "workqueue" else wanted
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if threads > 1:
+        numba.set_num_threads(threads)  # of the calling thread
+        # The layer that Numba falls back to without OpenMP cannot be called by two threads at once.
+        if numba.threading_layer() != "workqueue":
+            together(*arguments, count, threads)
+            return
+    alone(*arguments, 0, count)

@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, parts
+from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, run
 from maskrcnn_core.cpu_kernels.lanes import LANES, Lanes
 
 _VECTORS = 4
@@ -56,11 +56,7 @@ def align_regions(
         np.float32(0.0 if aligned else 1.0),
         as_array(output),
     )
-    pieces = parts()
-    if pieces == 1:
-        _align_some(*arguments, 0, len(boxes))
-    else:
-        _align_all(*arguments, pieces)
+    run(_align_some, _align_all, *arguments, count=len(boxes))
     return output.permute(0, 3, 1, 2)
 
 
@@ -159,8 +155,9 @@ def _align_all(
     offset: Any,
     least: Any,
     output: Any,
+    count: int,
     pieces: int,
 ) -> None:
     for piece in prange(pieces):
-        begin, end = len(boxes) * piece // pieces, len(boxes) * (piece + 1) // pieces
+        begin, end = count * piece // pieces, count * (piece + 1) // pieces
         _align_some(bases, sizes, strides, boxes, images, levels, samples, offset, least, output, begin, end)

@@ -19,7 +19,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, parts
+from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, run
 from maskrcnn_core.cpu_kernels.lanes import LANES, Lanes
 
 TILE = 4
@@ -81,11 +81,8 @@ def to_windows(pixels: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
     values = as_array(pixels)
     base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
     zeros = np.zeros(values.shape[3], values.dtype)
-    count, pieces = len(chosen.tiles), parts()
-    if pieces == 1:
-        _to_windows_some(values, zeros, chosen.tiles, base, stride, 0, count)
-    else:
-        _to_windows_all(values, zeros, chosen.tiles, base, stride, count, pieces)
+    arguments = values, zeros, chosen.tiles, base, stride
+    run(_to_windows_some, _to_windows_all, *arguments, count=len(chosen.tiles))
 
 
 def spread_to_points(gradient: Tensor, chosen: Band, windows: Sequence[Tensor]) -> None:
@@ -99,11 +96,7 @@ def spread_to_points(gradient: Tensor, chosen: Band, windows: Sequence[Tensor]) 
     values = as_array(gradient)
     base, stride = windows[0].data_ptr(), windows[1].data_ptr() - windows[0].data_ptr()
     zeros = np.zeros(values.shape[3], values.dtype)
-    count, pieces = len(chosen.tiles), parts()
-    if pieces == 1:
-        _spread_some(values, zeros, chosen.tiles, base, stride, 0, count)
-    else:
-        _spread_all(values, zeros, chosen.tiles, base, stride, count, pieces)
+    run(_spread_some, _spread_all, values, zeros, chosen.tiles, base, stride, count=len(chosen.tiles))
 
 
 def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output: Tensor, *, relu: bool) -> None:
@@ -119,11 +112,8 @@ def from_windows(products: Sequence[Tensor], bias: Tensor, chosen: Band, output:
     # Where a product of the first tile would lie.
     starts = [part.data_ptr() - row * first for part, (first, _) in zip(products, chosen.used, strict=True)]
     table, low = np.array(starts, np.int64), np.float32(0.0 if relu else -np.inf)
-    count, pieces = len(chosen.tiles), parts()
-    if pieces == 1:
-        _from_windows_some(table, bias.data_ptr(), low, chosen.tiles, values, 0, count)
-    else:
-        _from_windows_all(table, bias.data_ptr(), low, chosen.tiles, values, count, pieces)
+    arguments = table, bias.data_ptr(), low, chosen.tiles, values
+    run(_from_windows_some, _from_windows_all, *arguments, count=len(chosen.tiles))
 
 
 def _to_points(lanes: Lanes, x: Sequence[ir.Value]) -> list[ir.Value]:
