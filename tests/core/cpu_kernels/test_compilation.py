@@ -38,10 +38,10 @@ def test_where_two_threads_may_not_call_it_at_once_nothing_is_shared(monkeypatch
 def test_where_nothing_can_be_written_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     njit = numba.njit
 
-    def without_a_place(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
+    def without_a_place(*function: Any, cache: bool = False, **options: Any) -> Callable[..., Any]:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)  # type: ignore[no-any-return]
+        return njit(*function, **options)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(compilation.numba, "njit", without_a_place)  # type: ignore[attr-defined]
 
