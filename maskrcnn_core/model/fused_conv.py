@@ -17,7 +17,7 @@ from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.cpu_inference import BandedConv2d
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.onednn import convolution
-from maskrcnn_core.model.winograd import WinogradConv2d, pays
+from maskrcnn_core.model.winograd import WinogradConv2d, pays_in_training
 from maskrcnn_core.model.winograd_training import winograd_convolution
 
 # Geometries and types that cuDNN has refused.
@@ -150,7 +150,7 @@ def _learns_on_cpu(x: Tensor, conv: nn.Module) -> bool:
         and not torch.compiler.is_compiling()
         and weight.shape[2:] == (3, 3)
         and weight.dtype == torch.float32
-        and pays(x.shape, weight, x.dtype)
+        and pays_in_training(x.shape, weight)
     )
 
 

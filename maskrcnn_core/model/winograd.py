@@ -26,8 +26,10 @@ _POINTS = (0.0, 1.0, -1.0, 1.5, -1.5)
 # Narrower ones spend their time in the transforms (bfloat16's plain convolutions are twice as fast as float32's); of
 # wider ones the transformed kernel takes more than 40 MB.
 _CHANNELS = {torch.float32: range(64, 513), torch.bfloat16: range(128, 513)}
-# Below it the 36 products cost more in calls than they save in arithmetic.
-_FEWEST_TILES = {torch.float32: 40, torch.bfloat16: 80}
+# Tiles times channels in times channels out below which the 36 products cost more in calls than they save in
+# arithmetic; in training kernels are transformed at each call, and gradients of few tiles are slow.
+_LEAST_WORK = {torch.float32: 1 << 21, torch.bfloat16: 1 << 22}
+_LEAST_WORK_TRAINING, _FEWEST_TILES_TRAINING = 1 << 23, 150
 # Values of one position that are multiplied at once: enough for products at full rate.
 _VALUES_AT_ONCE = 400 << 10
 
@@ -50,11 +52,13 @@ def transform_kernel(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tens
     return values.float().view(_POSITIONS, *weight.shape[:2])
 
 
-def pays(shape: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a 3x3 convolution of stride 1 and padding 1, of maps [N, C_in, H, W] of this type with this weight,
-    should be computed so."""
+def pays_in_training(shape: Sequence[int], weight: Tensor) -> bool:
+    """Whether a 3x3 convolution of stride 1 and padding 1, of float32 maps [N, C_in, H, W] with this weight, and its
+    gradients should be computed so."""
     images, _, height, width = shape
-    return has_a_width(weight, dtype) and _tiles(images, height, width) >= _FEWEST_TILES[dtype]
+    tiles = _tiles(images, height, width)
+    large = tiles >= _FEWEST_TILES_TRAINING and tiles * weight.shape[0] * weight.shape[1] >= _LEAST_WORK_TRAINING
+    return large and has_a_width(weight, torch.float32)
 
 
 def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -149,7 +153,8 @@ class WinogradConv2d(nn.Module):
     def compute(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """`forward`, plus `residual` [N, C_out, H, W] where given, then ReLU where asked for."""
         num_images, _, height, width = x.shape
-        if self.few is not None and _tiles(num_images, height, width) < _FEWEST_TILES[self._dtype]:
+        work = _tiles(num_images, height, width) * self.in_channels * self.out_channels
+        if self.few is not None and work < _LEAST_WORK[self._dtype]:
             return self.few.compute(x, relu=relu, residual=residual)
         pixels = x.permute(0, 2, 3, 1).to(self._dtype).contiguous()
         output = POOL.empty((num_images, height, width, self.out_channels), self._dtype)

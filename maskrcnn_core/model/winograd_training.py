@@ -19,7 +19,7 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool)
     """A 3x3 convolution of stride 1 and padding 1, then ReLU where asked for. Gradients of the first order.
 
     Args:
-        x: [N, C_in, H, W] float32 on a CPU; for what `winograd.pays`.
+        x: [N, C_in, H, W] float32 on a CPU; for what `winograd.pays_in_training`.
         weight: [C_out, C_in, 3, 3] float32; bias: [C_out] float32.
 
     Returns:

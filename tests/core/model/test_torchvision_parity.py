@@ -92,13 +92,17 @@ def test_detections_and_masks(
         found = predictor.detect(batch_of(config, [image]))
         count = int(found.count[0])
         assert count == len(expected["scores"]) == 100
-        assert (found.labels[0] + 1).tolist() == expected["labels"].tolist()
-        assert (found.scores[0] - expected["scores"]).abs().max() < 1e-4
-        assert (found.boxes[0] - expected["boxes"]).abs().max() < 0.05
+        # Two whose scores differ by less than a rounding may change places.
+        distance = (found.boxes[0][:, None] - expected["boxes"]).abs().amax(dim=2)
+        distance[(found.labels[0] + 1)[:, None] != expected["labels"]] = torch.inf
+        partner = distance.argmin(dim=1)
+        assert sorted(partner.tolist()) == list(range(100))
+        assert distance.amin(dim=1).max() < 0.05
+        assert (found.scores[0] - expected["scores"][partner]).abs().max() < 1e-4
         assert expected["scores"].min() > 0.05
         height, width = image.shape[-2:]
         record = image_record(found, 0, (height, width), predictor.config)
-        for detection, soft in zip(record.detections, expected["masks"][:, 0], strict=True):
+        for detection, soft in zip(record.detections, expected["masks"][partner, 0], strict=True):
             theirs = pycocotools.mask.encode(np.asfortranarray((soft > 0.5).numpy().astype(np.uint8)))
             got = {"size": [height, width], "counts": detection.rle_counts}
             assert pycocotools.mask.iou([got], [theirs], [0])[0, 0] >= 0.99 or pycocotools.mask.area(theirs) == 0

@@ -7,7 +7,7 @@ from maskrcnn_core.kernels.availability import without_kernels
 from maskrcnn_core.model import winograd_training
 from maskrcnn_core.model.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.fused_conv import convolve
-from maskrcnn_core.model.winograd import pays
+from maskrcnn_core.model.winograd import pays_in_training
 from maskrcnn_core.model.winograd_training import winograd_convolution
 
 
@@ -70,12 +70,12 @@ def test_a_layer_that_learns_goes_this_way(frozen: bool, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("maskrcnn_core.model.fused_conv.winograd_convolution", counted)
     torch.manual_seed(0)
-    conv: nn.Module = nn.Conv2d(64, 64, 3, padding=1)
+    conv: nn.Module = nn.Conv2d(256, 256, 3, padding=1)
     if frozen:
         assert isinstance(conv, nn.Conv2d)
-        conv = FrozenAffineConv2d(conv, torch.rand(64) + 0.5, torch.randn(64))
-    x = torch.randn(2, 64, 30, 30).to(memory_format=torch.channels_last)
-    residual = torch.randn(2, 64, 30, 30)
+        conv = FrozenAffineConv2d(conv, torch.rand(256) + 0.5, torch.randn(256))
+    x = torch.randn(2, 256, 38, 40).to(memory_format=torch.channels_last)
+    residual = torch.randn(2, 256, 38, 40)
     for shortcut in (None, residual):
         gradients = []
         for switch in ("", "winograd"):
@@ -99,7 +99,7 @@ def test_a_layer_that_learns_goes_this_way(frozen: bool, monkeypatch: pytest.Mon
 
 def test_where_it_pays() -> None:
     weight = torch.zeros(256, 256, 3, 3)
-    assert pays((1, 256, 100, 100), weight, torch.float32)
-    assert not pays((1, 256, 8, 8), weight, torch.float32)
-    assert not pays((1, 256, 100, 100), weight, torch.float64)
-    assert not pays((1, 3, 100, 100), weight[:, :3], torch.float32)
+    assert pays_in_training((1, 256, 100, 100), weight)
+    assert not pays_in_training((1, 256, 40, 40), weight)
+    assert not pays_in_training((1, 64, 100, 100), weight[:64, :64])
+    assert not pays_in_training((1, 3, 400, 400), weight[:, :3])
