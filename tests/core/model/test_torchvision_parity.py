@@ -92,17 +92,20 @@ def test_detections_and_masks(
         found = predictor.detect(batch_of(config, [image]))
         count = int(found.count[0])
         assert count == len(expected["scores"]) == 100
-        # Two whose scores differ by less than a rounding may change places.
-        distance = (found.boxes[0][:, None] - expected["boxes"]).abs().amax(dim=2)
-        distance[(found.labels[0] + 1)[:, None] != expected["labels"]] = torch.inf
-        partner = distance.argmin(dim=1)
-        assert sorted(partner.tolist()) == list(range(100))
-        assert distance.amin(dim=1).max() < 0.05
-        assert (found.scores[0] - expected["scores"][partner]).abs().max() < 1e-4
+        # Two whose scores differ by less than a rounding may change places, and the hundredth with the next, cut off.
+        certain = expected["scores"] > expected["scores"][-1] + 1e-5
+        assert certain.sum() >= 95
+        distance = (found.boxes[0][:, None] - expected["boxes"][certain]).abs().amax(dim=2)
+        distance[(found.labels[0] + 1)[:, None] != expected["labels"][certain]] = torch.inf
+        partner = distance.argmin(dim=0)
+        assert len(partner.unique()) == len(partner)
+        assert distance.amin(dim=0).max() < 0.05
+        assert (found.scores[0][partner] - expected["scores"][certain]).abs().max() < 1e-4
         assert expected["scores"].min() > 0.05
         height, width = image.shape[-2:]
         record = image_record(found, 0, (height, width), predictor.config)
-        for detection, soft in zip(record.detections, expected["masks"][partner, 0], strict=True):
+        pairs = zip([record.detections[place] for place in partner], expected["masks"][certain, 0], strict=True)
+        for detection, soft in pairs:
             theirs = pycocotools.mask.encode(np.asfortranarray((soft > 0.5).numpy().astype(np.uint8)))
             got = {"size": [height, width], "counts": detection.rle_counts}
             assert pycocotools.mask.iou([got], [theirs], [0])[0, 0] >= 0.99 or pycocotools.mask.area(theirs) == 0
