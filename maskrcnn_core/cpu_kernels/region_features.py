@@ -44,18 +44,14 @@ def align_regions(
     tables = [level.permute(0, 2, 3, 1).contiguous() for level in maps]
     channels = tables[0].shape[3]
     output = torch.empty(len(boxes), resolution, resolution, channels, dtype=maps[0].dtype)
-    arguments = (
+    levels_of_maps = (
         np.array([table.data_ptr() for table in tables], np.int64),
         np.array([table.shape[1:3] for table in tables], np.int64),
         np.array(strides, np.float32),
-        boxes.contiguous().numpy(),
-        image_index.contiguous().numpy(),
-        levels.contiguous().numpy(),
-        samples,
-        np.float32(0.5 if aligned else 0.0),
-        np.float32(0.0 if aligned else 1.0),
-        as_array(output),
     )
+    regions = tuple(part.contiguous().numpy() for part in (boxes, image_index, levels))
+    rule = samples, np.float32(0.5 if aligned else 0.0), np.float32(0.0 if aligned else 1.0)
+    arguments = levels_of_maps, regions, rule, as_array(output)
     run(_align_some, _align_all, *arguments, count=len(boxes))
     return output.permute(0, 3, 1, 2)
 
@@ -104,20 +100,17 @@ def _axis(low: Any, high: Any, size: int, samples: int, offset: Any, least: Any,
 
 
 @compiled()
-def _align_some(
-    bases: Any,
-    sizes: Any,
-    strides: Any,
-    boxes: Any,
-    images: Any,
-    levels: Any,
-    samples: int,
-    offset: Any,
-    least: Any,
-    output: Any,
-    begin: int,
-    end: int,
-) -> None:
+def _align_some(levels_of_maps: Any, regions: Any, rule: Any, output: Any, begin: int, end: int) -> None:
+    """`align_regions` of some regions.
+
+    Args:
+        levels_of_maps: address, size [2] and stride of each level's map.
+        regions: boxes [R, 4], images and levels [R].
+        rule: samples of a bin and axis, shift of the first of them, least side of a region, in cells.
+    """
+    bases, sizes, strides = levels_of_maps
+    boxes, images, levels = regions
+    samples, offset, least = rule
     _, resolution, _, channels = output.shape
     pixel, taps = channels * output.itemsize, 2 * samples
     rows, columns = np.empty((resolution, taps), np.int64), np.empty((resolution, taps), np.int64)
@@ -144,20 +137,7 @@ def _align_some(
 
 
 @compiled(parallel=True)
-def _align_all(
-    bases: Any,
-    sizes: Any,
-    strides: Any,
-    boxes: Any,
-    images: Any,
-    levels: Any,
-    samples: int,
-    offset: Any,
-    least: Any,
-    output: Any,
-    count: int,
-    pieces: int,
-) -> None:
+def _align_all(levels_of_maps: Any, regions: Any, rule: Any, output: Any, count: int, pieces: int) -> None:
     for piece in prange(pieces):
         begin, end = count * piece // pieces, count * (piece + 1) // pieces
-        _align_some(bases, sizes, strides, boxes, images, levels, samples, offset, least, output, begin, end)
+        _align_some(levels_of_maps, regions, rule, output, begin, end)

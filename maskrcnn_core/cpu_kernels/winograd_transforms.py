@@ -252,18 +252,24 @@ _inverse_both = _inverse(short_down=True, short_across=True)
 
 
 @compiled()
+def _find_cells(maps: Any, image: int, top: int, left: int, outside: Any, addresses: Any) -> None:
+    """The addresses of a square of cells [side, side] of [N, H, W, C]; of a cell beyond the map, that of `outside`."""
+    _, height, width, channels = maps.shape
+    for i in range(addresses.shape[0]):
+        for j in range(addresses.shape[1]):
+            y, x = top + i, left + j
+            place = maps.ctypes.data + ((image * height + y) * width + x) * channels * maps.itemsize
+            inside = 0 <= y < height and 0 <= x < width
+            addresses[i, j] = place if inside else outside.ctypes.data
+
+
+@compiled()
 def _to_windows_some(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: int, begin: int, end: int) -> None:
-    _, height, width, channels = pixels.shape
-    pixel, blocks = channels * pixels.itemsize, channels // LANES
-    samples = np.empty(POSITIONS, np.int64)
+    channels = pixels.shape[3]
+    blocks, samples = channels // LANES, np.empty((WINDOW, WINDOW), np.int64)
     for index in range(begin, end):
         image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
-        for i in range(WINDOW):
-            for j in range(WINDOW):
-                y, x = top + i - 1, left + j - 1
-                inside = 0 <= y < height and 0 <= x < width
-                place = pixels.ctypes.data + ((image * height + y) * width + x) * pixel
-                samples[WINDOW * i + j] = place if inside else zeros.ctypes.data
+        _find_cells(pixels, image, top - 1, left - 1, zeros, samples)
         target = windows + index * channels * 4
         short = tiles[index, 3]
         for block in range(blocks):
@@ -287,16 +293,11 @@ def _to_windows_all(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: i
 
 @compiled()
 def _spread_some(gradient: Any, zeros: Any, tiles: Any, windows: int, stride: int, begin: int, end: int) -> None:
-    _, height, width, channels = gradient.shape
-    pixel, blocks = channels * gradient.itemsize, channels // LANES
-    samples = np.empty(TILE * TILE, np.int64)
+    channels = gradient.shape[3]
+    blocks, samples = channels // LANES, np.empty((TILE, TILE), np.int64)
     for index in range(begin, end):
         image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
-        for i in range(TILE):
-            for j in range(TILE):
-                y, x = top + i, left + j
-                place = gradient.ctypes.data + ((image * height + y) * width + x) * pixel
-                samples[TILE * i + j] = place if y < height and x < width else zeros.ctypes.data
+        _find_cells(gradient, image, top, left, zeros, samples)
         target = windows + index * channels * 4
         for block in range(blocks):
             shift, place = block * LANES * gradient.itemsize, target + block * _FLOAT_STEP
@@ -312,17 +313,12 @@ def _spread_all(gradient: Any, zeros: Any, tiles: Any, windows: int, stride: int
 
 @compiled()
 def _from_windows_some(products: Any, bias: int, low: float, tiles: Any, output: Any, begin: int, end: int) -> None:
-    _, height, width, channels = output.shape
-    pixel, blocks = channels * output.itemsize, channels // LANES
+    channels = output.shape[3]
+    blocks, outputs = channels // LANES, np.empty((TILE, TILE), np.int64)
     beyond = np.empty(channels, output.dtype)
-    outputs = np.empty(TILE * TILE, np.int64)
     for index in range(begin, end):
         image, top, left = tiles[index, 0], tiles[index, 1], tiles[index, 2]
-        for i in range(TILE):
-            for j in range(TILE):
-                y, x = top + i, left + j
-                place = output.ctypes.data + ((image * height + y) * width + x) * pixel
-                outputs[TILE * i + j] = place if y < height and x < width else beyond.ctypes.data
+        _find_cells(output, image, top, left, beyond, outputs)
         short = tiles[index, 3]
         for block in range(blocks):
             offset, constant = (index * blocks + block) * _FLOAT_STEP, bias + block * _FLOAT_STEP

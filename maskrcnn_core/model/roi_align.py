@@ -9,7 +9,7 @@ level.
 The maximum over a bin's samples is the same transform with a bin for each sample, followed by max pooling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,24 +77,46 @@ def roi_align(
     if grid.reduction == "max" and samples > 0:
         each = SamplingGrid(grid.resolution * samples, 1, grid.aligned)
         return functional.max_pool2d(roi_align(maps, boxes, image_index, levels, strides, each), samples)
-    if _fits_loops(maps, boxes, samples):
-        return _align_by_loops(maps, boxes, image_index, levels, strides, grid)
+    align = _loops_or_kernel(maps, boxes, samples)
+    if align is not None:
+        return _align_with(align, maps, boxes, image_index, levels, strides, grid)
     if samples > 0 and not boxes.is_cuda and maps[0].dtype in (boxes.dtype, torch.bfloat16, torch.float16):
         return align_by_embedding_bag(maps, boxes, image_index, levels, strides, grid)
-    if _fits_kernel(maps, boxes, samples):
-        from maskrcnn_core.kernels.region_features import align_regions
-
-        return align_regions(
-            maps,
-            boxes.float(),
-            image_index,
-            levels,
-            strides,
-            resolution=grid.resolution,
-            samples=samples,
-            aligned=grid.aligned,
-        )
     return align_by_operator(maps, boxes, image_index, levels, strides, grid)
+
+
+def _loops_or_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> Callable[..., Tensor] | None:
+    """Ours for the device, where it fits; None = torch's operators do it."""
+    if _fits_loops(maps, boxes, samples):
+        from maskrcnn_core.cpu_kernels import region_features as for_cpu
+
+        return for_cpu.align_regions
+    if _fits_kernel(maps, boxes, samples):
+        from maskrcnn_core.kernels import region_features as for_gpu
+
+        return for_gpu.align_regions
+    return None
+
+
+def _align_with(
+    align: Callable[..., Tensor],
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    grid: SamplingGrid,
+) -> Tensor:
+    return align(
+        maps,
+        boxes.float(),
+        image_index,
+        levels,
+        strides,
+        resolution=grid.resolution,
+        samples=grid.sampling_ratio,
+        aligned=grid.aligned,
+    )
 
 
 def _fits_loops(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
@@ -113,35 +135,15 @@ def _fits_loops(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:
     )
 
 
-def _align_by_loops(
-    maps: Sequence[Tensor],
-    boxes: Tensor,
-    image_index: Tensor,
-    levels: Tensor,
-    strides: Sequence[int],
-    grid: SamplingGrid,
-) -> Tensor:
+def _loops_find_the_same() -> bool:
     from maskrcnn_core.cpu_kernels.region_features import align_regions
 
-    return align_regions(
-        maps,
-        boxes,
-        image_index,
-        levels,
-        strides,
-        resolution=grid.resolution,
-        samples=grid.sampling_ratio,
-        aligned=grid.aligned,
-    )
-
-
-def _loops_find_the_same() -> bool:
     ramp = torch.arange(_LOOP_CHANNELS * 20, dtype=torch.float32)
     maps = [(ramp * 0.37).cos().view(1, _LOOP_CHANNELS, 4, 5)]
     boxes, first = torch.tensor([[1.0, 2.0, 30.0, 21.0]]), torch.zeros(1, dtype=torch.int64)
     arguments = (maps, boxes, first, first, (8,), SamplingGrid(3, 2, True))
     with torch.inference_mode():
-        return torch.allclose(_align_by_loops(*arguments), align_by_embedding_bag(*arguments), atol=1e-5)
+        return torch.allclose(_align_with(align_regions, *arguments), align_by_embedding_bag(*arguments), atol=1e-5)
 
 
 def _fits_kernel(maps: Sequence[Tensor], boxes: Tensor, samples: int) -> bool:

@@ -74,7 +74,7 @@ def test_inference_takes_it_and_finds_what_the_embedding_bag_does(
 
 
 def test_what_needs_a_gradient_or_has_odd_channels_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(module, "_align_by_loops")
+    monkeypatch.delattr(module, "_align_with")
     regions, grid = some_regions(4, 1), SamplingGrid(2, 2, False)
     maps = [level.requires_grad_() for level in some_maps(64)]
     assert roi_align(maps, *regions, STRIDES, grid).requires_grad
