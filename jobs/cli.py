@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from maskrcnn_core.errors import ConfigError, UserError
+from maskrcnn_core.printable import printable
 
 Run = TypeVar("Run")
 
@@ -190,4 +191,4 @@ def _expected(hint: Any) -> str:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    return printable(" ".join(message.split()))

@@ -24,7 +24,7 @@ FORBIDDEN_OUTSIDE = {
 }
 RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_config.py")}
 CORE_LAYERS = (
-    {"errors", "config_checks", "config", "structures"},
+    {"errors", "printable", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"kernels"},
     {"cpu_kernels"},  # they share the switch
