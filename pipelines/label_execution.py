@@ -14,9 +14,10 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
 from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
-from pipelines.label_output import Chunk, Tally
+from pipelines.label_output import Chunk
 from pipelines.label_planning import WorkerPlan, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
+from pipelines.label_tally import Tally
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 
 # Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
@@ -56,10 +57,13 @@ def label_on_cluster(
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
-    with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
-        for _ in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each file written
-            poller.check()
-        return board.snapshot()
+    try:
+        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
+            for _ in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each file written
+                poller.check()
+            return board.snapshot()
+    finally:
+        storage.delete_folder(folder)
 
 
 def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:
@@ -115,6 +119,8 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         # The second generation of readers takes seconds longer to start and gains nothing on a list of uris.
         "use_datasource_v2": False,
         "max_errored_blocks": 0,
+        # A worker's error arrives as itself: Ray's own wrapping of it loses the cause on its way to this process.
+        "raise_original_map_exception": True,
         # A process that dies while it loads the network is started again, but not for ever.
         "max_consecutive_actor_init_deaths": 3,
         "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),

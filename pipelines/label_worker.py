@@ -20,7 +20,7 @@ import torch
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import ImageError
+from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -28,8 +28,9 @@ from pipelines import storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
+from pipelines.label_output import Chunk
 from pipelines.label_progress import Board, Work
+from pipelines.label_tally import Tally, read_labels, read_tally, write_labels
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
 
@@ -155,7 +156,12 @@ class LabelWorker:
             return read_tally(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
-        tally = write_labels(table, uri)
+        try:
+            tally = write_labels(table, uri)
+        except StorageError:
+            if self._settings.retry_failed or not storage.exists(uri):
+                raise
+            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
         return tally
 
