@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from maskrcnn_core.config import Category
+from maskrcnn_core.errors import StorageError
 
 SCHEMA_VERSION = "1"
 _METADATA_VERSION_KEY = b"maskrcnn.schema_version"
@@ -88,9 +89,43 @@ def record_schema(categories: Sequence[Category]) -> pa.Schema:
 
 
 def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
-    """The category table that `record_schema` stored; empty if the file carries none."""
+    """The category table that `record_schema` stored; empty if the file carries none.
+
+    Raises:
+        StorageError: the metadata holds something else there; says nothing of the file.
+    """
     stored = (schema.metadata or {}).get(_METADATA_CATEGORIES_KEY)
-    return tuple(Category(**entry) for entry in json.loads(stored)) if stored else ()
+    if not stored:
+        return ()
+    try:
+        found = tuple(_category(entry) for entry in json.loads(stored))
+        if len({category.id for category in found}) == len(found):
+            return found
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise StorageError(
+        f"its metadata have {stored[:60]!r} as {_METADATA_CATEGORIES_KEY.decode()}, expected a JSON list of "
+        'categories such as {"id": 1, "name": "person"}, each id once'
+    )
+
+
+def _category(entry: Any) -> Category:
+    number, name = entry["id"], entry["name"]
+    if type(number) is not int or abs(number) >= 1 << 31 or not isinstance(name, str):
+        raise TypeError(entry)
+    return Category(number, name.encode("utf-8", "replace").decode())  # JSON may hold halves of characters
+
+
+def require_version(schema: pa.Schema) -> None:
+    """A file without a version is taken for one of this release's.
+
+    Raises:
+        StorageError: another version; says nothing of the file.
+    """
+    version = (schema.metadata or {}).get(_METADATA_VERSION_KEY, SCHEMA_VERSION.encode())
+    if version != SCHEMA_VERSION.encode():
+        shown = version[:20].decode("utf-8", "replace")
+        raise StorageError(f"label schema version {shown}; this release reads {SCHEMA_VERSION}")
 
 
 def records_to_table(
