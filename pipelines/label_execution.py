@@ -1,6 +1,7 @@
 """Chunks of a manifest through a pool of `LabelWorker` on Ray Data."""
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,8 +60,10 @@ def label_on_cluster(
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
     try:
         with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
-            for _ in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each file written
+            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
                 poller.check()
+                if row["mistake"] is not None:
+                    raise pickle.loads(row["mistake"])  # of a process of this job
             return board.snapshot()
     finally:
         storage.delete_folder(folder)
@@ -119,8 +122,6 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         # The second generation of readers takes seconds longer to start and gains nothing on a list of uris.
         "use_datasource_v2": False,
         "max_errored_blocks": 0,
-        # A worker's error arrives as itself: Ray's own wrapping of it loses the cause on its way to this process.
-        "raise_original_map_exception": True,
         # A process that dies while it loads the network is started again, but not for ever.
         "max_consecutive_actor_init_deaths": 3,
         "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),
