@@ -17,20 +17,16 @@ every filter actor (8 GB for a billion images), skip rows whose files a mode "ov
 behind a source that is no file, and are deleted on success, after which a repeated run writes everything twice.
 """
 
-import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import maskrcnn_core
 from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.data.proposals import ROWS_PER_GROUP
 from maskrcnn_core.errors import StorageError
@@ -42,10 +38,6 @@ SHOWN_FAILURES = 10
 _LAYOUT_VERSION = 2
 _TALLY_KEY = b"maskrcnn.tally"
 _READ_THREADS = 32
-
-# Code whose change can change labels; fingerprinted so that one run never mixes two versions.
-_DECIDING_CODE = ("boxes.py", "masks.py", "keypoints.py", "structures.py", "data/decode.py", "data/transform.py")
-_DECIDING_FOLDERS = ("model", "inference")
 
 
 @dataclass(frozen=True)
@@ -136,18 +128,6 @@ class Chunk:
     def uri(self, output: str) -> str:
         """Of its file in the output of a run."""
         return storage.join(labels_folder(output), self.name)
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """Version and digest of the code that decides about labels: the same on every machine of a cluster."""
-    root = Path(maskrcnn_core.__file__).parent
-    files = [root / name for name in _DECIDING_CODE]
-    files += [file for folder in _DECIDING_FOLDERS for file in sorted((root / folder).rglob("*.py"))]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def labels_folder(output: str) -> str:
