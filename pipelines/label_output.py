@@ -20,31 +20,24 @@ every filter actor (8 GB for a billion images), skip rows whose files a mode "ov
 behind a source that is no file, and are deleted on success, after which a repeated run writes everything twice.
 """
 
-import functools
-import hashlib
 import json
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import maskrcnn_core
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.records import SCHEMA_VERSION
 from pipelines import storage
 from pipelines.label_tally import Tally
 from pipelines.manifest import Manifest
+from pipelines.parquet_seal import seal_of, sealed
 from pipelines.run_files import object_bytes, read_object
 
 _LAYOUT_VERSION = 2
-
-# Code whose change can change labels; fingerprinted so that one run never mixes two versions.
-_DECIDING_CODE = ("boxes.py", "masks.py", "keypoints.py", "structures.py", "data/decode.py", "data/transform.py")
-_DECIDING_FOLDERS = ("model", "inference")
 
 
 @dataclass(frozen=True)
@@ -95,18 +88,6 @@ class Chunk:
     def uri(self, output: str) -> str:
         """Of its file in the output of a run."""
         return storage.join(labels_folder(output), self.name)
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """Version and digest of the code that decides about labels: the same on every machine of a cluster."""
-    root = Path(maskrcnn_core.__file__).parent
-    files = [root / name for name in _DECIDING_CODE]
-    files += [file for folder in _DECIDING_FOLDERS for file in sorted((root / folder).rglob("*.py"))]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def labels_folder(output: str) -> str:
@@ -255,7 +236,7 @@ def write_todo(output: str, todo: Sequence[Chunk]) -> str:
     """Writes chunks as one Parquet file for Ray Data to read, and returns its folder, which is to be deleted."""
     folder = _run_file(output, f"todo/{uuid.uuid4().hex}")  # another start has its own
     columns = {name: [getattr(chunk, name) for chunk in todo] for name in ("part", "start", "stop")}
-    storage.write_bytes_atomically(storage.join(folder, "chunks.parquet"), _plain_parquet(pa.table(columns)))
+    storage.write_bytes_atomically(storage.join(folder, "chunks.parquet"), sealed(pa.table(columns)))
     return folder
 
 
@@ -272,7 +253,7 @@ def close_run(output: str, tally: Tally, files: Sequence[LabelFile]) -> None:
         "size": pa.array([file.size for file in files], pa.int64()),
         "sha256": pa.array([file.sha256 for file in files], pa.string()),
     }
-    storage.write_bytes_atomically(_run_file(output, "files.parquet"), _plain_parquet(pa.table(columns)))
+    storage.write_bytes_atomically(_run_file(output, "files.parquet"), sealed(pa.table(columns)))
     storage.write_bytes_atomically(_run_file(output, "_SUCCESS"), object_bytes(asdict(tally)))
 
 
@@ -301,7 +282,10 @@ def finished_files(output: str) -> dict[str, LabelFile] | None:
     if not storage.exists(place):
         return None
     try:
-        rows = pq.read_table(pa.BufferReader(storage.read_bytes(place))).to_pylist()
+        content = storage.read_bytes(place)
+        if (seal := seal_of(content)) is None or seal[0] != seal[1]:
+            raise ValueError("other content than when it was written")
+        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
         files = [LabelFile(str(row["name"]), int(row["size"]), str(row["sha256"])) for row in rows]
     except StorageError:
         raise
@@ -323,10 +307,3 @@ def label_sizes(output: str) -> dict[str, int]:
     folder = labels_folder(output)
     sizes = storage.file_sizes(folder, ".parquet") if storage.is_folder(folder) else {}
     return {uri.rsplit("/", 1)[-1]: size for uri, size in sizes.items()}
-
-
-def _plain_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
-    return content

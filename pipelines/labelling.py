@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
@@ -322,7 +323,7 @@ def _absolute(uri: str) -> str:
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
-    return RunIdentity(fingerprint, deciding_settings(settings.predictor), label_output.code_fingerprint())
+    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
 
 
 def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[LabelFile]]:
