@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.build_details import build_comparison, build_details
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
@@ -23,6 +23,7 @@ from maskrcnn_core.label_config import LabelRun
 from pipelines import storage
 from pipelines.evaluation_shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
 from pipelines.label_files import label_files
+from pipelines.writable import require_writable
 
 if TYPE_CHECKING:
     from pipelines.label_progress import LabelProgress
@@ -93,7 +94,7 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
 
 
 def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
-    """Score the labels of a run, and write the numbers as JSON where `run.output` says so.
+    """Score the labels of a run; `write_numbers` writes the summary where `run.output` says so.
 
     Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
     cluster, are scored as Ray tasks; small ones in this process, without starting Ray.
@@ -110,10 +111,24 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
     """
     check_output(run)
     with labels_of(run, on_progress) as labels:
-        summary = _score_labels(run, labels)
-    if run.output:
-        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
-    return summary
+        return _score_labels(run, labels)
+
+
+class Numbers(Protocol):
+    """The summary of an evaluation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+
+def write_numbers(output: str, summary: Numbers) -> None:
+    """Write a summary as a JSON file; apart from `evaluate`, so that the numbers can be shown first.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    storage.write_bytes_atomically(output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
 
 
 @contextmanager
@@ -232,10 +247,10 @@ def check_output(run: EvaluateRun) -> None:
     """Make sure, before any work, that the numbers can be written where they are wanted.
 
     Raises:
-        StorageError: a folder is there.
+        StorageError: a folder is there, or the place takes no files.
     """
-    if run.output and storage.is_folder(run.output):
-        raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
+    if run.output:
+        require_writable(run.output)
 
 
 def read_annotations(uri: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Average recall of Parquet proposals against a COCO annotation file."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +75,7 @@ def holds_proposals(uri: str) -> bool:
 
 
 def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
-    """Score the proposals of a run, and write the numbers as JSON where `run.output` says so.
+    """Score the proposals of a run; `evaluation.write_numbers` writes the summary where `run.output` says so.
 
     The proposals are read a few images at a time: those of a large collection need no more memory than a small one's.
 
@@ -94,7 +93,7 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         counts = _count(files, annotations)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
-    summary = ProposalEvaluation(
+    return ProposalEvaluation(
         run,
         summarize_recall(counts),
         coverage,
@@ -102,9 +101,6 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         proposals=counts.proposals,
         models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
     )
-    if run.output:
-        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
-    return summary
 
 
 def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:

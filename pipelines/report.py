@@ -37,6 +37,7 @@ from pipelines import storage
 from pipelines.evaluation import EvaluationSummary, read_annotations
 from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
+from pipelines.writable import require_writable_folder
 
 _MAX_PIXELS = 178_956_970
 _BASE64 = 4 / 3  # a picture's bytes in the page
@@ -143,10 +144,9 @@ def check_output(output: str) -> None:
     """Make sure, before any work, that the page can be written there.
 
     Raises:
-        StorageError: a file is there.
+        StorageError: a file is there, or the place takes no files.
     """
-    if storage.exists(output) and not storage.is_folder(output):
-        raise StorageError(f"{output}: the report's place is a file; expected the name of a folder, for its index.html")
+    require_writable_folder(output, "the report's output")
 
 
 def _annotations_by_image(document: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:

@@ -176,7 +176,7 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             _replace_local_file(Path(path), content)
         else:
@@ -194,7 +194,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             return _create_local_file(Path(path), content)
         bucket, _, key = path.partition("/")
@@ -344,3 +344,15 @@ def naming(uri: str) -> Iterator[None]:
         if (reason := explain(text)) is not None:
             raise StorageError(f"{uri}: {reason}") from error
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error
+
+
+@contextlib.contextmanager
+def _naming_written(uri: str) -> Iterator[None]:
+    """As `naming`, for a local file that is to be written: what is missing then is no file."""
+    with naming(uri):
+        try:
+            yield
+        except OSError as error:
+            if not is_local(uri) or isinstance(error, IsADirectoryError):
+                raise
+            raise StorageError(f"{uri}: cannot be written: {error.strerror or error}; choose another place") from error
