@@ -3,7 +3,6 @@
 import datetime
 import json
 import platform
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.details import EvaluationDetails
 from maskrcnn_core.inference.records import record_from_row
@@ -33,7 +33,7 @@ from maskrcnn_core.report.page import page_html
 from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
-from pipelines.evaluation import EvaluationSummary, read_annotations
+from pipelines.evaluation import EvaluationSummary, load_annotations
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
 
 _MAX_PIXELS = 178_956_970
@@ -48,13 +48,13 @@ class GroundTruth:
 
     Attributes:
         uri: of the annotation file.
-        document: its content.
+        annotations: its clean entries.
         numbers: COCO's numbers of the labels.
         details: what is known beyond these; None = nothing.
     """
 
     uri: str
-    document: Mapping[str, Any]
+    annotations: Annotations
     numbers: CocoScores
     details: EvaluationDetails | None = None
 
@@ -90,8 +90,8 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
         StorageError: there are no labels, or the page cannot be written.
     """
     check_output(run.output)
-    objects = None if truth is None else _annotations_by_image(truth.document)
-    names = {} if truth is None else {entry["id"]: _category_name(entry) for entry in truth.document["categories"]}
+    objects = None if truth is None else truth.annotations.by_image()
+    names = {} if truth is None else {entry["id"]: entry["name"] for entry in truth.annotations.categories}
     scan = RowScan(run.pictures, objects, names)
     scan_labels(run.labels, scan)
     artist = _Artist(run, truth, objects, {category.id: category.name for category in scan.categories()})
@@ -116,7 +116,7 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
     """
     assert run.report is not None
     shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
-    truth = GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores, summary.details)
+    truth = GroundTruth(run.annotations, load_annotations(run.annotations), summary.scores, summary.details)
     return write_report(shown, truth, command)
 
 
@@ -140,17 +140,6 @@ def check_output(output: str) -> None:
     """
     if storage.exists(output) and not storage.is_folder(output):
         raise StorageError(f"{output}: the report's place is a file; expected the name of a folder, for its index.html")
-
-
-def _annotations_by_image(document: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
-    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in document["annotations"]:
-        objects[entry["image_id"]].append(entry)
-    return {image["id"]: objects.get(image["id"], []) for image in document["images"]}
-
-
-def _category_name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("name", entry["id"]))
 
 
 def _content(
@@ -200,8 +189,8 @@ class _Artist:
     ) -> None:
         self._root, self._settings = run.images, run.pictures
         self._objects, self._names = objects, names
-        images = () if truth is None else truth.document["images"]
-        self._file_names = {image["id"]: image["file_name"] for image in images if image.get("file_name")}
+        images = {} if truth is None else truth.annotations.images
+        self._file_names = {image_id: image["file_name"] for image_id, image in images.items() if "file_name" in image}
 
     def examples(self, scan: RowScan) -> tuple[list[Example], str]:
         """The galleries' examples in order, and a sentence about those that had to be left out."""

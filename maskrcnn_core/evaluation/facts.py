@@ -14,8 +14,9 @@ class ObjectFacts:
 
     Attributes:
         per_category: objects by category id, crowd regions not counted.
-        bare: annotations without a mask.
+        bare: annotations without a mask, which are regions to ignore as long as others have one.
         first_bare: the id of one of them.
+        masked: annotations with a mask.
         sizeless: images without width and height.
         first_sizeless: the id of one of them.
     """
@@ -25,6 +26,7 @@ class ObjectFacts:
     first_bare: int | None = None
     sizeless: int = 0
     first_sizeless: int | None = None
+    masked: int = 0
 
     def __add__(self, other: "ObjectFacts") -> "ObjectFacts":
         return ObjectFacts(
@@ -33,6 +35,7 @@ class ObjectFacts:
             _first(self.first_bare, other.first_bare),
             self.sizeless + other.sizeless,
             _first(self.first_sizeless, other.first_sizeless),
+            self.masked + other.masked,
         )
 
 
@@ -73,20 +76,23 @@ def object_facts(images: Sequence[CocoDict], annotations: Iterable[CocoDict]) ->
     """Count the objects of some images."""
     counts: Counter[int] = Counter()
     bare: list[int] = []
+    masked = 0
     for annotation in annotations:
         counts[annotation["category_id"]] += not annotation.get("iscrowd", 0)
-        if not annotation.get("segmentation"):
+        if annotation.get("segmentation"):
+            masked += 1
+        else:
             bare.append(annotation["id"])
     sizeless = [image["id"] for image in images if not (image.get("width") and image.get("height"))]
-    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None))
+    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None), masked)
 
 
 def reason_without_masks(objects: ObjectFacts, found: FoundFacts) -> str | None:
     """Why masks cannot be scored; None if they can."""
-    if objects.bare:
-        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     if objects.sizeless:
         return f"{objects.sizeless} images have no width and height (the first is image {objects.first_sizeless})"
+    if objects.bare and not objects.masked:
+        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     return f"{found.without_mask} detections have no mask" if found.without_mask else None
 
 
