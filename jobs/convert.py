@@ -16,12 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: ConvertRun) -> int:
     """Convert, then say what the checkpoint is and what can be done with it."""
-    from maskrcnn_core.data.coco import load_coco
+    from maskrcnn_core.data.coco import load_categories
     from maskrcnn_core.weights.convert import convert_checkpoint
 
     categories = None
     if settings.annotations is not None:
-        categories = load_coco(settings.annotations, require_masks=False).categories
+        categories = load_categories(settings.annotations)
     config = convert_checkpoint(
         settings.source,
         settings.output,

@@ -189,7 +189,7 @@ def print_recall(found: "ProposalEvaluation") -> None:
     console.print(table)
     coverage = found.coverage
     lines = [f"{found.proposals} proposals and {found.annotations} annotated objects in {coverage.images} images."]
-    for line in lines + _coverage_lines(coverage):
+    for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in found.notes]:
         console.print(line, soft_wrap=True)
 
 

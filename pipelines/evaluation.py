@@ -6,11 +6,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.annotations import Annotations, read_document
 from maskrcnn_core.evaluation.build_details import build_comparison, build_details
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
@@ -167,7 +169,7 @@ def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
     if settings.details:
         details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)
     comparison = None if others is None else build_comparison(plan, merged, others, settings.bootstrap_samples)
-    return EvaluationSummary(run, scores, inputs.models, plan.engine, notes, details, comparison)
+    return EvaluationSummary(run, scores, inputs.models, plan.engine, (*notes, *scores.notes), details, comparison)
 
 
 def _merged_shards(
@@ -178,8 +180,9 @@ def _merged_shards(
         inputs = read_inputs(
             labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
         )
-        plan, notes = _plan(run, inputs)
-        return plan, notes, inputs, score_shards(plan, inputs.shards, inputs.layout)
+        plan = _plan(run, inputs)
+        merged = score_shards(plan, inputs.shards, inputs.layout)
+        return plan, inputs.notes, inputs, replace(merged, faults=inputs.faults + merged.faults)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
 
@@ -210,25 +213,17 @@ def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]
         yield ray.put, score_on_ray
 
 
-def _plan(run: EvaluateRun, inputs: ScoringInputs) -> tuple[ScoringPlan, tuple[str, ...]]:
+def _plan(run: EvaluateRun, inputs: ScoringInputs) -> ScoringPlan:
     settings = run.evaluate
-    engine: Engine = settings.engine
-    notes = inputs.notes
-    if inputs.has_id_zero:
-        notes += (
-            "an annotation has the id 0: pycocotools counts detections of that object as wrong, and so does this",
-        )
-        engine = "pycocotools"  # the other engine knows better
-    plan = ScoringPlan(
+    return ScoringPlan(
         inputs.categories,
         max_detections=settings.max_detections,
-        engine=engine,
+        engine=settings.engine,
         sigmas=settings.keypoint_sigmas or None,
         min_score=settings.details_min_score if settings.details or run.compare else None,
         boundary=settings.details,
         federated=settings.details and inputs.federated,
     )
-    return plan, notes
 
 
 def _is_distributed(run: EvaluateRun, labels: str) -> bool:
@@ -253,18 +248,16 @@ def check_output(run: EvaluateRun) -> None:
         require_writable(run.output)
 
 
-def read_annotations(uri: str) -> dict[str, Any]:
-    """A COCO JSON file.
+def load_annotations(uri: str) -> Annotations:
+    """The clean entries of a COCO JSON file, all at once.
 
     Raises:
         StorageError: no such file.
-        AnnotationError: it is not a JSON object.
+        AnnotationError: it is no COCO instances JSON, or its ids are wrong.
     """
     content = storage.read_bytes(uri)
     try:
-        annotations = json.loads(content)
-    except ValueError as error:
-        raise AnnotationError(f"{uri}: not JSON ({error}); expected a COCO instances file") from error
-    if not isinstance(annotations, dict):
-        raise AnnotationError(f"{uri}: holds a {type(annotations).__name__}; expected a COCO instances object")
-    return annotations
+        with without_garbage_collection():
+            return read_document(parse_json(content))
+    except AnnotationError as error:
+        raise AnnotationError(f"{uri}: {error}") from None

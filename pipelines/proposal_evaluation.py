@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.annotations import check_annotations
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     RecallCounts,
@@ -23,7 +23,7 @@ from maskrcnn_core.evaluation.proposals import (
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
-from pipelines.evaluation import check_output, coverage_counts, read_annotations
+from pipelines.evaluation import check_output, coverage_counts, load_annotations
 from pipelines.label_files import LIGHT_COLUMNS, label_files, open_label_file
 
 _ROWS_AT_ONCE = 64
@@ -40,6 +40,7 @@ class ProposalEvaluation:
         annotations: annotated objects, crowd regions not counted.
         proposals: on annotated images, at most 1000 of each.
         models: fingerprints of the models that made the rows, sorted.
+        notes: what was left out or mended of annotations.
     """
 
     run: EvaluateRun
@@ -48,6 +49,7 @@ class ProposalEvaluation:
     annotations: int
     proposals: int
     models: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
@@ -57,6 +59,7 @@ class ProposalEvaluation:
             "images": coverage_counts(self.coverage),
             "annotations": self.annotations,
             "proposals": self.proposals,
+            "notes": list(self.notes),
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
         }
 
@@ -85,11 +88,11 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         AnnotationError: the annotations are wrong, or proposals and annotations do not belong together.
     """
     check_output(run)
-    annotations = read_annotations(run.annotations)
+    annotations = load_annotations(run.annotations)
     files = label_files(run.labels)
     rows = pa.concat_tables([_read(file) for file in files])
     try:
-        _, coverage = match_labels(rows, check_annotations(annotations))
+        _, coverage = match_labels(rows, annotations.images)
         counts = _count(files, annotations)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
@@ -100,10 +103,11 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         annotations=int(counts.objects[0]),
         proposals=counts.proposals,
         models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
+        notes=annotations.faults.without("mask", "no mask", "keypoints").lines(),
     )
 
 
-def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:
+def _count(files: list[str], annotations: Annotations) -> RecallCounts:
     objects = annotated_boxes(annotations)
     counts = no_recall()
     for batch in _batches(files):

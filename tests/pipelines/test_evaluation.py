@@ -9,7 +9,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateConfig, EvaluateRun
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from pipelines import storage
-from pipelines.evaluation import evaluate, write_numbers, read_annotations
+from pipelines.evaluation import evaluate, load_annotations, write_numbers
 from pipelines.label_files import label_files, read_labels
 from tests.core.evaluation.synthetic import found, label_table, random_problem
 
@@ -93,7 +93,7 @@ def test_labels_of_another_schema_version(tmp_path: Path) -> None:
 def test_annotations_that_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("[]")
     with pytest.raises(AnnotationError, match="holds a list; expected a COCO instances object"):
-        read_annotations(str(tmp_path / "val.json"))
+        load_annotations(str(tmp_path / "val.json"))
 
 
 def test_output_that_is_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:

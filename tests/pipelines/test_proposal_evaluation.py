@@ -87,5 +87,5 @@ def test_proposals_and_annotations_that_do_not_belong_together(tmp_path: Path) -
     pq.write_table(proposals_to_table([1], ["x"], [record], "model"), tmp_path / "labels" / "twice.parquet")
     with pytest.raises(AnnotationError, match="image_id 1 has more than one label row"):
         evaluate_proposals(run)
-    with pytest.raises(StorageError, match="output is a folder"):
+    with pytest.raises(StorageError, match="is a folder; expected the name of a file"):
         evaluate_proposals(EvaluateRun(labels=run.labels, annotations=run.annotations, output=str(tmp_path)))
