@@ -61,7 +61,7 @@ def test_the_converted_checkpoint_labels_as_torchvision_does(
     assert capsys.readouterr().out.splitlines() == [
         f"checkpoint: {output} (resnet18, fpn, boxes, masks; 3 categories)",
         "next:",
-        f"  python -m jobs.label --checkpoint {output} --images FOLDER --output FOLDER",
+        f"  python -m jobs.label --checkpoint {output} --images IMAGES --output LABELS",
     ]
     config, state = load_checkpoint(output)
     assert [(category.id, category.name) for category in config.categories] == [
