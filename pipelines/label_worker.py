@@ -5,6 +5,7 @@ reads its files and builds its rows. The network itself is only ever used by one
 """
 
 import os
+import pickle
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ import torch
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import ImageError
+from maskrcnn_core.errors import ImageError, StorageError, UserError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -29,8 +30,9 @@ from pipelines import storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
+from pipelines.label_output import Chunk
 from pipelines.label_progress import Board, Work
+from pipelines.label_tally import Tally, read_labels, read_tally, write_labels
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
 from pipelines.reading_threads import Call, ReadingThreads
@@ -141,8 +143,19 @@ class LabelWorker:
         self._metrics = LabelMetrics()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns one row of JSON with its counts."""
-        return pa.table({"tally": [self.label_chunk(Chunk(**row)).to_json() for row in chunks.to_pylist()]})
+        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+
+        A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
+        """
+        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
+        return pa.table({"mistake": pa.array(rows, pa.binary())})
+
+    def _row(self, chunk: Chunk) -> bytes | None:
+        try:
+            self.label_chunk(chunk)
+        except UserError as error:
+            return pickle.dumps(error)
+        return None
 
     def label_chunk(self, chunk: Chunk) -> Tally:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
@@ -159,7 +172,12 @@ class LabelWorker:
             return read_tally(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
-        tally = write_labels(table, uri)
+        try:
+            tally = write_labels(table, uri)
+        except StorageError:
+            if self._settings.retry_failed or not storage.exists(uri):
+                raise
+            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
         return tally
 

@@ -57,6 +57,24 @@ def naming_s3(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {explain(type(error).__name__) or f'S3 cannot be asked: {error}'}") from error
 
 
+def create_object(bucket: str, key: str, content: bytes) -> bool:
+    """Write an object that is not there yet; False where there is one (a conditional PUT, which S3 decides)."""
+    from botocore.exceptions import ClientError
+
+    try:
+        s3_client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            return False
+        if code != "NotImplemented":  # a store that does not know the condition
+            raise
+        if s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 0):
+            return False
+        s3_client().put_object(Bucket=bucket, Key=key, Body=content)
+    return True
+
+
 def why_denied(uri: str) -> str:
     """The error code behind a denied request, such as `InvalidAccessKeyId`; `AccessDenied` where S3 tells no more.
 

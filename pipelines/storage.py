@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from maskrcnn_core.data.files import TooManyBytes, local_path
 from maskrcnn_core.errors import StorageError, UserError
-from pipelines.s3_client import naming_s3, s3_client, why_denied
+from pipelines.s3_client import create_object, naming_s3, s3_client, why_denied
 from pipelines.s3_settings import Limits, error_code, explain, is_forbidden, is_hopeless, limits
 
 _Result = TypeVar("_Result")
@@ -197,14 +197,61 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
                 s3_client().put_object(Bucket=bucket, Key=key, Body=content)
 
 
-def _replace_local_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def create_bytes(uri: str, content: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing written, where there is one. Of several processes that try
+    at once, one succeeds.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    _, path = filesystem_and_path(uri)
+    with naming(uri):
+        if is_local(uri):
+            return _create_local_file(Path(path), content)
+        bucket, _, key = path.partition("/")
+        with naming_s3(uri):
+            return create_object(bucket, key, content)
+
+
+def _create_local_file(path: Path, content: bytes) -> bool:
+    """By a hard link, which fails where the name is taken; the file has all of its content when it appears."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_through(temporary, content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: almost as good
+            if path.exists():
+                return False
+            replace_file(temporary, path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """A new file, on the disk when this returns."""
+    for _ in range(_ATTEMPTS - 1):  # a process that gives its own start up deletes folders that are empty
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return _write_new(path, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_new(path, content)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _replace_local_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        _write_through(temporary, content)
         replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -236,6 +283,11 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     Raises:
         StorageError: there is no such folder.
     """
+    return sorted(file_sizes(uri, suffix))
+
+
+def file_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
+    """Bytes of each of the files of `list_files`, by uri; costs the same one listing."""
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
         found = patiently(uri, lambda: filesystem.get_file_info(path))
@@ -245,13 +297,13 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
         infos = patiently(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix))
     prefix = "" if is_local(uri) else "s3://"
-    return sorted(
-        prefix + info.path
+    return {
+        prefix + info.path: info.size
         for info in infos
         if info.type == fs.FileType.File
         and info.base_name.lower().endswith(endings)
         and not info.base_name.startswith(".")
-    )
+    }
 
 
 def delete_file(uri: str) -> None:

@@ -187,8 +187,8 @@ def test_keypoint_results_of_another_system(tmp_path: Path, engine: Engine, boxe
     [
         ([], None),
         ({"images": []}, "holds an object; expected a list"),
-        ([7], "a result is 7; expected COCO's results format"),
-        ([{"image_id": 1, "category_id": 2}], "a result of image 1 has score None, expected a number"),
+        ([7], "result number 1 is 7; expected COCO's results format"),
+        ([{"image_id": 1, "category_id": 2}], r"result number 1 \(image 1\) has score None, expected a finite number"),
         ([{"image_id": 1, "category_id": 2, "score": 0.5}], "the first result has no bbox, segmentation or keypoints"),
         (
             [{"image_id": 999, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}],
