@@ -13,7 +13,8 @@ class DatasetConfig:
     """Images with COCO annotations."""
 
     images: str = ""
-    """Folder that the file names in the annotations are relative to."""
+    """Folder that the file names in the annotations are relative to; names that are absolute or begin with file:// or
+    s3:// are read where they are."""
     annotations: str = ""
     """COCO instances JSON file."""
     proposals: str = ""

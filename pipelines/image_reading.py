@@ -105,7 +105,8 @@ def read_image(uri: str) -> bytes:
 def _read(uri: str, most_bytes: int) -> bytes:
     if storage.is_local(uri):
         return read_local(storage.filesystem_and_path(uri)[1], most_bytes)
-    if uri.startswith("s3://") and _is_no_path(uri.removeprefix("s3://").partition("/")[2]):
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if uri.startswith("s3://") and bucket and _is_no_path(key):
         return read_object(uri, most_bytes)
     filesystem, path = storage.filesystem_and_path(uri)
     with filesystem.open_input_file(path) as stream:

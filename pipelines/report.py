@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from maskrcnn_core.category_names import CategoryMatch, match_categories, names_of
 from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.annotations import Annotations
@@ -35,6 +36,7 @@ from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
 from pipelines.evaluation import EvaluationSummary, load_annotations
+from pipelines.image_reading import read_image
 from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
 from pipelines.writable import require_writable_folder
@@ -242,10 +244,17 @@ class _Artist:
         return Example(candidate.kind, candidate.category_id, candidate.title, candidate.note, source, panels)
 
     def _image_place(self, row: Mapping[str, Any]) -> str:
+        """Where an image lies: where its row says or, where the run says where images lie now, below that folder."""
         uri = str(row["uri"])
         if self._root is None:
             return uri
-        return storage.join(self._root, self._file_names.get(row["image_id"], uri.rsplit("/", 1)[-1]))
+        name = self._file_names.get(row["image_id"], uri)
+        if located(self._root, name) == name:  # that is where it lay
+            name = name.rsplit("/", 1)[-1]
+        place = located(self._root, name)
+        if not storage.below(place, self._root):
+            raise StorageError(f"{place}: lies outside of {self._root}, where --images says that images lie")
+        return place
 
 
 def _taking_turns(galleries: Sequence[Sequence[Chosen]]) -> Iterator[Chosen]:
@@ -257,7 +266,7 @@ def _taking_turns(galleries: Sequence[Sequence[Chosen]]) -> Iterator[Chosen]:
 @lru_cache(maxsize=_DECODED_IMAGES)
 def _pixels(uri: str, height: int, width: int) -> NDArray[np.uint8]:
     """The image as it was labelled, [H, W, 3]; whether its EXIF orientation was applied follows from the size."""
-    content = storage.read_bytes(uri)
+    content = read_image(uri)
     for apply_exif in (False, True):
         image = decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=apply_exif)
         if tuple(image.shape[-2:]) == (height, width):

@@ -229,9 +229,10 @@ class _Walk:
     def __init__(self, top: str, start: str) -> None:
         self._top = os.path.realpath(top)
         self._outside: set[tuple[int, int]] = set()  # folders that links have led to, by device and inode
-        with contextlib.suppress(OSError):
-            if not self._has_own_name(start):
+        while not self._has_own_name(start):  # begun outside: it does not come back to where it came from
+            with contextlib.suppress(OSError):
                 self._is_new(os.stat(start))
+            start = os.path.dirname(start)
 
     def subfolders(self, folder: str) -> list[str]:
         """The folders in a folder, without hidden ones; none where it cannot be listed."""

@@ -16,6 +16,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from maskrcnn_core.config import KeypointHeadConfig
 from maskrcnn_core.data.coco import CocoDataset
+from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
@@ -208,7 +209,7 @@ def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> No
         raise AnnotationError(f"{source.annotations}: section 'images' is empty, expected at least one image")
     if (proposals := proposals_of(source, name)) is not None:
         proposals.require(image.image_id for image in dataset.images)
-    first = storage.join(source.images, dataset.images[0].file_name)
+    first = located(source.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(
             f"{first}: no such file, but {source.annotations} lists it; {name}.images has to be the folder that the "

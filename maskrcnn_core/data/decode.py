@@ -54,6 +54,7 @@ _FILES: dict[str, Callable[[bytes], tuple[Header, bytes]]] = {
     "TIFF": open_tiff,
     "WEBP": open_webp,
 }
+_UNSUPPORTED_REASONS = ("Unsupported ", "unknown pixel mode")  # how Pillow's texts begin about what it does not read
 _UNSUPPORTED_MODES = ("I", "F", "LAB", "HSV")
 _BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG = 258, 262, 274
 _WHITE_IS_ZERO = 0
@@ -239,6 +240,11 @@ def _as_image_error(error: Exception, name: str) -> ImageError:
     """Whatever Pillow raised, as ours. Its readers of TIFF and WebP hold to its own pixel limit besides ours."""
     if isinstance(error, Image.DecompressionBombError):
         return ImageError("too_large", f"{name}: {_one_line(error)}")
+    if isinstance(error.__cause__, KeyError) and error.__cause__.args != (TiffImagePlugin.COLORMAP,):
+        # Of a table of what there is, as that of a TIFF's compressions.
+        return ImageError("unsupported", f"{name} of kind {_one_line(error)}, which is not read; convert the file")
+    if str(error).startswith(_UNSUPPORTED_REASONS):
+        return ImageError("unsupported", f"{name}: {_one_line(error)}; convert the file")
     return ImageError("unreadable", f"damaged {name}: {_one_line(error)}")
 
 
@@ -297,6 +303,8 @@ def pixels_of(image: Any) -> Tensor:
         if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits only
             grey = largest - grey
         return _to_eight_bits(grey, largest).expand(3, *grey.shape)
+    if image.mode == "La":  # of all modes the one that Pillow cannot convert at once
+        image = image.convert("LA")
     if image.mode in ("P", "PA") and "transparency" in image.info:  # a transparent colour is a colour as any other
         image = image.copy()
         del image.info["transparency"]

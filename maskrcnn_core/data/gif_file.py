@@ -27,7 +27,8 @@ def open_gif(encoded: bytes) -> tuple[Header, bytes]:
         if encoded[block.end() : block.end() + 1] == _GRAPHIC_CONTROL:
             control = encoded[block.start() : stop]
         position = stop
-    picture = b"" if block is None else encoded[block.start() : block.start() + 10]
+    position = len(encoded) if block is None else block.start()
+    picture = encoded[position : position + 10]
     if picture[:1] != _PICTURE or len(picture) < 10:
         raise _damaged("it holds no picture")
     left, top, width, height = (int.from_bytes(picture[at : at + 2], "little") for at in (1, 3, 5, 7))

@@ -53,10 +53,14 @@ def open_tiff(encoded: bytes) -> tuple[Header, bytes]:
     """Size and orientation, and the file with a directory of what decides pixels, without the orientation.
 
     Raises:
-        ImageError: `unreadable` if cut or damaged, `unsupported` if cut into too many pieces.
+        ImageError: `unreadable` if cut or damaged, `unsupported` if big-endian BigTIFF or of too many pieces.
     """
     order = "<" if encoded[:2] == b"II" else ">"
     is_big = 43 in encoded[2:4]
+    if is_big and order == ">":
+        raise ImageError(
+            "unsupported", "BigTIFF of big-endian order is not read, expected little-endian; convert the file"
+        )
     layout = _Layout(order, "Q", "HHQ", "Q") if is_big else _Layout(order, "H", "HHI", "I")
     (start,) = layout.read(layout.offset, encoded, 8 if is_big else 4)
     (number,) = layout.read(layout.count, encoded, start)
