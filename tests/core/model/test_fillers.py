@@ -53,7 +53,7 @@ def objects(content: str) -> tuple[CocoObject, ...]:
 
 
 def image_targets(content: str) -> ImageTargets:
-    image = CocoImage(1, "x", *SIZE, objects(content))
+    image = CocoImage(1, "x", width=SIZE[1], height=SIZE[0], objects=objects(content))
     return object_targets(image, {1: 0}, input_size=SIZE, mask_size=112, keypoint_names=NAMES)
 
 
