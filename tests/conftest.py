@@ -1,16 +1,25 @@
 """Fixtures that tests of several folders share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from maskrcnn_core import structures
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """On the small tensors of tests a second thread costs more than it brings, and on a busy machine many times so."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_of_a_gpu() -> None:
+    """With FIXED_SIZE=1 in the environment every test of training and detection computes in the shapes of a GPU."""
+    structures.fixed_size_everywhere = os.environ.get("FIXED_SIZE", "0") == "1"
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ def test_images_are_padded_to_the_fullest_and_cut_at_the_most() -> None:
     found = detections_from_boxes(logits, torch.zeros(2, 6, 1, 4), proposals, sizes, RULE)
     assert found.count.tolist() == [6, 1]
     assert found.boxes.shape == (2, 6, 4)
-    assert not found.boxes[1, 1:].any()
+    assert found.boxes[1, 1:].tolist() == [[0.0, 0.0, 1.0, 1.0]] * 5  # never a box without area
     assert not found.scores[1, 1:].any()
     few = DetectionRule(WEIGHTS, 0.3, 100, 0.5, max_detections=2, min_size=0.01)
     found = detections_from_boxes(logits, torch.zeros(2, 6, 1, 4), proposals, sizes, few)
