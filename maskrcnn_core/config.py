@@ -60,8 +60,8 @@ class InputConfig:
     scale: Literal["unit", "byte"] = "unit"
     """Pixel range before normalisation: unit = 0..1, byte = 0..255."""
     resize: Literal["float", "float_nearest", "antialias"] = "float"
-    """float = bilinear on unrounded values, sizes rounded down (torchvision); float_nearest = the same with sizes rounded
-    to the nearest (mmdetection); antialias = 8-bit bilinear with PIL's filter (detectron2)."""
+    """float = bilinear on unrounded values, sizes rounded down (torchvision); float_nearest = the same, sizes
+    rounded to the nearest (mmdetection); antialias = 8-bit bilinear with PIL's filter (detectron2)."""
     divisor: int = 32
     """Batches are padded to a multiple of this, pixels; 1 = only to the largest image (detectron2's C4 and DC5)."""
 

@@ -88,5 +88,8 @@ def _shown(value: object) -> str:
     """A value, however long, in some words."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of {value.bit_length()} bits"
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a list of endless numbers, or of endless lists
+        shown = f"a {type(value).__name__}"
     return printable(shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}...")

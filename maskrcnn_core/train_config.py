@@ -257,7 +257,8 @@ class TrainConfig:
         )
         require_fraction("train.repeat_threshold", self.repeat_threshold)
         require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", self.ema_decay, "a number from 0, below 1")
-        for name in ("momentum", "warmup_factor", "flip_probability"):
+        require(0.0 <= self.momentum < 1.0, "train.momentum", self.momentum, "a number from 0, below 1")
+        for name in ("warmup_factor", "flip_probability"):
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
         require(

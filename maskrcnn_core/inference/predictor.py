@@ -36,6 +36,7 @@ from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
 from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_config
+from maskrcnn_core.weights.trained import load_trained
 
 
 class Predictor:

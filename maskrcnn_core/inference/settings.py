@@ -90,8 +90,8 @@ class PredictorSettings:
         return self.batch_pixels or (1 if self.device == "cpu" else _GPU_BATCH_PIXELS)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))
         require_typed("", self)
+        object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))
         require(_DEVICE.fullmatch(self.device) is not None, "device", self.device, _DEVICES)
         for name in ("batch_pixels", "decode_threads"):
             require_not_negative(name, getattr(self, name))

@@ -16,7 +16,7 @@ from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.printable import printable
 from maskrcnn_core.weights.pickle_machine import Budget, Maker, Named, PickleFault, Reader, Unbuilt, run_pickle
 from maskrcnn_core.weights.pickled_arrays import ARRAY_MAKERS, TENSOR_MAKERS
-from maskrcnn_core.weights.torch_files import OLD_TORCH_START, ZIP_START, read_old, read_zip
+from maskrcnn_core.weights.torch_files import FORM_BYTES, ZIP_START, is_old_torch, read_old, read_zip
 
 _SAFETENSORS, _PICKLE = "safetensors", "a pickle of arrays"
 _PICKLE_START = b"\x80"
@@ -40,7 +40,7 @@ def open_content(path: Path, budget: Budget) -> Iterator[Any]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(len(OLD_TORCH_START))
+            start = file.read(FORM_BYTES)
             file.seek(0)
             form = _form(path, start, size)
             if form == _SAFETENSORS:
@@ -65,7 +65,7 @@ def _form(path: Path, start: bytes, size: int) -> str:
     """
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
         return _SAFETENSORS
-    if start.startswith((ZIP_START, OLD_TORCH_START)):
+    if start.startswith(ZIP_START) or is_old_torch(start):
         return "a torch file"
     if start.startswith((_PICKLE_START, *_OLD_PICKLE_STARTS)):
         return _PICKLE
@@ -99,7 +99,7 @@ class _PickledFile:
     def read(self, file: BinaryIO, size: int, start: bytes) -> Any:
         if start.startswith(ZIP_START):
             return read_zip(file, size, self._budget, self._pickle)
-        if start.startswith(OLD_TORCH_START):
+        if is_old_torch(start):
             return read_old(file, size, self._budget, self._pickle)
         return self._pickle(Reader(file, size), None)
 
@@ -114,7 +114,7 @@ class _PickledFile:
         self._budget.spend_bytes(len(raw))
         self._depth += 1
         try:
-            return self.read(io.BytesIO(raw), len(raw), bytes(raw[: len(OLD_TORCH_START)]))
+            return self.read(io.BytesIO(raw), len(raw), bytes(raw[:FORM_BYTES]))
         finally:
             self._depth -= 1
 

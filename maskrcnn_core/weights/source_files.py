@@ -198,9 +198,10 @@ def _left_out(content: Any, place: str, state: Mapping[str, Tensor]) -> Iterator
         keys = [key for key in entries if isinstance(key, str)]
         inside = next((key for key in keys if place.startswith(f"{prefix}{key}.")), None)
         for key in keys:
-            if key != inside and not (prefix == place and key in taken):
-                value = entries[key]
-                yield printable(prefix + key)[:_MAX_NAME] + (f" ({_kind(value)})" if isinstance(value, Unbuilt) else "")
+            name = prefix + key
+            if key != inside and not (name.startswith(place) and name[len(place) :] in taken):
+                kind = f" ({_kind(entries[key])})" if isinstance(entries[key], Unbuilt) else ""
+                yield printable(name)[:_MAX_NAME] + kind
         if inside is None:
             return
         prefix += f"{inside}."

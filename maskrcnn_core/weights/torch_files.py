@@ -16,11 +16,18 @@ from maskrcnn_core.weights.pickle_machine import Budget, Named, PickleFault, Rea
 from maskrcnn_core.weights.pickled_arrays import STORAGE_TYPES, Storage
 
 ZIP_START = b"PK\x03\x04"
-OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The pickle of the magic number, protocol 2."""
+FORM_BYTES = 32
+"""How much of a file's beginning tells its form."""
+_OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the end of the first pickle: the magic number
 
 _MAX_DIRECTORY = 1 << 24
 _COUNT_BYTES = 8
+
+
+def is_old_torch(start: bytes) -> bool:
+    """Whether a file begins as those of `torch.save` before 1.6, of any protocol."""
+    return start.startswith(b"\x80") and _OLD_TORCH in start[:FORM_BYTES]
+
 
 ReadPickle = Callable[[Reader, Callable[[Any], Any] | None], Any]
 
