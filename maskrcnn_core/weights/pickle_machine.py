@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 _SHARE_OF_FILE = 8
 _SPARE_BYTES = 1 << 20
-_MAX_STEPS = 5_000_000
+_MAX_STEPS = 1_000_000
+_SHORT = 1 << 16
 
 
 class PickleFault(Exception):
@@ -92,6 +93,8 @@ class Reader:
 
     def read(self, number: int) -> bytes:
         """The next bytes, fewer at the end."""
+        if number <= _SHORT:
+            return self._file.read(number)
         return self._file.read(max(0, min(number, self._size - self._file.tell())))
 
     def readline(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Weights are found in the files that trainings write, whatever lies around them; what is no tensor is left out by name."""
+"""Weights are found in the files that trainings write, whatever lies around; what is no tensor is left out by name."""
 
 import argparse
 import collections
@@ -29,7 +29,7 @@ KEYS = {
     "detectron2": (
         "backbone.bottom_up.stem.conv1.weight",
         "proposal_generator.rpn_head.conv.weight",
-        "roi_heads.x.bias",
+        "roi_heads.x",
     ),
     "mmdetection": ("backbone.conv1.weight", "neck.lateral_convs.0.conv.weight", "rpn_head.rpn_cls.weight"),
 }
@@ -144,7 +144,7 @@ PREFIXES = ("", "module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_wrapper_and_prefix(wrapper: str, prefix: str, tmp_path: Path) -> None:
     inner = {prefix + key: value for key, value in weights().items()}
-    content = {"epoch": 3, wrapper: inner, "other": {"x": torch.ones(1)}} if wrapper else inner
+    content = {"epoch": 3, wrapper: inner, "beside": {"x": torch.ones(1)}} if wrapper else inner
     found = read_foreign(saved(content, tmp_path / "a.pth", "zip"))
     same(found, weights())
     assert found.place == f"{wrapper}.{prefix}".strip(".")
@@ -244,7 +244,7 @@ def test_the_names_of_classes_beside_objects(tmp_path: Path) -> None:
         ),
         (
             Settings(),
-            r"got \S*Settings, expected a state dict of tensors; save one: torch\.save\(model\.state_dict\(\)",
+            r"got \S*Settings, expected a state dict of tensors; save one: torch\.save\(model\.st",
         ),
         ([torch.ones(1)], r"got list, expected a state dict of tensors"),
         (torch.ones(1), r"got Tensor, expected"),
@@ -277,9 +277,7 @@ def test_names_are_fit_for_a_terminal(tmp_path: Path) -> None:
         assert shown.isprintable()
 
 
-def test_a_file_that_names_torchs_own_reader_is_read_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neither_torch_nor_pickle_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved({"model": weights()}, tmp_path / "a.pth", "zip")
     monkeypatch.setattr(torch, "load", None)
     monkeypatch.setattr(pickle, "Unpickler", None)
