@@ -250,10 +250,10 @@ class TrainConfig:
         )
         # The default, made for long runs, is only remarked on (see `schedule_remarks`).
         require(
-            self.warmup_steps < self.steps or self.warmup_steps in (0, _DEFAULT_WARMUP),
+            self.warmup_steps <= self.steps or self.warmup_steps == _DEFAULT_WARMUP,
             "train.warmup_steps",
             self.warmup_steps,
-            f"less than train.steps ({self.steps})",
+            f"at most train.steps ({self.steps}), better a tenth of them",
         )
         require_fraction("train.repeat_threshold", self.repeat_threshold)
         require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", self.ema_decay, "a number from 0, below 1")

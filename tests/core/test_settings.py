@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import random
 import re
 import typing
 from collections.abc import Iterator
@@ -12,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_core.config import Category, KeypointHeadConfig, ModelConfig
+from maskrcnn_core.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    Category,
+    InputConfig,
+    KeypointHeadConfig,
+    ModelConfig,
+)
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
@@ -52,15 +60,14 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 
 
-def fields() -> Iterator[tuple[type[Any], str, Any]]:
-    for kind in configurations():
-        hints = typing.get_type_hints(kind)
-        for field in dataclasses.fields(kind):
-            if not dataclasses.is_dataclass(hints[field.name]):
-                yield kind, field.name, hints[field.name]
+def fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Names and types of a dataclass's own settings."""
+    hints = typing.get_type_hints(kind)
+    return ((name, hint) for name, hint in hints.items() if not dataclasses.is_dataclass(hint))
 
 
-FIELDS = [pytest.param(*found, id=f"{found[0].__name__}.{found[1]}") for found in fields()]
+def named(kinds: list[type[Any]]) -> Any:
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.__name__)
 
 
 def made(kind: type[Any], /, **settings: Any) -> Any:
@@ -99,7 +106,7 @@ def odd_values(hint: Any) -> list[Any]:
         lengths = (0, 1, 2, 1000) if arguments[-1] is Ellipsis else (len(arguments), 0)
         return [(value,) * length for value in odd_values(arguments[0]) for length in lengths]
     return {
-        int: [0, 1, -1, 2, 3, 7, 64, 1000, 10**6, 10**9, HUGE, 2**63 - 1],
+        int: [0, 1, -1, 3, 64, 1000, 10**6, HUGE, 2**63 - 1],
         float: [0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, 1e9, 1],
         bool: [True, False],
         str: ["", "x", "\0", "\x1b[2J", "x" * 200, "/nowhere", "resnet18"],
@@ -114,59 +121,75 @@ def one_line(error: ConfigError) -> str:
     return line
 
 
-@pytest.mark.parametrize(("kind", "name", "hint"), FIELDS)
-def test_values_of_another_type_are_refused(kind: type[Any], name: str, hint: Any) -> None:
-    for value in strange_values(hint):
-        with pytest.raises(ConfigError) as caught:
-            made(kind, **{name: value})
-        assert re.match(rf"([\w.]+\.)?{name}: got ", one_line(caught.value)), value
+@named(configurations())
+def test_values_of_another_type_are_refused(kind: type[Any]) -> None:
+    for name, hint in fields(kind):
+        for value in strange_values(hint):
+            with pytest.raises(ConfigError) as caught:
+                made(kind, **{name: value})
+            assert re.match(rf"([\w.]+\.)?{name}: got ", one_line(caught.value)), value
 
 
-@pytest.mark.parametrize(("kind", "name", "hint"), FIELDS)
-def test_odd_values_are_accepted_or_refused_in_one_line(kind: type[Any], name: str, hint: Any) -> None:
-    for value in odd_values(hint):
+@named(configurations())
+def test_odd_values_are_accepted_or_refused_in_one_line(kind: type[Any]) -> None:
+    for name, hint in fields(kind):
+        for value in odd_values(hint):
+            try:
+                made(kind, **{name: value})
+            except ConfigError as error:
+                one_line(error)
+
+
+SECTIONS = {kind: name for name, kind in typing.get_type_hints(ModelConfig).items() if dataclasses.is_dataclass(kind)}
+USED = {  # the sections with all their parts in use, on a small trunk
+    "backbone": BackboneConfig(name="resnet18", pretrained=False),
+    "keypoint_head": KeypointHeadConfig(enabled=True, layers=2),
+    "box_head": BoxHeadConfig(convs=1),
+}
+CATEGORIES = (Category(1, "person"), Category(2, "cell"))
+
+
+def built(**sections: Any) -> None:
+    with torch.device("meta"):
+        build_detector(ModelConfig(categories=CATEGORIES, **USED | sections), load_pretrained=False)
+
+
+@pytest.mark.slow  # some hundred networks
+@named(list(SECTIONS))
+def test_what_a_model_may_be_can_be_built(kind: type[Any]) -> None:
+    base = USED.get(SECTIONS[kind]) or kind()
+    for name, hint in fields(kind):
+        for value in odd_values(hint):
+            try:
+                section = dataclasses.replace(base, **{name: value})
+                if kind is not InputConfig:  # which nothing is built from
+                    built(**{SECTIONS[kind]: section})
+            except ConfigError as error:
+                one_line(error)
+
+
+@pytest.mark.slow  # some hundred networks
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_model_may_be_in_many_ways_at_once_can_be_built(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(20):
         try:
-            made(kind, **{name: value})
+            sections = {}
+            for kind, place in SECTIONS.items():
+                section = USED.get(place) or kind()
+                for name, hint in fields(kind):
+                    if rng.random() < 0.15 and (place, name) not in (("backbone", "name"), ("backbone", "weights")):
+                        section = dataclasses.replace(section, **{name: rng.choice(odd_values(hint))})
+                sections[place] = section
+            sections["anchors"] = dataclasses.replace(sections["anchors"], every_level=True)
+            built(**sections)
         except ConfigError as error:
             one_line(error)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "hint"),
-    [
-        f
-        for f in FIELDS
-        if f.values[0].__name__
-        in (
-            *("InputConfig", "PyramidConfig", "AnchorConfig", "RPNConfig", "RoIConfig", "BoxHeadConfig"),
-            *("MaskHeadConfig", "KeypointHeadConfig", "BackboneConfig"),
-        )
-    ],
-)
-def test_what_a_model_may_be_can_be_built(kind: type[Any], name: str, hint: Any) -> None:
-    section = {f.type if isinstance(f.type, str) else f.type.__name__: f.name for f in dataclasses.fields(ModelConfig)}[
-        kind.__name__
-    ]
-    categories = (Category(1, "person"), Category(2, "cell"))
-    keypoints = KeypointHeadConfig(enabled=True, layers=2)
-    for value in odd_values(hint):
-        base = keypoints if kind is KeypointHeadConfig else kind()
-        if kind.__name__ == "BackboneConfig":
-            base = dataclasses.replace(base, name="resnet18", pretrained=False)
-        sections: dict[str, Any] = {"backbone": dataclasses.replace(ModelConfig().backbone, name="resnet18")}
-        try:
-            sections[section] = dataclasses.replace(base, **{name: value})
-            model = ModelConfig(categories=categories, **sections)
-            with torch.device("meta"):
-                build_detector(model, load_pretrained=False)
-        except ConfigError as error:
-            one_line(error)
-
-
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig) if field.name != "augment"])
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_what_a_training_may_be_can_be_started(name: str, kind: str) -> None:
-    for value in odd_values(typing.get_type_hints(TrainConfig)[name]):
+def test_what_a_training_may_be_can_be_started(kind: str) -> None:
+    for name, value in [(name, value) for name, hint in fields(TrainConfig) for value in odd_values(hint)]:
         try:
             train = TrainConfig(**{"optimizer": kind, name: value})
         except ConfigError:
@@ -208,7 +231,7 @@ def test_what_a_training_may_be_can_be_started(name: str, kind: str) -> None:
         ({"seed": 2**63}, r"train\.seed: got 9223372036854775808, expected a whole number of at most 2\^63 - 1"),
         ({"learning_rate": math.inf}, r"train\.learning_rate: got inf, expected a finite number"),
         ({"weight_decay": math.nan}, r"train\.weight_decay: got nan, expected a finite number"),
-        ({"steps": 10, "warmup_steps": 10}, r"train\.warmup_steps: got 10, expected less than train\.steps \(10\)"),
+        ({"steps": 10, "warmup_steps": 11}, r"train\.warmup_steps: got 11, expected at most train\.steps \(10\)"),
         ({"steps": 10, "warmup_steps": 5000}, r"train\.warmup_steps: got 5000"),
         ({"decay_steps": (5, 5)}, r"train\.decay_steps: got \(5, 5\), expected increasing steps"),
         ({"decay_steps": (-5, 5)}, r"train\.decay_steps: got"),

@@ -293,11 +293,6 @@ def test_a_folder_in_place_of_the_document(folder: Path) -> None:
         {"box_head": {"max_detections": 10**12}},
         {"rpn": {"pre_nms_test": 10**12}},
     ],
-    ids=lambda model: (
-        next(f"{section}.{name}" for section, inner in model.items() for name in inner if True)
-        if isinstance(next(iter(model.values())), dict)
-        else next(iter(model))
-    ),
 )
 def test_sizes_beyond_all_networks_are_refused_at_once(model: dict[str, Any], folder: Path) -> None:
     change_document(folder, model=model)
