@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
+    for remark in settings.train.schedule_remarks:
+        print(f"note: {remark}", file=sys.stderr)
     print("\n".join(summary_lines(settings, train_with_progress(settings))))
     return 0
 

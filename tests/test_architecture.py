@@ -36,6 +36,7 @@ CORE_LAYERS = (
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("category_names", "errors"),
+    ("config_checks", "printable"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
     ("evaluate_config", "report_config"),
