@@ -69,7 +69,9 @@ def test_a_mirrored_polygon_is_drawn_as_sharp_as_any(times: float) -> None:
         # pycocotools rounds half pixels up, so that a border of a mirrored polygon may differ by a pixel's fraction.
         edge = 0.06 / times
         assert (here & there).sum() / (here | there).sum() > 1 - edge
-        assert turned.box == pytest.approx((where.size[1] - plain.box[2], plain.box[1], where.size[1] - plain.box[0], plain.box[3]), abs=1)
+        assert turned.box == pytest.approx(
+            (where.size[1] - plain.box[2], plain.box[1], where.size[1] - plain.box[0], plain.box[3]), abs=1
+        )
         # Run lengths have no more detail than their pixels, mirrored or not: the same pixels.
         runs = scene_of(rasterise(polygons, 80, 100))
         plain, turned = (placed(found, where).objects[0] for found in (runs, mirrored(runs)))

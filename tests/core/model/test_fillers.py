@@ -137,7 +137,9 @@ def losses_and_gradients(detector: RegionDetector, order: tuple[str, ...]) -> tu
     detector.zero_grad()
     losses = torch.stack(list(detector(images_of(order), targets_of(order)).values()))
     losses.sum().backward()
-    trained = [parameter for name, parameter in detector.named_parameters() if not name.startswith(("trunk", "pyramid"))]
+    trained = [
+        parameter for name, parameter in detector.named_parameters() if not name.startswith(("trunk", "pyramid"))
+    ]
     assert all(parameter.grad is not None for parameter in trained)
     return losses.detach(), [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
 

@@ -121,7 +121,9 @@ def test_what_only_fills_up_is_not_related_to_an_object(monkeypatch: pytest.Monk
     boxes = torch.tensor([[36.0, 36, 470, 470], [0.0, 0, 800, 800], [72.0, 72, 73, 73]])
     seen = []
     align = torchvision.ops.roi_align
-    monkeypatch.setattr(torchvision.ops, "roi_align", lambda maps, rois, *rest: seen.append(rois) or align(maps, rois, *rest))
+    monkeypatch.setattr(
+        torchvision.ops, "roi_align", lambda maps, rois, *rest: seen.append(rois) or align(maps, rois, *rest)
+    )
     real = torch.tensor([False, False, True])
     some = mask_targets(targets, boxes, zeros, zeros, 28, aligned=True, real=real)
     assert seen[0][:2, 1:].tolist() == [[0.0, 0.0, 112.0, 112.0]] * 2  # the unit box on the unit box

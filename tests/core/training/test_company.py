@@ -1,6 +1,6 @@
-"""A batch has the same losses and gradients however it is shared: by 1, 2 or 3 workers, each of which pads its own share
-and computes it in 1, 2 or 4 pieces; images with few and many proposals, of an RPN, of a file, with and without the
-objects themselves."""
+"""A batch has the same losses and gradients however it is shared: by 1, 2 or 3 workers, each of which pads its own
+share and computes it in 1, 2 or 4 pieces; images with few and many proposals, of an RPN, of a file, with and without
+the objects themselves."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -53,7 +53,9 @@ def file_proposals(place: int) -> ImageProposals:
         near = boxes[torch.arange(count) % len(boxes)] + torch.randn(count, 4, generator=generator)
         far = torch.where((torch.arange(count) % 4 < 3)[:, None], near, far)
     low, high = far[:, :2].clamp(min=0), far[:, 2:].minimum(torch.tensor([96.0, 64.0]))
-    return ImageProposals(torch.cat((low, high.maximum(low + 0.1)), dim=1), torch.rand(count, generator=generator), SIZE)
+    return ImageProposals(
+        torch.cat((low, high.maximum(low + 0.1)), dim=1), torch.rand(count, generator=generator), SIZE
+    )
 
 
 def share_of(places: Sequence[int], source: str) -> Share:
