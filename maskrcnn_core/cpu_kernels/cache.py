@@ -6,6 +6,7 @@ code it reads. Here a file that is not what was written is thrown away and made 
 the loop is compiled for this process alone; the log says so once.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -76,10 +77,8 @@ class _CheckedFile(IndexDataCacheFile):  # type: ignore[misc]
 
     def forget(self) -> None:
         """Remove the index, so that all files it names are made again."""
-        try:
+        with contextlib.suppress(OSError):  # then the next process finds the same, and says the same
             os.unlink(self._index_path)
-        except OSError:
-            pass  # then the next process finds the same, and says the same
 
 
 def _say(folder: str, error: Exception) -> None:

@@ -67,7 +67,7 @@ def resize_proposals(found: ImageProposals, size: tuple[int, int], *, flip: bool
 
 
 def pad_proposals(images: Sequence[ImageProposals]) -> Proposals:
-    """Proposals of a batch: each image's list padded to the longest, at least one slot (see `structures`, "Fillers")."""
+    """Proposals of a batch: each list padded to the longest, at least one slot (see `structures`, "Fillers")."""
     slots = max([1, *(len(image) for image in images)])
     boxes, scores = torch.zeros(len(images), slots, 4), torch.zeros(len(images), slots)
     for index, image in enumerate(images):

@@ -147,7 +147,7 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Ten
 
 
 def seeded_uniform(seeds: Tensor, numbers: Tensor) -> Tensor:
-    """[N] int64, [N, A] int64 -> [N, A] float64 in [0, 1): entry (i, j) depends on `seeds[i]` and `numbers[i, j]` alone.
+    """[N] int64, [N, A] int64 -> [N, A] float64 in [0, 1): entry i, j depends on `seeds[i]` and `numbers[i, j]` alone.
 
     So an image draws the same whichever images stand beside it and whatever the device. SplitMix64 (Steele et al.,
     OOPSLA 2014), of which the upper 53 bits are kept: of 24, among a quarter of a million anchors, some would be equal,

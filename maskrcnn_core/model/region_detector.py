@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.keypoints import decode_heatmaps

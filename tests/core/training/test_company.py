@@ -1,6 +1,6 @@
-"""A batch has the same losses and gradients however it is shared: by 1, 2 or 3 workers, each of which pads its own share
-and computes it in 1, 2 or 4 pieces; images with few and many proposals, of an RPN, of a file, with and without the
-objects themselves."""
+"""A batch has the same losses and gradients however it is shared: by 1, 2 or 3 workers, each of which pads its own
+share and computes it in 1, 2 or 4 pieces; images with few and many proposals, of an RPN, of a file, with and without
+the objects themselves."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
