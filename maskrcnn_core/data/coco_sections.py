@@ -60,7 +60,8 @@ class CocoSections:
         self.faults = FaultList()
         self.left_out: set[int] = set()
         self._names, self._sizes, self._keypoints = names, sizes, keypoints
-        self._wrong: list[str] = []
+        self._wrong: dict[str, list[str]] = {"entries": [], "annotations": []}  # the first of them
+        self._number_wrong = {"entries": 0, "annotations": 0}
         self._positions = {"image": 0, "category": 0, "annotation": 0}
         self._category_ids: set[int] = set()
         self._ids, self._image_ids = array("q"), array("q")
@@ -77,7 +78,7 @@ class CocoSections:
         if image_id is None:
             return
         if image_id in self.images or image_id in self.left_out:
-            self._wrong.append(f"image {image_id}: listed twice")
+            self._refuse(f"image {image_id}: listed twice")
             return
         name, size = _file_name(entry), _size(entry)
         where = f"image {image_id}"
@@ -101,13 +102,13 @@ class CocoSections:
         if category_id is None:
             return
         if category_id in self._category_ids:
-            self._wrong.append(f"category {category_id}: duplicate id")
+            self._refuse(f"category {category_id}: duplicate id")
             return
         self._category_ids.add(category_id)
         name = entry.get("name", category_id)
         name = f"{name:g}" if type(name) in (int, float) and number(name) is not None else name
         if not isinstance(name, str) or not _is_text(name):
-            self._wrong.append(f"category {category_id}: name {shown(name)}, expected text")
+            self._refuse(f"category {category_id}: name {shown(name)}, expected text")
             return
         category = {"id": category_id, "name": name}
         if entry.get("keypoints"):
@@ -132,18 +133,19 @@ class CocoSections:
         Raises:
             AnnotationError: the file is wrong; without its name.
         """
-        self._require_sound("correct these images and categories, or remove them")
+        self._require_sound("entries", "correct these images and categories, or remove them")
         if not self.categories:
             raise AnnotationError("section 'categories' is empty, expected at least one category")
         self._tell_names_apart()
-        twice = self._doubled_ids()
-        self._wrong += [f"annotation {one}: duplicate id" for one in twice]
-        self._wrong += [
-            f"annotation {annotation_id}: category_id {category_id} is not in section 'categories'"
-            for category_id, annotation_id in self._strange.items()
-            if category_id not in self._category_ids
-        ]
-        self._require_sound("give unique ids to the annotations, and add what they refer to or remove them")
+        for one in self._doubled_ids():
+            self._refuse(f"annotation {one}: duplicate id", "annotation")
+        for category_id, annotation_id in self._strange.items():
+            if category_id not in self._category_ids:
+                what = f"category_id {category_id} is not in section 'categories'"
+                self._refuse(f"annotation {annotation_id}: {what}", "annotation")
+        self._require_sound(
+            "annotations", "give unique ids to the annotations, and add what they refer to or remove them"
+        )
         if self.left_out and not self.images:
             first = "; ".join(self.faults.faults().all_first()[:_FAULTS_SHOWN])
             raise AnnotationError(f"no image can be used: {first}. To mend: correct these images")
@@ -155,21 +157,22 @@ class CocoSections:
         Raises:
             AnnotationError: one is.
         """
-        self._wrong += self.faults.faults().first.get("image", ())
-        self._require_sound("correct these images, or remove them")
+        for fault in self.faults.faults().first.get("image", ()):
+            self._refuse(fault)
+        self._require_sound("entries", "correct these images, or remove them")
 
     def _identity(self, kind: str, entry: Any, most: int = 2**63 - 1) -> int | None:
         position = self._positions[kind]
         self._positions[kind] += 1
         if not isinstance(entry, Mapping):
-            self._wrong.append(f"{kind} at position {position}: got {shown(entry)}, expected an object")
+            self._refuse(f"{kind} at position {position}: got {shown(entry)}, expected an object", kind)
             return None
         identity = whole(entry.get("id"))
         if identity is None or abs(identity) > most:
             what = (
                 f"id {shown(entry.get('id'))}, expected a whole number of {64 if most > _MOST_CATEGORY_ID else 32} bits"
             )
-            self._wrong.append(f"{kind} at position {position}: {what}")
+            self._refuse(f"{kind} at position {position}: {what}", kind)
             return None
         return identity
 
@@ -182,7 +185,7 @@ class CocoSections:
             category["keypoints"] = [str(name) for name in names]
         elif self._keypoints:
             what = f"keypoints {shown(names)}, expected a list of different names"
-            self._wrong.append(f"category {category['id']}: {what}")
+            self._refuse(f"category {category['id']}: {what}")
 
     def _add_odd_annotation(self, entry: CocoDict) -> tuple[int, int] | None:
         if "segments_info" in entry:
@@ -195,7 +198,7 @@ class CocoSections:
             ids.append(whole(entry.get(name)))
             if ids[-1] is None:
                 what = f"{name} {shown(entry.get(name))}, expected the whole number of an entry in section '{section}'"
-                self._wrong.append(f"annotation {annotation_id}: {what}")
+                self._refuse(f"annotation {annotation_id}: {what}", "annotation")
         image_id, category_id = ids
         if image_id is None or category_id is None:
             return None
@@ -207,7 +210,7 @@ class CocoSections:
             self._ids.append(annotation_id)
             self._image_ids.append(image_id)
         except OverflowError:
-            self._wrong.append(f"annotation {shown(annotation_id)}: an id of more than 64 bits, expected a smaller one")
+            self._refuse(f"annotation {shown(annotation_id)}: an id of more than 64 bits", "annotation")
             return None
         if category_id not in self._category_ids:
             self._strange.setdefault(category_id, annotation_id)
@@ -227,11 +230,17 @@ class CocoSections:
                 "give the annotations the ids of the images"
             )
 
-    def _require_sound(self, mend: str) -> None:
-        if self._wrong:
-            rest = len(self._wrong) - _FAULTS_SHOWN
-            more = f"; ... and {rest} more" if rest > 0 else ""
-            raise AnnotationError(f"{'; '.join(self._wrong[:_FAULTS_SHOWN])}{more}. To mend: {mend}.")
+    def _refuse(self, what: str, kind: str = "") -> None:
+        group = "annotations" if kind == "annotation" else "entries"
+        self._number_wrong[group] += 1
+        if len(self._wrong[group]) < _FAULTS_SHOWN:
+            self._wrong[group].append(what)
+
+    def _require_sound(self, group: str, mend: str) -> None:
+        if first := self._wrong[group]:
+            rest = self._number_wrong[group] - len(first)
+            more = f"; ... and {rest} more" if rest else ""
+            raise AnnotationError(f"{'; '.join(first)}{more}. To mend: {mend}.")
 
     def _tell_names_apart(self) -> None:
         names = distinct_names({category["id"]: category["name"] for category in self.categories})
