@@ -10,7 +10,7 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format lock
+.PHONY: help setup demo test test-all check fuzz format lock
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ test: check ## Everything that must pass before a change goes in: check, then th
 
 test-all: check ## The tests that take many minutes too: chaos with killed processes, every combination of the detector's parts
 	@$(BIN)/python -m pytest -m ""
+
+fuzz: setup ## Damage everything that is read, at random, a few minutes; CASES=20000 for longer, FIRST=4000 for other damage
+	@$(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(FIRST),--first $(FIRST))
 
 check: setup ## Format, lint and types
 	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs in the files above; make format mends it." >&2; exit 1; }

@@ -6,29 +6,47 @@ heavy, so that `--help` answers at once; the action imports what it needs.
 """
 
 import re
+import signal
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
-
+from jobs.interrupts import Interrupts, interrupts
 from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.printable import printable
+
+if TYPE_CHECKING:
+    import yaml
+    from jsonargparse import ArgumentParser
 
 Run = TypeVar("Run")
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNALLED = 128  # and the number of the signal
+
+GOES_ON = "the same command goes on where it stopped"
+_STARTS_AFRESH = "the same command starts afresh"
+_GRACE_SECONDS = 10.0
+
+# Settings are nested three deep; a parser that recurses takes seconds to find out that it cannot follow a thousand.
+_DEEPEST = 50
 
 
-def run_job(run_type: type[Run], action: Callable[[Run], int], *, prog: str, argv: Sequence[str] | None = None) -> int:
+def run_job(
+    run_type: type[Run],
+    action: Callable[[Run], int],
+    *,
+    prog: str,
+    argv: Sequence[str] | None = None,
+    interrupted: str = _STARTS_AFRESH,
+    grace: float = _GRACE_SECONDS,
+) -> int:
     """Parse the command line into `run_type`, call `action` with it, and turn the user's mistakes into one line.
 
     Args:
@@ -36,21 +54,50 @@ def run_job(run_type: type[Run], action: Callable[[Run], int], *, prog: str, arg
         action: does the work, prints its summary and returns the exit code.
         prog: the command in the usage text, such as `python -m jobs.label`.
         argv: arguments after the command; None = the process's own.
+        interrupted: what to say of an interrupted job, where its `KeyboardInterrupt` says nothing better.
+        grace: seconds that it may take to end after Ctrl-C or SIGTERM; a second signal ends it at once.
 
     Returns:
         The exit code: the action's; 0 after `--help` or `--print_config`; 2 after a mistake in a setting, a file or a
-        folder (one line `error: ...` on stderr); 130 after Ctrl-C.
+        folder (one line `error: ...` on stderr); 130 after Ctrl-C and 143 after SIGTERM (one line `interrupted ...`).
     """
+    with interrupts(f"interrupted: {interrupted}", grace) as taken:
+        try:
+            return _finished(lambda: action(parse_run(run_type, prog=prog, argv=argv)), taken)
+        except KeyboardInterrupt as error:
+            return _end(taken, f"interrupted {error}" if str(error) else f"interrupted: {interrupted}")
+        except BaseException:
+            if taken is None or taken.number is None:
+                raise
+            return _end(taken, f"interrupted: {interrupted}")
+
+
+def _finished(work: Callable[[], int], taken: Interrupts | None) -> int:
+    """The exit code of work that ends by itself."""
     try:
-        return action(parse_run(run_type, prog=prog, argv=argv))
+        return work()
     except UserError as error:
+        if taken is not None and taken.number is not None:
+            raise
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except SystemExit as stop:  # argparse leaves this way after --help and --print_config
+        if taken is not None and taken.number is not None:
+            raise
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        if taken is not None:
+            taken.disarm()
+
+
+def _end(taken: Interrupts | None, line: str) -> int:
+    """Says the one line of an interrupted job; returns its exit code."""
+    line = _one_line(line)
+    if taken is None or taken.number is None:  # raised by the job itself
+        print(line, file=sys.stderr)
+        return EXIT_SIGNALLED + signal.SIGINT
+    taken.say(line)
+    return EXIT_SIGNALLED + taken.number
 
 
 def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = None) -> Run:
@@ -67,19 +114,60 @@ def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = No
     # is enough to know whether the key was given as an argument at all.
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
     sources = {key: path for key, path in sources.items() if key not in given}
+    _require_flat(arguments)
     parser = _build_parser(run_type, prog)
     try:
         parsed = parser.instantiate(parser.parse_args(arguments))
+        run = run_type(**{field.name: parsed[field.name] for field in fields(run_type)})  # type: ignore[arg-type]
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), hints, sources)) from error
     except ConfigError as error:
         raise ConfigError(_with_source(str(error), str(error).split(":")[0], sources)) from error
-    return run_type(**{field.name: parsed[field.name] for field in fields(run_type)})  # type: ignore[arg-type]
+    except (ValueError, OverflowError, RecursionError) as error:  # of the YAML and number parsers below
+        raise ConfigError(f"a setting cannot be read: {_short(str(error)) or type(error).__name__}") from error
+    for key, text in _texts(run):
+        _require_path_text(key, text, sources)
+    return run
 
 
-def _build_parser(run_type: type[Any], prog: str) -> ArgumentParser:
+def _require_flat(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        depth = max(accumulate((text in "[{") - (text in "]}") for text in argument), default=0)
+        if depth > _DEEPEST:
+            raise ConfigError(f"{argument[:40]}...: lists within lists {depth} deep; expected a setting")
+
+
+def _texts(run: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text among the settings, with its name."""
+    for field in fields(run):
+        value = getattr(run, field.name)
+        if is_dataclass(value):
+            yield from _texts(value, f"{prefix}{field.name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{field.name}", value
+
+
+def _require_path_text(key: str, text: str, sources: dict[str, str]) -> None:
+    """No file system and no library here takes others."""
+    if "\0" in text:
+        raise ConfigError(_with_source(f"{key}: got {text!r}, expected text without the character NUL", key, sources))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            _with_source(f"{key}: got {text!r}, expected UTF-8 text; rename the file or folder", key, sources)
+        ) from None
+
+
+def _build_parser(run_type: type[Any], prog: str) -> "ArgumentParser":
+    # Imported here, so that as little as possible has to be loaded before a signal finds a job that can answer it.
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=(run_type.__doc__ or "").split("\n")[0])
+    # A shortened name would mean another setting on the day that one with the same beginning is added.
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, allow_abbrev=False, description=(run_type.__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--config", action="config", help="YAML file with settings; may be given more than once.")
     parser.add_class_arguments(run_type)
     return parser
@@ -105,8 +193,12 @@ def _read_keys(path: str, hints: dict[str, Any]) -> list[str]:
     The parser would read the file as well, but names neither the file nor the whole key, and takes the last of two
     equal keys without a word.
     """
+    import yaml
+
     try:
-        document = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        _require_shallow(path, text)
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: the file of --config cannot be read ({error.strerror})") from error
     except yaml.MarkedYAMLError as error:
@@ -119,7 +211,21 @@ def _read_keys(path: str, hints: dict[str, Any]) -> list[str]:
     return _mapping_keys(document, "", path, hints)
 
 
-def _mapping_keys(mapping: yaml.MappingNode, prefix: str, path: str, hints: dict[str, Any]) -> list[str]:
+def _require_shallow(path: str, text: str) -> None:
+    """Events come one by one, without recursion."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            line = event.start_mark.line + 1
+            raise ConfigError(f"{path}: line {line}: more than {_DEEPEST} lists or sections within each other")
+
+
+def _mapping_keys(mapping: "yaml.MappingNode", prefix: str, path: str, hints: dict[str, Any]) -> list[str]:
+    import yaml
+
     keys: list[str] = []
     seen: set[str] = set()
     for key_node, value_node in mapping.value:
@@ -145,7 +251,8 @@ def _suggestion(name: str, known: dict[str, Any], flag: str = "") -> str:
     """`; did you mean ...?` for the nearest known setting, or nothing."""
     sections = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     same_ending = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = get_close_matches(name, [*known, *sorted(sections)], n=1, cutoff=0.75) or same_ending[:1]
+    longer = [key for key in known if key.startswith(name)]  # a shortened one
+    near = get_close_matches(name, [*known, *sorted(sections)], n=1, cutoff=0.75) or same_ending[:1] or longer[:1]
     return f"; did you mean {flag}{near[0]}?" if near else ""
 
 
@@ -153,8 +260,11 @@ def _explain(message: str, hints: dict[str, Any], sources: dict[str, str]) -> st
     """The parser's message as: which key, got, expected."""
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].split("=")[0]
-        meant = _suggestion(name.removeprefix("--"), hints, "--") if name.startswith("--") else ""
+        known = {**hints, "config": str, "print_config": str}
+        meant = _suggestion(name.removeprefix("--"), known, "--") if name.startswith("--") else ""
         return f"{name} is not an option{meant}" + ("" if meant else "; see --help")
+    if (found := re.search(r"argument (--\S+): expected one argument", message)) and found[1][2:] in hints:
+        return f"{found[1]}: no value given, expected {_expected(hints[found[1][2:]])}"
     if found := re.search(r"arguments are required: (.+)", message):
         return f"missing {', '.join('--' + name.strip() for name in found[1].split(','))}; see --help"
     if found := re.search(r"Parser key \"([^\"]+)\":\s*Unable to load config '([^']*)'", message):
@@ -165,8 +275,12 @@ def _explain(message: str, hints: dict[str, Any], sources: dict[str, str]) -> st
     if not found or found[1] not in hints:
         return _one_line(message)
     got = re.search(r"(?:Got|Given) value: (.*)", message, flags=re.DOTALL)
-    text = f"{found[1]}: got {got[1].strip()}, expected {_expected(hints[found[1]])}" if got else _one_line(message)
+    text = f"{found[1]}: got {_short(got[1].strip())}, expected {_expected(hints[found[1]])}" if got else message
     return _with_source(text, found[1], sources)
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _with_source(message: str, key: str, sources: dict[str, str]) -> str:

@@ -43,7 +43,8 @@ class LabelConfig:
     max_workers: int = 0
     """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now."""
     image_timeout: float = 600.0
-    """Seconds that the detector may take for one image; one that takes longer in two processes fails. 0 = no limit."""
+    """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it; one that
+    takes longer in two processes fails. 0 = no limit."""
     max_failed_fraction: float = 1.0
     """Exit with 1 if a larger share of images failed."""
     retry_failed: bool = False
@@ -88,7 +89,9 @@ class LabelRun:
     proposals: str | None = None
     """Proposals that an earlier run wrote with --label.record proposals; used instead of the checkpoint's RPN."""
     image_root: str | None = None
-    """Folder that the file names of a COCO json are relative to; null = looked for beside the json."""
+    """Folder that the file names of a COCO json are relative to, and which they may not leave: what is absolute, has a
+    scheme or climbs out by `..` becomes a failed row, unless it lies below the folder all the same. null = looked for
+    beside the json, and names that are absolute or begin with file:// or s3:// are read where they are."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Inference."""
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -17,6 +17,7 @@ from maskrcnn_core.evaluation.build_details import build_comparison, build_detai
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.details import EvaluationDetails, RunComparison
+from maskrcnn_core.evaluation.facts import notes_of
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.evaluation.scoring_states import Engine
 from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
@@ -143,7 +144,12 @@ def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
     with _place(run, labels) as place:
         plan, notes, inputs, merged = _merged_shards(run, labels, place)
         scores = _finish(run, labels, plan, merged, inputs)
-        others = _merged_shards(run, run.compare, place)[3] if run.compare else None
+        others = None
+        if run.compare:
+            other_plan, other_notes, _, others = _merged_shards(run, run.compare, place)
+            told = (*other_notes, *notes_of(others.found, other_plan.category_ids))
+            notes += tuple(f"{run.compare}: {note}" for note in told if note not in notes)
+    notes += notes_of(merged.found, plan.category_ids)
     details = None
     if settings.details:
         details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from maskrcnn_core.category_names import match_categories, names_of
 from maskrcnn_core.data.coco_annotations import read_annotations
 from maskrcnn_core.data.coco_sections import CocoSections
 from maskrcnn_core.data.entry_faults import FaultList, Faults
@@ -22,7 +23,8 @@ from maskrcnn_core.evaluation.annotations import CocoDict, asked_of, notes_of_id
 from maskrcnn_core.evaluation.coco_json_results import (
     FoundInResults,
     ResultsLayout,
-    check_result,
+    checked_result,
+    complete_results,
     results_layout,
 )
 from maskrcnn_core.evaluation.federated import is_federated
@@ -30,7 +32,7 @@ from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
 from pipelines import storage
-from pipelines.label_files import LIGHT_COLUMNS, label_files, read_label_batches, read_label_file
+from pipelines.label_files import LIGHT_COLUMNS, CategoryNames, label_files, open_label_file, read_label_batches
 
 _ROWS_AT_ONCE = 250  # of labels, with all their detections
 _BUCKETS = 64  # shards of images that have no home among the label files
@@ -45,10 +47,17 @@ Pieces = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class LabelRows:
-    """Row groups of a label file."""
+    """Row groups of a label file.
+
+    Attributes:
+        file: its uri.
+        row_groups: neighbouring ones.
+        category_ids: as of `records.with_category_ids`.
+    """
 
     file: str
     row_groups: tuple[int, ...]
+    category_ids: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,8 @@ class ScoringInputs:
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
         federated: images say which categories are known to be absent, as LVIS' do.
-        faults: of images.
-        notes: what else to say of the annotation file.
+        faults: of images of the annotation file.
+        notes: what else a reader of the numbers should know.
     """
 
     categories: tuple[CocoDict, ...]
@@ -119,7 +128,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     """
     if is_results_file(labels):
         return _with_results(labels, annotations, only_labelled, keep)
-    rows, homes, sources = _label_homes(label_files(labels), images_per_shard)
+    rows, names, homes, sources = _label_homes(label_files(labels), images_per_shard)
     reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
     reader.read(annotations)
     known, coverage = match_labels(rows, reader.images)
@@ -127,9 +136,12 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     if only_labelled:
         good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
         left_out = reader.images.keys() - good
+    match = match_categories(names, names_of(reader.categories))
+    sources = {home: replace(rows, category_ids=match.ids) for home, rows in sources.items()}
     shards = reader.shards(sources, {}, left_out)
-    models = tuple(sorted(set(rows.column("model").to_pylist())))
-    return reader.inputs(shards, _without(coverage, left_out), models, None)
+    models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
+    found = reader.inputs(shards, _without(coverage, left_out), models, None)
+    return replace(found, notes=found.notes + ((match.note,) if match.note else ()))
 
 
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
@@ -173,13 +185,21 @@ def _found(
     """Detections of a few images at a time, and the ids of the images."""
     if shard.rows is not None:
         wanted = pa.array(sorted(images), pa.int64())
-        for rows in read_label_batches(shard.rows.file, shard.rows.row_groups, _ROWS_AT_ONCE):
+        for rows in _rows_of(shard.rows):
             rows = rows.filter(pa.compute.is_in(rows.column("image_id"), value_set=wanted))
             yield FoundInRows(rows), rows.column("image_id").to_pylist()
     elif layout is not None:
-        entries = [entry for entry in _parsed(shard.results) if entry["image_id"] in images]
-        sizes = {i: (image["height"], image["width"]) for i, image in images.items() if "height" in image}
-        yield FoundInResults(entries, layout, sizes), list(images)
+        numbered = [(number, entry) for number, entry in _parsed(shard.results) if entry["image_id"] in images]
+        sizes = {i: (image["height"], image["width"]) for i, image in images.items() if _has_size(image)}
+        yield complete_results(numbered, layout, sizes), list(images)
+
+
+def _has_size(image: CocoDict) -> bool:
+    return all(type(image.get(key)) is int and image[key] > 0 for key in ("height", "width"))
+
+
+def _rows_of(rows: LabelRows) -> Iterator[pa.Table]:
+    return read_label_batches(rows.file, rows.row_groups, _ROWS_AT_ONCE, rows.category_ids)
 
 
 def _parsed(pieces: Pieces) -> Iterator[Any]:
@@ -188,21 +208,22 @@ def _parsed(pieces: Pieces) -> Iterator[Any]:
 
 
 def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep) -> ScoringInputs:
-    number = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
-    reader = _AnnotationReader(lambda image_id: ("hash", image_id % number), keep)
+    shards_wanted = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
+    reader = _AnnotationReader(lambda image_id: ("hash", image_id % shards_wanted), keep)
     reader.read(annotations)
     texts = _Texts(keep)
     layout, with_results, unknown = None, set(), set()
-    for entry in _stream(labels, "results"):
+    for number, entry in enumerate(_stream(labels, "results"), 1):
         if entry.key:
             raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
-        if entry.value == []:
+        if entry.value == [] and number == 1:  # of an empty file
             continue
-        check_result(entry.value)
-        layout = layout or results_layout(entry.value)
-        image_id = entry.value["image_id"]
+        result = checked_result(entry.value, number)
+        layout = layout.joined(result) if layout else results_layout(result)
+        image_id = result["image_id"]
         if image_id in reader.images:
-            texts.add(reader.home(image_id), entry.text)
+            text = entry.text if result is entry.value else json.dumps(result)
+            texts.add(reader.home(image_id), f"[{number},{text}]")
             with_results.add(image_id)
         else:
             unknown.add(image_id)
@@ -224,21 +245,24 @@ def _without(coverage: Coverage, left_out: set[int]) -> Coverage:
 
 def _label_homes(
     files: Sequence[str], images_per_shard: int
-) -> tuple[pa.Table, dict[int, _Home], dict[_Home, LabelRows]]:
-    """Light columns of all rows, the shard of each image id, and the row groups of each shard."""
+) -> tuple[pa.Table, dict[int, str], dict[int, _Home], dict[_Home, LabelRows]]:
+    """Light columns of all rows, names of the categories, the shard of each image id, the row groups of each shard."""
     tables: list[pa.Table] = []
+    names = CategoryNames()
     homes: dict[int, _Home] = {}
     sources: dict[_Home, LabelRows] = {}
-    for file in files:
-        table, groups = read_label_file(file, LIGHT_COLUMNS)
+    for uri in files:
+        with open_label_file(uri, pre_buffer=True) as file:
+            table = file.read(LIGHT_COLUMNS)
+            names.add(file)
         tables.append(table)
         ids, start = table.column("image_id").to_pylist(), 0
-        for chosen in _runs(groups, images_per_shard):
-            home, rows = ("rows", len(sources)), sum(groups[index] for index in chosen)
-            sources[home] = LabelRows(file, chosen)
+        for chosen in _runs(file.row_groups, images_per_shard):
+            home, rows = ("rows", len(sources)), sum(file.row_groups[index] for index in chosen)
+            sources[home] = LabelRows(uri, chosen)
             homes |= dict.fromkeys(ids[start : start + rows], home)
             start += rows
-    return pa.concat_tables(tables), homes, sources
+    return pa.concat_tables(tables), names.names, homes, sources
 
 
 def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
@@ -300,6 +324,11 @@ class _AnnotationReader:
     def images(self) -> dict[int, CocoDict]:
         """Clean entries by id."""
         return self._sections.images
+
+    @property
+    def categories(self) -> list[CocoDict]:
+        """Clean entries."""
+        return self._sections.categories
 
     def read(self, uri: str) -> None:
         """Read all of it.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskrcnn_core.inference.record_checks import NOTHING_FOUND, Findings, Offence
+from maskrcnn_core.inference.row_findings import NOTHING_FOUND, Findings, Offence
 
 _Int64 = npt.NDArray[np.int64]
 

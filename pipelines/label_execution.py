@@ -1,6 +1,7 @@
 """Chunks of a manifest through a pool of `LabelWorker` on Ray Data."""
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
 from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
-from pipelines.label_output import Chunk, Tally
+from pipelines.label_output import Chunk
 from pipelines.label_planning import WorkerPlan, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
+from pipelines.label_tally import Tally
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 
 # Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
@@ -56,10 +58,15 @@ def label_on_cluster(
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
-    with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
-        for _ in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each file written
-            poller.check()
-        return board.snapshot()
+    try:
+        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
+            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
+                poller.check()
+                if row["mistake"] is not None:
+                    raise pickle.loads(row["mistake"])  # of a process of this job
+            return board.snapshot()
+    finally:
+        storage.delete_folder(folder)
 
 
 def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:

@@ -5,13 +5,15 @@ reads its files and builds its rows. The network itself is only ever used by one
 """
 
 import os
+import pickle
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
@@ -20,7 +22,7 @@ import torch
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import ImageError
+from maskrcnn_core.errors import ImageError, StorageError, UserError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -28,10 +30,12 @@ from pipelines import storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
+from pipelines.label_output import Chunk
 from pipelines.label_progress import Board, Work
+from pipelines.label_tally import Tally, read_labels, read_tally, write_labels
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
+from pipelines.reading_threads import Call, ReadingThreads
 
 CONCURRENT_CALLS = 2
 
@@ -65,7 +69,8 @@ class WorkerSettings:
         readers: files read at the same time.
         manifest, output: of the run.
         retry_failed: chunks have a file already, whose failed rows are labelled again.
-        image_timeout: seconds for one image; 0 = no limit.
+        image_timeout: seconds for reading one image, and for detecting on it; 0 = no limit.
+        image_root: the only folder that images are read of; empty = wherever they lie.
     """
 
     checkpoint: str
@@ -79,6 +84,7 @@ class WorkerSettings:
     output: str = ""
     retry_failed: bool = False
     image_timeout: float = 0.0
+    image_root: str = ""
 
 
 class Predicting(Protocol):
@@ -124,10 +130,10 @@ class LabelWorker:
         self._settings = settings
         self._group_size = settings.group_size
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
-        self._reader = ImageReader(most_bytes)
+        self._reader = ImageReader(most_bytes, settings.image_root)
         self._failed_in_a_row = 0
         self._idle_since: float | None = None
-        self._readers = ThreadPoolExecutor(settings.readers, "read")
+        self._readers = ReadingThreads(settings.readers, settings.image_timeout)
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
         self._model_thread = ThreadPoolExecutor(1, "detect")
         self._predictor = self._model_thread.submit(_load, load, settings).result()
@@ -137,8 +143,19 @@ class LabelWorker:
         self._metrics = LabelMetrics()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns one row of JSON with its counts."""
-        return pa.table({"tally": [self.label_chunk(Chunk(**row)).to_json() for row in chunks.to_pylist()]})
+        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+
+        A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
+        """
+        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
+        return pa.table({"mistake": pa.array(rows, pa.binary())})
+
+    def _row(self, chunk: Chunk) -> bytes | None:
+        try:
+            self.label_chunk(chunk)
+        except UserError as error:
+            return pickle.dumps(error)
+        return None
 
     def label_chunk(self, chunk: Chunk) -> Tally:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
@@ -155,7 +172,12 @@ class LabelWorker:
             return read_tally(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
-        tally = write_labels(table, uri)
+        try:
+            tally = write_labels(table, uri)
+        except StorageError:
+            if self._settings.retry_failed or not storage.exists(uri):
+                raise
+            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
         return tally
 
@@ -174,20 +196,33 @@ class LabelWorker:
         ahead = self._start_reading(ids, uris, groups[0]) if groups else None
         for place, group in enumerate(groups):
             assert ahead is not None
-            encoded, proposals = [image.result() for image in ahead[0]], ahead[1]
+            encoded = [self._read_image(image, uri) for image, uri in zip(ahead[0], uris[group], strict=True)]
+            proposals = ahead[1]
             if place + 1 < len(groups):
                 ahead = self._start_reading(ids, uris, groups[place + 1])
-            given = None if proposals is None else [found.result() for found in proposals]
+            given = None if proposals is None else [self._proposals_in_time(found) for found in proposals]
             records += self._model_thread.submit(self._detect, ids[group], encoded, given).result()
         return self._table(ids, uris, records)
 
     def _start_reading(
         self, ids: Sequence[int], uris: Sequence[str], group: slice
-    ) -> tuple[list[Future[bytes | ImageError]], list[Future[ImageProposals | ImageError]] | None]:
-        images = [self._readers.submit(self._reader.read, uri) for uri in uris[group]]
+    ) -> tuple[list[Call[bytes | ImageError]], list[Call[ImageProposals | ImageError]] | None]:
+        images = [self._readers.submit(partial(self._reader.read, uri)) for uri in uris[group]]
         if self._proposals is None:
             return images, None
-        return images, [self._readers.submit(self._read_proposals, image_id) for image_id in ids[group]]
+        return images, [self._readers.submit(partial(self._read_proposals, image_id)) for image_id in ids[group]]
+
+    def _read_image(self, image: Call[bytes | ImageError], uri: str) -> bytes | ImageError:
+        try:
+            return image.result()
+        except TimeoutError:
+            return self._reader.late(uri, self._settings.image_timeout)
+
+    def _proposals_in_time(self, found: Call[ImageProposals | ImageError]) -> ImageProposals | ImageError:
+        try:
+            return found.result()
+        except TimeoutError as error:
+            return ImageError("failed", f"reading its proposals {error} (label.image_timeout)")
 
     def _table(self, ids: Sequence[int], uris: Sequence[str], records: Sequence[Record]) -> pa.Table:
         fingerprint = self._predictor.fingerprint

@@ -14,18 +14,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from maskrcnn_core.data.proposals import ProposalFiles
-from maskrcnn_core.errors import StorageError, UserError
+from maskrcnn_core.errors import StorageError
+from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from maskrcnn_core.label_config import LabelRun
 from pipelines import label_output, storage
 from pipelines.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.cluster import connect, nodes, on_cluster, unwrapped_errors
 from pipelines.label_execution import Detector, label_on_cluster
-from pipelines.label_output import FailedImage, RunIdentity, Tally
+from pipelines.label_output import LabelFile, RunIdentity
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress
+from pipelines.label_tally import NOTHING, FailedImage, Tally, read_footers, read_tally
 from pipelines.label_worker import WorkerSettings
-from pipelines.manifest import Manifest, Tasks, build_manifest, changes_since, one_by_one, open_manifest
+from pipelines.manifest import (
+    Manifest,
+    Tasks,
+    changes_since,
+    discard_manifest,
+    draft_manifest,
+    one_by_one,
+    open_manifest,
+    publish_manifest,
+)
 from pipelines.proposal_files import open_proposals
 from pipelines.s3_settings import applied, settings_environment
 from pipelines.source import Source, open_source
@@ -108,23 +119,23 @@ def _label(
         label_output.require_same_run(run.output, identity)
     if manifest is not None:
         _require_same_source(run, manifest)
-    if state == "finished" and not (run.label.retry_failed and label_output.finished_tally(run.output).failed):
+    if state == "finished" and manifest is not None and not _lost_files(run.output, manifest):
         tally = label_output.finished_tally(run.output)
-        return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
+        if not (run.label.retry_failed and tally.failed):
+            return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
     with _cluster_when_needed(run) as ensure_cluster:
-        with _nothing_left_after_a_mistake(run.output, state == "new"):
-            if manifest is None:
-                assert source is not None
-                manifest = _build_manifest(run, source, ensure_cluster)
+        if manifest is None:
+            assert source is not None
+            manifest = _new_manifest(run, source, identity, ensure_cluster)
+        else:
             _check_proposals(run, manifest)
-        if state == "new":
-            label_output.open_run(run.output, identity)
+            label_output.claim_run(run.output, identity)
         if state == "finished":
             label_output.reopen_run(run.output)
         settings = replace(settings, manifest=manifest)
         before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
-    tally = _checked_tally(run.output, manifest)
-    label_output.close_run(run.output, tally)
+    tally, files = _checked_files(run.output, manifest)
+    label_output.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
@@ -140,39 +151,91 @@ def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
         yield ensure
 
 
-@contextmanager
-def _nothing_left_after_a_mistake(output: str, is_new: bool) -> Iterator[None]:
-    """An output folder that was new before the block is as new after a mistake in it."""
+def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_cluster: Callable[[], None]) -> Manifest:
+    """The manifest of a new run, and the claim on its folder, after all that can be refused has been looked at.
+
+    Whatever ends this early leaves the folder as it was; what another process has made in it stays.
+    """
+    was_there = storage.exists(run.output)
+    folder = label_output.manifest_folder(run.output)
+    draft = None
     try:
-        yield
-    except UserError:
-        if is_new:
-            storage.delete_folder(storage.join(output, "_run"))
-            storage.delete_if_empty(output)
+        draft = _draft_manifest(source, folder, ensure_cluster)
+        _check_proposals(run, draft)
+        ensure_cluster()
+        plan_workers(run.label, nodes())
+        label_output.claim_run(run.output, identity)
+        manifest = publish_manifest(draft)
+    except BaseException:
+        if draft is not None:
+            discard_manifest(draft)
+        for emptied in (folder, storage.join(run.output, "_run"), *([] if was_there else [run.output])):
+            storage.delete_if_empty(emptied)
         raise
+    _require_same_source(run, manifest)
+    return manifest
 
 
-def _build_manifest(run: LabelRun, source: Source, ensure_cluster: Callable[[], None]) -> Manifest:
+def _draft_manifest(source: Source, folder: str, ensure_cluster: Callable[[], None]) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
     if len(source.parts) > _MOST_PARTS_HERE:
         ensure_cluster()
         tasks = on_cluster
     with unwrapped_errors():
-        return build_manifest(source, label_output.manifest_folder(run.output), tasks)
+        return draft_manifest(source, folder, tasks)
+
+
+def _lost_files(output: str, manifest: Manifest) -> bool:
+    """Whether a finished run lacks label files, or has torn ones, which are deleted: they will be labelled again.
+
+    Raises:
+        StorageError: a file is whole, but another than when the run was finished.
+    """
+    rows = label_output.chunk_rows(output, manifest)
+    if rows is None:
+        return True
+    sizes = label_output.label_sizes(output)
+    done, todo = label_output.chunks_done(output, manifest, rows, sizes)
+    known = label_output.finished_files(output) or {}
+    torn = [chunk for chunk in done if chunk.name in known and sizes[chunk.name] != known[chunk.name].size]
+    for chunk in torn:
+        uri = chunk.uri(output)
+        try:
+            read_tally(uri)
+        except StorageError:
+            storage.delete_file(uri)
+            continue
+        raise StorageError(
+            f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
+            "finished; put the former file back, or delete it to label it again"
+        )
+    return bool(todo or torn)
 
 
 def _require_same_source(run: LabelRun, manifest: Manifest) -> None:
     images = storage.absolute(run.images)
+    root = storage.absolute(run.image_root) if run.image_root is not None else manifest.image_root
+    if manifest.image_root and root != manifest.image_root:
+        raise StorageError(_moved(run.output, "image_root", manifest.image_root, root))
+    if manifest.images != images:
+        raise StorageError(_moved(run.output, "images", manifest.images, images))
     difference = changes_since(manifest, images)
-    if difference is None or (manifest.images == images and run.label.changed_source == "keep"):
+    if difference is None or run.label.changed_source == "keep":
         return
-    if manifest.images == images:
-        raise StorageError(
-            f"images: {difference}; go on with the images as they were listed then: --label.changed_source keep, or "
-            "label the new ones with another --output"
-        )
-    raise StorageError(label_output.another_run(run.output, difference))
+    raise StorageError(
+        f"images: {difference}; go on with the images as they were listed then: --label.changed_source keep, or "
+        "label the new ones with another --output"
+    )
+
+
+def _moved(output: str, name: str, before: str, now: str) -> str:
+    """The message about a source that was in another place. Label rows name their images by where they were listed."""
+    return (
+        f"output: {output!r} holds another run ({name} was {before!r}, now {now!r}); choose another --output; or, "
+        "where the same images have moved, make them available at the former place (a link or mount) and repeat the "
+        "former command, since the rows name them there"
+    )
 
 
 def _label_chunks(
@@ -185,14 +248,16 @@ def _label_chunks(
 ) -> tuple[int, Counts]:
     """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
     and the counts of this start."""
-    rows = label_output.chunk_rows(run.output)
+    rows = label_output.chunk_rows(run.output, manifest)
     if rows is None:
         ensure_cluster()
         workers = plan_workers(run.label, nodes()).workers
         rows = choose_chunk_rows(len(manifest), workers, settings.group_size, run.label)
-        label_output.settle_chunk_rows(run.output, rows)
+        label_output.settle_chunk_rows(run.output, rows, manifest)
+        rows = label_output.chunk_rows(run.output, manifest) or rows  # another start may have settled it
     done, todo = label_output.chunks_done(run.output, manifest, rows)
-    before = sum(label_output.read_tallies([chunk.uri(run.output) for chunk in done]), label_output.NOTHING)
+    tallies = [tally for tally, _ in read_footers([chunk.uri(run.output) for chunk in done])]
+    before = sum(tallies, NOTHING)
     labelled_before = before.images
     counts = Counts()
     if todo:
@@ -200,10 +265,9 @@ def _label_chunks(
         counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
     if run.label.retry_failed and before.failed:
         ensure_cluster()
-        uris = [chunk.uri(run.output) for chunk in done]
-        faulty = [chunk for chunk, tally in zip(done, label_output.read_tallies(uris), strict=True) if tally.failed]
+        faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
         again = replace(settings, retry_failed=True)
-        retried = label_on_cluster(run, detector, again, faulty, label_output.NOTHING, before.failed, on_progress)
+        retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
         counts = retried if not todo else counts
         labelled_before -= before.failed
     return labelled_before, counts
@@ -249,6 +313,7 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
+        image_root=storage.absolute(run.image_root) if run.image_root else "",
     )
 
 
@@ -259,27 +324,30 @@ def _absolute(uri: str) -> str:
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
-    return RunIdentity(fingerprint, deciding_settings(settings.predictor), label_output.code_fingerprint())
+    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
 
 
-def _checked_tally(output: str, manifest: Manifest) -> Tally:
-    """Counts over all label files, after making sure that each chunk has its file and each file its rows.
+def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[LabelFile]]:
+    """Counts over all label files, and the files, after making sure that each chunk has one and each file its rows.
 
     Raises:
         StorageError: it has not; files were changed while the run went on.
     """
-    rows = label_output.chunk_rows(output)
-    assert rows is not None
-    done, todo = label_output.chunks_done(output, manifest, rows)
-    tallies = label_output.read_tallies([chunk.uri(output) for chunk in done])
-    wrong = [chunk.name for chunk, tally in zip(done, tallies, strict=True) if tally.images != chunk.stop - chunk.start]
-    if todo or wrong:
+    rows = label_output.chunk_rows(output, manifest)
+    sizes = label_output.label_sizes(output)
+    done, todo = label_output.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
+    footers = read_footers([chunk.uri(output) for chunk in done])
+    wrong = [
+        chunk.name for chunk, (tally, _) in zip(done, footers, strict=True) if tally.images != chunk.stop - chunk.start
+    ]
+    if rows is None or todo or wrong:
         raise StorageError(
             f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
             f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
             "Delete the wrong ones and repeat the command: what is missing is labelled"
         )
-    return sum(tallies, label_output.NOTHING)
+    files = [LabelFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
+    return sum((tally for tally, _ in footers), NOTHING), files
 
 
 def _summary(

@@ -1,7 +1,11 @@
 """Every image of a run with a unique id, as Parquet shards: built once, read in chunks, never held whole.
 
-    FOLDER/part-00000.parquet   image_id, uri, size, etag, width, height; sorted by image_id, ids disjoint between parts
-    FOLDER/manifest.json        written last: rows of each part, digest, what it was made from
+    FOLDER/part-00000-XXXX.parquet   image_id, uri, size, etag, width, height; sorted by image_id, ids disjoint between
+                                     parts
+    FOLDER/manifest.json             created last: rows of each part, digest, what it was made from
+
+XXXX names the attempt that made them: two processes that list images for one run do not touch each other's files, and
+the one that creates manifest.json first has made the manifest of both.
 
 Building is a sort in two rounds of independent tasks. The first lists the parts of the source and writes pieces sorted
 by id; the second cuts the ids into ranges of equal weight, and each task merges one range of all pieces into a part.
@@ -9,8 +13,9 @@ Equal ids meet in one range, so that the second round finds every collision. A t
 at most, whatever the size of the collection.
 """
 
+import functools
 import hashlib
-import json
+import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +28,8 @@ import pyarrow.parquet as pq
 
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
+from pipelines.parquet_seal import seal_of, sealed
+from pipelines.run_files import object_bytes, read_object
 from pipelines.source import Source, entries, source_stamp
 from pipelines.source_parts import IMAGE_EXTENSIONS, Entries, Part
 
@@ -36,6 +43,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
+
+LIST_AGAIN = "delete manifest.json in the folder _run/manifest, and give the command again: the images are listed anew"
 
 _PIECE_ROWS = 500_000
 _PART_ROWS = 250_000
@@ -54,6 +63,8 @@ class Manifest:
         parts: rows of part-00000, part-00001, ...
         digest: 32 hexadecimal digits; equal digests mean the same ids and uris.
         images, kind, stamp: the source that it was made from, as in `Source`.
+        attempt: part of its files' names; empty in those of earlier releases.
+        image_root: folder that the names of a COCO json were relative to.
     """
 
     folder: str
@@ -62,24 +73,33 @@ class Manifest:
     images: str
     kind: str
     stamp: str
+    attempt: str = ""
+    image_root: str = ""
 
     def __len__(self) -> int:
         return sum(self.parts)
 
     def read(self, part: int, start: int = 0, stop: int | None = None) -> pa.Table:
-        """Rows start..stop of one part, `MANIFEST_SCHEMA`; reads only the row groups that hold them."""
-        uri = _part_uri(self.folder, part)
-        filesystem, path = storage.filesystem_and_path(uri)
+        """Rows start..stop of one part, `MANIFEST_SCHEMA`.
 
-        def read() -> pa.Table:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
+        Raises:
+            StorageError: the part is not there, or damaged.
+        """
+        uri = self.part_uri(part)
+        # A part is some ten megabytes, of which a process reads many chunks one after the other.
+        content = _part_content(uri) if self.attempt else storage.read_bytes(uri)
+        try:
+            with pq.ParquetFile(pa.BufferReader(content)) as file:
                 end = file.metadata.num_rows if stop is None else stop
                 groups = range(start // _ROWS_PER_GROUP, -(-end // _ROWS_PER_GROUP))
                 table = file.read_row_groups(list(groups))
             return table.slice(start - groups.start * _ROWS_PER_GROUP, end - start)
+        except Exception as error:  # whatever Arrow makes of a torn file
+            raise StorageError(f"{uri}: is damaged ({' '.join(str(error).split())[:100]}); {LIST_AGAIN}") from error
 
-        with storage.naming(uri):
-            return storage.patiently(uri, read)
+    def part_uri(self, part: int) -> str:
+        """Where a part lies."""
+        return _part_uri(self.folder, part, self.attempt)
 
     def tables(self) -> Iterator[pa.Table]:
         """One part after the other."""
@@ -109,47 +129,94 @@ def one_by_one(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
 
 
 def build_manifest(source: Source, folder: str, tasks: Tasks = one_by_one) -> Manifest:
-    """List the images of a source and write them as a manifest.
+    """List the images of a source and write them as a manifest; see `draft_manifest` and `publish_manifest`."""
+    return publish_manifest(draft_manifest(source, folder, tasks))
+
+
+def draft_manifest(source: Source, folder: str, tasks: Tasks = one_by_one) -> Manifest:
+    """List the images of a source and write them as a manifest that nobody sees yet.
 
     Args:
         source: of `open_source`.
-        folder: where it goes; what a broken-off attempt has left there is replaced.
+        folder: where it goes; nothing of it is left there if this fails.
         tasks: how the work is spread.
 
     Raises:
         StorageError: nothing in the source is an image, or it cannot be listed.
         AnnotationError: the source is malformed, or two images have one id.
     """
-    pieces_folder = storage.join(folder, "pieces")
-    listed = tasks(_list_part, [(part, index, pieces_folder) for index, part in enumerate(source.parts)])
-    pieces = [piece for found in listed for piece in found]
-    total = sum(sum(piece.rows) for piece in pieces)
-    if total == 0:
-        raise StorageError(_nothing_found(source, sum(piece.others for piece in pieces)))
-    cuts = _cuts(pieces, max(1, -(-total // _PART_ROWS)))
-    files = tuple(piece.uri for piece in pieces if piece.rows)
-    ranges = [(files, low, high, folder, number, source.images) for number, (low, high) in enumerate(cuts)]
-    rows = dict(tasks(_merge_range, ranges))
-    manifest = Manifest(
-        folder,
-        tuple(rows[number] for number in range(len(cuts))),
-        f"{sum(piece.digest for piece in pieces) % 2**128:032x}",
-        source.images,
-        source.kind,
-        source.stamp,
-    )
-    storage.delete_folder(pieces_folder)
-    storage.write_bytes_atomically(storage.join(folder, "manifest.json"), json.dumps(asdict(manifest)).encode())
-    return manifest
+    attempt = uuid.uuid4().hex[:12]
+    pieces_folder = storage.join(folder, f"pieces-{attempt}")
+    number_of_parts = 0
+    try:
+        listed = tasks(_list_part, [(part, index, pieces_folder) for index, part in enumerate(source.parts)])
+        pieces = [piece for found in listed for piece in found]
+        total = sum(sum(piece.rows) for piece in pieces)
+        if total == 0:
+            raise StorageError(_nothing_found(source, sum(piece.others for piece in pieces)))
+        cuts = _cuts(pieces, max(1, -(-total // _PART_ROWS)))
+        number_of_parts = len(cuts)
+        files = tuple(piece.uri for piece in pieces if piece.rows)
+        uris = [_part_uri(folder, number, attempt) for number in range(number_of_parts)]
+        ranges = [(files, *cut, uris[number], number, source.images) for number, cut in enumerate(cuts)]
+        rows = dict(tasks(_merge_range, ranges))
+        return Manifest(
+            folder,
+            tuple(rows[number] for number in range(number_of_parts)),
+            f"{sum(piece.digest for piece in pieces) % 2**128:032x}",
+            source.images,
+            source.kind,
+            source.stamp,
+            attempt,
+            storage.absolute(source.parts[0].root) if source.kind == "coco" else "",
+        )
+    except BaseException:
+        _discard(folder, number_of_parts, attempt)
+        raise
+    finally:
+        storage.delete_folder(pieces_folder)
+
+
+def publish_manifest(draft: Manifest) -> Manifest:
+    """Make a draft the manifest of its folder; where another process was faster, drop it and take what is there.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    if storage.create_bytes(storage.join(draft.folder, "manifest.json"), object_bytes(asdict(draft))):
+        return draft
+    discard_manifest(draft)
+    published = open_manifest(draft.folder)
+    assert published is not None
+    return published
+
+
+def discard_manifest(draft: Manifest) -> None:
+    """Delete the files of a draft that has not been published."""
+    _discard(draft.folder, len(draft.parts), draft.attempt)
+
+
+def _discard(folder: str, parts: int, attempt: str) -> None:
+    for number in range(parts):
+        storage.delete_file(_part_uri(folder, number, attempt))
 
 
 def open_manifest(folder: str) -> Manifest | None:
-    """The manifest in a folder, or None where there is none that was finished."""
+    """The manifest in a folder, or None where there is none that was finished.
+
+    Raises:
+        StorageError: it is damaged.
+    """
     place = storage.join(folder, "manifest.json")
     if not storage.exists(place):
         return None
-    content = json.loads(storage.read_bytes(place))
-    return Manifest(**{**content, "folder": folder, "parts": tuple(content["parts"])})
+    texts = ("digest", "images", "kind", "stamp")
+    content = read_object(place, {"parts": list, **dict.fromkeys(texts, str)}, LIST_AGAIN)
+    parts = tuple(content["parts"])
+    if not parts or any(type(rows) is not int or rows < 1 for rows in parts):
+        raise StorageError(f"{place}: parts is {str(parts)[:60]}, expected the rows of each; {LIST_AGAIN}")
+    attempt, root = str(content.get("attempt", "")), str(content.get("image_root", ""))
+    return Manifest(folder, parts, *(content[name] for name in texts), attempt, root)
 
 
 def changes_since(manifest: Manifest, images: str) -> str | None:
@@ -160,6 +227,8 @@ def changes_since(manifest: Manifest, images: str) -> str | None:
     if manifest.images != images:
         return f"images was {manifest.images!r}, now {images!r}"
     kind: Any = manifest.kind
+    if kind != "glob" and not storage.exists(images):
+        return f"{images!r} is no longer there"
     if manifest.stamp and source_stamp(images, kind) != manifest.stamp:
         return f"{images!r} has changed since its images were listed"
     return None
@@ -225,9 +294,17 @@ def _digest(table: pa.Table) -> int:
 
 
 def _write_parquet(uri: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-    storage.write_bytes_atomically(uri, sink.getvalue().to_pybytes())
+    storage.write_bytes_atomically(uri, sealed(table, row_group_size=_ROWS_PER_GROUP))
+
+
+@functools.lru_cache(maxsize=2)
+def _part_content(uri: str) -> bytes:
+    """A part of a manifest, proved to be what was written. Its name is used once."""
+    content = storage.read_bytes(uri)
+    seal = seal_of(content)
+    if seal is None or seal[0] != seal[1]:
+        raise StorageError(f"{uri}: other content than when it was written; {LIST_AGAIN}")
+    return content
 
 
 def _nothing_found(source: Source, others: int) -> str:
@@ -248,11 +325,11 @@ def _cuts(pieces: Iterable[_Piece], wanted: int) -> list[tuple[int, int]]:
     return list(zip(lows, [*lows[1:], 2**63], strict=True))
 
 
-def _merge_range(files: tuple[str, ...], low: int, high: int, folder: str, number: int, images: str) -> tuple[int, int]:
+def _merge_range(files: tuple[str, ...], low: int, high: int, uri: str, number: int, images: str) -> tuple[int, int]:
     tables = [table for uri in files if (table := _read_range(uri, low, high)).num_rows]
     table = pa.concat_tables(tables).sort_by("image_id")
     _require_unique(table, images)
-    _write_parquet(_part_uri(folder, number), table)
+    _write_parquet(uri, table)
     return number, table.num_rows
 
 
@@ -282,5 +359,5 @@ def _require_unique(table: pa.Table, images: str) -> None:
         )
 
 
-def _part_uri(folder: str, number: int) -> str:
-    return storage.join(folder, f"part-{number:05d}.parquet")
+def _part_uri(folder: str, number: int, attempt: str) -> str:
+    return storage.join(folder, f"part-{number:05d}{f'-{attempt}' if attempt else ''}.parquet")

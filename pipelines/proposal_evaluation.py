@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn_core.data.proposal_schema import is_proposals_schema
-from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.proposals import (
@@ -25,9 +25,8 @@ from maskrcnn_core.evaluation.proposals import (
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
 from pipelines.evaluation import check_output, coverage_counts, load_annotations
-from pipelines.label_files import label_files
+from pipelines.label_files import LIGHT_COLUMNS, label_files, open_label_file
 
-_LIGHT_COLUMNS = ["image_id", "width", "height", "status", "model"]
 _ROWS_AT_ONCE = 64
 
 
@@ -72,9 +71,10 @@ def holds_proposals(uri: str) -> bool:
     Raises:
         StorageError: there are no files.
     """
+    filesystem, path = storage.filesystem_and_path(label_files(uri)[0])
     try:
-        return is_proposals_schema(_open(label_files(uri)[0]).schema_arrow)
-    except (OSError, pa.ArrowInvalid):
+        return is_proposals_schema(pq.read_schema(path, filesystem=filesystem))
+    except (OSError, pa.ArrowException):
         return False
 
 
@@ -91,7 +91,7 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
     check_output(run)
     annotations = load_annotations(run.annotations)
     files = label_files(run.labels)
-    rows = pa.concat_tables([_read(file, _LIGHT_COLUMNS) for file in files])
+    rows = pa.concat_tables([_read(file) for file in files])
     try:
         _, coverage = match_labels(rows, annotations.images)
         counts = _count(files, annotations)
@@ -103,7 +103,7 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         coverage,
         annotations=int(counts.objects[0]),
         proposals=counts.proposals,
-        models=tuple(sorted(set(rows.column("model").to_pylist()))),
+        models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
         notes=annotations.faults.without("mask", "no mask", "keypoints").lines(),
     )
     if run.output:
@@ -128,24 +128,10 @@ def _count(files: list[str], annotations: Annotations) -> RecallCounts:
 
 def _batches(files: list[str]) -> Iterator[pa.RecordBatch]:
     for uri in files:
-        try:
-            with _open(uri) as file:
-                yield from file.iter_batches(_ROWS_AT_ONCE, columns=["image_id", "proposals"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
+        with open_label_file(uri, proposals=True, pre_buffer=True) as file:
+            yield from (batch for _, batch in file.batches((*LIGHT_COLUMNS, "proposals"), _ROWS_AT_ONCE))
 
 
-def _read(uri: str, columns: list[str]) -> pa.Table:
-    try:
-        with _open(uri) as file:
-            missing = [name for name in (*columns, "proposals") if name not in file.schema_arrow.names]
-            if missing:
-                raise StorageError(f"{uri}: not proposals: column {missing[0]!r} is missing; give one run's folder")
-            return file.read(columns=columns).replace_schema_metadata(None)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
-
-
-def _open(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem_and_path(uri)
-    return pq.ParquetFile(path, filesystem=filesystem)
+def _read(uri: str) -> pa.Table:
+    with open_label_file(uri, proposals=True) as file:
+        return file.read(LIGHT_COLUMNS)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskrcnn_core.category_names import CategoryMatch, match_categories, names_of
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
@@ -34,6 +35,7 @@ from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
 from pipelines.evaluation import EvaluationSummary, load_annotations
+from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
 
 _MAX_PIXELS = 178_956_970
@@ -51,12 +53,14 @@ class GroundTruth:
         annotations: its clean entries.
         numbers: COCO's numbers of the labels.
         details: what is known beyond these; None = nothing.
+        notes: what else a reader of the numbers should know.
     """
 
     uri: str
     annotations: Annotations
     numbers: CocoScores
     details: EvaluationDetails | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,11 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
     """
     check_output(run.output)
     objects = None if truth is None else truth.annotations.by_image()
-    names = {} if truth is None else {entry["id"]: entry["name"] for entry in truth.annotations.categories}
-    scan = RowScan(run.pictures, objects, names)
-    scan_labels(run.labels, scan)
-    artist = _Artist(run, truth, objects, {category.id: category.name for category in scan.categories()})
+    names = {} if truth is None else names_of(truth.annotations.categories)
+    match = CategoryMatch() if truth is None else match_categories(category_names(label_files(run.labels)), names)
+    scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
+    scan_labels(run.labels, scan, match.ids)
+    artist = _Artist(run, truth, objects, match.ids)
     examples, left_out = artist.examples(scan)
     content = _content(run, truth, scan, examples, left_out, command)
     page = page_html(content).encode()
@@ -116,7 +121,9 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
     """
     assert run.report is not None
     shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
-    truth = GroundTruth(run.annotations, load_annotations(run.annotations), summary.scores, summary.details)
+    truth = GroundTruth(
+        run.annotations, load_annotations(run.annotations), summary.scores, summary.details, summary.notes
+    )
     return write_report(shown, truth, command)
 
 
@@ -177,7 +184,7 @@ class _Artist:
     Args:
         run: where the images lie, and how large pictures are.
         truth, objects: ground truth, its annotated objects by image id; None without.
-        names: of categories by id.
+        category_ids: as of `scan_labels`.
     """
 
     def __init__(
@@ -185,10 +192,10 @@ class _Artist:
         run: ReportRun,
         truth: GroundTruth | None,
         objects: Mapping[int, Sequence[Mapping[str, Any]]] | None,
-        names: Mapping[int, str],
+        category_ids: Mapping[int, int],
     ) -> None:
         self._root, self._settings = run.images, run.pictures
-        self._objects, self._names = objects, names
+        self._objects, self._category_ids = objects, category_ids
         images = {} if truth is None else truth.annotations.images
         self._file_names = {image_id: image["file_name"] for image_id, image in images.items() if "file_name" in image}
 
@@ -203,7 +210,7 @@ class _Artist:
                 without_room += 1
                 continue
             try:
-                example = self._draw(chosen)
+                example = self._draw(chosen, scan)
             except (ImageError, StorageError, ValueError) as error:
                 unreadable.append(str(error))
                 continue
@@ -216,16 +223,16 @@ class _Artist:
             drawn[example.kind].append(example)
         return list(chain.from_iterable(drawn.values())), _left_out(without_room, unreadable, self._settings)
 
-    def _draw(self, chosen: Chosen) -> Example:
-        row = read_row(chosen.place)
-        record, candidate = record_from_row(row), chosen.candidate
+    def _draw(self, chosen: Chosen, scan: RowScan) -> Example:
+        row = read_row(chosen.place, self._category_ids)
+        record, candidate = scan.named(record_from_row(row)), chosen.candidate
         place = self._image_place(row)
         pixels = _pixels(place, record.height or 0, record.width or 0)
         panels: tuple[Panel, ...] = example_panels(
             pixels,
             record,
             None if self._objects is None else self._objects[row["image_id"]],
-            self._names,
+            {category.id: category.name for category in scan.categories()},
             candidate.box,
             min_score=self._settings.min_score,
             side=self._settings.side,
@@ -289,6 +296,8 @@ def _provenance(run: ReportRun, truth: GroundTruth | None, scan: RowScan, comman
         made["labelled with"] = "\n".join(
             f"{name}: {value}" for name, value in labelled_with.items() if value is not None
         )
+    if truth is not None and truth.notes:
+        made["notes"] = "\n".join(truth.notes)
     made["galleries"] = (
         f"score from {settings.min_score:g}, box IoU from {settings.match_overlap:g}, {settings.per_gallery} examples "
         f"each, {settings.per_image} of an image, {settings.side} pixels"

@@ -15,13 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
-from maskrcnn_core.errors import StorageError
-from pipelines.s3_client import naming_s3, s3_client, why_denied
-from pipelines.s3_settings import Limits, explain, is_forbidden, is_hopeless, limits
+from maskrcnn_core.data.files import TooManyBytes, local_path
+from maskrcnn_core.errors import StorageError, UserError
+from pipelines.s3_client import create_object, naming_s3, s3_client, why_denied
+from pipelines.s3_settings import Limits, error_code, explain, is_forbidden, is_hopeless, limits
 
 _Result = TypeVar("_Result")
 
@@ -46,8 +47,7 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
     if not uri:
         raise StorageError("the path is empty; expected a file or folder, or s3://bucket/key")
     if is_local(uri):
-        path = unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(local_path(uri)))
     scheme, rest = uri.split("://", 1)
     if scheme != "s3":
         raise StorageError(f"{uri}: scheme {scheme}:// is not supported; expected a local path or s3://bucket/key")
@@ -56,6 +56,16 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
         raise StorageError(f"{uri}: the bucket is missing; expected s3://bucket/key")
     with naming(uri):
         return _s3_filesystem(path.split("/", 1)[0]), path
+
+
+def below(uri: str, folder: str) -> bool:
+    """Whether the uri names something in the folder, or deeper, whatever `..` it holds."""
+    if is_local(uri) != is_local(folder):
+        return False
+    if is_local(uri):
+        root = filesystem_and_path(folder)[1]
+        return filesystem_and_path(uri)[1].startswith(f"{root.rstrip('/')}/")
+    return uri.startswith(f"{folder.rstrip('/')}/")  # `..` is a name as any other in S3's keys
 
 
 def absolute(uri: str) -> str:
@@ -114,10 +124,11 @@ def patiently(uri: str, action: Callable[[], _Result]) -> _Result:
     for attempt in range(_ATTEMPTS):
         try:
             return action()
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, TooManyBytes):
             raise
         except OSError as error:
-            if is_local(uri) or is_forbidden(error) or is_hopeless(error) or attempt + 1 == _ATTEMPTS:
+            code = error_code(error, uri)
+            if is_local(uri) or is_forbidden(code) or is_hopeless(code) or attempt + 1 == _ATTEMPTS:
                 raise
         time.sleep(_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
@@ -186,14 +197,61 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
                 s3_client().put_object(Bucket=bucket, Key=key, Body=content)
 
 
-def _replace_local_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def create_bytes(uri: str, content: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing written, where there is one. Of several processes that try
+    at once, one succeeds.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    _, path = filesystem_and_path(uri)
+    with naming(uri):
+        if is_local(uri):
+            return _create_local_file(Path(path), content)
+        bucket, _, key = path.partition("/")
+        with naming_s3(uri):
+            return create_object(bucket, key, content)
+
+
+def _create_local_file(path: Path, content: bytes) -> bool:
+    """By a hard link, which fails where the name is taken; the file has all of its content when it appears."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_through(temporary, content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: almost as good
+            if path.exists():
+                return False
+            replace_file(temporary, path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """A new file, on the disk when this returns."""
+    for _ in range(_ATTEMPTS - 1):  # a process that gives its own start up deletes folders that are empty
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return _write_new(path, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_new(path, content)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _replace_local_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        _write_through(temporary, content)
         replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -225,6 +283,11 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     Raises:
         StorageError: there is no such folder.
     """
+    return sorted(file_sizes(uri, suffix))
+
+
+def file_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
+    """Bytes of each of the files of `list_files`, by uri; costs the same one listing."""
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
         found = patiently(uri, lambda: filesystem.get_file_info(path))
@@ -234,13 +297,13 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
         infos = patiently(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix))
     prefix = "" if is_local(uri) else "s3://"
-    return sorted(
-        prefix + info.path
+    return {
+        prefix + info.path: info.size
         for info in infos
         if info.type == fs.FileType.File
         and info.base_name.lower().endswith(endings)
         and not info.base_name.startswith(".")
-    )
+    }
 
 
 def delete_file(uri: str) -> None:
@@ -277,7 +340,7 @@ def naming(uri: str) -> Iterator[None]:
     """Turn what the operating system or S3 reports into a StorageError that names the uri."""
     try:
         yield
-    except StorageError:
+    except UserError:
         raise
     except FileNotFoundError as error:
         raise StorageError(f"{uri}: no such file") from error
@@ -286,9 +349,12 @@ def naming(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(f"{uri}: permission denied; check the rights of the file") from error
     except OSError as error:
-        if "is a directory" in str(error):  # Arrow's own error for a folder has no type of its own
+        if is_local(uri) and os.path.isdir(filesystem_and_path(uri)[1]):  # Arrow's error for a folder has no type
             raise StorageError(f"{uri}: is a folder; expected a file") from error
-        text = why_denied(uri) if is_forbidden(error) and not is_local(uri) else str(error)
-        if (reason := explain(text)) is not None:
+        code = error_code(error, uri)
+        code = why_denied(uri) if is_forbidden(code) and not is_local(uri) else code
+        if (reason := explain(code)) is not None:
             raise StorageError(f"{uri}: {reason}") from error
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error
+    except (ValueError, pa.ArrowException) as error:  # a name that Arrow does not take, as one with a NUL in it
+        raise StorageError(f"{uri}: cannot be read or written: {error}; check the name") from error

@@ -1,17 +1,18 @@
 """Proof that a labelling run is whole: its label files against its manifest and its own book-keeping.
 
+    books of the run ────────────────────> torn, of another run              (run_checks)
     manifest files ─> ids ─┐
                            ├─ by bucket ─> missing, unknown, repeated       (id_matching)
     label files ──> ids ───┘
-               └──> rows ──> broken rules, counts, models                   (record_checks)
+            ├─────> bytes ─> another digest than when they were written     (parquet_seal)
+            └─────> rows ──> broken rules, counts, models                   (record_checks)
 
 Files are read a batch of rows at a time, in Ray tasks of several files each; a small run is read in this process.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,9 @@ from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, schem
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.id_matching import IdPart, match_bucket, split_ids
+from pipelines.label_tally import SEALED_KEY
+from pipelines.parquet_seal import seal_of
+from pipelines.run_checks import RunFiles, find_run
 
 _Int64 = npt.NDArray[np.int64]
 
@@ -52,27 +56,6 @@ _MOST_ROWS_PER_TASK = 1_000_000
 _LEAST_ROWS_PER_TASK = 5_000
 _TASKS_WANTED = 200
 
-_READ_THREADS = 16
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What lies in the folder of a run.
-
-    Attributes:
-        output: the folder.
-        manifest: uris of its manifest's files.
-        labels: uris of its label files.
-        model: fingerprint in run.json; None where that says none.
-        tally: content of _SUCCESS; None where the run was not closed.
-    """
-
-    output: str
-    manifest: tuple[str, ...]
-    labels: tuple[str, ...]
-    model: str | None
-    tally: dict[str, Any] | None
-
 
 @dataclass(frozen=True)
 class FileReport:
@@ -84,6 +67,7 @@ class FileReport:
         models: fingerprints in the rows.
         tables: category tables of the files, as JSON; one where all agree.
         kinds: `detections`, `proposals`.
+        unsealed: files without a digest, which an earlier release wrote: what is in them cannot be proved.
     """
 
     findings: Findings = NOTHING_FOUND
@@ -91,6 +75,7 @@ class FileReport:
     models: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
+    unsealed: int = 0
 
     def __add__(self, other: "FileReport") -> "FileReport":
         return FileReport(
@@ -99,6 +84,7 @@ class FileReport:
             self.models | other.models,
             self.tables | other.tables,
             self.kinds | other.kinds,
+            self.unsealed + other.unsealed,
         )
 
 
@@ -114,6 +100,7 @@ class VerificationSummary:
         kinds: what the rows hold, `detections` or `proposals`; more than one is an offence.
         models: fingerprints in the rows, sorted.
         findings: what is wrong; empty where the run is whole.
+        unsealed: label files without a digest; see `FileReport`.
     """
 
     output: str
@@ -123,6 +110,7 @@ class VerificationSummary:
     kinds: tuple[str, ...]
     models: tuple[str, ...]
     findings: Findings
+    unsealed: int = 0
 
     @property
     def passed(self) -> bool:
@@ -142,6 +130,7 @@ class VerificationSummary:
             "images": self.images,
             "rows": self.rows,
             "files": self.files,
+            "files_without_digest": self.unsealed,
             "statuses": dict(self.counts.statuses),
             "objects": self.counts.objects,
             "masks": self.counts.masks,
@@ -161,7 +150,7 @@ def verify(run: VerifyRun) -> VerificationSummary:
     if run.output and storage.is_folder(run.output):
         raise StorageError(f"output: {run.output!r} is a folder; expected the name of a JSON file")
     files = find_run(run.labels)
-    images = _count_rows(files.manifest)
+    images = files.images
     if images <= _INLINE_ROWS:
         report = _verify_here(files)
     else:
@@ -176,65 +165,12 @@ def verify(run: VerifyRun) -> VerificationSummary:
         counts=report.counts,
         kinds=tuple(sorted(report.kinds)),
         models=tuple(sorted(report.models)),
-        findings=_run_findings(files, report) + report.findings,
+        findings=files.findings + _run_findings(files, report) + report.findings,
+        unsealed=report.unsealed,
     )
     if run.output:
         storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
     return summary
-
-
-def find_run(uri: str) -> RunFiles:
-    """The run that a uri names: its folder, or the labels/ folder in it.
-
-    Raises:
-        StorageError: nothing is there, or it is no run.
-    """
-    if not storage.exists(uri):
-        raise StorageError(f"labels: no such folder {uri!r}; expected the --output of python -m jobs.label")
-    output = uri.rstrip("/")
-    if not storage.exists(storage.join(output, "_run")) and output.rsplit("/", 1)[-1] == "labels":
-        output = output.removesuffix("labels").rstrip("/") or "."
-    manifest = _manifest_files(output)
-    if not manifest:
-        raise StorageError(
-            f"labels: {uri!r} has no _run/manifest that says which images it should hold; "
-            "expected the --output of python -m jobs.label, with its _run folder"
-        )
-    folder = storage.join(output, "labels")
-    labels = storage.list_files(folder, ".parquet") if storage.is_folder(folder) else []
-    facts, tally = (_read_json(storage.join(output, "_run", name)) for name in ("run.json", "_SUCCESS"))
-    model = facts.get("model") if facts else None
-    return RunFiles(output, manifest, tuple(labels), model, tally)
-
-
-def _manifest_files(output: str) -> tuple[str, ...]:
-    single, folder = (storage.join(output, "_run", name) for name in ("manifest.parquet", "manifest"))
-    if storage.is_folder(folder):
-        return tuple(storage.list_files(folder, ".parquet"))
-    return (single,) if storage.exists(single) else ()
-
-
-def _read_json(uri: str) -> dict[str, Any] | None:
-    """None where there is no such file; an empty dictionary where it holds no JSON object."""
-    if not storage.exists(uri):
-        return None
-    try:
-        content = json.loads(storage.read_bytes(uri))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _count_rows(files: Sequence[str]) -> int:
-    def rows(uri: str) -> int:
-        filesystem, path = storage.filesystem_and_path(uri)
-        try:
-            return int(storage.patiently(uri, lambda: pq.read_metadata(path, filesystem=filesystem)).num_rows)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError(f"labels: cannot read the run's manifest {uri!r}: {error}") from error
-
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return sum(pool.map(rows, files))
 
 
 def _run_findings(files: RunFiles, report: FileReport) -> Findings:
@@ -253,7 +189,7 @@ def _run_findings(files: RunFiles, report: FileReport) -> Findings:
 
 def _verify_here(files: RunFiles) -> FileReport:
     """The whole verification in this process."""
-    report, parts = check_label_files(files.labels, range(len(files.labels)), files.model, 1)
+    report, parts = check_label_files(files.labels, range(len(files.labels)), files.model, 1, files.seals)
     wanted = [_manifest_ids(uri) for uri in files.manifest]
     return report + FileReport(match_bucket(wanted, parts, files.labels))
 
@@ -274,7 +210,9 @@ def _verify_on_cluster(files: RunFiles, images: int) -> FileReport:
     checked = []
     for start in range(0, len(files.labels), files_per_task):
         numbers = range(start, min(start + files_per_task, len(files.labels)))
-        checked.append(check.remote([files.labels[n] for n in numbers], numbers, files.model, num_buckets))
+        some = [files.labels[n] for n in numbers]
+        seals = {uri: files.seals[uri] for uri in some if uri in files.seals}
+        checked.append(check.remote(some, numbers, files.model, num_buckets, seals))
     wanted = [_as_list(read.remote(uri, num_buckets)) for uri in files.manifest]
     matched = [
         match.remote(
@@ -303,8 +241,10 @@ def _as_list(references: Any) -> list[Any]:
     return references if isinstance(references, list) else [references]
 
 
-def _check_task(uris: list[str], numbers: Sequence[int], model: str | None, num_buckets: int) -> tuple[Any, ...]:
-    report, parts = check_label_files(uris, numbers, model, num_buckets)
+def _check_task(
+    uris: list[str], numbers: Sequence[int], model: str | None, num_buckets: int, seals: Mapping[str, str]
+) -> tuple[Any, ...]:
+    report, parts = check_label_files(uris, numbers, model, num_buckets, seals)
     return (report, *parts)
 
 
@@ -318,18 +258,25 @@ def _match_task(names: Sequence[str], num_wanted: int, *parts: Any) -> Findings:
 
 
 def _manifest_ids(uri: str) -> _Int64:
-    filesystem, path = storage.filesystem_and_path(uri)
     try:
-        table = storage.patiently(uri, lambda: pq.read_table(path, filesystem=filesystem, columns=["image_id"]))
-        column = table.column("image_id")
-        ids: _Int64 = column.cast(pa.int64()).to_numpy()
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise StorageError(f"labels: cannot read image_id in the run's manifest {uri!r}: {error}") from error
+        content = storage.read_bytes(uri)
+        seal = seal_of(content)
+        if seal is not None and seal[0] != seal[1]:
+            raise StorageError("other content than when it was written")
+        table = pq.read_table(pa.BufferReader(content), columns=["image_id"])
+        ids: _Int64 = table.column("image_id").cast(pa.int64()).to_numpy()
+    except Exception as error:  # whatever Arrow makes of a torn file
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(f"labels: cannot read image_id in the run's manifest {uri!r}: {reason}") from error
     return ids
 
 
 def check_label_files(
-    uris: Sequence[str], numbers: Sequence[int], model: str | None, num_buckets: int
+    uris: Sequence[str],
+    numbers: Sequence[int],
+    model: str | None,
+    num_buckets: int,
+    seals: Mapping[str, str] | None = None,
 ) -> tuple[FileReport, list[IdPart]]:
     """Check the rows of some label files, and their ids by bucket.
 
@@ -338,38 +285,68 @@ def check_label_files(
         numbers: number of each file within the run.
         model: fingerprint of the run; None = any.
         num_buckets: parts to split the ids into.
+        seals: digests by uri that the run wrote down when it was finished, as far as it did.
     """
     report, ids_per_file = FileReport(), []
     for uri in uris:
-        found, ids = _check_file(uri, model)
+        found, ids = _check_file(uri, model, (seals or {}).get(uri, ""))
         named = tuple(replace(offence, file=uri) for offence in found.findings.first)
         report += replace(found, findings=Findings(found.findings.counts, named))
         ids_per_file.append(ids)
     return report, split_ids(ids_per_file, list(numbers), num_buckets)
 
 
-def _check_file(uri: str, model: str | None) -> tuple[FileReport, _Int64]:
+def _check_file(uri: str, model: str | None, expected_seal: str) -> tuple[FileReport, _Int64]:
     """Everything about one file; one that is damaged is an offence, not an error."""
     report, ids = FileReport(), [np.empty(0, np.int64)]
     try:
         # Whole, since a connection that breaks in the middle is no fault of the file: reading is tried again.
         content = storage.read_bytes(uri)
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
-            report += FileReport(_check_schema(file.schema_arrow))
-            if report.findings.counts:
-                return report, ids[0]
-            kind = "proposals" if "proposals" in file.schema_arrow.names else "detections"
-            categories = schema_categories(file.schema_arrow)
-            table = json.dumps([[category.id, category.name] for category in categories])
-            report += FileReport(tables=frozenset([table]), kinds=frozenset([kind]))
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
-                models = frozenset(batch.column("model").unique().to_pylist())
-                report += FileReport(check_rows(batch, categories, model), count_rows(batch), models)
-                ids.append(batch.column("image_id").to_numpy())
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        damage = " ".join(str(error).split())[:200]
+        report += _check_seal(content, expected_seal)
+        if report.findings.counts:
+            return report, ids[0]  # what damage has made of the rows, nobody wants to know
+        for part, part_ids in _read_rows(content, model):
+            report += part
+            ids.append(part_ids)
+    except Exception as error:  # whatever Arrow, or a rule, makes of content that is none of ours
+        damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         report += FileReport(one("unreadable file", damage, "a Parquet file of label rows"))
     return report, np.concatenate(ids)
+
+
+def _check_seal(content: bytes, expected: str) -> FileReport:
+    """The file is, bit by bit, what was written, and the one that the run had when it was finished."""
+    seal = seal_of(content)
+    if seal is None:
+        claims = expected or SEALED_KEY in (pq.read_metadata(pa.BufferReader(content)).metadata or {})
+        missing = one("content", "no SHA-256 in the file", "the one that was written into it")
+        return FileReport(missing) if claims else FileReport(unsealed=1)
+    written, computed = seal
+    if written != computed:
+        return FileReport(one("content", f"SHA-256 {computed:.16}...", f"{written:.16}..., as when it was written"))
+    if expected and written != expected:
+        return FileReport(one("content", f"SHA-256 {written:.16}...", f"{expected:.16}..., as in the finished run"))
+    return FileReport()
+
+
+def _read_rows(content: bytes, model: str | None) -> Iterator[tuple[FileReport, _Int64]]:
+    """What is found in the schema, then in some rows after the other."""
+    with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+        schema = FileReport(_check_schema(file.schema_arrow))
+        yield schema, np.empty(0, np.int64)
+        if schema.findings.counts:
+            return
+        kind = "proposals" if "proposals" in file.schema_arrow.names else "detections"
+        categories = schema_categories(file.schema_arrow)
+        table = json.dumps([[category.id, category.name] for category in categories])
+        yield FileReport(tables=frozenset([table]), kinds=frozenset([kind])), np.empty(0, np.int64)
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+            models = frozenset(str(name) for name in batch.column("model").unique().to_pylist())
+            ids = batch.column("image_id")
+            yield (
+                FileReport(check_rows(batch, categories, model), count_rows(batch), models),
+                ids.drop_null().to_numpy(),
+            )
 
 
 def _check_schema(schema: pa.Schema) -> Findings:
@@ -381,11 +358,13 @@ def _check_schema(schema: pa.Schema) -> Findings:
         expected = proposal_schema()
     findings = NOTHING_FOUND
     for column in expected:
-        if column.name not in schema.names:
-            findings += one("schema", f"no column {column.name!r}", "the columns of label records")
+        times = schema.names.count(column.name)
+        if times != 1:
+            got = f"no column {column.name!r}" if times == 0 else f"{times} columns {column.name!r}"
+            findings += one("schema", got, "the columns of label records")
         elif schema.field(column.name).type != column.type:
-            findings += one("schema", f"{column.name} of type {schema.field(column.name).type}", str(column.type))
-    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+            findings += one("schema", f"{column.name} of type {schema.field(column.name).type!s:.80}", str(column.type))
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
-        findings += one("schema version", version, f"{SCHEMA_VERSION}, as this release reads")
+        findings += one("schema version", f"{version:.40}", f"{SCHEMA_VERSION}, as this release reads")
     return findings

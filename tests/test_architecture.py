@@ -24,7 +24,7 @@ FORBIDDEN_OUTSIDE = {
 }
 RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_config.py")}
 CORE_LAYERS = (
-    {"errors", "printable", "config_checks", "config", "structures"},
+    {"errors", "printable", "category_names", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"kernels"},
     {"cpu_kernels"},  # they share the switch
@@ -35,6 +35,7 @@ CORE_LAYERS = (
 )
 SAME_LAYER = {
     ("config_checks", "errors"),
+    ("category_names", "errors"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
     ("evaluate_config", "report_config"),

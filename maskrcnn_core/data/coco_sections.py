@@ -10,8 +10,8 @@ and how to mend them. A fault of one image leaves this image out, where the read
 | annotation of an unknown image | left out, counted; refused where no annotation has a known one |
 | annotation of an unknown category | refused |
 | annotations with segments_info (panoptic) | refused |
-| no name of a category, or a number | its id, or that number, as text; null, lists and half characters: refused |
-| two categories of one name | told apart by their ids, "cell (1)" and "cell (2)", from here on |
+| name of a category missing, or a number | its id, or that number, as text; null, lists, half characters: refused |
+| two categories of one name | told apart by their ids wherever names are shown (`category_names`) |
 | no file_name, but a coco_url (LVIS v1) | the last two parts of the url: train2017/000000391895.jpg |
 | no name or no size of an image, or none that can be (0, -1, 10^9) | the image is left out where it is needed; refused
   where that leaves none |
@@ -24,7 +24,6 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.data.coco_values import number, shown, whole
 from maskrcnn_core.data.entry_faults import FaultList
 from maskrcnn_core.errors import AnnotationError
@@ -47,9 +46,9 @@ class CocoSections:
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
     Attributes:
-        images: clean entries by id, in file order: `id`, `file_name` unless names do not matter, `width` and `height`
-            where there are any, and LVIS' lists.
-        categories: clean entries in file order: `id`, `name`, `keypoints` where there are any, and LVIS' `frequency`.
+        images: clean entries by id, in file order: `id`, `file_name` unless names do not matter (`named_by_url` where
+            it comes from a `coco_url`), `width` and `height` where there are any, and LVIS' lists.
+        categories: clean entries in file order: `id`; `name`, `keypoints` and LVIS' `frequency` where there are any.
         faults: of single images.
         left_out: ids of images that cannot be used.
     """
@@ -89,7 +88,8 @@ class CocoSections:
             self._leave_out(image_id, f"{sides}, expected whole numbers above 0")
         else:
             image: CocoDict = {"id": image_id}
-            image |= {"file_name": name} if self._names and name else {}
+            if self._names and name:
+                image |= {"file_name": name} | ({} if entry.get("file_name") else {"named_by_url": True})
             image |= {} if size is None else {"width": size[0], "height": size[1]}
             image |= {key: _ids_in(entry[key]) for key in _FEDERATED if isinstance(entry.get(key), list)}
             self.images[image_id] = image
@@ -105,12 +105,14 @@ class CocoSections:
             self._refuse(f"category {category_id}: duplicate id")
             return
         self._category_ids.add(category_id)
-        name = entry.get("name", category_id)
-        name = f"{name:g}" if type(name) in (int, float) and number(name) is not None else name
-        if not isinstance(name, str) or not _is_text(name):
-            self._refuse(f"category {category_id}: name {shown(name)}, expected text")
-            return
-        category = {"id": category_id, "name": name}
+        category: CocoDict = {"id": category_id}
+        if "name" in entry:
+            name = entry["name"]
+            name = f"{name:g}" if type(name) in (int, float) and number(name) is not None else name
+            if not isinstance(name, str) or not _is_text(name):
+                self._refuse(f"category {category_id}: name {shown(name)}, expected text")
+                return
+            category["name"] = name
         if entry.get("keypoints"):
             self._add_keypoints(category, entry["keypoints"])
         if isinstance(entry.get("frequency"), str):
@@ -136,7 +138,6 @@ class CocoSections:
         self._require_sound("entries", "correct these images and categories, or remove them")
         if not self.categories:
             raise AnnotationError("section 'categories' is empty, expected at least one category")
-        self._tell_names_apart()
         for one in self._doubled_ids():
             self._refuse(f"annotation {one}: duplicate id", "annotation")
         for category_id, annotation_id in self._strange.items():
@@ -241,11 +242,6 @@ class CocoSections:
             rest = self._number_wrong[group] - len(first)
             more = f"; ... and {rest} more" if rest else ""
             raise AnnotationError(f"{'; '.join(first)}{more}. To mend: {mend}.")
-
-    def _tell_names_apart(self) -> None:
-        names = distinct_names({category["id"]: category["name"] for category in self.categories})
-        for category in self.categories:
-            category["name"] = names[category["id"]]
 
 
 def read_images(document: Any) -> list[CocoDict]:

@@ -29,15 +29,6 @@ from maskrcnn_core.structures import Proposals
 ROWS_PER_GROUP = 16
 """Images of a row group: reading one image costs reading so many, a millisecond or so with 1000 proposals each."""
 
-PROPOSALS_TYPE = pa.list_(
-    pa.struct(
-        [
-            pa.field("bbox", pa.list_(pa.float32()), nullable=False),
-            pa.field("score", pa.float32(), nullable=False),
-        ]
-    )
-)
-
 _INDEX_COLUMNS = ("image_id", "status")
 _READ_COLUMNS = ("width", "height", "proposals")
 _MOST_GROUP_BYTES = 64 << 20

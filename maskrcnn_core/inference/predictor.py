@@ -143,7 +143,7 @@ class Predictor:
         contents = []
         for place, source in enumerate(sources):
             try:
-                contents.append(bytes_or_pixels(source))
+                contents.append(bytes_or_pixels(source, apply_exif=self.settings.apply_exif))
             except ImageError as error:
                 raise failure(place, error) from None
         results = []

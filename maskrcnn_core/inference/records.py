@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskrcnn_core.config import Category
+from maskrcnn_core.errors import StorageError
 
 SCHEMA_VERSION = "1"
 _METADATA_VERSION_KEY = b"maskrcnn.schema_version"
@@ -88,9 +91,43 @@ def record_schema(categories: Sequence[Category]) -> pa.Schema:
 
 
 def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
-    """The category table that `record_schema` stored; empty if the file carries none."""
+    """The category table that `record_schema` stored; empty if the file carries none.
+
+    Raises:
+        StorageError: the metadata holds something else there; says nothing of the file.
+    """
     stored = (schema.metadata or {}).get(_METADATA_CATEGORIES_KEY)
-    return tuple(Category(**entry) for entry in json.loads(stored)) if stored else ()
+    if not stored:
+        return ()
+    try:
+        found = tuple(_category(entry) for entry in json.loads(stored))
+        if len({category.id for category in found}) == len(found):
+            return found
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise StorageError(
+        f"its metadata have {stored[:60]!r} as {_METADATA_CATEGORIES_KEY.decode()}, expected a JSON list of "
+        'categories such as {"id": 1, "name": "person"}, each id once'
+    )
+
+
+def _category(entry: Any) -> Category:
+    number, name = entry["id"], entry["name"]
+    if type(number) is not int or abs(number) >= 1 << 31 or not isinstance(name, str):
+        raise TypeError(entry)
+    return Category(number, name.encode("utf-8", "replace").decode())  # JSON may hold halves of characters
+
+
+def require_version(schema: pa.Schema) -> None:
+    """A file without a version is taken for one of this release's.
+
+    Raises:
+        StorageError: another version; says nothing of the file.
+    """
+    version = (schema.metadata or {}).get(_METADATA_VERSION_KEY, SCHEMA_VERSION.encode())
+    if version != SCHEMA_VERSION.encode():
+        shown = version[:20].decode("utf-8", "replace")
+        raise StorageError(f"label schema version {shown}; this release reads {SCHEMA_VERSION}")
 
 
 def records_to_table(
@@ -152,3 +189,23 @@ def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
             for found in row["detections"]
         ),
     )
+
+
+def with_category_ids(rows: pa.RecordBatch, ids: Mapping[int, int]) -> pa.RecordBatch:
+    """The same rows with other category ids.
+
+    Args:
+        rows: label records with `detections`, none of them null.
+        ids: id there -> id wanted, as far as they differ.
+    """
+    if not ids:
+        return rows
+    lists = rows.column("detections")
+    structs, lengths = pc.list_flatten(lists), pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    present, place = np.unique(structs.field("category_id").to_numpy(zero_copy_only=False), return_inverse=True)
+    wanted = np.array([ids.get(number, number) for number in present.tolist()], np.int32)[place]
+    fields = [structs.type.field(index) for index in range(structs.type.num_fields)]
+    columns = [pa.array(wanted) if one.name == "category_id" else structs.field(one.name) for one in fields]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    changed = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields), type=lists.type)
+    return rows.set_column(rows.schema.get_field_index("detections"), "detections", changed)

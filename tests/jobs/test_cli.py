@@ -88,7 +88,13 @@ def test_categories_in_a_file(tmp_path: Path) -> None:
         (["--train.schedule", "x"], "train.schedule: got x, expected one of step, cosine"),
         (["--train.decay_steps", "[1,x]"], "train.decay_steps: got x, expected a list, each a whole number"),
         (["--model.input.mean", "[1,2]"], "model.input.mean: got [1, 2], expected a list of 3, each a number"),
-        (["--train.steps"], "argument --train.steps: expected one argument"),
+        (["--train.steps"], "--train.steps: no value given, expected a whole number"),
+        (["--train.use_gpu"], "--train.use_gpu: no value given, expected true or false"),
+        (["--train.step", "10"], "--train.step is not an option; did you mean --train.steps?"),
+        (["--train.accum=3"], "--train.accum is not an option; did you mean --train.accumulate?"),
+        (["--train.lear", "0.5"], "--train.lear is not an option; did you mean --train.learning_rate?"),
+        (["--out", "x"], "--out is not an option; did you mean --output?"),
+        (["--conf", "x.yaml"], "--conf is not an option; did you mean --config?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: the file of --config cannot be read (No such file or directory)"),
         (
             ["--model", "nowhere.yaml"],
@@ -127,6 +133,40 @@ def test_a_mistake_in_a_file_names_the_file(
     path = write_yaml(tmp_path, text)
     assert run_train(["--config", path]) == (2, [])
     assert capsys.readouterr().err == f"error: {path}: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, ": line 1: more than 50 lists or sections within each other"),
+        ("{a: " * 5000, ": line 1: more than 50 lists or sections within each other"),
+        ("train: {steps: " + "9" * 5000 + "}", "a setting cannot be read: "),
+        ('init: "a\\0b"', ": init: got 'a\\x00b', expected text without the character NUL"),
+        ('init: "a\\ud800b"', ": "),
+    ],
+    ids=["lists", "sections", "digits", "nul", "half a character"],
+)
+def test_hostile_settings_are_one_line_and_soon(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    assert run_train(["--config", write_yaml(tmp_path, text)]) == (2, [])
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("argument", ["[" * 5000, "9" * 5000, "{a: " * 5000, "\udce9"])
+def test_hostile_arguments_are_one_line(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("--train.steps", "--train.decay_steps", "--init"):
+        code, runs = run_train([name, argument])
+        err = capsys.readouterr().err
+        assert (code, err.count("\n")) in ((2, 1), (0, 0)), (name, err[:300])
+        assert len(err) < 1000
+        assert runs == [] or name == "--init"
 
 
 def test_a_mistake_in_an_argument_does_not_blame_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +230,7 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
         raise KeyboardInterrupt
 
     assert run_job(EvaluateRun, action, prog="x", argv=["--labels", "a", "--annotations", "b"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "interrupted: the same command starts afresh\n"
 
 
 def test_help_loads_nothing_heavy() -> None:

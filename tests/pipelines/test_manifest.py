@@ -215,8 +215,8 @@ def test_parquet_manifest_keeps_ids_and_resolves_names_beside_it(tmp_path: Path,
     [
         ({"path": ["a"]}, "expected `uri`"),
         ({"uri": pa.array([], pa.string())}, "no rows"),
-        ({"uri": ["a", None]}, "no text"),
-        ({"uri": ["a"], "image_id": ["x"]}, "no integer"),
+        ({"uri": ["a", None]}, "row 2: uri is 'None', expected text"),
+        ({"uri": ["a"], "image_id": ["x"]}, "row 1: image_id is 'x', expected a whole number"),
         ({"uri": ["a", "a"]}, "twice"),
         ({"uri": ["a", "b"], "image_id": [1, 1]}, "image id 1 twice"),
     ],
@@ -313,7 +313,7 @@ def test_csv_with_a_uri_column(tmp_path: Path, build: Build) -> None:
     with pytest.raises(AnnotationError, match="expected a column uri"):
         build(tmp_path / "list.csv")
     (tmp_path / "list.csv").write_text("uri,image_id\na.jpg,x\n")
-    with pytest.raises(AnnotationError, match="'x'; expected a whole number"):
+    with pytest.raises(AnnotationError, match="row 1: image_id is 'x', expected a whole number"):
         build(tmp_path / "list.csv")
 
 

@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_rows(files: tuple[Path, Path, Path]) -> None:
         for image in document["images"]
     }
     scan = RowScan(PicturesConfig(), objects, {entry["id"]: entry["name"] for entry in document["categories"]})
-    scan_labels(str(files[0]), scan)
+    scan_labels(str(files[0]), scan, {})
     records = {row["image_id"]: record_from_row(row) for row in rows(files)}
     found = [(one, matched) for image_id in objects for one, matched in _matches(records[image_id], objects[image_id])]
     assert dict(scan.tally.statuses) == {"ok": 6, "missing": 1}
@@ -91,7 +91,7 @@ def test_the_size_of_the_parts_changes_nothing(
 ) -> None:
     def scanned() -> list:
         scan = RowScan(PicturesConfig(per_gallery=2), None, {})
-        scan_labels(str(files[0]), scan)
+        scan_labels(str(files[0]), scan, {})
         kinds = ("crowded", "sure", "unsure")
         return [scan.scores(), scan.sizes(), scan.per_image(), scan.categories(), *map(scan.galleries.chosen, kinds)]
 
@@ -103,9 +103,9 @@ def test_the_size_of_the_parts_changes_nothing(
 def test_rows_are_found_again(files: tuple[Path, Path, Path]) -> None:
     for part in sorted((files[0] / "labels").iterdir()):
         for number, row in enumerate(pq.read_table(part).to_pylist()):
-            assert read_row(Place(str(part), number)) == row
+            assert read_row(Place(str(part), number), {}) == row
     with pytest.raises(StorageError, match="row 99 is gone"):
-        read_row(Place(str(part), 99))
+        read_row(Place(str(part), 99), {})
 
 
 def candidate(category_id: int, interest: float) -> Candidate:
