@@ -1,11 +1,16 @@
 """Train a detector on COCO-format data with Ray Train: one function, `train`.
 
-Everything that a user can get wrong is checked here before Ray starts. The same command again resumes a run that was
-cut off, from its last checkpoint, with the numbers of an unbroken one; a finished run is left alone.
+Everything that a user can get wrong is checked here before the folder of the run is claimed, and what can be, before
+Ray starts. The same command again resumes a run that was cut off, from its last checkpoint, with the numbers of an
+unbroken one; a finished run is left alone, unless `train.steps` has grown.
 """
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,8 +26,10 @@ from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage
+from pipelines.checkpoint_store import list_checkpoints
 from pipelines.data_summary import check_images, summarize, write_data_summary
 from pipelines.evaluation import read_annotations
+from pipelines.lost_processes import why_lost
 from pipelines.proposal_files import check_proposal_settings, proposals_of
 from pipelines.training_output import (
     checkpoint_uri,
@@ -30,13 +37,21 @@ from pipelines.training_output import (
     initial_checkpoints,
     is_claimed,
     read_summary,
+    release,
+    require_free,
+    resume_uri,
     take_over,
     write_summary,
 )
-from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
+from pipelines.training_progress import Interrupted, TrainingEvent, WorkersLost, forwarded, start_progress_log
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
+_READ_BYTES = 1 << 22
+
+# Within what a scheduler grants between SIGTERM and SIGKILL (Kubernetes: 30 seconds).
+_SAVE_SECONDS = 20.0
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -77,26 +92,62 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     Raises:
         UserError: settings, data or output are not usable (before anything starts), or an image or annotation turned
             out to be while training.
-        ray.train.TrainingFailedError: workers were lost more often than `train.max_failures`, or a bug.
+            Lost more often than `train.max_failures`, workers are such a mistake too.
+        KeyboardInterrupt: the run was interrupted; its text says where the same call goes on.
+        ray.train.TrainingFailedError: a bug.
     """
     run = _with_absolute_paths(run)
+    require_free(run.output)
     run = replace(run, model=replace(run.model, categories=check_data(run)))
-    if not is_claimed(run.output):  # a run that goes on has been looked at, and no longer needs what it started from
+    content = _digests(run)
+    if is_claimed(run.output):
+        claim(run, content)
+        if (finished := read_summary(run.output)) is not None:
+            return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
+    else:  # a run that goes on has been looked at, and no longer needs what it started from
         _check_images(run)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
-    is_new = not is_claimed(run.output)
-    claim(run)
-    if is_new:
-        _describe_data(run)
-    if (finished := read_summary(run.output)) is not None:
-        return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
     with cluster.connect(run.cluster):
         _check_cluster(run)
-        result = _fit(run, take_over(run.output), on_progress)
+        is_new = claim(run, content)
+        owner = take_over(run.output)
+        with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
+            if is_new:
+                _describe_data(run)
+            result = _fit(run, owner, on_progress)
     summary = _summary(run, result)
     write_summary(run.output, asdict(summary))
     return summary
+
+
+@contextlib.contextmanager
+def _released_after_a_mistake(output: str, owner: str) -> Iterator[None]:
+    """A folder that was new is as new after a mistake that was found before anything was learnt."""
+    try:
+        yield
+    except UserError:
+        release(output, owner)
+        raise
+
+
+def _digests(run: TrainRun) -> dict[str, str]:
+    """What the annotation and proposal files hold, by the names of their settings: they may move."""
+    found = {}
+    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if source.annotations:
+            found[f"{name}.annotations"] = _sha256(source.annotations)
+        if (proposals := proposals_of(source, name)) is not None:
+            found[f"{name}.proposals"] = str(proposals.fingerprint)
+    return found
+
+
+def _sha256(uri: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_stream(uri) as read:
+        while piece := read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_data(run: TrainRun) -> tuple[Category, ...]:
@@ -249,25 +300,97 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
+            callbacks=[_Notices(progress)],
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": cluster.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
-    mistake: UserError | None = None
-    result: Any = None
     with forwarded(progress, on_progress):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError:
-            mistake = ray.get(progress.mistake.remote())
-            if mistake is None:
-                raise
-    mistake = mistake or ray.get(progress.mistake.remote())
+        result = _result_of(trainer, progress, run.output)
+    mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
     assert isinstance(result.return_value, WorkerResult)
     return result.return_value
+
+
+def _result_of(trainer: Any, progress: Any, output: str) -> Any:
+    """What the trainer returns, or None where the user's mistake has ended it.
+
+    It runs in a thread of its own: outside of the main thread Ray Train leaves the signals alone, which it would answer
+    with an end in the middle of a step.
+    """
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # raised again below
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        if not _saved_in_time(thread, progress) or not outcome:
+            raise KeyboardInterrupt(_where_it_resumes(output)) from None
+        value = outcome[0].return_value
+        if isinstance(value, WorkerResult) and not value.is_finished:
+            raise KeyboardInterrupt(f"at step {value.state.step}; the same command resumes there") from None
+    if failure:
+        if ray.get(progress.mistake.remote()) is not None:
+            return None
+        if (reason := why_lost(failure[0])) is not None:
+            raise UserError(f"the training workers were lost: {reason}; {_resumption(output)}") from failure[0]
+        raise failure[0]
+    return outcome[0]
+
+
+def _saved_in_time(thread: threading.Thread, progress: Any) -> bool:
+    """Asks the workers to save and end; whether they have, within the time that there is."""
+    until = time.monotonic() + _SAVE_SECONDS
+    if not ray.get(progress.stop.remote(), timeout=_SAVE_SECONDS):
+        return False
+    progress.add.remote(Interrupted(_SAVE_SECONDS))
+    while thread.is_alive() and time.monotonic() < until:
+        thread.join(_POLL_SECONDS)
+    return not thread.is_alive()
+
+
+def _where_it_resumes(output: str) -> str:
+    """The end of `interrupted ...` where no checkpoint could be made just now."""
+    stored = list_checkpoints(resume_uri(output))
+    return (
+        f"after the checkpoint of step {stored[0].step}; {_resumption(output)}"
+        if stored
+        else ("before the first checkpoint; the same command starts from the beginning")
+    )
+
+
+def _resumption(output: str) -> str:
+    stored = list_checkpoints(resume_uri(output))
+    return (
+        f"the same command resumes after step {stored[0].step}"
+        if stored
+        else ("nothing was saved yet: the same command starts from the beginning")
+    )
+
+
+class _Notices(ray.train.UserCallback):
+    """Tells the driver why workers are started anew; runs on Ray Train's controller."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """See `UserCallback`."""
+        error = next(iter(worker_exceptions.values()))
+        reason = why_lost(error) or str(error).strip().rsplit("\n", 1)[-1]
+        self._progress.add.remote(WorkersLost(reason[:300]))
 
 
 def _num_workers(run: TrainRun) -> int | tuple[int, int]:
