@@ -1,5 +1,6 @@
 """What Ray reports when processes, machines or memory are lost, and what full disks look like, in a sentence."""
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Iterator
@@ -91,10 +92,8 @@ def as_write_error(error: BaseException, folder: Path, output: str) -> BaseExcep
     ):
         return error
     is_full = any(part in text for part in _NO_ROOM_TEXTS) or getattr(error, "errno", None) in _NO_ROOM
-    try:
+    with contextlib.suppress(OSError):
         is_full = is_full or shutil.disk_usage(folder.parent).free < _LITTLE_ROOM
-    except OSError:
-        pass
     return no_room(output) if is_full else StorageError(f"{output}: a checkpoint cannot be written: {text}")
 
 

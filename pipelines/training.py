@@ -8,11 +8,8 @@ unbroken one; a finished run is left alone, unless `train.steps` has grown.
 import contextlib
 import hashlib
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import ray
 import ray.train
@@ -26,10 +23,8 @@ from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage
-from pipelines.checkpoint_store import list_checkpoints
 from pipelines.data_summary import check_images, summarize, write_data_summary
 from pipelines.evaluation import read_annotations
-from pipelines.lost_processes import why_lost
 from pipelines.proposal_files import check_proposal_settings, proposals_of
 from pipelines.training_output import (
     checkpoint_uri,
@@ -39,19 +34,15 @@ from pipelines.training_output import (
     read_summary,
     release,
     require_free,
-    resume_uri,
     take_over,
     write_summary,
 )
-from pipelines.training_progress import Interrupted, TrainingEvent, WorkersLost, forwarded, start_progress_log
+from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
+from pipelines.training_supervision import Notices, result_of
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
 _READ_BYTES = 1 << 22
-
-# Within what a scheduler grants between SIGTERM and SIGKILL (Kubernetes: 30 seconds).
-_SAVE_SECONDS = 20.0
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -300,97 +291,19 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[_Notices(progress)],
+            callbacks=[Notices(progress)],
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": cluster.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
     with forwarded(progress, on_progress):
-        result = _result_of(trainer, progress, run.output)
+        result = result_of(trainer, progress, run.output)
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
     assert isinstance(result.return_value, WorkerResult)
     return result.return_value
-
-
-def _result_of(trainer: Any, progress: Any, output: str) -> Any:
-    """What the trainer returns, or None where the user's mistake has ended it.
-
-    It runs in a thread of its own: outside of the main thread Ray Train leaves the signals alone, which it would answer
-    with an end in the middle of a step.
-    """
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit())
-        except BaseException as error:  # raised again below
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        if not _saved_in_time(thread, progress) or not outcome:
-            raise KeyboardInterrupt(_where_it_resumes(output)) from None
-        value = outcome[0].return_value
-        if isinstance(value, WorkerResult) and not value.is_finished:
-            raise KeyboardInterrupt(f"at step {value.state.step}; the same command resumes there") from None
-    if failure:
-        if ray.get(progress.mistake.remote()) is not None:
-            return None
-        if (reason := why_lost(failure[0])) is not None:
-            raise UserError(f"the training workers were lost: {reason}; {_resumption(output)}") from failure[0]
-        raise failure[0]
-    return outcome[0]
-
-
-def _saved_in_time(thread: threading.Thread, progress: Any) -> bool:
-    """Asks the workers to save and end; whether they have, within the time that there is."""
-    until = time.monotonic() + _SAVE_SECONDS
-    if not ray.get(progress.stop.remote(), timeout=_SAVE_SECONDS):
-        return False
-    progress.add.remote(Interrupted(_SAVE_SECONDS))
-    while thread.is_alive() and time.monotonic() < until:
-        thread.join(_POLL_SECONDS)
-    return not thread.is_alive()
-
-
-def _where_it_resumes(output: str) -> str:
-    """The end of `interrupted ...` where no checkpoint could be made just now."""
-    stored = list_checkpoints(resume_uri(output))
-    return (
-        f"after the checkpoint of step {stored[0].step}; {_resumption(output)}"
-        if stored
-        else ("before the first checkpoint; the same command starts from the beginning")
-    )
-
-
-def _resumption(output: str) -> str:
-    stored = list_checkpoints(resume_uri(output))
-    return (
-        f"the same command resumes after step {stored[0].step}"
-        if stored
-        else ("nothing was saved yet: the same command starts from the beginning")
-    )
-
-
-class _Notices(ray.train.UserCallback):
-    """Tells the driver why workers are started anew; runs on Ray Train's controller."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """See `UserCallback`."""
-        error = next(iter(worker_exceptions.values()))
-        reason = why_lost(error) or str(error).strip().rsplit("\n", 1)[-1]
-        self._progress.add.remote(WorkersLost(reason[:300]))
 
 
 def _num_workers(run: TrainRun) -> int | tuple[int, int]:

@@ -27,7 +27,7 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.train_config import TrainRun
 from pipelines import storage
 from pipelines.checkpoint_store import copy_file, list_checkpoints
-from pipelines.run_files import object_bytes, read_object
+from pipelines.run_files import read_object
 
 _FREE_TO_CHANGE = (
     "cluster.",
@@ -131,7 +131,7 @@ def require_free(output: str) -> None:
         raise StorageError(f"{output}: holds checkpoints but no run.json; expected a new or empty folder")
 
 
-def claim(run: TrainRun, content: Mapping[str, str]) -> bool:
+def claim(run: TrainRun, content: Mapping[str, str] | None = None) -> bool:
     """Create run.json, or compare it with the run that owns the folder, which then takes over what may change.
 
     Args:
@@ -147,8 +147,9 @@ def claim(run: TrainRun, content: Mapping[str, str]) -> bool:
     """
     require_free(run.output)
     uri = storage.join(run.output, "run.json")
-    settings: dict[str, Any] = json.loads(json.dumps({**asdict(run), _CONTENT: dict(content)}))
-    if storage.create_bytes(uri, object_bytes(settings)):
+    settings: dict[str, Any] = json.loads(json.dumps({**asdict(run), _CONTENT: dict(content or {})}))
+    written = json.dumps(settings, indent=2).encode()
+    if storage.create_bytes(uri, written):
         return True
     stored = read_object(uri, {"train": dict, "data": dict}, _MEND)
     owner, ours = _flat(stored), _flat(settings)
@@ -161,7 +162,7 @@ def claim(run: TrainRun, content: Mapping[str, str]) -> bool:
     if _grows(owner, ours):  # what was finished no longer is
         storage.delete_file(storage.join(run.output, "summary.json"))
     if owner != ours:
-        storage.write_bytes_atomically(uri, object_bytes(settings))
+        storage.write_bytes_atomically(uri, written)
     return False
 
 
@@ -289,4 +290,4 @@ def read_summary(output: str) -> dict[str, Any] | None:
 
 def write_summary(output: str, summary: Mapping[str, Any]) -> None:
     """Mark the run as finished."""
-    storage.write_bytes_atomically(storage.join(output, "summary.json"), object_bytes(summary))
+    storage.write_bytes_atomically(storage.join(output, "summary.json"), json.dumps(summary, indent=2).encode())

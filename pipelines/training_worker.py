@@ -76,7 +76,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> WorkerResult | None:
     A `UserError` is recorded with the driver first: the group that Ray starts in place of the failed one finds it
     there and leaves, because no restart would mend it. So is a full disk, whoever noticed it.
     """
-    run, progress = config["worker"].run, config["worker"].progress
+    progress = config["worker"].progress
     if ray.get(progress.mistake.remote()) is not None:
         return None
     try:

@@ -90,7 +90,8 @@ def test_summary_names_the_checkpoint_and_the_next_commands() -> None:
         "finished: 600 steps, 2400 images in 685 s (3.50 images/s), best AP 0.300 at step 200",
         "checkpoint: runs/one/checkpoints/best",
         "next:",
-        "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json --output runs/one-labels",
+        "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json "
+        "--image_root 'data/val images' --output runs/one-labels",
         "  python -m jobs.evaluate --labels runs/one-labels --annotations data/val.json",
     ]
 
