@@ -1,5 +1,6 @@
 """Convert a checkpoint: `python -m jobs.convert --source FILE --output FOLDER`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ def run(settings: ConvertRun) -> int:
     print(f"checkpoint: {settings.output} ({', '.join(parts)}; {len(config.categories)} categories)")
     needs = "" if config.rpn.enabled else " --proposals URI"
     needs += "" if config.box_head.enabled else " --label.record proposals"
-    print(f"next:\n  python -m jobs.label --checkpoint {settings.output} --images FOLDER --output FOLDER{needs}")
+    checkpoint = shlex.quote(settings.output)
+    print(f"next:\n  python -m jobs.label --checkpoint {checkpoint} --images FOLDER --output FOLDER{needs}")
     return 0
 
 

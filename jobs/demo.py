@@ -93,7 +93,8 @@ def _closing_lines(scores: "CocoScores", checkpoint: str, labels: str, sheet: st
         "  python -m jobs.train --config jobs/configs/mask_rcnn_lite0_fpn.yaml \\",
         "      --data.train.images IMAGES --data.train.annotations TRAIN.json \\",
         "      --data.val.images IMAGES --data.val.annotations VAL.json --output runs/mine",
-        "  python -m jobs.label --checkpoint runs/mine/checkpoints/best --images IMAGES --output runs/labelled",
+        "  python -m jobs.label --checkpoint runs/mine/checkpoints/best --images VAL.json --image_root IMAGES \\",
+        "      --output runs/labelled",
         "  python -m jobs.evaluate --labels runs/labelled --annotations VAL.json",
     ]
 

@@ -83,12 +83,13 @@ def _ok_first(entry: tuple[str, int]) -> tuple[bool, int, str]:
 
 def _next_commands(settings: LabelRun) -> list[str]:
     output = shlex.quote(settings.output)
-    annotations = settings.images if settings.images.lower().endswith(".json") else "ANNOTATIONS.json"
-    return [
-        "next:",
-        f"  python -m jobs.verify --labels {output}",
-        f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(annotations)}",
-    ]
+    lines = ["next:", f"  python -m jobs.verify --labels {output}"]
+    if settings.images.lower().endswith(".json"):  # only there the rows have the ids of annotations
+        lines.append(f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(settings.images)}")
+    elif settings.label.record == "detections":
+        page = shlex.quote(f"{settings.output.rstrip('/')}-report")
+        lines.append(f"  python -m jobs.report --labels {output} --output {page}")
+    return lines
 
 
 @contextmanager
