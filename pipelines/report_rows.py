@@ -25,7 +25,7 @@ from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates,
 from maskrcnn_core.report_config import PicturesConfig
 from pipelines import storage
 from pipelines.label_files import label_files
-from pipelines.label_tally import NOTHING, Tally, tally_rows
+from pipelines.label_output import NOTHING, Tally, tally_rows
 
 _COLUMNS = ("image_id", "uri", "width", "height", "status", "error", "detections", "model")
 _ROWS_AT_ONCE = 256
