@@ -88,12 +88,12 @@ def connect(
         return
     with _environment():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
-        with _stderr_unless_failed():
-            if address:
-                _join(address, worker_logs, environment or {})
-            else:
-                _start(cluster.num_cpus, worker_logs)
         try:
+            with _stderr_unless_failed():
+                if address:
+                    _join(address, worker_logs, environment or {})
+                else:
+                    _start(cluster.num_cpus, worker_logs)
             yield
         finally:
             ray.shutdown()

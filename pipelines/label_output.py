@@ -150,6 +150,21 @@ def read_footer(uri: str) -> tuple[Tally, str]:
     return tally, seal_in(metadata)
 
 
+def are_readable(uris: Sequence[str]) -> list[bool]:
+    """Whether each of many files is a whole label file, as far as its footer tells."""
+
+    def is_readable(uri: str) -> bool:
+        try:
+            read_footer(uri)
+        except StorageError:
+            storage.read_bytes(uri)  # a file that cannot be reached is not a torn one
+            return False
+        return True
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return list(pool.map(is_readable, uris))
+
+
 def read_footers(uris: Sequence[str]) -> list[tuple[Tally, str]]:
     """`read_footer` of many files at once."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:

@@ -22,7 +22,7 @@ from pipelines import label_run, storage
 from pipelines.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.cluster import connect, nodes, on_cluster, unwrapped_errors
 from pipelines.label_execution import Detector, label_on_cluster
-from pipelines.label_output import NOTHING, FailedImage, Tally, labels_folder, read_footers, read_tally
+from pipelines.label_output import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress
 from pipelines.label_run import LabelFile, RunIdentity
@@ -198,18 +198,18 @@ def _lost_files(output: str, manifest: Manifest) -> bool:
     sizes = label_run.label_sizes(output)
     done, todo = label_run.chunks_done(output, manifest, rows, sizes)
     known = label_run.finished_files(output) or {}
-    torn = [chunk for chunk in done if chunk.name in known and sizes[chunk.name] != known[chunk.name].size]
-    for chunk in torn:
+    doubtful = [chunk for chunk in done if chunk.name not in known or sizes[chunk.name] != known[chunk.name].size]
+    uris = [chunk.uri(output) for chunk in doubtful]
+    torn = {uri for uri, is_whole in zip(uris, are_readable(uris), strict=True) if not is_whole}
+    for chunk in doubtful:
         uri = chunk.uri(output)
-        try:
-            read_tally(uri)
-        except StorageError:
+        if uri in torn:
             storage.delete_file(uri)
-            continue
-        raise StorageError(
-            f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
-            "finished; put the former file back, or delete it to label it again"
-        )
+        elif chunk.name in known:
+            raise StorageError(
+                f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
+                "finished; put the former file back, or delete it to label it again"
+            )
     return bool(todo or torn)
 
 

@@ -1,7 +1,6 @@
 """What the process that started a training run does meanwhile: waits, hears signals, says why workers were lost."""
 
 import threading
-import time
 from typing import Any
 
 import ray
@@ -36,20 +35,22 @@ def result_of(trainer: Any, progress: Any, output: str) -> Any:
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
+    ended = threading.Event()  # a thread whose `join` was interrupted seems dead to Python 3.11
 
     def fit() -> None:
         try:
             outcome.append(trainer.fit())
         except BaseException as error:  # raised again below
             failure.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        while not ended.wait(_POLL_SECONDS):
+            pass
     except KeyboardInterrupt:
-        if not _saved_in_time(thread, progress) or not outcome:
+        if not _saved_in_time(ended, progress) or not outcome:
             raise KeyboardInterrupt(_where_it_resumes(output)) from None
         value = outcome[0].return_value
         if isinstance(value, WorkerResult) and not value.is_finished:
@@ -63,15 +64,12 @@ def result_of(trainer: Any, progress: Any, output: str) -> Any:
     return outcome[0]
 
 
-def _saved_in_time(thread: threading.Thread, progress: Any) -> bool:
+def _saved_in_time(ended: threading.Event, progress: Any) -> bool:
     """Asks the workers to save and end; whether they have, within the time that there is."""
-    until = time.monotonic() + _SAVE_SECONDS
     if not ray.get(progress.stop.remote(), timeout=_SAVE_SECONDS):
         return False
     progress.add.remote(Interrupted(_SAVE_SECONDS))
-    while thread.is_alive() and time.monotonic() < until:
-        thread.join(_POLL_SECONDS)
-    return not thread.is_alive()
+    return ended.wait(_SAVE_SECONDS)
 
 
 def _where_it_resumes(output: str) -> str:
