@@ -17,6 +17,7 @@ import ray.exceptions
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.errors import ConfigError, UserError
+from pipelines.lost_processes import why_lost
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
 # reads that would feed it wait forever. Logical CPUs cost nothing; threads are set to the physical cores.
@@ -87,12 +88,12 @@ def connect(
         return
     with _environment():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
-        with _stderr_unless_failed():
-            if address:
-                _join(address, worker_logs, environment or {})
-            else:
-                _start(cluster.num_cpus, worker_logs)
         try:
+            with _stderr_unless_failed():
+                if address:
+                    _join(address, worker_logs, environment or {})
+                else:
+                    _start(cluster.num_cpus, worker_logs)
             yield
         finally:
             ray.shutdown()
@@ -100,7 +101,8 @@ def connect(
 
 @contextmanager
 def unwrapped_errors() -> Iterator[None]:
-    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
+    """A user's mistake that a worker found is raised as itself, not as Ray's report of it; processes that were lost
+    are one line as well."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -110,6 +112,11 @@ def unwrapped_errors() -> Iterator[None]:
             if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
                 raise copy.copy(cause) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
+        if (reason := why_lost(error)) is not None:
+            raise UserError(
+                f"the workers were lost: {reason}; the same command goes on where it stopped (with fewer workers, or "
+                "smaller batches, they need less memory)"
+            ) from error
         raise
 
 

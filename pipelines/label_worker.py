@@ -30,9 +30,8 @@ from pipelines import storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk
+from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
 from pipelines.label_progress import Board, Work
-from pipelines.label_tally import Tally, read_labels, read_tally, write_labels
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
 from pipelines.reading_threads import Call, ReadingThreads

@@ -23,7 +23,7 @@ from maskrcnn_core.report.content import CategoryCount, ExampleKind, Histogram
 from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates, match_objects, unjudged_candidates
 from maskrcnn_core.report_config import PicturesConfig
 from pipelines.label_files import RECORD_COLUMNS, label_files, open_label_file
-from pipelines.label_tally import NOTHING, Tally, tally_rows
+from pipelines.label_output import NOTHING, Tally, tally_rows
 
 _ROWS_AT_ONCE = 256
 _SCORE_BINS = 40

@@ -17,7 +17,7 @@ from maskrcnn_core.inference.records import record_schema, records_to_table
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import labelling, manifest, storage
-from pipelines.label_tally import write_labels
+from pipelines.label_output import write_labels
 from pipelines.manifest import Manifest, build_manifest, open_manifest
 from pipelines.source import open_source
 from pipelines.verification import check_label_files, verify
