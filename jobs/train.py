@@ -34,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
-    for remark in settings.train.schedule_remarks:
-        print(f"note: {remark}", file=sys.stderr)
     print("\n".join(summary_lines(settings, train_with_progress(settings))))
     return 0
 
@@ -45,7 +43,17 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
     from pipelines.training import train
 
     watch = _with_bar if sys.stdout.isatty() else _with_lines
-    return watch(lambda show: train(settings, show))
+    return watch(lambda show: train(settings, lambda event: _show_with_remarks(event, settings, show)))
+
+
+def _show_with_remarks(event: "TrainingEvent", settings: TrainRun, show: Callable[["TrainingEvent"], None]) -> None:
+    """Behind the line that a run starts with, what is odd about its schedule."""
+    from pipelines.training_progress import TrainingStarted
+
+    show(event)
+    if isinstance(event, TrainingStarted):
+        for remark in settings.train.schedule_remarks:
+            print(f"note: {remark}", file=sys.stderr, flush=True)
 
 
 def event_line(event: "TrainingEvent") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def predict_share(
     source: DatasetConfig,
     *,
     device: torch.device,
-    precision: str,
+    precision: Literal["float32", "bfloat16"],
     max_pixels: int,
     rank: int = 0,
     world_size: int = 1,

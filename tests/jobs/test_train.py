@@ -141,8 +141,13 @@ def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.setattr(training, "train", fake_train)
     assert job.main(["--output", "runs/one", "--train.steps", "600"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[:5]] == ["starting", "step", "validation", "finished:", "checkpoint:"]
+    printed, noted = capsys.readouterr()
+    words = [line.split()[0] for line in printed.splitlines()[:5]]
+    assert words == ["starting", "step", "validation", "finished:", "checkpoint:"]
+    notes = noted.splitlines()
+    assert len(notes) == 2
+    assert notes[0].startswith("note: the 1000 steps of warm-up are not over at the end of 600 steps")
+    assert "train.decay_steps [60000, 80000] are beyond the end of 600 steps" in notes[1]
 
 
 def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
