@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
+from maskrcnn_core.printable import printable
 from maskrcnn_core.train_config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
+    for remark in settings.train.schedule_remarks:
+        print(f"note: {remark}", file=sys.stderr)
     print("\n".join(summary_lines(settings, train_with_progress(settings))))
     return 0
 
@@ -46,6 +49,7 @@ def event_line(event: "TrainingEvent") -> str:
     from pipelines.training_progress import (
         CheckpointPassedOver,
         CheckpointSaved,
+        DataNote,
         InitialWeightsLoaded,
         MachineLeaves,
         StepReport,
@@ -55,6 +59,8 @@ def event_line(event: "TrainingEvent") -> str:
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
+    if isinstance(event, DataNote):
+        return f"note: {printable(event.text)}"
     if isinstance(event, InitialWeightsLoaded):
         fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
         known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
@@ -115,6 +121,7 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     lines = [
         f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
+        *(f"note: {printable(note)}" for note in summary.notes),
         f"checkpoint: {summary.checkpoint}",
     ]
     dataset = settings.data.val if settings.data.val.annotations else settings.data.train

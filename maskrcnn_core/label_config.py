@@ -4,8 +4,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE
+from maskrcnn_core.config_checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
 from maskrcnn_core.storage_config import StorageConfig
+
+_MAX_WORKERS = 10_000
+_MAX_THREADS = 4096
+_MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class LabelConfig:
     """When the source has changed since its images were listed: refuse, or keep to the images as listed."""
 
     def __post_init__(self) -> None:
+        require_typed("label", self)
         require_positive("label.max_pixels", self.max_pixels)
         for name in (
             "batch_pixels",
@@ -63,16 +76,21 @@ class LabelConfig:
             "image_timeout",
         ):
             require_not_negative(f"label.{name}", getattr(self, name))
+        for name, most in (
+            *(("num_workers", _MAX_WORKERS), ("max_workers", _MAX_WORKERS), ("threads_per_worker", _MAX_THREADS)),
+            ("rows_per_file", _MAX_ROWS),
+        ):
+            require_between(f"label.{name}", getattr(self, name), 0, most)
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
         if self.min_score is not None:
             require_fraction("label.min_score", self.min_score)
         if self.max_detections is not None:
-            require_positive("label.max_detections", self.max_detections)
+            require_between("label.max_detections", self.max_detections, 1, MAX_REGIONS)
         require(
-            all(side > 0 for side in self.test_short_sides),
+            all(1 <= side <= MAX_SIDE for side in self.test_short_sides),
             "label.test_short_sides",
             self.test_short_sides,
-            "numbers above 0",
+            f"numbers above 0, up to {MAX_SIDE:,}",
         )
 
 
@@ -98,3 +116,6 @@ class LabelRun:
     """S3."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

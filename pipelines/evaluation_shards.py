@@ -5,21 +5,21 @@ annotation file one process holds the ids and sizes of the images and a few mega
 their shards as they are read.
 """
 
-import gc
 import json
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from maskrcnn_core.category_names import match_categories, names_of
+from maskrcnn_core.data.coco_annotations import read_annotations
+from maskrcnn_core.data.coco_sections import CocoSections
+from maskrcnn_core.data.entry_faults import FaultList, Faults
+from maskrcnn_core.data.json_text import without_garbage_collection
 from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation.annotations import CocoDict, check_entries, check_identified, check_polygons
+from maskrcnn_core.evaluation.annotations import CocoDict, asked_of, notes_of_ids
 from maskrcnn_core.evaluation.coco_json_results import (
     FoundInResults,
     ResultsLayout,
@@ -38,7 +38,6 @@ _ROWS_AT_ONCE = 250  # of labels, with all their detections
 _BUCKETS = 64  # shards of images that have no home among the label files
 _HELD_BYTES = 1 << 26  # text of shards in this process before it is handed on
 _RESULT_BYTES_PER_SHARD = 1 << 25
-_IMAGE_KEYS = ("id", "width", "height", "neg_category_ids", "not_exhaustive_category_ids")
 
 _Home = tuple[str, int]
 
@@ -66,7 +65,7 @@ class Shard:
     """Some images, with what is known of them.
 
     Attributes:
-        images: their entries in the annotation file, as far as scoring reads them.
+        images: their clean entries (`data.coco_sections`).
         rows: their label rows; None where the labels are no Parquet files, or the images have no labels.
         annotations, results: text.
         left_out: ids of the images that are not evaluated.
@@ -89,9 +88,9 @@ class ScoringInputs:
         coverage: how labels and images fit together.
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
-        has_id_zero: an annotation has the id 0, whose match pycocotools takes for none.
         federated: images say which categories are known to be absent, as LVIS' do.
-        notes: what else a reader of the numbers should know.
+        faults: of images.
+        notes: what else to say of the annotation file and the labels.
     """
 
     categories: tuple[CocoDict, ...]
@@ -99,8 +98,8 @@ class ScoringInputs:
     coverage: Coverage
     models: tuple[str, ...]
     layout: ResultsLayout | None
-    has_id_zero: bool
     federated: bool
+    faults: Faults = field(default_factory=Faults)
     notes: tuple[str, ...] = ()
 
 
@@ -137,12 +136,11 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     if only_labelled:
         good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
         left_out = reader.images.keys() - good
-    match = match_categories(names, names_of(reader.categories))
-    sources = {home: replace(rows, category_ids=match.ids) for home, rows in sources.items()}
-    shards = reader.shards(sources, {}, left_out)
     models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
-    found = reader.inputs(shards, _without(coverage, left_out), models, None)
-    return replace(found, notes=(match.note,) if match.note else ())
+    match = match_categories(names, names_of(reader.categories))
+    sources = {home: replace(source, category_ids=match.ids) for home, source in sources.items()}
+    found = reader.inputs(reader.shards(sources, {}, left_out), _without(coverage, left_out), models, None)
+    return replace(found, notes=(*found.notes, *filter(None, [match.note])))
 
 
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
@@ -152,29 +150,14 @@ def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Shar
         StorageError: its label file cannot be read.
         AnnotationError: an annotation or result is wrong.
     """
-    with _no_garbage_collection():
+    with without_garbage_collection():
         return _score(plan, shard, layout)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Python would look again and again for cycles among the millions of entries, a third of the time, in vain."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
     images = {image["id"]: image for image in shard.images}
-    annotations = list(_parsed(shard.annotations))
-    check_entries(annotations, images, frozenset(plan.category_ids))
-    check_polygons(annotations)
-    objects: dict[int, list[CocoDict]] = defaultdict(list)
-    for annotation in annotations:
+    objects, faults = defaultdict(list), FaultList()
+    for annotation in read_annotations(_parsed(shard.annotations), images, asked_of(plan.categories), faults):
         objects[annotation["image_id"]].append(annotation)
     images = {image_id: image for image_id, image in images.items() if image_id not in shard.left_out}
     parts = []
@@ -184,7 +167,7 @@ def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Sha
     if images or not parts:  # no label row, and so nothing found
         nothing = FoundInResults((), ResultsLayout(True, True, True), {})
         parts.append(score_shard(plan, [*images.values()], [one for i in images for one in objects[i]], nothing))
-    return merge_shards(parts)
+    return replace(merge_shards(parts), faults=faults.faults())
 
 
 def score_all(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout | None) -> ShardScores:
@@ -328,15 +311,23 @@ class _Texts:
 
 
 class _AnnotationReader:
-    """Reads an annotation file as a stream."""
+    """Reads an annotation file as a stream: images, categories and all ids now, the annotations' texts for later."""
 
     def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
         self.home = home
-        self.images: dict[int, CocoDict] = {}
-        self.categories: list[CocoDict] = []
+        self._sections = CocoSections(names=False, sizes=False, keypoints=False)
         self._texts = _Texts(keep)
-        self._ids = array("q")
         self._found: set[str] = set()
+
+    @property
+    def images(self) -> dict[int, CocoDict]:
+        """Clean entries by id."""
+        return self._sections.images
+
+    @property
+    def categories(self) -> list[CocoDict]:
+        """Clean entries, no two of one name."""
+        return self._sections.categories
 
     def read(self, uri: str) -> None:
         """Read all of it.
@@ -352,16 +343,16 @@ class _AnnotationReader:
             if entry.value == []:
                 continue
             if entry.key == "annotations":
-                self._annotation(entry)
+                if (ids := self._sections.add_annotation(entry.value)) is not None:
+                    self._texts.add(self.home(ids[1]), entry.text)
             elif entry.key == "images":
-                self._image(entry.value)
+                self._sections.add_image(entry.value)
             elif entry.key == "categories":
-                check_identified("categories", entry.value)
-                self.categories.append(entry.value)
+                self._sections.add_category(entry.value)
         for key in ("images", "annotations", "categories"):
             if key not in self._found:
                 raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
-        self._require_unique_ids()
+        self._sections.finish()
 
     def shards(
         self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
@@ -371,7 +362,7 @@ class _AnnotationReader:
         images: dict[_Home, list[CocoDict]] = defaultdict(list)
         for image_id, image in self.images.items():
             images[self.home(image_id)].append(image)
-        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them says so
+        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them counts them
         return tuple(
             Shard(
                 tuple(images[home]),
@@ -388,35 +379,12 @@ class _AnnotationReader:
     ) -> ScoringInputs:
         """All that was read."""
         return ScoringInputs(
-            tuple(self.categories),
+            tuple(self._sections.categories),
             shards,
             coverage,
             models,
             layout,
-            0 in self._ids,
             is_federated(tuple(self.images.values())),
+            self._sections.faults.faults(),
+            notes_of_ids(self._sections.has_id_zero),
         )
-
-    def _annotation(self, entry: Entry) -> None:
-        annotation = entry.value
-        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if type(image_id) is not int or type(annotation.get("id")) is not int:
-            check_entries([annotation], (), ())
-            raise AnnotationError(f"annotation {annotation['id']!r:.40}: expected whole numbers as id and image_id")
-        self._ids.append(annotation["id"])
-        self._texts.add(self.home(image_id), entry.text)
-
-    def _image(self, image: Any) -> None:
-        check_identified("images", image)
-        if image["id"] in self.images:
-            raise AnnotationError("the annotation file has two images with one id; expected unique ids")
-        self.images[image["id"]] = {key: image[key] for key in _IMAGE_KEYS if key in image}
-
-    def _require_unique_ids(self) -> None:
-        ids = np.sort(np.frombuffer(self._ids, np.int64)) if self._ids else np.zeros(0, np.int64)
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice):
-            raise AnnotationError(
-                f"annotation {twice[0]} stands twice; pycocotools would count one of them twice and the other never. "
-                "Give unique ids"
-            )

@@ -34,6 +34,7 @@ from maskrcnn_core.export.yolo import IMAGES, yolo_files
 from maskrcnn_core.export_config import ExportFormat, ExportRun
 from pipelines import storage
 from pipelines.label_source import open_labels
+from pipelines.writable import require_writable
 
 _COPIED_BYTES = 1 << 20
 
@@ -127,6 +128,7 @@ def export(run: ExportRun) -> ExportSummary:
     """
     chosen, settings = FORMATS[run.format], run.export
     _require_free(run.output)
+    require_writable(run.output)
     draws = chosen.draws == "always" or (chosen.draws == "outlines" and settings.polygons)
     source = _Counted(open_labels(run.labels, settings.min_score, settings.categories), draws)
     style = ExportStyle(settings.polygons, settings.tolerance, settings.min_keypoint_score, settings.image_prefix)

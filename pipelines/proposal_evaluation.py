@@ -1,6 +1,5 @@
 """Average recall of Parquet proposals against a COCO annotation file."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.annotations import check_annotations
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     RecallCounts,
@@ -24,7 +23,7 @@ from maskrcnn_core.evaluation.proposals import (
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
-from pipelines.evaluation import check_output, coverage_counts, read_annotations
+from pipelines.evaluation import check_output, coverage_counts, load_annotations
 from pipelines.label_files import LIGHT_COLUMNS, label_files, open_label_file
 
 _ROWS_AT_ONCE = 64
@@ -41,6 +40,7 @@ class ProposalEvaluation:
         annotations: annotated objects, crowd regions not counted.
         proposals: on annotated images, at most 1000 of each.
         models: fingerprints of the models that made the rows, sorted.
+        notes: what was left out or mended of annotations.
     """
 
     run: EvaluateRun
@@ -49,6 +49,7 @@ class ProposalEvaluation:
     annotations: int
     proposals: int
     models: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
@@ -58,6 +59,7 @@ class ProposalEvaluation:
             "images": coverage_counts(self.coverage),
             "annotations": self.annotations,
             "proposals": self.proposals,
+            "notes": list(self.notes),
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
         }
 
@@ -76,7 +78,7 @@ def holds_proposals(uri: str) -> bool:
 
 
 def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
-    """Score the proposals of a run, and write the numbers as JSON where `run.output` says so.
+    """Score the proposals of a run; `evaluation.write_numbers` writes the summary where `run.output` says so.
 
     The proposals are read a few images at a time: those of a large collection need no more memory than a small one's.
 
@@ -86,28 +88,26 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         AnnotationError: the annotations are wrong, or proposals and annotations do not belong together.
     """
     check_output(run)
-    annotations = read_annotations(run.annotations)
+    annotations = load_annotations(run.annotations)
     files = label_files(run.labels)
     rows = pa.concat_tables([_read(file) for file in files])
     try:
-        _, coverage = match_labels(rows, check_annotations(annotations))
+        _, coverage = match_labels(rows, annotations.images)
         counts = _count(files, annotations)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
-    summary = ProposalEvaluation(
+    return ProposalEvaluation(
         run,
         summarize_recall(counts),
         coverage,
         annotations=int(counts.objects[0]),
         proposals=counts.proposals,
         models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
+        notes=annotations.faults.without("mask", "no mask", "keypoints").lines(),
     )
-    if run.output:
-        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
-    return summary
 
 
-def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:
+def _count(files: list[str], annotations: Annotations) -> RecallCounts:
     objects = annotated_boxes(annotations)
     counts = no_recall()
     for batch in _batches(files):

@@ -3,7 +3,6 @@
 import datetime
 import json
 import platform
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.details import EvaluationDetails
 from maskrcnn_core.inference.records import record_from_row
@@ -35,10 +35,11 @@ from maskrcnn_core.report.page import page_html
 from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
-from pipelines.evaluation import EvaluationSummary, read_annotations
+from pipelines.evaluation import EvaluationSummary, load_annotations
 from pipelines.image_reading import read_image
 from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
+from pipelines.writable import require_writable_folder
 
 _MAX_PIXELS = 178_956_970
 _BASE64 = 4 / 3  # a picture's bytes in the page
@@ -52,14 +53,14 @@ class GroundTruth:
 
     Attributes:
         uri: of the annotation file.
-        document: its content.
+        annotations: its clean entries.
         numbers: COCO's numbers of the labels.
         details: what is known beyond these; None = nothing.
         notes: what else a reader of the numbers should know.
     """
 
     uri: str
-    document: Mapping[str, Any]
+    annotations: Annotations
     numbers: CocoScores
     details: EvaluationDetails | None = None
     notes: tuple[str, ...] = ()
@@ -96,10 +97,12 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
         StorageError: there are no labels, or the page cannot be written.
     """
     check_output(run.output)
-    objects = None if truth is None else _annotations_by_image(truth.document)
-    names = {} if truth is None else names_of(truth.document["categories"])
-    match = CategoryMatch() if truth is None else match_categories(category_names(label_files(run.labels)), names)
-    scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
+    objects = None if truth is None else truth.annotations.by_image()
+    categories = () if truth is None else truth.annotations.categories
+    match = CategoryMatch()
+    if truth is not None:
+        match = match_categories(category_names(label_files(run.labels)), names_of(categories))
+    scan = RowScan(run.pictures, objects, {entry["id"]: entry["name"] for entry in categories})
     scan_labels(run.labels, scan, match.ids)
     artist = _Artist(run, truth, objects, match.ids)
     examples, left_out = artist.examples(scan)
@@ -123,9 +126,8 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
     """
     assert run.report is not None
     shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
-    truth = GroundTruth(
-        run.annotations, read_annotations(run.annotations), summary.scores, summary.details, summary.notes
-    )
+    annotations = load_annotations(run.annotations)
+    truth = GroundTruth(run.annotations, annotations, summary.scores, summary.details, summary.notes)
     return write_report(shown, truth, command)
 
 
@@ -145,17 +147,9 @@ def check_output(output: str) -> None:
     """Make sure, before any work, that the page can be written there.
 
     Raises:
-        StorageError: a file is there.
+        StorageError: a file is there, or the place takes no files.
     """
-    if storage.exists(output) and not storage.is_folder(output):
-        raise StorageError(f"{output}: the report's place is a file; expected the name of a folder, for its index.html")
-
-
-def _annotations_by_image(document: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
-    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in document["annotations"]:
-        objects[entry["image_id"]].append(entry)
-    return {image["id"]: objects.get(image["id"], []) for image in document["images"]}
+    require_writable_folder(output, "the report's output")
 
 
 def _content(
@@ -205,8 +199,8 @@ class _Artist:
     ) -> None:
         self._root, self._settings = run.images, run.pictures
         self._objects, self._category_ids = objects, category_ids
-        images = () if truth is None else truth.document["images"]
-        self._file_names = {image["id"]: image["file_name"] for image in images if image.get("file_name")}
+        images = {} if truth is None else truth.annotations.images
+        self._file_names = {image_id: image["file_name"] for image_id, image in images.items() if "file_name" in image}
 
     def examples(self, scan: RowScan) -> tuple[list[Example], str]:
         """The galleries' examples in order, and a sentence about those that had to be left out."""

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import json
 import posixpath
 import re
 import zlib
@@ -14,10 +13,13 @@ from urllib.parse import unquote, unquote_plus
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskrcnn_core.data.coco_sections import read_images
 from maskrcnn_core.data.files import has_scheme, located, uri_of
+from maskrcnn_core.data.json_text import parse_json
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.source_parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Part
+from pipelines.split_names import names_below
 
 # How many of a COCO file's images, spread over it, are looked for in each candidate folder before the next is tried.
 _ROOT_PROBES = 20
@@ -33,10 +35,11 @@ def coco_entries(part: Part) -> Iterator[Entries]:
         AnnotationError: the file is malformed.
     """
     images = _coco_images(part.place)
+    names = names_below(part.root, [entry["file_name"] for entry in images])
     for start in range(0, len(images), BATCH_ROWS):
         some = images[start : start + BATCH_ROWS]
         yield Entries(
-            [_absolute(part.root, entry["file_name"]) for entry in some],
+            [_absolute(part.root, name) for name in names[start : start + BATCH_ROWS]],
             ids=[entry["id"] for entry in some],
             widths=[entry.get("width") for entry in some],
             heights=[entry.get("height") for entry in some],
@@ -45,28 +48,17 @@ def coco_entries(part: Part) -> Iterator[Entries]:
 
 def _read_json(images: str) -> Any:
     try:
-        return json.loads(storage.read_bytes(images))
-    except RecursionError:
-        raise AnnotationError(f"images: {images!r} is not valid: its brackets are nested too deeply") from None
-    except StorageError:
-        raise
-    except ValueError as error:  # no JSON, no text, or a number of thousands of digits
+        return parse_json(storage.read_bytes(images))
+    except AnnotationError as error:
         raise AnnotationError(f"images: {images!r} is not valid JSON: {error}") from error
 
 
 def _coco_images(images: str) -> list[dict[str, Any]]:
     content = _read_json(images)
-    found = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
-        raise AnnotationError(f'images: {images!r} has no entries in "images"; expected a COCO json')
-    for index, entry in enumerate(found):
-        wrong = not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not entry.get("file_name")
-        if wrong or not isinstance(entry["file_name"], str):
-            raise AnnotationError(
-                f"images: {images!r}, entry images[{index}] is {str(entry)[:120]}; "
-                "expected an integer id and a file_name"
-            )
-    return found
+    try:
+        return read_images(content)
+    except AnnotationError as error:
+        raise AnnotationError(f"images: {images!r}: {error}") from None
 
 
 def find_image_root(images: str, image_root: str | None) -> str:
@@ -79,7 +71,7 @@ def find_image_root(images: str, image_root: str | None) -> str:
     beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
     candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
-        if any(_is_there(candidate, name) for name in names):
+        if any(_is_there(candidate, name) for name in names_below(candidate, names)):
             return candidate
     if all(has_scheme(name) or name.startswith("/") for name in names):
         raise StorageError(

@@ -187,7 +187,7 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             _replace_local_file(Path(path), content)
         else:
@@ -205,7 +205,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             return _create_local_file(Path(path), content)
         bucket, _, key = path.partition("/")
@@ -358,3 +358,15 @@ def naming(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error
     except (ValueError, pa.ArrowException) as error:  # a name that Arrow does not take, as one with a NUL in it
         raise StorageError(f"{uri}: cannot be read or written: {error}; check the name") from error
+
+
+@contextlib.contextmanager
+def _naming_written(uri: str) -> Iterator[None]:
+    """As `naming`, for a local file that is to be written: what is missing then is no file."""
+    with naming(uri):
+        try:
+            yield
+        except OSError as error:
+            if not is_local(uri) or isinstance(error, IsADirectoryError):
+                raise
+            raise StorageError(f"{uri}: cannot be written: {error.strerror or error}; choose another place") from error

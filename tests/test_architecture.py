@@ -28,7 +28,7 @@ CORE_LAYERS = (
     RUN_CONFIGS,
     {"kernels"},
     {"cpu_kernels"},  # they share the switch
-    {"boxes", "masks", "run_lengths", "keypoints"},
+    {"boxes", "masks", "run_lengths", "keypoints", "category_names"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
     {"report"},
@@ -36,6 +36,7 @@ CORE_LAYERS = (
 SAME_LAYER = {
     ("config_checks", "errors"),
     ("category_names", "errors"),
+    ("config_checks", "printable"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
     ("evaluate_config", "report_config"),

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
 
+_MUCH = 0.1
+
 
 @dataclass(frozen=True)
 class ObjectFacts:
@@ -17,8 +19,9 @@ class ObjectFacts:
 
     Attributes:
         per_category: objects by category id, crowd regions not counted.
-        bare: annotations without a mask.
+        bare: annotations without a mask, which are regions to ignore as long as others have one.
         first_bare: the id of one of them.
+        masked: annotations with a mask.
         sizeless: images without width and height.
         first_sizeless: the id of one of them.
     """
@@ -28,6 +31,7 @@ class ObjectFacts:
     first_bare: int | None = None
     sizeless: int = 0
     first_sizeless: int | None = None
+    masked: int = 0
 
     def __add__(self, other: "ObjectFacts") -> "ObjectFacts":
         return ObjectFacts(
@@ -36,6 +40,7 @@ class ObjectFacts:
             _first(self.first_bare, other.first_bare),
             self.sizeless + other.sizeless,
             _first(self.first_sizeless, other.first_sizeless),
+            self.masked + other.masked,
         )
 
 
@@ -84,8 +89,8 @@ def box_notes(found: BoxFacts) -> list[str]:
     notes = []
     if found.negative:
         notes.append(f"{found.negative} boxes have a negative width or height; they find nothing")
-    if found.beyond:
-        turned = found.corners == found.boxes
+    turned = found.corners == found.boxes
+    if found.beyond and (turned or found.beyond >= _MUCH * found.boxes):  # some detectors do not cut at the edge
         notes.append(
             f"{found.beyond} of {found.boxes} boxes reach out of their image by more than a pixel"
             + ("; all would lie inside as x1, y1, x2, y2, and COCO's are x, y, width, height" if turned else "")
@@ -141,12 +146,15 @@ def object_facts(images: Sequence[CocoDict], annotations: Iterable[CocoDict]) ->
     """Count the objects of some images."""
     counts: Counter[int] = Counter()
     bare: list[int] = []
+    masked = 0
     for annotation in annotations:
         counts[annotation["category_id"]] += not annotation.get("iscrowd", 0)
-        if not annotation.get("segmentation"):
+        if annotation.get("segmentation"):
+            masked += 1
+        else:
             bare.append(annotation["id"])
     sizeless = [image["id"] for image in images if not (image.get("width") and image.get("height"))]
-    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None))
+    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None), masked)
 
 
 def notes_of(found: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...]:
@@ -164,10 +172,10 @@ def notes_of(found: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...
 
 def reason_without_masks(objects: ObjectFacts, found: FoundFacts) -> str | None:
     """Why masks cannot be scored; None if they can."""
-    if objects.bare:
-        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     if objects.sizeless:
         return f"{objects.sizeless} images have no width and height (the first is image {objects.first_sizeless})"
+    if objects.bare and not objects.masked:
+        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     return f"{found.without_mask} detections have no mask" if found.without_mask else None
 
 

@@ -79,7 +79,7 @@ class Survey:
     @property
     def shown_names(self) -> dict[int, str]:
         """Of the categories by id, for formats that know them by name: no two alike, and text that XML can hold."""
-        return distinct_names((category.id, xml_text(category.name)) for category in self.categories)
+        return distinct_names({category.id: xml_text(category.name) for category in self.categories})
 
 
 class LabelSource(Protocol):

@@ -46,7 +46,7 @@ def test_tables_and_json(files: tuple[str, str], tmp_path: Path, capsys: pytest.
     assert f"All numbers: {output}" in shown
     assert numbers["images"] == {"annotated": 8, "labelled": 6, "failed": 1, "unlabelled": 1, "unknown": 1}
     assert "1 of these images have no label row and 1 failed" in shown
-    assert "1 label rows are of images that the annotation file does not have" in shown
+    assert "1 images with labels are not among those of the annotation file" in shown
     assert [category["name"] for category in numbers["per_category"]] == ["cat", "bird", "dog", "never annotated"]
     assert numbers["per_category"][3]["segm"] == -1
     assert numbers["source"]["models"] == ["model"]

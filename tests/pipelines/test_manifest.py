@@ -184,11 +184,11 @@ def test_coco_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.Monke
         ("{", "not valid JSON"),
         ("[]", "no entries"),
         ('{"images": []}', "no entries"),
-        ('{"images": [{"id": "x", "file_name": "a"}]}', r"images\[0\]"),
-        ('{"images": [{"id": 1}]}', r"images\[0\]"),
-        ('{"images": [3]}', r"images\[0\]"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', "image id 1 twice"),
-        ('{"images": [{"id": 99999999999999999999, "file_name": "a.jpg"}]}', "wrong type"),
+        ('{"images": [{"id": "x", "file_name": "a"}]}', "image at position 0: id 'x', expected a whole number"),
+        ('{"images": [{"id": 1}]}', "image 1: file_name None, expected text"),
+        ('{"images": [3]}', "image at position 0: got 3, expected an object"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', "image 1: listed twice"),
+        ('{"images": [{"id": 99999999999999999999, "file_name": "a.jpg"}]}', "expected a whole number of 64 bits"),
     ],
 )
 def test_malformed_coco(tmp_path: Path, text: str, message: str, build: Build) -> None:

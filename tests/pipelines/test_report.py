@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.evaluation.annotations import read_document
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from maskrcnn_core.inference.records import record_from_row
 from maskrcnn_core.report.examples import Candidate, match_objects
@@ -25,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def truth_of(files: tuple[Path, Path, Path]) -> GroundTruth:
     document = json.loads(files[1].read_text())
     table = pq.read_table(files[0] / "labels")
-    return GroundTruth(str(files[1]), document, evaluate_coco(document, table))
+    return GroundTruth(str(files[1]), read_document(document), evaluate_coco(document, table))
 
 
 def rows(files: tuple[Path, Path, Path]) -> list[dict]:
@@ -156,7 +157,7 @@ def test_images_that_moved(files: tuple[Path, Path, Path], tmp_path: Path) -> No
 def test_mistakes(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such file or folder"):
         write_report(ReportRun(str(tmp_path / "none"), str(tmp_path / "page")))
-    with pytest.raises(StorageError, match="the report's place is a file"):
+    with pytest.raises(StorageError, match="is a file; expected the name of a folder"):
         write_report(ReportRun(str(files[0]), str(files[1])))
     pq.write_table(pq.read_table(files[0] / "labels").drop(["uri"]), tmp_path / "bare.parquet")
     with pytest.raises(StorageError, match="column 'uri' is missing"):
