@@ -313,8 +313,8 @@ def pixels_of(image: Any) -> Tensor:
     if image.mode in ("P", "PA") and "transparency" in image.info:  # a transparent colour is a colour as any other
         image = image.copy()
         del image.info["transparency"]
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    rgb = image if image.mode in ("RGB", "RGBA", "RGBX") else image.convert("RGB")
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in rgb.split()[:3]]))
 
 
 def _to_eight_bits(pixels: Tensor, largest: int) -> Tensor:
