@@ -89,10 +89,15 @@ def decode_image(encoded: bytes, *, max_pixels: int, apply_exif: bool) -> Tensor
         ImageError: `unreadable`, `unsupported` or `too_large`; no other exception.
     """
     name = sniff_format(encoded)
-    if name == "JPEG":
-        header, pixels = _decode_jpeg(encoded, max_pixels)
-    else:
-        header, pixels = _decode_with_pillow(encoded, name, max_pixels)
+    try:
+        if name == "JPEG":
+            header, pixels = _decode_jpeg(encoded, max_pixels)
+        else:
+            header, pixels = _decode_with_pillow(encoded, name, max_pixels)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _as_image_error(error, name) from None
     return (oriented(pixels, header.orientation) if apply_exif else pixels).contiguous()
 
 
@@ -180,7 +185,7 @@ def _is_whole(decode: Callable[[bytearray], Tensor], file: JpegFile, pixels: Ten
 
 
 def _may_be_cut(pixels: Tensor) -> bool:
-    return pixels.numel() > 0 and bool((pixels[:, -1, -1] == _NO_DATA).all())
+    return pixels[:, -1, -1].tolist() == [_NO_DATA] * 3
 
 
 def _jpeg_decoder() -> Callable[[bytearray], Tensor] | None:
@@ -308,8 +313,8 @@ def pixels_of(image: Any) -> Tensor:
     if image.mode in ("P", "PA") and "transparency" in image.info:  # a transparent colour is a colour as any other
         image = image.copy()
         del image.info["transparency"]
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    rgb = image if image.mode in ("RGB", "RGBA", "RGBX") else image.convert("RGB")
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in rgb.split()[:3]]))
 
 
 def _to_eight_bits(pixels: Tensor, largest: int) -> Tensor:

@@ -19,9 +19,9 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _READABLE_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 _PROGRESSIVE = 0xC2
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-_TABLES = (0xC4, 0xDB, 0xDD)  # Huffman tables, quantisation tables, restart interval
-_EXIF = (0xE1, b"Exif\x00\x00")
-_COLOR_MARKS = ((0xE0, b"JFIF\x00"), (0xEE, b"Adobe"))  # how the channels are to be understood
+_NEEDED = _FRAMES | {0xC4, 0xDB, 0xDD}  # and Huffman tables, quantisation tables, restart interval
+_MARKS = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}  # how the channels are to be understood
+_EXIF, _EXIF_MARK = 0xE1, b"Exif\x00\x00"
 # A scan costs a pass over all pixels and may be a few bytes long. Encoders write some 10, and 64 at most.
 _MOST_SCANS = 100
 
@@ -66,10 +66,10 @@ def open_jpeg(encoded: bytes) -> JpegFile:
         ImageError: `unreadable` if cut before the frame header or damaged, `unsupported` for lossless, arithmetic or
             12-bit JPEG.
     """
-    content = bytearray(b"\xff\xd8")
-    frame, orientation, position = None, 1, 2
+    kept, frame, orientation, position = [encoded[:2]], None, 1, 2
     while (found := _MARKER.search(encoded, position)) is not None:
-        marker, start = found.group(1)[0], found.end()
+        start = found.end()
+        marker = encoded[start - 1]
         if marker == _SCAN:
             position = start - 2
             break
@@ -79,21 +79,22 @@ def open_jpeg(encoded: bytes) -> JpegFile:
             position = start
             continue
         length = int.from_bytes(encoded[start : start + 2], "big")
-        segment, position = encoded[start + 2 : start + length], start + max(2, length)
+        position = start + max(2, length)
         if marker in _FRAMES:
             if frame is not None:
                 raise _damaged("it has two frame headers")
-            frame = _read_frame(marker, segment)
-        if marker in _FRAMES or marker in _TABLES or _is_one_of(_COLOR_MARKS, marker, segment):
-            content += b"\xff" + bytes([marker]) + encoded[start : start + length]
-        elif orientation == 1 and _is_one_of((_EXIF,), marker, segment):
-            orientation = read_orientation(segment[len(_EXIF[1]) :])
+            frame = _read_frame(marker, encoded[start + 2 : position])
+        mark = _MARKS.get(marker)
+        if marker in _NEEDED or (mark is not None and encoded.startswith(mark, start + 2)):
+            kept.append(encoded[start - 2 : start + length])
+        elif marker == _EXIF and orientation == 1 and encoded.startswith(_EXIF_MARK, start + 2):
+            orientation = read_orientation(encoded[start + 2 + len(_EXIF_MARK) : position])
     else:
         position = len(encoded)
     if frame is None:
         raise _damaged("it has no frame header")
-    scan = len(content)
-    content += memoryview(encoded)[position:]
+    scan = sum(map(len, kept))
+    content = bytearray().join([*kept, memoryview(encoded)[position:]])
     return JpegFile(Header(frame.height, frame.width, orientation), content, frame, scan)
 
 
@@ -193,10 +194,6 @@ def _scan_length(file: JpegFile, start: int) -> int:
 
 def _scan_components(file: JpegFile, start: int) -> int:
     return file.content[start + 4] if start + 4 < len(file.content) else 0
-
-
-def _is_one_of(marks: tuple[tuple[int, bytes], ...], marker: int, segment: bytes) -> bool:
-    return any(marker == number and segment.startswith(name) for number, name in marks)
 
 
 def _damaged(how: str) -> ImageError:

@@ -43,7 +43,8 @@ def open_png(encoded: bytes) -> tuple[Header, bytes]:
         position = stop
     else:
         return Header(height, width, orientation), b"".join(kept)  # without an end: it is cut
-    return Header(height, width, orientation), b"".join([*kept, _END])
+    kept.append(_END)
+    return Header(height, width, orientation), encoded if sum(map(len, kept)) == len(encoded) else b"".join(kept)
 
 
 def require_enough_data(content: bytes) -> None:

@@ -42,7 +42,7 @@ class _Layout:
     def read(self, form: str, encoded: bytes | bytearray, position: int) -> tuple[int, ...]:
         try:
             return struct.unpack_from(self.order + form, encoded, position)
-        except struct.error:
+        except (struct.error, OverflowError):  # an offset of 64 bits may be more than any place in memory
             raise _damaged("it is cut") from None
 
     def size(self, form: str) -> int:
