@@ -215,8 +215,10 @@ def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep
     for number, entry in enumerate(_stream(labels, "results"), 1):
         if entry.key:
             raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
-        if entry.value == [] and number == 1:  # of an empty file
+        if entry.value == [] and number == 1:  # an empty file has such an entry, and no other
             continue
+        if number > 1 and layout is None:
+            checked_result([], 1)
         result = checked_result(entry.value, number)
         layout = layout.joined(result) if layout else results_layout(result)
         image_id = result["image_id"]

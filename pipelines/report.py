@@ -164,7 +164,7 @@ def _content(
         title=run.title,
         subtitle=subtitle,
         statuses=scan.tally.statuses,
-        failures=tuple(FailedRow(one.uri, one.status, one.error) for one in scan.tally.failures),
+        failures=tuple(FailedRow(one.uri, one.status, one.error or "no reason given") for one in scan.tally.failures),
         detections=scan.tally.detections,
         min_score=run.pictures.min_score,
         match_overlap=run.pictures.match_overlap,

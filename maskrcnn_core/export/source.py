@@ -22,7 +22,7 @@ from maskrcnn_core.inference.records import DetectionRecord
 
 # Three bytes a pixel of its tight rectangle while a mask is drawn, and some ten tests of all runs.
 _MOST_PIXELS = 1 << 27
-_MOST_RUNS = 1 << 17
+_MOST_RUNS = 1 << 16
 
 
 @dataclass(frozen=True)
