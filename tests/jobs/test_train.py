@@ -11,6 +11,7 @@ from pipelines.training import TrainSummary
 from pipelines.training_progress import (
     CheckpointPassedOver,
     CheckpointSaved,
+    DataNote,
     MachineLeaves,
     StepReport,
     StoppedEarly,
@@ -76,6 +77,10 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             StoppedEarly(600, 3, 300),
             "stopping at step 600: 3 validations in a row no better than that at step 300 (train.patience)",
         ),
+        (
+            DataNote("a.json: 1 mask is mended: annotation 3 of image 2: \x1b[2J\nfinished"),
+            "note: a.json: 1 mask is mended: annotation 3 of image 2: \\x1b[2J\\nfinished",
+        ),
         (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )
@@ -93,6 +98,11 @@ def test_summary_names_the_checkpoint_and_the_next_commands() -> None:
         "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json --output runs/one-labels",
         "  python -m jobs.evaluate --labels runs/one-labels --annotations data/val.json",
     ]
+
+
+def test_summary_repeats_what_was_left_out() -> None:
+    lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, notes=("a.json: 2 masks are mended: ...",)))
+    assert lines[1] == "note: a.json: 2 masks are mended: ..."
 
 
 def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
