@@ -19,6 +19,7 @@ from pipelines.training_progress import (
     CheckpointPassedOver,
     CheckpointSaved,
     Interrupted,
+    DataNote,
     MachineLeaves,
     StepReport,
     StoppedEarly,
@@ -91,6 +92,9 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             "allows",
         ),
         (Interrupted(20.0), "saving a checkpoint, for at most 20 seconds; interrupt again to end at once"),
+            DataNote("a.json: 1 mask is mended: annotation 3 of image 2: \x1b[2J\nfinished"),
+            "note: a.json: 1 mask is mended: annotation 3 of image 2: \\x1b[2J\\nfinished",
+        ),
         (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )
@@ -130,6 +134,11 @@ def test_the_next_command_finds_the_images_wherever_they_lie(tmp_path: Path, ima
     assert found == str(tmp_path / images / "a.png")
     scoring = parse_run(EvaluateRun, prog="x", argv=shlex.split(score)[3:])
     assert (scoring.labels, scoring.annotations) == (labelling.output, str(annotations))
+
+
+def test_summary_repeats_what_was_left_out() -> None:
+    lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, notes=("a.json: 2 masks are mended: ...",)))
+    assert lines[1] == "note: a.json: 2 masks are mended: ..."
 
 
 def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
