@@ -159,7 +159,8 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _stderr_unless_failed() -> Iterator[None]:
-    """Holds back what C++ code writes to stderr inside the block; it is shown if the block raises.
+    """Holds back what C++ code writes to stderr inside the block; it is shown if the block raises other than a mistake
+    of the user, whose reason stands in its line.
 
     Ray announces there that it has read RAY_BACKEND_LOG_LEVEL, whatever the level.
     """
@@ -169,6 +170,8 @@ def _stderr_unless_failed() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise
         except Exception:
             held.seek(0)
             os.write(kept, held.read())
@@ -181,19 +184,43 @@ def _stderr_unless_failed() -> Iterator[None]:
 def _join(address: str, worker_logs: bool, environment: Mapping[str, str]) -> None:
     try:
         _require_listener(address)
+        if not _has_token() and _asks_for_token(address):  # Ray itself would try for half a minute
+            raise ray.exceptions.AuthenticationError("no token")
         runtime_env = {"env_vars": dict(environment)} if environment else None
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=worker_logs, logging_level=logging.ERROR)
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            f"cluster.address: the Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, "
-            "with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if isinstance(error, ray.exceptions.AuthenticationError) or _asks_for_token(address):
+            raise ConfigError(
+                f"cluster.address: the Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, "
+                "with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            ) from error
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"cluster.address: cannot join the Ray cluster at {address!r} ({reason}); start it with `ray start --head`,"
             " or unset cluster.address and RAY_ADDRESS to use a cluster of this machine"
         ) from error
+
+
+def _has_token() -> bool:
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in variables) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether what listens at host:port is a head of Ray that refuses a call without a token."""
+    if "://" in address or not address.rpartition(":")[2].isdigit():
+        return False
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=_CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _require_listener(address: str) -> None:

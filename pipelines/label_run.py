@@ -77,13 +77,18 @@ def manifest_folder(output: str) -> str:
     return storage.join(output, "_run", "manifest")
 
 
+def identity_uri(output: str) -> str:
+    """Of run.json: a folder with it is a run's."""
+    return _run_file(output, "run.json")
+
+
 def state_of(output: str) -> Literal["new", "begun", "finished"]:
     """Whether `output` is free, or holds a run.
 
     Raises:
         StorageError: it holds labels of unknown origin, or a training run.
     """
-    if storage.exists(_run_file(output, "run.json")):
+    if storage.exists(identity_uri(output)):
         return "finished" if storage.exists(_run_file(output, "_SUCCESS")) else "begun"
     if storage.exists(storage.join(output, "run.json")) or storage.exists(storage.join(output, "checkpoints")):
         raise StorageError(f"output: {output!r} is the folder of a training run; choose another --output")
@@ -101,7 +106,7 @@ def claim_run(output: str, identity: RunIdentity) -> None:
     Raises:
         StorageError: it is another.
     """
-    if not storage.create_bytes(_run_file(output, "run.json"), object_bytes(asdict(identity))):
+    if not storage.create_bytes(identity_uri(output), object_bytes(asdict(identity))):
         require_same_run(output, identity)
 
 
@@ -135,7 +140,7 @@ def read_identity(output: str) -> dict[str, Any]:
         StorageError: it is damaged.
     """
     return read_object(
-        _run_file(output, "run.json"),
+        identity_uri(output),
         {"model": str, "settings": dict},
         f"put it back from a copy, or delete {output!r} and label again",
     )

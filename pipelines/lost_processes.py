@@ -99,4 +99,4 @@ def as_write_error(error: BaseException, folder: Path, output: str) -> BaseExcep
 
 def no_room(place: str) -> StorageError:
     """The disk is full."""
-    return StorageError(f"{place}: no space left on the disk; make room, and the same command goes on where it stopped")
+    return StorageError(f"{place}: No space left on device; make room, and the same command goes on where it stopped")

@@ -91,7 +91,7 @@ def _resumption(output: str) -> str:
     )
 
 
-class Notices(ray.train.UserCallback):
+class Notices(ray.train.UserCallback):  # type: ignore[misc] # Ray has no types here
     """Tells the driver why workers are started anew; runs on Ray Train's controller."""
 
     def __init__(self, progress: Any) -> None:

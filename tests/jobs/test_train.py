@@ -18,8 +18,8 @@ from pipelines.training import TrainSummary
 from pipelines.training_progress import (
     CheckpointPassedOver,
     CheckpointSaved,
-    Interrupted,
     DataNote,
+    Interrupted,
     MachineLeaves,
     StepReport,
     StoppedEarly,
@@ -92,6 +92,7 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             "allows",
         ),
         (Interrupted(20.0), "saving a checkpoint, for at most 20 seconds; interrupt again to end at once"),
+        (
             DataNote("a.json: 1 mask is mended: annotation 3 of image 2: \x1b[2J\nfinished"),
             "note: a.json: 1 mask is mended: annotation 3 of image 2: \\x1b[2J\\nfinished",
         ),

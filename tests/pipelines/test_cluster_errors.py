@@ -1,14 +1,18 @@
 """Mistakes that a worker found, raised here as themselves."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
-from maskrcnn_core.errors import ImageError, StorageError, UserError
-from pipelines.cluster import unwrapped_errors
+from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.errors import ConfigError, ImageError, StorageError, UserError
+from pipelines import cluster
+from pipelines.cluster import connect, unwrapped_errors
 from pipelines.lost_processes import as_write_error, require_room, why_lost
 
 
@@ -59,9 +63,9 @@ def test_an_error_that_is_its_own_cause_does_not_hang() -> None:
 def test_a_full_disk_is_one_line_wherever_it_shows(error: Exception, tmp_path: Path) -> None:
     outer = ValueError("about something else")
     outer.__cause__ = error
-    with pytest.raises(StorageError, match=r"s3://b/run: no space left .* the same command goes on"):
+    with pytest.raises(StorageError, match=r"s3://b/run: No space left on device.* the same command goes on"):
         require_room(outer, "s3://b/run")
-    assert "no space left" in str(as_write_error(error, tmp_path / "x", "out"))
+    assert "No space left" in str(as_write_error(error, tmp_path / "x", "out"))
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
@@ -72,3 +76,37 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     require_room(mistake, "out")
     assert as_write_error(mistake, tmp_path, "out") is mistake
     assert "cannot be written: [Errno 5]" in str(as_write_error(OSError(5, "I/O"), tmp_path / "x", "out"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, r"asks for a token; set RAY_AUTH_MODE=token"),
+        (grpc.StatusCode.UNIMPLEMENTED, r"cannot join the Ray cluster .* \(no head here\); start it"),
+    ],
+)
+def test_a_cluster_that_asks_for_a_token_is_told_apart_at_once(
+    code: grpc.StatusCode, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(code, "no")
+        raise AssertionError("unreachable")
+
+    def no_head(**_: object) -> None:
+        raise RuntimeError("no head here")
+
+    monkeypatch.setattr(ray, "init", no_head)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_has_token", lambda: False)
+    server = grpc.server(ThreadPoolExecutor(1))
+    method = grpc.unary_unary_rpc_method_handler(refuse)
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", {"CheckAlive": method})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(ConfigError, match=message), connect(ClusterConfig(address=f"127.0.0.1:{port}")):
+            pass
+    finally:
+        server.stop(None)
