@@ -7,8 +7,7 @@ raises too, or costs the smallest thing that is wrong and is counted in `CocoDat
 Real COCO train2017 holds a few such annotations.
 """
 
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from maskrcnn_core.data.coco_sections import CocoDict, CocoSections
 from maskrcnn_core.data.entry_faults import Faults
 from maskrcnn_core.data.files import read_bytes
 from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
-from maskrcnn_core.data.segmentation import ObjectMask, rasterise
+from maskrcnn_core.data.segmentation import Segmentation, rasterise
 from maskrcnn_core.errors import AnnotationError
 
 __all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_categories", "load_coco", "rasterise"]
@@ -49,7 +48,7 @@ class CocoObject:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool
-    segmentation: "list[array[float]] | Mapping[str, Any] | ObjectMask | None"
+    segmentation: Segmentation | None
     keypoints: tuple[float, ...] | None
     bbox: tuple[float, float, float, float] | None = None
     num_keypoints: int = 0
