@@ -48,7 +48,7 @@ class CocoObject:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool
-    segmentation: Segmentation | None
+    segmentation: "Segmentation | None"
     keypoints: tuple[float, ...] | None
     bbox: tuple[float, float, float, float] | None = None
     num_keypoints: int = 0
