@@ -29,7 +29,7 @@ for path in sys.argv[1:]:
         print("read")
     except UserError as error:
         print(str(error).replace(path + ": ", ""))
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
 """
 
 
