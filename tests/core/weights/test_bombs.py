@@ -23,7 +23,7 @@ from maskrcnn_core.weights.convert import read_foreign
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + {SPARE}, -1))
 for path in sys.argv[1:]:
-    signal.alarm({SECONDS})
+    signal.setitimer(signal.ITIMER_PROF, {SECONDS})
     try:
         read_foreign(path)
         print("read")
