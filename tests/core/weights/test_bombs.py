@@ -23,13 +23,13 @@ from maskrcnn_core.weights.convert import read_foreign
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + {SPARE}, -1))
 for path in sys.argv[1:]:
-    signal.alarm({SECONDS})
+    signal.setitimer(signal.ITIMER_PROF, {SECONDS})
     try:
         read_foreign(path)
         print("read")
     except UserError as error:
         print(str(error).replace(path + ": ", ""))
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
 """
 
 
