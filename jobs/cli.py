@@ -96,7 +96,7 @@ def _end(taken: Interrupts | None, line: str) -> int:
     if taken is None or taken.number is None:  # raised by the job itself
         print(line, file=sys.stderr)
         return EXIT_SIGNALLED + signal.SIGINT
-    taken.say(line)
+    taken.finish(line)
     return EXIT_SIGNALLED + taken.number
 
 

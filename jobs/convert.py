@@ -17,7 +17,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: ConvertRun) -> int:
     """Convert, then say what the checkpoint is and what can be done with it."""
     from maskrcnn_core.data.coco import load_categories
-    from maskrcnn_core.printable import printable
     from maskrcnn_core.weights.convert import convert_file, read_foreign
     from maskrcnn_core.weights.source_configs import parse_source_config
     from maskrcnn_core.weights.translation import listed

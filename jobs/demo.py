@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli import parse_run, run_job
+from jobs.cli import GOES_ON, parse_run, run_job
+from jobs.train import SECONDS_TO_SAVE_AND_END
 from maskrcnn_core.demo_config import DemoRun
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.label_config import LabelRun
@@ -24,7 +25,8 @@ _CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
-    return run_job(DemoRun, run, prog="python -m jobs.demo", argv=argv)
+    grace = SECONDS_TO_SAVE_AND_END
+    return run_job(DemoRun, run, prog="python -m jobs.demo", argv=argv, interrupted=GOES_ON, grace=grace)
 
 
 def run(settings: DemoRun) -> int:
@@ -94,7 +96,8 @@ def _closing_lines(scores: "CocoScores", checkpoint: str, labels: str, sheet: st
         "  python -m jobs.train --config jobs/configs/mask_rcnn_lite0_fpn.yaml \\",
         "      --data.train.images IMAGES --data.train.annotations TRAIN.json \\",
         "      --data.val.images IMAGES --data.val.annotations VAL.json --output runs/mine",
-        "  python -m jobs.label --checkpoint runs/mine/checkpoints/best --images IMAGES --output runs/labelled",
+        "  python -m jobs.label --checkpoint runs/mine/checkpoints/best --images VAL.json --image_root IMAGES \\",
+        "      --output runs/labelled",
         "  python -m jobs.evaluate --labels runs/labelled --annotations VAL.json",
     ]
 

@@ -3,7 +3,7 @@
 Ray replaces Python's handlers while it starts, Ray Train while it trains, and the C++ code of both prints a stack and
 aborts. So both signals are blocked in all threads from the start and waited for in one. It wakes the main thread, where
 `KeyboardInterrupt` unwinds the job as usual, and sees to it that the process ends: after a time limit, or at once when
-a second signal comes.
+a second signal comes. What it has started ends with it.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ class Interrupts:
         self._is_armed = True
         self._stderr = os.dup(2)
         self._said = threading.Lock()
+        self._descendants: set[tuple[int, str]] = set()
         self._watcher = threading.Thread(target=self._watch, name="interrupts", daemon=True)
         self.number: int | None = None
 
@@ -67,8 +68,13 @@ class Interrupts:
             self._release()
         os.close(self._stderr)
 
-    def say(self, line: str) -> None:
-        """Writes the one line about the interruption, to the stderr of before."""
+    def finish(self, line: str) -> None:
+        """Ends what this process has started, and writes the one line about the interruption, to the stderr of
+        before."""
+        self._end_descendants()
+        self._say(line)
+
+    def _say(self, line: str) -> None:
         if self._said.acquire(blocking=False):
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
@@ -88,6 +94,7 @@ class Interrupts:
             if self.number is not None:
                 self._leave()
             self.number = number
+            self._descendants = descendants()
             self._hush()
             limit = threading.Timer(self._grace, self._leave)
             limit.daemon = True
@@ -108,8 +115,39 @@ class Interrupts:
 
     def _leave(self) -> None:
         assert self.number is not None
-        self.say(self._line)
+        self._say(self._line)
+        self._end_descendants()
         os._exit(128 + self.number)
+
+    def _end_descendants(self) -> None:
+        """Those of when the signal came as well: Ray's agents outlive the process that started them by many seconds,
+        and are nobody's children then."""
+        now = processes()
+        for pid, started in self._descendants | descendants():
+            if now.get(pid, (0, ""))[1] == started:  # not another process with a number that has become free
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Parent and start time of every process of this machine by its number; none where there is no /proc."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()  # a command may hold blanks and brackets
+                found[int(name)] = int(fields[1]), fields[19]
+    return found
+
+
+def descendants() -> set[tuple[int, str]]:
+    """Number and start time of every process below this one."""
+    known = processes()
+    below, found = {os.getpid()}, set[int]()
+    while below:
+        below = {pid for pid, (parent, _) in known.items() if parent in below and pid not in found}
+        found |= below
+    return {(pid, known[pid][1]) for pid in found}
 
 
 def _is_heard(number: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jobs.cli import run_job
+from jobs.cli import GOES_ON, run_job
 from maskrcnn_core.label_config import LabelRun
 from maskrcnn_core.printable import printable
 
@@ -24,7 +24,7 @@ _LONGEST_LINE_SECONDS = 300.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return run_job(LabelRun, run, prog="python -m jobs.label", argv=argv)
+    return run_job(LabelRun, run, prog="python -m jobs.label", argv=argv, interrupted=GOES_ON)
 
 
 def run(settings: LabelRun) -> int:

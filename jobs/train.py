@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jobs.cli import run_job
+from jobs.cli import GOES_ON, run_job
 from maskrcnn_core.printable import printable
 from maskrcnn_core.train_config import DatasetConfig, TrainRun
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
     Work = Callable[[Callable[[TrainingEvent], None]], TrainSummary]
 
+SECONDS_TO_SAVE_AND_END = 30.0
+
 _SHOWN_METRICS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "proposals/AR@100", "proposals/AR@1000")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    return run_job(TrainRun, run, prog="python -m jobs.train", argv=argv)
+    return run_job(
+        TrainRun, run, prog="python -m jobs.train", argv=argv, interrupted=GOES_ON, grace=SECONDS_TO_SAVE_AND_END
+    )
 
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
-    for remark in settings.train.schedule_remarks:
-        print(f"note: {remark}", file=sys.stderr)
     print("\n".join(summary_lines(settings, train_with_progress(settings))))
     return 0
 
@@ -41,7 +43,17 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
     from pipelines.training import train
 
     watch = _with_bar if sys.stdout.isatty() else _with_lines
-    return watch(lambda show: train(settings, show))
+    return watch(lambda show: train(settings, lambda event: _show_with_remarks(event, settings, show)))
+
+
+def _show_with_remarks(event: "TrainingEvent", settings: TrainRun, show: Callable[["TrainingEvent"], None]) -> None:
+    """Behind the line that a run starts with, what is odd about its schedule."""
+    from pipelines.training_progress import TrainingStarted
+
+    show(event)
+    if isinstance(event, TrainingStarted):
+        for remark in settings.train.schedule_remarks:
+            print(f"note: {remark}", file=sys.stderr, flush=True)
 
 
 def event_line(event: "TrainingEvent") -> str:
@@ -51,16 +63,22 @@ def event_line(event: "TrainingEvent") -> str:
         CheckpointSaved,
         DataNote,
         InitialWeightsLoaded,
+        Interrupted,
         MachineLeaves,
         StepReport,
         StoppedEarly,
         TrainingStarted,
+        WorkersLost,
     )
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
     if isinstance(event, DataNote):
         return f"note: {printable(event.text)}"
+    if isinstance(event, WorkersLost):
+        return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
+    if isinstance(event, Interrupted):
+        return f"saving a checkpoint, for at most {event.seconds:.0f} seconds; interrupt again to end at once"
     if isinstance(event, InitialWeightsLoaded):
         fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
         known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
@@ -126,10 +144,11 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     ]
     dataset = settings.data.val if settings.data.val.annotations else settings.data.train
     images = settings.data.val.annotations or settings.data.train.images
+    root = f" --image_root {shlex.quote(settings.data.val.images)}" if settings.data.val.annotations else ""
     labels = f"{settings.output.rstrip('/')}-labels"
     lines += [
         "next:",
-        f"  python -m jobs.label --checkpoint {shlex.quote(summary.checkpoint)} --images {shlex.quote(images)} "
+        f"  python -m jobs.label --checkpoint {shlex.quote(summary.checkpoint)} --images {shlex.quote(images)}{root} "
         f"--output {shlex.quote(labels)}{_proposal_options(settings, dataset)}",
     ]
     if settings.data.val.annotations:

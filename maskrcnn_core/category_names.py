@@ -33,12 +33,11 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
 
     Args:
         found: names of the detections' categories by id; a name that is only the id's digits is none.
-        annotated: the annotation file's, no two alike; None where it gives none.
+        annotated: the annotation file's; None where it gives none.
 
     Raises:
         AnnotationError: an id has another name on each side, and neither name is on the other side.
     """
-    found = distinct_names(found)
     times = Counter(found.values()), Counter(annotated.values())
     ids_by_name = {name: number for number, name in annotated.items()}
     used = {*found, *annotated}
@@ -47,8 +46,7 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
     moved = []
     for number, name in found.items():
         there = annotated.get(number)
-        is_nameless = name in ("", str(number)) or (there is None and number in annotated)
-        if is_nameless or _is_same(number, name, there, times[0]):
+        if name in ("", str(number)) or (there is None and number in annotated) or _is_same(name, there, times[0]):
             continue
         if times[0][name] == times[1][name] == 1:
             ids[number] = ids_by_name[name]
@@ -65,16 +63,13 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
 
 
 def names_of(categories: Iterable[Mapping[str, Any]]) -> dict[int, str | None]:
-    """Names of an annotation file's clean categories by id; None where a name is only the id's digits."""
-    return {entry["id"]: None if entry["name"] == str(entry["id"]) else entry["name"] for entry in categories}
+    """Names of an annotation file's categories by id; None where an entry has none."""
+    return {entry["id"]: name if isinstance(name := entry.get("name"), str) else None for entry in categories}
 
 
-def _is_same(number: int, name: str, there: str | None, found: Mapping[str, int]) -> bool:
-    """Whether an id has one name on both sides; but for capitals and spaces, where no other category has it exactly,
-    and for the id behind one that stands twice on one side."""
-    if there is None or there in (name, f"{name} ({number})") or name == f"{there} ({number})":
-        return there is not None
-    return _folded(there) == _folded(name) and not found.get(there)
+def _is_same(name: str, there: str | None, found: Mapping[str, int]) -> bool:
+    """Whether an id has one name on both sides; but for capitals and spaces, where no other category has it exactly."""
+    return there == name or (there is not None and _folded(there) == _folded(name) and not found.get(there))
 
 
 def _folded(name: str) -> str:
@@ -88,14 +83,25 @@ def _note(moved: list[str]) -> str:
     return f"categories meet by name: {', '.join(moved[:_NAMES_SHOWN])}{more}"
 
 
-def distinct_names(names: Mapping[int, str]) -> dict[int, str]:
-    """The same names by id, in the same order; of those that stand twice, each with its id behind it.
+def distinct_names(categories: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """What to call each category where only names are shown: its name, with its id where others have the same.
 
-    >>> distinct_names({1: "cell", 2: "cell", 3: "cat"})
-    {1: 'cell (1)', 2: 'cell (2)', 3: 'cat'}
+    >>> distinct_names([(1, "cell"), (2, "cell"), (3, "ring")])
+    {1: 'cell (1)', 2: 'cell (2)', 3: 'ring'}
     """
-    counts = Counter(names.values())
-    if all(count == 1 for count in counts.values()):
-        return dict(names)
-    told_apart = {key: f"{name} ({key})" if counts[name] > 1 else name for key, name in names.items()}
-    return distinct_names(told_apart)  # a third one may be called so already
+    pairs = list(categories)
+    counts = Counter(name for _, name in pairs)
+    taken = {name for name, count in counts.items() if count == 1}
+    shown = {}
+    for number, name in pairs:
+        own = name if counts[name] == 1 else f"{name} ({number})"
+        while counts[name] > 1 and own in taken:  # another category has that very name
+            own += f" ({number})"
+        taken.add(own)
+        shown[number] = own
+    return shown
+
+
+def shown_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """What to call each category of an annotation file, by id (`distinct_names`); its id where it has no name."""
+    return distinct_names((number, name or str(number)) for number, name in names_of(categories).items())

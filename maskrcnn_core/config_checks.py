@@ -4,7 +4,8 @@ import functools
 import math
 import types
 import typing
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.printable import printable
@@ -48,12 +49,12 @@ def require_typed(where: str, config: Any) -> None:
         where: the dataclass's place, in front of its fields' names; empty = none.
         config: an instance.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in _hints(cast(Hashable, type(config))).items():
         _require_type(f"{where}.{name}" if where else name, getattr(config, name), hint)
 
 
 @functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

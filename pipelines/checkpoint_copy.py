@@ -35,7 +35,10 @@ def local_checkpoint(uri: str) -> str:
         found = filesystem.get_file_info([f"{path}/{name}" for name in _FILES])
     missing = [name for name, info in zip(_FILES, found, strict=True) if info.type != fs.FileType.File]
     if missing:
-        raise CheckpointError(f"{uri}: no {missing[0]} in it, expected a checkpoint folder")
+        hint = ""
+        if Path(path).suffix:
+            hint = "; a file of another framework becomes one by python -m jobs.convert --source FILE --output FOLDER"
+        raise CheckpointError(f"{uri}: no {missing[0]} in it, expected a checkpoint folder{hint}")
     name = hashlib.sha256(repr([uri, *((info.size, str(info.mtime)) for info in found)]).encode()).hexdigest()[:24]
     copies = Path(tempfile.gettempdir()) / f"maskrcnn-checkpoints-{os.getuid()}"
     copy = copies / name

@@ -17,6 +17,7 @@ import ray.exceptions
 
 from maskrcnn_core.cluster_config import ClusterConfig
 from maskrcnn_core.errors import ConfigError, UserError
+from pipelines.lost_processes import why_lost
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
 # reads that would feed it wait forever. Logical CPUs cost nothing; threads are set to the physical cores.
@@ -87,12 +88,12 @@ def connect(
         return
     with _environment():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
-        with _stderr_unless_failed():
-            if address:
-                _join(address, worker_logs, environment or {})
-            else:
-                _start(cluster.num_cpus, worker_logs)
         try:
+            with _stderr_unless_failed():
+                if address:
+                    _join(address, worker_logs, environment or {})
+                else:
+                    _start(cluster.num_cpus, worker_logs)
             yield
         finally:
             ray.shutdown()
@@ -100,7 +101,8 @@ def connect(
 
 @contextmanager
 def unwrapped_errors() -> Iterator[None]:
-    """A user's mistake that a worker found is raised as itself, not as Ray's report of it."""
+    """A user's mistake that a worker found is raised as itself, not as Ray's report of it; processes that were lost
+    are one line as well."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -110,6 +112,11 @@ def unwrapped_errors() -> Iterator[None]:
             if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
                 raise copy.copy(cause) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
+        if (reason := why_lost(error)) is not None:
+            raise UserError(
+                f"the workers were lost: {reason}; the same command goes on where it stopped (with fewer workers, or "
+                "smaller batches, they need less memory)"
+            ) from error
         raise
 
 
@@ -152,7 +159,8 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _stderr_unless_failed() -> Iterator[None]:
-    """Holds back what C++ code writes to stderr inside the block; it is shown if the block raises.
+    """Holds back what C++ code writes to stderr inside the block; it is shown if the block raises other than a mistake
+    of the user, whose reason stands in its line.
 
     Ray announces there that it has read RAY_BACKEND_LOG_LEVEL, whatever the level.
     """
@@ -162,6 +170,8 @@ def _stderr_unless_failed() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise
         except Exception:
             held.seek(0)
             os.write(kept, held.read())
@@ -174,19 +184,43 @@ def _stderr_unless_failed() -> Iterator[None]:
 def _join(address: str, worker_logs: bool, environment: Mapping[str, str]) -> None:
     try:
         _require_listener(address)
+        if not _has_token() and _asks_for_token(address):  # Ray itself would try for half a minute
+            raise ray.exceptions.AuthenticationError("no token")
         runtime_env = {"env_vars": dict(environment)} if environment else None
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=worker_logs, logging_level=logging.ERROR)
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            f"cluster.address: the Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, "
-            "with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if isinstance(error, ray.exceptions.AuthenticationError) or _asks_for_token(address):
+            raise ConfigError(
+                f"cluster.address: the Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, "
+                "with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            ) from error
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"cluster.address: cannot join the Ray cluster at {address!r} ({reason}); start it with `ray start --head`,"
             " or unset cluster.address and RAY_ADDRESS to use a cluster of this machine"
         ) from error
+
+
+def _has_token() -> bool:
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in variables) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether what listens at host:port is a head of Ray that refuses a call without a token."""
+    if "://" in address or not address.rpartition(":")[2].isdigit():
+        return False
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=_CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _require_listener(address: str) -> None:

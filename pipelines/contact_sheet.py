@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from maskrcnn_core.category_names import shown_names
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.inference.records import ImageRecord, record_from_row
@@ -35,7 +36,7 @@ def write_contact_sheet(
         `output`.
     """
     document = load_annotations(annotations)
-    categories = {entry["id"]: entry["name"] for entry in document.categories}
+    categories = shown_names(document.categories)
     objects = document.by_image()
     files = {image_id: image["file_name"] for image_id, image in document.images.items() if "file_name" in image}
     records = {row["image_id"]: record_from_row(row) for row in _rows(read_labels(labels), files)}

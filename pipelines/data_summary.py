@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.entry_faults import FaultKind
@@ -66,6 +67,7 @@ class DataSummary:
 
 def summarize(dataset: CocoDataset) -> DataSummary:
     """Count what a data set with at least one image holds."""
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     objects = [thing for image in dataset.images for thing in image.objects if not thing.crowd]
     per_category = Counter(thing.category_id for thing in objects)
     areas = np.array([thing.area for thing in objects], dtype=np.float64)
@@ -78,7 +80,7 @@ def summarize(dataset: CocoDataset) -> DataSummary:
         images_without_objects=per_image.count(0),
         objects=len(objects),
         crowd_regions=sum(thing.crowd for image in dataset.images for thing in image.objects),
-        objects_per_category={category.name: per_category[category.id] for category in dataset.categories},
+        objects_per_category={name: per_category[number] for number, name in names.items()},
         objects_per_size={name: int(np.count_nonzero(ranges == place)) for place, name in enumerate(_SIZE_NAMES)},
         object_sides={f"{2**power} to {2 ** (power + 1)}": powers[power] for power in sorted(powers)},
         objects_per_image=_spread(per_image),

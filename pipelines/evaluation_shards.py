@@ -89,8 +89,8 @@ class ScoringInputs:
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
         federated: images say which categories are known to be absent, as LVIS' do.
-        faults: of images.
-        notes: what else to say of the annotation file and the labels.
+        faults: of images of the annotation file.
+        notes: what else a reader of the numbers should know.
     """
 
     categories: tuple[CocoDict, ...]
@@ -140,7 +140,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     match = match_categories(names, names_of(reader.categories))
     sources = {home: replace(source, category_ids=match.ids) for home, source in sources.items()}
     found = reader.inputs(reader.shards(sources, {}, left_out), _without(coverage, left_out), models, None)
-    return replace(found, notes=(*found.notes, *filter(None, [match.note])))
+    return replace(found, notes=found.notes + ((match.note,) if match.note else ()))
 
 
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
@@ -215,8 +215,10 @@ def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep
     for number, entry in enumerate(_stream(labels, "results"), 1):
         if entry.key:
             raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
-        if entry.value == [] and number == 1:  # of an empty file
+        if entry.value == [] and number == 1:  # an empty file has such an entry, and no other
             continue
+        if number > 1 and layout is None:
+            checked_result([], 1)
         result = checked_result(entry.value, number)
         layout = layout.joined(result) if layout else results_layout(result)
         image_id = result["image_id"]
@@ -326,7 +328,7 @@ class _AnnotationReader:
 
     @property
     def categories(self) -> list[CocoDict]:
-        """Clean entries, no two of one name."""
+        """Clean entries."""
         return self._sections.categories
 
     def read(self, uri: str) -> None:

@@ -13,12 +13,11 @@ import ray.data
 from maskrcnn_core.config import Category
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelRun
-from pipelines import label_output, storage
+from pipelines import label_run, storage
 from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
-from pipelines.label_output import Chunk
+from pipelines.label_output import Chunk, Tally
 from pipelines.label_planning import WorkerPlan, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
-from pipelines.label_tally import Tally
 from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 
 # Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
@@ -54,7 +53,7 @@ def label_on_cluster(
     """Labels chunks; returns the counts of this start."""
     plan = plan_workers(run.label, nodes())
     settings = replace(settings, workers_per_node=plan.per_node)
-    folder = label_output.write_todo(run.output, todo)
+    folder = label_run.write_todo(run.output, todo)
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE

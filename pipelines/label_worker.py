@@ -26,13 +26,12 @@ from maskrcnn_core.errors import ImageError, StorageError, UserError
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
-from pipelines import storage
+from pipelines import label_run, storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk
+from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
 from pipelines.label_progress import Board, Work
-from pipelines.label_tally import Tally, read_labels, read_tally, write_labels
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
 from pipelines.reading_threads import Call, ReadingThreads
@@ -172,6 +171,11 @@ class LabelWorker:
             return read_tally(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
+        if not storage.exists(label_run.identity_uri(self._settings.output)):
+            raise StorageError(
+                f"output: the folder {self._settings.output!r} was deleted or moved while it was labelled; put it "
+                "back, or choose another, and give the command again"
+            )
         try:
             tally = write_labels(table, uri)
         except StorageError:

@@ -3,7 +3,7 @@
     manifest in chunks -> those without a label file -> pool of LabelWorker (chunk in, label file out) -> counts
 
 Only the places of chunks and their counts pass through Ray: images are read next to the network, and label files are
-written by the process that made them (see `label_output` for why nothing is lost or doubled).
+written by the process that made them (see `label_run` for why nothing is lost or doubled).
 """
 
 import functools
@@ -18,14 +18,14 @@ from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from maskrcnn_core.label_config import LabelRun
-from pipelines import label_output, storage
+from pipelines import label_run, storage
 from pipelines.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.cluster import connect, nodes, on_cluster, unwrapped_errors
 from pipelines.label_execution import Detector, label_on_cluster
-from pipelines.label_output import LabelFile, RunIdentity
+from pipelines.label_output import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress
-from pipelines.label_tally import NOTHING, FailedImage, Tally, read_footers, read_tally
+from pipelines.label_run import LabelFile, RunIdentity
 from pipelines.label_worker import WorkerSettings
 from pipelines.manifest import (
     Manifest,
@@ -109,18 +109,18 @@ def label(
 def _label(
     run: LabelRun, on_progress: Callable[[LabelProgress], None] | None, detector: Detector, started: float
 ) -> LabelSummary:
-    state = label_output.state_of(run.output)
-    manifest = open_manifest(label_output.manifest_folder(run.output))
+    state = label_run.state_of(run.output)
+    manifest = open_manifest(label_run.manifest_folder(run.output))
     source = None if manifest is not None else open_source(run.images, run.image_root)
     kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
     settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
     identity = _identity(settings, detector)
     if state != "new":
-        label_output.require_same_run(run.output, identity)
+        label_run.require_same_run(run.output, identity)
     if manifest is not None:
         _require_same_source(run, manifest)
     if state == "finished" and manifest is not None and not _lost_files(run.output, manifest):
-        tally = label_output.finished_tally(run.output)
+        tally = label_run.finished_tally(run.output)
         if not (run.label.retry_failed and tally.failed):
             return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
     with _cluster_when_needed(run) as ensure_cluster:
@@ -129,13 +129,13 @@ def _label(
             manifest = _new_manifest(run, source, identity, ensure_cluster)
         else:
             _check_proposals(run, manifest)
-            label_output.claim_run(run.output, identity)
+            label_run.claim_run(run.output, identity)
         if state == "finished":
-            label_output.reopen_run(run.output)
+            label_run.reopen_run(run.output)
         settings = replace(settings, manifest=manifest)
         before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
     tally, files = _checked_files(run.output, manifest)
-    label_output.close_run(run.output, tally, files)
+    label_run.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
@@ -157,14 +157,14 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_c
     Whatever ends this early leaves the folder as it was; what another process has made in it stays.
     """
     was_there = storage.exists(run.output)
-    folder = label_output.manifest_folder(run.output)
+    folder = label_run.manifest_folder(run.output)
     draft = None
     try:
         draft = _draft_manifest(source, folder, ensure_cluster)
         _check_proposals(run, draft)
         ensure_cluster()
         plan_workers(run.label, nodes())
-        label_output.claim_run(run.output, identity)
+        label_run.claim_run(run.output, identity)
         manifest = publish_manifest(draft)
     except BaseException:
         if draft is not None:
@@ -192,24 +192,24 @@ def _lost_files(output: str, manifest: Manifest) -> bool:
     Raises:
         StorageError: a file is whole, but another than when the run was finished.
     """
-    rows = label_output.chunk_rows(output, manifest)
+    rows = label_run.chunk_rows(output, manifest)
     if rows is None:
         return True
-    sizes = label_output.label_sizes(output)
-    done, todo = label_output.chunks_done(output, manifest, rows, sizes)
-    known = label_output.finished_files(output) or {}
-    torn = [chunk for chunk in done if chunk.name in known and sizes[chunk.name] != known[chunk.name].size]
-    for chunk in torn:
+    sizes = label_run.label_sizes(output)
+    done, todo = label_run.chunks_done(output, manifest, rows, sizes)
+    known = label_run.finished_files(output) or {}
+    doubtful = [chunk for chunk in done if chunk.name not in known or sizes[chunk.name] != known[chunk.name].size]
+    uris = [chunk.uri(output) for chunk in doubtful]
+    torn = {uri for uri, is_whole in zip(uris, are_readable(uris), strict=True) if not is_whole}
+    for chunk in doubtful:
         uri = chunk.uri(output)
-        try:
-            read_tally(uri)
-        except StorageError:
+        if uri in torn:
             storage.delete_file(uri)
-            continue
-        raise StorageError(
-            f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
-            "finished; put the former file back, or delete it to label it again"
-        )
+        elif chunk.name in known:
+            raise StorageError(
+                f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
+                "finished; put the former file back, or delete it to label it again"
+            )
     return bool(todo or torn)
 
 
@@ -248,14 +248,14 @@ def _label_chunks(
 ) -> tuple[int, Counts]:
     """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
     and the counts of this start."""
-    rows = label_output.chunk_rows(run.output, manifest)
+    rows = label_run.chunk_rows(run.output, manifest)
     if rows is None:
         ensure_cluster()
         workers = plan_workers(run.label, nodes()).workers
         rows = choose_chunk_rows(len(manifest), workers, settings.group_size, run.label)
-        label_output.settle_chunk_rows(run.output, rows, manifest)
-        rows = label_output.chunk_rows(run.output, manifest) or rows  # another start may have settled it
-    done, todo = label_output.chunks_done(run.output, manifest, rows)
+        label_run.settle_chunk_rows(run.output, rows, manifest)
+        rows = label_run.chunk_rows(run.output, manifest) or rows  # another start may have settled it
+    done, todo = label_run.chunks_done(run.output, manifest, rows)
     tallies = [tally for tally, _ in read_footers([chunk.uri(run.output) for chunk in done])]
     before = sum(tallies, NOTHING)
     labelled_before = before.images
@@ -333,9 +333,9 @@ def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[LabelFi
     Raises:
         StorageError: it has not; files were changed while the run went on.
     """
-    rows = label_output.chunk_rows(output, manifest)
-    sizes = label_output.label_sizes(output)
-    done, todo = label_output.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
+    rows = label_run.chunk_rows(output, manifest)
+    sizes = label_run.label_sizes(output)
+    done, todo = label_run.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
     footers = read_footers([chunk.uri(output) for chunk in done])
     wrong = [
         chunk.name for chunk, (tally, _) in zip(done, footers, strict=True) if tally.images != chunk.stop - chunk.start
@@ -363,6 +363,6 @@ def _summary(
         seconds=time.monotonic() - started,
         images_per_second=counts.images_per_second,
         waiting_share=counts.waiting_share,
-        labels=label_output.labels_folder(output),
+        labels=labels_folder(output),
         skipped_because_done=finished_before,
     )

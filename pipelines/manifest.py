@@ -215,8 +215,16 @@ def open_manifest(folder: str) -> Manifest | None:
     parts = tuple(content["parts"])
     if not parts or any(type(rows) is not int or rows < 1 for rows in parts):
         raise StorageError(f"{place}: parts is {str(parts)[:60]}, expected the rows of each; {LIST_AGAIN}")
-    attempt, root = str(content.get("attempt", "")), str(content.get("image_root", ""))
-    return Manifest(folder, parts, *(content[name] for name in texts), attempt, root)
+    return Manifest(
+        folder,
+        parts,
+        digest=content["digest"],
+        images=content["images"],
+        kind=content["kind"],
+        stamp=content["stamp"],
+        attempt=str(content.get("attempt", "")),
+        image_root=str(content.get("image_root", "")),
+    )
 
 
 def changes_since(manifest: Manifest, images: str) -> str | None:

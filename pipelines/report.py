@@ -98,11 +98,9 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
     """
     check_output(run.output)
     objects = None if truth is None else truth.annotations.by_image()
-    categories = () if truth is None else truth.annotations.categories
-    match = CategoryMatch()
-    if truth is not None:
-        match = match_categories(category_names(label_files(run.labels)), names_of(categories))
-    scan = RowScan(run.pictures, objects, {entry["id"]: entry["name"] for entry in categories})
+    names = {} if truth is None else names_of(truth.annotations.categories)
+    match = CategoryMatch() if truth is None else match_categories(category_names(label_files(run.labels)), names)
+    scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
     scan_labels(run.labels, scan, match.ids)
     artist = _Artist(run, truth, objects, match.ids)
     examples, left_out = artist.examples(scan)
@@ -126,8 +124,9 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
     """
     assert run.report is not None
     shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
-    annotations = load_annotations(run.annotations)
-    truth = GroundTruth(run.annotations, annotations, summary.scores, summary.details, summary.notes)
+    truth = GroundTruth(
+        run.annotations, load_annotations(run.annotations), summary.scores, summary.details, summary.notes
+    )
     return write_report(shown, truth, command)
 
 
@@ -165,7 +164,7 @@ def _content(
         title=run.title,
         subtitle=subtitle,
         statuses=scan.tally.statuses,
-        failures=tuple(FailedRow(one.uri, one.status, one.error) for one in scan.tally.failures),
+        failures=tuple(FailedRow(one.uri, one.status, one.error or "no reason given") for one in scan.tally.failures),
         detections=scan.tally.detections,
         min_score=run.pictures.min_score,
         match_overlap=run.pictures.match_overlap,

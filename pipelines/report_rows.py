@@ -23,7 +23,7 @@ from maskrcnn_core.report.content import CategoryCount, ExampleKind, Histogram
 from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates, match_objects, unjudged_candidates
 from maskrcnn_core.report_config import PicturesConfig
 from pipelines.label_files import RECORD_COLUMNS, label_files, open_label_file
-from pipelines.label_tally import NOTHING, Tally, tally_rows
+from pipelines.label_output import NOTHING, Tally, tally_rows
 
 _ROWS_AT_ONCE = 256
 _SCORE_BINS = 40
@@ -118,7 +118,7 @@ class RowScan:
         self.galleries = Galleries(settings.per_gallery, settings.per_image)
         self._settings, self._annotations = settings, annotations
         self._names = dict(names)
-        self._shown = distinct_names(self._names)
+        self._shown = distinct_names(self._names.items())
         self._categories: dict[int, _CategoryTally] = {}
         self._right, self._other = (np.zeros(_SCORE_BINS, np.int64) for _ in range(2))
         self._sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
@@ -135,7 +135,7 @@ class RowScan:
     def add_names(self, names: Mapping[int, str]) -> None:
         """Names of categories that label files carry; the annotation file's win."""
         self._names = {**names, **self._names}
-        self._shown = distinct_names(self._names)
+        self._shown = distinct_names(self._names.items())
 
     def named(self, record: ImageRecord) -> ImageRecord:
         """The record with the names that the page has for its categories."""

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.row_findings import NOTHING_FOUND, Findings, one
-from pipelines import label_output, storage
-from pipelines.label_output import LabelFile
+from pipelines import label_run, storage
+from pipelines.label_output import labels_folder
+from pipelines.label_run import LabelFile
 from pipelines.manifest import Manifest, open_manifest
 from pipelines.run_files import read_object
 
@@ -74,7 +75,7 @@ def find_run(uri: str) -> RunFiles:
     if not storage.exists(storage.join(output, "_run")) and output.rsplit("/", 1)[-1] == "labels":
         output = output.removesuffix("labels").rstrip("/") or "."
     books = _Books()
-    manifest = books.read(lambda: open_manifest(label_output.manifest_folder(output)))
+    manifest = books.read(lambda: open_manifest(label_run.manifest_folder(output)))
     parts = _manifest_files(output, manifest)
     if not parts and not books.findings.counts:
         raise StorageError(
@@ -82,10 +83,10 @@ def find_run(uri: str) -> RunFiles:
             "expected the --output of python -m jobs.label, with its _run folder"
         )
     rows = _rows_of(parts, books)
-    folder = label_output.labels_folder(output)
+    folder = labels_folder(output)
     sizes = storage.file_sizes(folder, ".parquet") if storage.is_folder(folder) else {}
     model, tally = _read_identity(output, books), _read_success(output, books)
-    known = books.read(lambda: label_output.finished_files(output)) if tally is not None else None
+    known = books.read(lambda: label_run.finished_files(output)) if tally is not None else None
     if manifest is not None:
         _check_chunks(output, manifest, [uri.rsplit("/", 1)[-1] for uri in sizes], books)
     findings = books.findings + _check_sizes(sizes, known or {})
@@ -97,7 +98,7 @@ def _manifest_files(output: str, manifest: Manifest | None) -> list[str]:
     """Those that manifest.json names; without one all that are there."""
     if manifest is not None:
         return [manifest.part_uri(part) for part in range(len(manifest.parts))]
-    single, folder = storage.join(output, "_run", "manifest.parquet"), label_output.manifest_folder(output)
+    single, folder = storage.join(output, "_run", "manifest.parquet"), label_run.manifest_folder(output)
     if storage.is_folder(folder):
         return [uri for uri in storage.list_files(folder, ".parquet") if "/pieces" not in uri]
     return [single] if storage.exists(single) else []
@@ -137,9 +138,9 @@ def _read_success(output: str, books: _Books) -> dict[str, Any] | None:
 
 def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: _Books) -> None:
     """Each label file is a chunk of the manifest."""
-    rows = books.read(lambda: label_output.chunk_rows(output, manifest))
+    rows = books.read(lambda: label_run.chunk_rows(output, manifest))
     if rows is not None:
-        books.read(lambda: label_output.chunks_done(output, manifest, rows, names))
+        books.read(lambda: label_run.chunks_done(output, manifest, rows, names))
 
 
 def _check_sizes(sizes: Mapping[str, int], known: Mapping[str, LabelFile]) -> Findings:

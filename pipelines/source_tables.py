@@ -35,7 +35,7 @@ def coco_entries(part: Part) -> Iterator[Entries]:
         AnnotationError: the file is malformed.
     """
     images = _coco_images(part.place)
-    names = names_below(part.root, [entry["file_name"] for entry in images])
+    names = _names(part.root, images)
     for start in range(0, len(images), BATCH_ROWS):
         some = images[start : start + BATCH_ROWS]
         yield Entries(
@@ -61,17 +61,24 @@ def _coco_images(images: str) -> list[dict[str, Any]]:
         raise AnnotationError(f"images: {images!r}: {error}") from None
 
 
+def _names(folder: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """File names relative to a folder; those of a `coco_url` begin with a split, whose folder this one may be."""
+    names = [entry["file_name"] for entry in entries]
+    return names_below(folder, names) if any(entry.get("named_by_url") for entry in entries) else names
+
+
 def find_image_root(images: str, image_root: str | None) -> str:
     """The folder that a COCO json's file names are relative to."""
     entries = _coco_images(images)
-    names = [entry["file_name"] for entry in entries[:: max(1, len(entries) // _ROOT_PROBES)]][:_ROOT_PROBES]
+    entries = entries[:: max(1, len(entries) // _ROOT_PROBES)][:_ROOT_PROBES]
+    names = [entry["file_name"] for entry in entries]
     folder = posixpath.dirname(images) or "."
     parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
     parent = parent or "."
     beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
     candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
-        if any(_is_there(candidate, name) for name in names_below(candidate, names)):
+        if any(_is_there(candidate, name) for name in _names(candidate, entries)):
             return candidate
     if all(has_scheme(name) or name.startswith("/") for name in names):
         raise StorageError(

@@ -7,6 +7,7 @@ process of a job sees them. Throttling, dropped connections and time-outs are tr
 """
 
 import contextlib
+import errno
 import functools
 import os
 import random
@@ -346,9 +347,15 @@ def naming(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: no such file") from error
     except IsADirectoryError as error:
         raise StorageError(f"{uri}: is a folder; expected a file") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise StorageError(f"{uri}: a part of this path is a file; choose another place") from error
     except PermissionError as error:
         raise StorageError(f"{uri}: permission denied; check the rights of the file") from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{uri}: No space left on device; make room, and the same command goes on where it stopped"
+            ) from error
         if is_local(uri) and os.path.isdir(filesystem_and_path(uri)[1]):  # Arrow's error for a folder has no type
             raise StorageError(f"{uri}: is a folder; expected a file") from error
         code = error_code(error, uri)

@@ -1,13 +1,15 @@
 """Train a detector on COCO-format data with Ray Train: one function, `train`.
 
-Everything that a user can get wrong is checked here before Ray starts. The same command again resumes a run that was
-cut off, from its last checkpoint, with the numbers of an unbroken one; a finished run is left alone.
+Everything that a user can get wrong is checked here before the folder of the run is claimed, and what can be, before
+Ray starts. The same command again resumes a run that was cut off, from its last checkpoint, with the numbers of an
+unbroken one; a finished run is left alone, unless `train.steps` has grown.
 """
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import ray
 import ray.train
@@ -30,13 +32,17 @@ from pipelines.training_output import (
     initial_checkpoints,
     is_claimed,
     read_summary,
+    release,
+    require_free,
     take_over,
     write_summary,
 )
 from pipelines.training_progress import DataNote, TrainingEvent, forwarded, start_progress_log
+from pipelines.training_supervision import Notices, result_of
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
+_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -79,31 +85,68 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     Raises:
         UserError: settings, data or output are not usable (before anything starts), or an image or annotation turned
             out to be while training.
-        ray.train.TrainingFailedError: workers were lost more often than `train.max_failures`, or a bug.
+            Lost more often than `train.max_failures`, workers are such a mistake too.
+        KeyboardInterrupt: the run was interrupted; its text says where the same call goes on.
+        ray.train.TrainingFailedError: a bug.
     """
     run = _with_absolute_paths(run)
+    require_free(run.output)
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
-    is_new = not is_claimed(run.output)
-    if is_new:  # a run that goes on has been looked at, and no longer needs what it started from
+    content = _digests(run)
+    if is_claimed(run.output):
+        claim(run, content)
+        if (finished := read_summary(run.output)) is not None:
+            return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
+    else:  # a run that goes on has been looked at, and no longer needs what it started from
         _check_images(run, data)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
-    claim(run)
-    if is_new:
-        write_data_summary(run.output, {name: summarize(one.dataset) for name, one in data.items()})
-    if (finished := read_summary(run.output)) is not None:
-        return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
     notes = tuple(note for one in data.values() for note in one.notes)
+    described = {name: summarize(one.dataset) for name, one in data.items()}
     del data  # the workers read their own
     with cluster.connect(run.cluster):
         _check_cluster(run)
         for note in notes if on_progress else ():
             on_progress(DataNote(note))  # type: ignore[misc]
-        result = _fit(run, take_over(run.output), on_progress)
+        is_new = claim(run, content)
+        owner = take_over(run.output)
+        with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
+            if is_new:
+                write_data_summary(run.output, described)
+            result = _fit(run, owner, on_progress)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
+
+
+@contextlib.contextmanager
+def _released_after_a_mistake(output: str, owner: str) -> Iterator[None]:
+    """A folder that was new is as new after a mistake that was found before anything was learnt."""
+    try:
+        yield
+    except UserError:
+        release(output, owner)
+        raise
+
+
+def _digests(run: TrainRun) -> dict[str, str]:
+    """What the annotation and proposal files hold, by the names of their settings: they may move."""
+    found = {}
+    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if source.annotations:
+            found[f"{name}.annotations"] = _sha256(source.annotations)
+        if (proposals := proposals_of(source, name)) is not None:
+            found[f"{name}.proposals"] = str(proposals.fingerprint)
+    return found
+
+
+def _sha256(uri: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_stream(uri) as read:
+        while piece := read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_data(run: TrainRun) -> dict[str, RunData]:
@@ -276,21 +319,15 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
+            callbacks=[Notices(progress)],
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": cluster.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
-    mistake: UserError | None = None
-    result: Any = None
     with forwarded(progress, on_progress):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError:
-            mistake = ray.get(progress.mistake.remote())
-            if mistake is None:
-                raise
-    mistake = mistake or ray.get(progress.mistake.remote())
+        result = result_of(trainer, progress, run.output)
+    mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
     assert isinstance(result.return_value, WorkerResult)

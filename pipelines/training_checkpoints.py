@@ -11,6 +11,7 @@ from pathlib import Path
 from maskrcnn_core.errors import StorageError, UserError
 from pipelines import storage
 from pipelines.checkpoint_store import MANIFEST_NAME, StoredCheckpoint, store_checkpoint
+from pipelines.lost_processes import as_write_error
 from pipelines.training_output import checkpoint_uri, owns, publish, resume_uri
 
 
@@ -39,9 +40,12 @@ class CheckpointSaver:
         folder = staging_folder(self._output)
         try:
             yield folder
-        except BaseException:
+        except BaseException as error:
+            known = as_write_error(error, folder, self._output)  # before there is room again
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+            if known is error:
+                raise
+            raise known from error
         self._thread = threading.Thread(target=self._store, args=(folder, step), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -70,7 +74,7 @@ class CheckpointSaver:
             publish_stored(stored, self._output, uri)
             self._on_saved(step, uri)
         except BaseException as error:  # raised again where the loop waits
-            self._error = error
+            self._error = as_write_error(error, folder, self._output)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

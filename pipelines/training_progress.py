@@ -170,6 +170,28 @@ class MachineLeaves:
     step: int
 
 
+@dataclass(frozen=True)
+class WorkersLost:
+    """Workers failed; others start from the last checkpoint in their place, if `train.max_failures` allows.
+
+    Attributes:
+        reason: of the first of them.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The run was asked to end, and saves a checkpoint first.
+
+    Attributes:
+        seconds: that it may take.
+    """
+
+    seconds: float
+
+
 TrainingEvent = (
     TrainingStarted
     | DataNote
@@ -180,15 +202,45 @@ TrainingEvent = (
     | CheckpointPassedOver
     | StoppedEarly
     | MachineLeaves
+    | WorkersLost
+    | Interrupted
 )
 
 
 class ProgressLog:
-    """An actor's state: events not yet fetched, and the user's mistake that ended the run, if one did."""
+    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, and where it is to
+    stop.
+
+    All workers stop before the same step without waiting for each other: each announces a step when it comes to it, and
+    looks at the answer to the announcement before. No worker is further than the last step announced when the run is
+    asked to stop, so all of them hear of a stop two steps later in time.
+    """
 
     def __init__(self) -> None:
         self._events: list[TrainingEvent] = []
         self._mistake: UserError | None = None
+        self._announced: int | None = None
+        self._is_stopping = False
+        self._stop_before: int | None = None
+
+    def begin(self, step: int) -> int | None:
+        """A worker comes to a step; returns before which step the run ends, if it is to end."""
+        self._announced = step if self._announced is None else max(self._announced, step)
+        if self._is_stopping and self._stop_before is None:
+            self._stop_before = self._announced + 2
+        return self._stop_before
+
+    def restart(self) -> None:
+        """New workers start in place of others, from an earlier step."""
+        self._announced = self._stop_before = None
+
+    def stop(self) -> bool:
+        """The run is to end as soon as all workers can agree; returns whether there are any that train."""
+        self._is_stopping = True
+        if self._announced is None:
+            return False
+        self._stop_before = self._announced + 2
+        return True
 
     def add(self, event: TrainingEvent) -> None:
         """Keep an event for the next `take`."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.coco import CocoDataset, CocoImage, image_entries
 from maskrcnn_core.data.decode import decode_image
@@ -76,7 +77,7 @@ def predict_share(
     source: DatasetConfig,
     *,
     device: torch.device,
-    precision: str,
+    precision: Literal["float32", "bfloat16"],
     max_pixels: int,
     rank: int = 0,
     world_size: int = 1,
@@ -126,7 +127,7 @@ def draw_pictures(
     chosen = [entry for entry in share.entries if entry[0] in drawable and _has_its_size(entry[2], drawable[entry[0]])]
     if not chosen[:number]:
         return None
-    names = {category.id: category.name for category in dataset.categories}
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     rows = []
     for image_id, file_name, record in chosen[:number]:
         pixels = decode_image(Folder(source.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
@@ -205,6 +206,7 @@ def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig,
         for name, value in zip(stat_names(kind), stats, strict=True)
         if value != NOT_DEFINED
     }
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     decisive: Any = next(kind for kind in ("segm", "keypoints", "bbox") if kind in scores.stats)
     return Scores(
         metrics=metrics,
@@ -212,7 +214,7 @@ def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig,
         images=len(records),
         failed_images=sum(record.status != "ok" for record in records),
         categories={
-            category.name: category.ap[decisive]
+            names[category.id]: category.ap[decisive]
             for category in scores.per_category
             if category.ap.get(decisive, NOT_DEFINED) != NOT_DEFINED
         },

@@ -20,6 +20,7 @@ from maskrcnn_core.training.step import StepResult, seed_step, training_step
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines import storage
 from pipelines.checkpoint_store import list_checkpoints
+from pipelines.lost_processes import require_room
 from pipelines.training_checkpoints import publish_stored, staging_folder
 from pipelines.training_job import Batch, TrainingJob, open_batches, prepare_job
 from pipelines.training_meter import LossMeter, Stopwatch
@@ -61,29 +62,40 @@ class WorkerResult:
     Attributes:
         state: at the end.
         resumed_from: step of the checkpoint that the workers started from, 0 without one.
+        is_finished: the run was not asked to end before its last step.
     """
 
     state: TrainingState
     resumed_from: int
+    is_finished: bool = True
 
 
 def train_worker(config: dict[str, WorkerConfig]) -> WorkerResult | None:
     """Train from the last checkpoint, if there is one, to the last step.
 
     A `UserError` is recorded with the driver first: the group that Ray starts in place of the failed one finds it
-    there and leaves, because no restart would mend it.
+    there and leaves, because no restart would mend it. So is a full disk, whoever noticed it.
     """
-    run, progress = config["worker"].run, config["worker"].progress
+    progress = config["worker"].progress
     if ray.get(progress.mistake.remote()) is not None:
         return None
     try:
-        with contextlib.ExitStack() as stack:
-            job, start = prepare_job(run, progress, config["worker"].owner, stack)
-            state = TrainingLoop(job, start).run()
+        return _train(config["worker"])
     except UserError as error:
         ray.get(progress.fail.remote(error))
         raise
-    return WorkerResult(state, resumed_from=start.step)
+
+
+def _train(config: WorkerConfig) -> WorkerResult:
+    try:
+        with contextlib.ExitStack() as stack:
+            job, start = prepare_job(config.run, config.progress, config.owner, stack)
+            loop = TrainingLoop(job, start)
+            state = loop.run()
+    except Exception as error:
+        require_room(error, config.run.output)
+        raise
+    return WorkerResult(state, resumed_from=start.step, is_finished=not loop.was_stopped)
 
 
 class TrainingLoop:
@@ -102,6 +114,9 @@ class TrainingLoop:
         self._samples = SampleLog(job.run.output, start.step, job.rank, job.world_size)
         self._reported = start.step
         self._notice: object = None
+        self._answer: Any = None
+        self.was_stopped = False
+        self._saved = start.step
         self._validations: PendingValidations | None = None
         if settings.validate_in == "task" and job.validation is not None and job.rank == 0:
             self._validations = PendingValidations(job.run)
@@ -114,16 +129,30 @@ class TrainingLoop:
             with open_batches(job, self._start.step) as batches:
                 waited_for = self._watch.waiting_for(batches)
                 for step, batch in zip(range(self._start.step, settings.steps), waited_for, strict=True):
-                    if self._step(step, batch):
+                    self.was_stopped = self._is_stopped_before(step)
+                    if self.was_stopped or self._step(step, batch):
                         break
         if job.saver is not None:
             job.saver.wait()
-        self._collect_scores(wait=True)
+        self._collect_scores(wait=not self.was_stopped)
         return self._state
+
+    def _is_stopped_before(self, step: int) -> bool:
+        """Whether the run was asked to end; then the steps done are saved. See `ProgressLog`."""
+        progress = self._job.progress
+        before, self._answer = self._answer, progress.begin.remote(step)
+        stop_before = None if before is None else ray.get(before)
+        if stop_before is None or step < stop_before:
+            return False
+        if step > self._saved:
+            self._save(step, stopped=False, is_candidate=False)
+        return True
 
     def _catch_up(self) -> None:
         """What a run that was cut off left undone after its last checkpoint."""
         job = self._job
+        if job.rank == 0:
+            ray.get(job.progress.restart.remote())
         if job.rank == 0 and self._start.step:
             stored = list_checkpoints(resume_uri(job.run.output))
             taken = next(checkpoint for checkpoint in stored if checkpoint.step == self._start.step)
@@ -188,6 +217,7 @@ class TrainingLoop:
                     self._start_validation(done)
                 job.writer.flush()
                 upload_folder(job.tensorboard, storage.join(job.run.output, "tensorboard"))
+            self._saved = done
             ray.train.report({"step": done})
 
     def _start_validation(self, done: int) -> None:

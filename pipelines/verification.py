@@ -34,7 +34,7 @@ from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, schem
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.id_matching import IdPart, match_bucket, split_ids
-from pipelines.label_tally import SEALED_KEY
+from pipelines.label_output import SEALED_KEY
 from pipelines.parquet_seal import seal_of
 from pipelines.run_checks import RunFiles, find_run
 

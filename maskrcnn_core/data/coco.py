@@ -7,18 +7,18 @@ raises too, or costs the smallest thing that is wrong and is counted in `CocoDat
 Real COCO train2017 holds a few such annotations.
 """
 
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.coco_annotations import Asked, read_annotations
 from maskrcnn_core.data.coco_sections import CocoDict, CocoSections
 from maskrcnn_core.data.entry_faults import Faults
 from maskrcnn_core.data.files import read_bytes
 from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
-from maskrcnn_core.data.segmentation import ObjectMask, rasterise
+from maskrcnn_core.data.segmentation import Segmentation, rasterise
 from maskrcnn_core.errors import AnnotationError
 
 __all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_categories", "load_coco", "rasterise"]
@@ -48,7 +48,7 @@ class CocoObject:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool
-    segmentation: "list[array[float]] | Mapping[str, Any] | ObjectMask | None"
+    segmentation: Segmentation | None
     keypoints: tuple[float, ...] | None
     bbox: tuple[float, float, float, float] | None = None
     num_keypoints: int = 0
@@ -203,7 +203,7 @@ def _dataset(document: CocoDict, require_masks: bool, asked: Asked, keypoints: b
         keypoint_names=names,
         keypoint_categories=tuple(one.name for one in _categories(sections) if one.id in with_keypoints),
         faults=sections.faults.faults(),
-        named_by_url=any("file_name" not in entry for entry in images),
+        named_by_url=any("named_by_url" in image for image in sections.images.values()),
     )
 
 
@@ -227,7 +227,7 @@ def _section(document: CocoDict, name: str) -> list[Any]:
 
 def _categories(sections: CocoSections) -> tuple[Category, ...]:
     ordered = sorted(sections.categories, key=lambda category: int(category["id"]))
-    return tuple(Category(id=category["id"], name=category["name"]) for category in ordered)
+    return tuple(Category(category["id"], category.get("name", str(category["id"]))) for category in ordered)
 
 
 def _keypoint_names(categories: Iterable[CocoDict]) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -261,7 +261,7 @@ def with_categories(dataset: CocoDataset, categories: Sequence[Category]) -> tup
 
     Args:
         dataset: its categories may have other ids, and may be fewer.
-        categories: of the other one, whose names differ from one another.
+        categories: of the other one.
 
     Returns:
         The data set with `categories` and their ids; and what was done, empty where all were the same already.
@@ -271,8 +271,10 @@ def with_categories(dataset: CocoDataset, categories: Sequence[Category]) -> tup
     """
     if dataset.categories == tuple(categories):
         return dataset, ""
-    known, named = {one.name: one.id for one in categories}, {one.id: one.name for one in categories}
-    strange = [one for one in dataset.categories if one.name not in known]
+    # Where a name stands twice, its categories are told apart by their ids.
+    shown, theirs = (distinct_names((one.id, one.name) for one in group) for group in (dataset.categories, categories))
+    known, named = {name: number for number, name in theirs.items()}, {one.id: one.name for one in categories}
+    strange = [one for one in dataset.categories if shown[one.id] not in known]
     if strange:
         told = "; ".join(
             f"{one.name!r} (id {one.id}" + (f", which is {named[one.id]!r} there)" if one.id in named else ")")
@@ -283,9 +285,9 @@ def with_categories(dataset: CocoDataset, categories: Sequence[Category]) -> tup
             f"categories meet by name, and {len(strange)} have a name of their own: {told}; expected some of {ours}"
             + (", ..." if len(categories) > 10 else "")
         )
-    new_ids = {one.id: known[one.name] for one in dataset.categories}
+    new_ids = {one.id: known[shown[one.id]] for one in dataset.categories}
     moved = [one for one in dataset.categories if new_ids[one.id] != one.id]
-    missing = [one.name for one in categories if one.name not in {own.name for own in dataset.categories}]
+    missing = [name for number, name in theirs.items() if number not in new_ids.values()]
     images = dataset.images
     if moved:
         images = tuple(

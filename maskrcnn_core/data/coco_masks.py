@@ -64,23 +64,21 @@ def extent(mask: MaskShape, height: int, width: int) -> tuple[list[float], float
 def _sound_polygons(raw: list[Any], height: int, width: int) -> "list[array[float]] | None":
     """The polygons of a list in which nothing at all is odd; None for any other. Most of a file goes here."""
     far = reach(height, width)
-    right, bottom, inside = width + far, height + far, False
+    least, most, inside = -far, min(height, width) + far, False
     polygons = []
     for part in raw:
         if type(part) is not list or len(part) < 6 or len(part) % 2:
             return None
         try:
+            low, high, total = min(part), max(part), sum(part)
+            if not (low >= least and high <= most and total == total):  # not a number is not equal to itself
+                return None
             points = array("d", part)  # a quarter of the memory of Python's floats
         except (TypeError, OverflowError):
             return None
-        xs, ys = points[::2], points[1::2]
-        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
-        total = sum(points)
-        if not (total == total and x1 >= -far and y1 >= -far and x2 <= right and y2 <= bottom):
-            return None  # not a number is not equal to itself
-        if len(points) * max(x2 - x1, y2 - y1) > LONGEST_OUTLINE:
+        if len(points) * (high - low) > LONGEST_OUTLINE:
             return None
-        inside = inside or (x2 > 0 and y2 > 0 and x1 < width and y1 < height)
+        inside = inside or (0 < points[0] < width and 0 < points[1] < height) or _is_inside(points, height, width)
         polygons.append(points)
     return polygons if inside else None
 

@@ -10,8 +10,8 @@ and how to mend them. A fault of one image leaves this image out, where the read
 | annotation of an unknown image | left out, counted; refused where no annotation has a known one |
 | annotation of an unknown category | refused |
 | annotations with segments_info (panoptic) | refused |
-| no name of a category, or a number | its id, or that number, as text; null, lists and half characters: refused |
-| two categories of one name | told apart by their ids, "cell (1)" and "cell (2)", from here on |
+| name of a category missing, or a number | its id, or that number, as text; null, lists, half characters: refused |
+| two categories of one name | told apart by their ids wherever names are shown (`category_names`) |
 | no file_name, but a coco_url (LVIS v1) | the last two parts of the url: train2017/000000391895.jpg |
 | no name or no size of an image, or none that can be (0, -1, 10^9) | the image is left out where it is needed; refused
   where that leaves none |
@@ -24,7 +24,6 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.data.coco_values import number, shown, whole
 from maskrcnn_core.data.entry_faults import FaultList
 from maskrcnn_core.errors import AnnotationError
@@ -48,9 +47,9 @@ class CocoSections:
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
     Attributes:
-        images: clean entries by id, in file order: `id`, `file_name` unless names do not matter, `width` and `height`
-            where there are any, and LVIS' lists.
-        categories: clean entries in file order: `id`, `name`, `keypoints` where there are any, and LVIS' `frequency`.
+        images: clean entries by id, in file order: `id`, `file_name` unless names do not matter (`named_by_url` where
+            it comes from a `coco_url`), `width` and `height` where there are any, and LVIS' lists.
+        categories: clean entries in file order: `id`; `name`, `keypoints` and LVIS' `frequency` where there are any.
         faults: of single images.
         left_out: ids of images that cannot be used.
     """
@@ -61,7 +60,8 @@ class CocoSections:
         self.faults = FaultList()
         self.left_out: set[int] = set()
         self._names, self._sizes, self._keypoints = names, sizes, keypoints
-        self._wrong: list[str] = []
+        self._wrong: dict[str, list[str]] = {"entries": [], "annotations": []}  # the first of them
+        self._number_wrong = {"entries": 0, "annotations": 0}
         self._positions = {"image": 0, "category": 0, "annotation": 0}
         self._category_ids: set[int] = set()
         self._ids, self._image_ids = array("q"), array("q")
@@ -78,7 +78,7 @@ class CocoSections:
         if image_id is None:
             return
         if image_id in self.images or image_id in self.left_out:
-            self._wrong.append(f"image {image_id}: listed twice")
+            self._refuse(f"image {image_id}: listed twice")
             return
         name, size = _file_name(entry, any_bytes=self._names == "bytes"), _size(entry)
         where = f"image {image_id}"
@@ -89,7 +89,8 @@ class CocoSections:
             self._leave_out(image_id, f"{sides}, expected whole numbers above 0")
         else:
             image: CocoDict = {"id": image_id}
-            image |= {"file_name": name} if self._names and name else {}
+            if self._names and name:
+                image |= {"file_name": name} | ({} if entry.get("file_name") else {"named_by_url": True})
             image |= {} if size is None else {"width": size[0], "height": size[1]}
             image |= {key: _ids_in(entry[key]) for key in _FEDERATED if isinstance(entry.get(key), list)}
             self.images[image_id] = image
@@ -102,15 +103,17 @@ class CocoSections:
         if category_id is None:
             return
         if category_id in self._category_ids:
-            self._wrong.append(f"category {category_id}: duplicate id")
+            self._refuse(f"category {category_id}: duplicate id")
             return
         self._category_ids.add(category_id)
-        name = entry.get("name", category_id)
-        name = f"{name:g}" if type(name) in (int, float) and number(name) is not None else name
-        if not isinstance(name, str) or not _is_text(name):
-            self._wrong.append(f"category {category_id}: name {shown(name)}, expected text")
-            return
-        category = {"id": category_id, "name": name}
+        category: CocoDict = {"id": category_id}
+        if "name" in entry:
+            name = entry["name"]
+            name = f"{name:g}" if type(name) in (int, float) and number(name) is not None else name
+            if not isinstance(name, str) or not _is_text(name):
+                self._refuse(f"category {category_id}: name {shown(name)}, expected text")
+                return
+            category["name"] = name
         if entry.get("keypoints"):
             self._add_keypoints(category, entry["keypoints"])
         if isinstance(entry.get("frequency"), str):
@@ -133,18 +136,18 @@ class CocoSections:
         Raises:
             AnnotationError: the file is wrong; without its name.
         """
-        self._require_sound("correct these images and categories, or remove them")
+        self._require_sound("entries", "correct these images and categories, or remove them")
         if not self.categories:
             raise AnnotationError("section 'categories' is empty, expected at least one category")
-        self._tell_names_apart()
-        twice = self._doubled_ids()
-        self._wrong += [f"annotation {one}: duplicate id" for one in twice]
-        self._wrong += [
-            f"annotation {annotation_id}: category_id {category_id} is not in section 'categories'"
-            for category_id, annotation_id in self._strange.items()
-            if category_id not in self._category_ids
-        ]
-        self._require_sound("give unique ids to the annotations, and add what they refer to or remove them")
+        for one in self._doubled_ids():
+            self._refuse(f"annotation {one}: duplicate id", "annotation")
+        for category_id, annotation_id in self._strange.items():
+            if category_id not in self._category_ids:
+                what = f"category_id {category_id} is not in section 'categories'"
+                self._refuse(f"annotation {annotation_id}: {what}", "annotation")
+        self._require_sound(
+            "annotations", "give unique ids to the annotations, and add what they refer to or remove them"
+        )
         if self.left_out and not self.images:
             first = "; ".join(self.faults.faults().all_first()[:_FAULTS_SHOWN])
             raise AnnotationError(f"no image can be used: {first}. To mend: correct these images")
@@ -156,21 +159,22 @@ class CocoSections:
         Raises:
             AnnotationError: one is.
         """
-        self._wrong += self.faults.faults().first.get("image", ())
-        self._require_sound("correct these images, or remove them")
+        for fault in self.faults.faults().first.get("image", ()):
+            self._refuse(fault)
+        self._require_sound("entries", "correct these images, or remove them")
 
     def _identity(self, kind: str, entry: Any, most: int = 2**63 - 1) -> int | None:
         position = self._positions[kind]
         self._positions[kind] += 1
         if not isinstance(entry, Mapping):
-            self._wrong.append(f"{kind} at position {position}: got {shown(entry)}, expected an object")
+            self._refuse(f"{kind} at position {position}: got {shown(entry)}, expected an object", kind)
             return None
         identity = whole(entry.get("id"))
         if identity is None or abs(identity) > most:
             what = (
                 f"id {shown(entry.get('id'))}, expected a whole number of {64 if most > _MOST_CATEGORY_ID else 32} bits"
             )
-            self._wrong.append(f"{kind} at position {position}: {what}")
+            self._refuse(f"{kind} at position {position}: {what}", kind)
             return None
         return identity
 
@@ -183,7 +187,7 @@ class CocoSections:
             category["keypoints"] = [str(name) for name in names]
         elif self._keypoints:
             what = f"keypoints {shown(names)}, expected a list of different names"
-            self._wrong.append(f"category {category['id']}: {what}")
+            self._refuse(f"category {category['id']}: {what}")
 
     def _add_odd_annotation(self, entry: CocoDict) -> tuple[int, int] | None:
         if "segments_info" in entry:
@@ -196,7 +200,7 @@ class CocoSections:
             ids.append(whole(entry.get(name)))
             if ids[-1] is None:
                 what = f"{name} {shown(entry.get(name))}, expected the whole number of an entry in section '{section}'"
-                self._wrong.append(f"annotation {annotation_id}: {what}")
+                self._refuse(f"annotation {annotation_id}: {what}", "annotation")
         image_id, category_id = ids
         if image_id is None or category_id is None:
             return None
@@ -208,7 +212,7 @@ class CocoSections:
             self._ids.append(annotation_id)
             self._image_ids.append(image_id)
         except OverflowError:
-            self._wrong.append(f"annotation {shown(annotation_id)}: an id of more than 64 bits, expected a smaller one")
+            self._refuse(f"annotation {shown(annotation_id)}: an id of more than 64 bits", "annotation")
             return None
         if category_id not in self._category_ids:
             self._strange.setdefault(category_id, annotation_id)
@@ -228,16 +232,17 @@ class CocoSections:
                 "give the annotations the ids of the images"
             )
 
-    def _require_sound(self, mend: str) -> None:
-        if self._wrong:
-            rest = len(self._wrong) - _FAULTS_SHOWN
-            more = f"; ... and {rest} more" if rest > 0 else ""
-            raise AnnotationError(f"{'; '.join(self._wrong[:_FAULTS_SHOWN])}{more}. To mend: {mend}.")
+    def _refuse(self, what: str, kind: str = "") -> None:
+        group = "annotations" if kind == "annotation" else "entries"
+        self._number_wrong[group] += 1
+        if len(self._wrong[group]) < _FAULTS_SHOWN:
+            self._wrong[group].append(what)
 
-    def _tell_names_apart(self) -> None:
-        names = distinct_names({category["id"]: category["name"] for category in self.categories})
-        for category in self.categories:
-            category["name"] = names[category["id"]]
+    def _require_sound(self, group: str, mend: str) -> None:
+        if first := self._wrong[group]:
+            rest = self._number_wrong[group] - len(first)
+            more = f"; ... and {rest} more" if rest else ""
+            raise AnnotationError(f"{'; '.join(first)}{more}. To mend: {mend}.")
 
 
 def read_images(document: Any) -> list[CocoDict]:

@@ -30,6 +30,7 @@ from maskrcnn_core.evaluation.scoring_states import (
     IouType,
     ScoringRules,
     ScoringState,
+    engine_errors,
     match_images,
     merge_states,
 )
@@ -147,7 +148,9 @@ def score_shard(
         own = _objects(plan, kind, images, annotations)
         rules, results = plan.rules(kind), found.results(kind)
         states[kind] = match_images(rules, images, own, results)
-        if plan.min_score is not None:
+        if plan.min_score is None:
+            continue
+        with engine_errors(f"details of {kind}", images):
             matches[kind] = match_everything(rules, images, own, results, plan.min_score)
             extras |= _extras(plan, kind, images, own, results)
     image_ids = np.array([image["id"] for image in images], np.int64)

@@ -34,7 +34,7 @@ def mask_polygon(mask: ObjectMask, tolerance: float) -> Points:
     """
     step = _step(mask)
     rings = [ring * step for ring in outlines(mask.pixels[::step, ::step])]
-    rings.sort(key=lambda ring: -float(np.prod(np.ptp(ring, axis=0))))
+    rings.sort(key=lambda ring: -_extent(ring))
     rings = [
         simplified(ring, min(tolerance, _MOST_OF_EXTENT * float(np.ptp(ring, axis=0).min())))
         for ring in rings[:_MOST_RINGS]
@@ -44,6 +44,11 @@ def mask_polygon(mask: ObjectMask, tolerance: float) -> Points:
         path = _bridged(path, ring)
     placed: Points = path + np.array([mask.left, mask.top])
     return placed
+
+
+def _extent(ring: Points) -> float:
+    width, height = ring.max(axis=0) - ring.min(axis=0)
+    return float(width * height)
 
 
 def _step(mask: ObjectMask) -> int:

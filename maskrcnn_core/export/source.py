@@ -22,7 +22,7 @@ from maskrcnn_core.inference.records import DetectionRecord
 
 # Three bytes a pixel of its tight rectangle while a mask is drawn, and some ten tests of all runs.
 _MOST_PIXELS = 1 << 27
-_MOST_RUNS = 1 << 17
+_MOST_RUNS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Survey:
     @property
     def shown_names(self) -> dict[int, str]:
         """Of the categories by id, for formats that know them by name: no two alike, and text that XML can hold."""
-        return distinct_names({category.id: xml_text(category.name) for category in self.categories})
+        return distinct_names((category.id, xml_text(category.name)) for category in self.categories)
 
 
 class LabelSource(Protocol):

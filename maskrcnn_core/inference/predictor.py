@@ -7,7 +7,6 @@ pasted and run-length encoded. Whatever goes wrong with one image becomes its re
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config import Category, ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError
+from maskrcnn_core.errors import ConfigError, ImageError
 from maskrcnn_core.inference.batch_pipeline import BatchPipeline, Steps
 from maskrcnn_core.inference.captured import CapturedByShape
 from maskrcnn_core.inference.compiled import CompiledByShape
@@ -35,8 +34,8 @@ from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
-from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_config
-from maskrcnn_core.weights.trained import load_trained
+from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint, load_config
+from maskrcnn_core.weights.trained import check_fits, load_trained
 
 
 class Predictor:
@@ -337,13 +336,12 @@ def describe_checkpoint(checkpoint: str, settings: PredictorSettings | None = No
     """The fingerprint and categories that `load_predictor` would have, without building the network.
 
     Raises:
-        CheckpointError: the folder is missing or damaged.
+        CheckpointError: as `load_predictor`, so that a job says so before it starts workers.
         ConfigError: the model cannot do what the settings ask for.
     """
-    if not Path(checkpoint).is_dir():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint folder")
     config = load_config(checkpoint)
-    check_weights(checkpoint)
     settings = settings or PredictorSettings()
     check_settings(config, settings)
+    check_fits(checkpoint, config)
+    load_checkpoint(checkpoint)
     return combined_fingerprint(fingerprint(checkpoint), settings), config.categories

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = (
     *("device_preparation", "decode_threads", "prefetch", "device_masks"),
 )
 _GPU_BATCH_PIXELS = 9_000_000
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d{1,3})?")
 _DEVICES = "cpu, cuda, cuda:NUMBER or another device of torch (mps, xpu)"
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}

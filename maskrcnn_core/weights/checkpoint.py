@@ -248,7 +248,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     try:
         return float(value)
     except OverflowError as error:
-        raise ConfigError(f"{where}: got a number of {value.bit_length()} bits, expected a finite number") from error
+        raise ConfigError(f"{where}: got {_shown(value)}, expected a finite number") from error
 
 
 def _shown(value: Any) -> str:

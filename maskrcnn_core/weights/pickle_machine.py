@@ -334,7 +334,7 @@ _FOLLOW: dict[str, Follow] = {
 
 def _python_2_text(file: Any) -> str:
     """A quoted text of protocol 0; pickletools' own reader takes ASCII only, arrays are written as any bytes."""
-    line = file.readline()
+    line: bytes = file.readline()
     text = line.strip()
     if not line.endswith(b"\n") or len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"'\"":
         raise PickleFault("it has a text without quotes")

@@ -221,9 +221,9 @@ def _tensor(arguments: tuple[Any, ...]) -> Leaf:
 
 def _tensor_of_bytes(arguments: tuple[Any, ...]) -> Leaf:
     """`_rebuild_tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata)`."""
-    dtype = arguments[6]
+    storage, offset, shape, strides, _, _, dtype = arguments[:7]
     found = _DTYPES.get(dtype.name) if isinstance(dtype, Named) and dtype.module == "torch" else None
-    return Unusable(str(dtype)) if found is None else _tensor_of(*arguments[:4], dtype=found)
+    return Unusable(str(dtype)) if found is None else _tensor_of(storage, offset, shape, strides, found)
 
 
 def _first_argument(arguments: tuple[Any, ...]) -> Any:

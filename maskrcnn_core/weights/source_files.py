@@ -28,8 +28,10 @@ _MAX_NAMES = 200_000
 _LEAST_SHARE = 16
 _MAX_PREFIX_DEPTH = 8
 # What scripts call the network inside of their file, for files whose keys are of no known network.
-_NETWORKS = ("model", "state_dict", "model_state_dict", "model_state", "weights", "net", "network", "module")
-_NETWORKS += ("_orig_mod", "model_ema", "ema", "ema_state_dict", "ema_model")
+_NETWORKS = (
+    *("model", "state_dict", "model_state_dict", "model_state", "weights", "net", "network", "module"),
+    *("_orig_mod", "model_ema", "ema", "ema_state_dict", "ema_model"),
+)
 _AVERAGES = re.compile(r"ema|average|swa|teacher", re.IGNORECASE)
 
 Recognised = Callable[[Mapping[str, Any]], bool]

@@ -95,7 +95,7 @@ def read_zip(file: BinaryIO, size: int, budget: Budget, read_pickle: ReadPickle)
         zipfile.BadZipFile, OSError, ...: it is damaged.
     """
     bounded = _BoundedFile(file)
-    archive = zipfile.ZipFile(bounded)  # type: ignore[arg-type]
+    archive = zipfile.ZipFile(bounded)
     bounded.limit = size
     names = archive.namelist()
     found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]

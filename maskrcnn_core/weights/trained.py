@@ -29,8 +29,8 @@ def check_fits(folder: Path | str, config: ModelConfig) -> None:
             name: tuple(value.shape)
             for name, value in build_detector(config, load_pretrained=False).state_dict().items()
         }
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{printable(name)[:200]} has no place in it" for name in found if name not in expected]
+    faults = [f"Missing key {name}" for name in expected if name not in found]
+    faults += [f"Unexpected key {printable(name)[:200]}" for name in found if name not in expected]
     faults += [
         f"{name} has the shape {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()

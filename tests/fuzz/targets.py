@@ -57,7 +57,7 @@ def _training(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdi
             mask_size=random_.choice((112, 0, None)),
             keypoint_names=dataset.keypoint_names,
         )
-    return ("counted drop", "; ".join(dataset.dropped)) if dataset.dropped else ("ok", "")
+    return ("counted drop", "; ".join(dataset.faults.lines())) if dataset.faults else ("ok", "")
 
 
 def _scoring(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdict:

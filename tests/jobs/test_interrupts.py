@@ -89,6 +89,24 @@ def test_what_the_interrupt_says_itself_is_the_line() -> None:
     assert end(process) == (130, "interrupted at step 40; resumes\n")
 
 
+@pytest.mark.parametrize("action", [SLEEP, STUCK])
+def test_what_it_has_started_ends_with_it(action: str) -> None:
+    """Also what its children have started and left alone."""
+    process = start(
+        "child = subprocess.Popen(['sh', '-c', 'sleep 61 & echo $!; wait'], stdout=subprocess.PIPE, text=True)\n"
+        f"print(child.stdout.readline(), end='', flush=True)\n{action}",
+        grace=0.5,
+    )
+    assert process.stdout is not None
+    grandchild = int(process.stdout.readline())
+    process.terminate()
+    assert end(process) == (143, LINE)
+    until = time.monotonic() + 5
+    while Path(f"/proc/{grandchild}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{grandchild}").exists()
+
+
 def test_children_hear_a_request_to_end() -> None:
     """Ray ends its own processes by SIGTERM; it starts them with a function to call before exec."""
     process = start(

@@ -6,8 +6,8 @@ import pytest
 
 from jobs import label as job
 from maskrcnn_core.label_config import LabelConfig, LabelRun
+from pipelines.label_output import FailedImage
 from pipelines.label_progress import LabelProgress
-from pipelines.label_tally import FailedImage
 from pipelines.labelling import LabelSummary
 
 

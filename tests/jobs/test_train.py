@@ -1,22 +1,32 @@
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs import train as job
+from jobs.cli import parse_run
+from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.label_config import LabelRun
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from pipelines import training
+from pipelines.source import entries as entries_of
+from pipelines.source import open_source
 from pipelines.training import TrainSummary
 from pipelines.training_progress import (
     CheckpointPassedOver,
     CheckpointSaved,
+    DataNote,
+    Interrupted,
     MachineLeaves,
     StepReport,
     StoppedEarly,
     TrainingEvent,
     TrainingStarted,
     ValidationReport,
+    WorkersLost,
 )
 
 STARTED = TrainingStarted(0, 600, 200, 73, 2, 4, 0)
@@ -76,6 +86,16 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             StoppedEarly(600, 3, 300),
             "stopping at step 600: 3 validations in a row no better than that at step 300 (train.patience)",
         ),
+        (
+            WorkersLost("the machine ran out of memory"),
+            "workers lost: the machine ran out of memory; others start from the last checkpoint, if train.max_failures "
+            "allows",
+        ),
+        (Interrupted(20.0), "saving a checkpoint, for at most 20 seconds; interrupt again to end at once"),
+        (
+            DataNote("a.json: 1 mask is mended: annotation 3 of image 2: \x1b[2J\nfinished"),
+            "note: a.json: 1 mask is mended: annotation 3 of image 2: \\x1b[2J\\nfinished",
+        ),
         (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )
@@ -90,9 +110,36 @@ def test_summary_names_the_checkpoint_and_the_next_commands() -> None:
         "finished: 600 steps, 2400 images in 685 s (3.50 images/s), best AP 0.300 at step 200",
         "checkpoint: runs/one/checkpoints/best",
         "next:",
-        "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json --output runs/one-labels",
+        "  python -m jobs.label --checkpoint runs/one/checkpoints/best --images data/val.json "
+        "--image_root 'data/val images' --output runs/one-labels",
         "  python -m jobs.evaluate --labels runs/one-labels --annotations data/val.json",
     ]
+
+
+@pytest.mark.parametrize("images", ["elsewhere/my images", "val/images", "val"])
+def test_the_next_command_finds_the_images_wherever_they_lie(tmp_path: Path, images: str) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / images).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / images / "a.png")
+    entries = [{"id": 5, "file_name": "a.png", "width": 9, "height": 9}]
+    annotations = tmp_path / "val" / "it's.json"
+    annotations.write_text(json.dumps({"images": entries, "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
+    val = DatasetConfig(str(tmp_path / images), str(annotations))
+    run = TrainRun(str(tmp_path / "run"), data=DataConfig(val=val))
+    label, score = [line.strip() for line in job.summary_lines(run, SUMMARY) if "python -m" in line]
+    words = shlex.split(label)
+    assert words[:3] == ["python", "-m", "jobs.label"]
+    labelling = parse_run(LabelRun, prog="x", argv=words[3:])
+    source = open_source(labelling.images, labelling.image_root)
+    (found,) = [uri for some in entries_of(source.parts[0]) for uri in some.uris]
+    assert found == str(tmp_path / images / "a.png")
+    scoring = parse_run(EvaluateRun, prog="x", argv=shlex.split(score)[3:])
+    assert (scoring.labels, scoring.annotations) == (labelling.output, str(annotations))
+
+
+def test_summary_repeats_what_was_left_out() -> None:
+    lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, notes=("a.json: 2 masks are mended: ...",)))
+    assert lines[1] == "note: a.json: 2 masks are mended: ..."
 
 
 def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +151,13 @@ def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     monkeypatch.setattr(training, "train", fake_train)
     assert job.main(["--output", "runs/one", "--train.steps", "600"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[:5]] == ["starting", "step", "validation", "finished:", "checkpoint:"]
+    printed, noted = capsys.readouterr()
+    words = [line.split()[0] for line in printed.splitlines()[:5]]
+    assert words == ["starting", "step", "validation", "finished:", "checkpoint:"]
+    notes = noted.splitlines()
+    assert len(notes) == 2
+    assert notes[0].startswith("note: the 1000 steps of warm-up are not over at the end of 600 steps")
+    assert "train.decay_steps [60000, 80000] are beyond the end of 600 steps" in notes[1]
 
 
 def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,8 +230,7 @@ def test_ids_from_zero_give_the_numbers_of_ids_from_one(tmp_path: Path, engine: 
         one["id"] -= 1
     (tmp_path / "val.json").write_text(json.dumps(annotations))
     found = evaluate(settings(run, engine=engine, details=True, bootstrap_samples=2)).to_json()
-    assert "an annotation has the id 0" in found.pop("notes")[0]
-    assert expected.pop("notes") == []
+    assert "an annotation has the id 0" in found["notes"].pop(0)
     assert found == expected
 
 

@@ -1,5 +1,6 @@
 """The folder of a labelling run: torn books, lost files, two starts at once, starts that are refused. Without Ray."""
 
+import errno
 import json
 import multiprocessing
 import random
@@ -17,7 +18,8 @@ from maskrcnn_core.inference.records import record_schema, records_to_table
 from maskrcnn_core.label_config import LabelConfig, LabelRun
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import labelling, manifest, storage
-from pipelines.label_tally import write_labels
+from pipelines.label_output import write_labels
+from pipelines.label_worker import LabelWorker
 from pipelines.manifest import Manifest, build_manifest, open_manifest
 from pipelines.source import open_source
 from pipelines.verification import check_label_files, verify
@@ -405,3 +407,37 @@ def test_a_manifest_of_an_earlier_release_is_read(finished: Path, tmp_path: Path
     assert found is not None
     assert found.read(0).num_rows == IMAGES
     assert manifest.changes_since(found, str(finished / "images")) is None
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_not_made_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, label_table = tmp_path / "out", LabelWorker.label
+
+    def label(self: LabelWorker, rows: pa.Table) -> pa.Table:
+        table = label_table(self, rows)
+        shutil.rmtree(output)
+        return table
+
+    monkeypatch.setattr(LabelWorker, "label", label)
+    assert "was deleted or moved while it was labelled" in refuse(finished / "images", output, rows_per_file=2)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(code, "full")
+
+    monkeypatch.setattr(storage, "_write_new", full)
+    for write in (storage.write_bytes_atomically, storage.create_bytes):
+        with pytest.raises(StorageError, match="No space left on device; make room"):
+            write(str(tmp_path / "a"), b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for write in (storage.write_bytes_atomically, storage.create_bytes):
+        with pytest.raises(StorageError, match="a part of this path is a file"):
+            write(str(tmp_path / "file" / "deeper" / "a"), b"x")

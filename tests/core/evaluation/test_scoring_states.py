@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.keypoints import keypoint_categories, keypoint_objects
 from maskrcnn_core.evaluation.results import coco_results
 from maskrcnn_core.evaluation.scoring_states import Engine, IouType, ScoringRules, Tables, match_images, merge_states
@@ -146,3 +147,13 @@ def test_annotation_file_is_left_as_it_was() -> None:
             rules_for("bbox", annotations, engine), annotations["images"], annotations["annotations"], []
         ).finish()
     assert annotations == before
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_what_an_engine_says_is_one_line_of_ours(engine: Engine) -> None:
+    rules = ScoringRules("bbox", (1,), (1, 10, 100), engine)
+    images = [{"id": number, "width": 9, "height": 9} for number in (4, 7)]
+    wrong = {"id": 1, "image_id": 4, "category_id": 1, "bbox": "x", "area": 1, "iscrowd": 0}
+    found = [{"image_id": 4, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]}]
+    with pytest.raises(AnnotationError, match=r"^scoring bbox of 2 images \(4 to 7\): "):
+        match_images(rules, images, [wrong], found)

@@ -47,8 +47,8 @@ def test_what_was_saved_is_what_is_loaded(detector: nn.Module, tmp_path: Path) -
             r"pyramid\.\S+ has the shape .*16.*expected .*16384.*, and \d+ more",
         ),
         ({"box_head": BoxHeadConfig(channels=16_384)}, r"box_head\.\S+ has the shape"),
-        ({"box_head": BoxHeadConfig(channels=16, layers=100)}, r"box_head\.layers\.2\.weight is missing"),
-        ({"mask_head": MaskHeadConfig(enabled=False)}, r"mask_head\.\S+ has no place in it"),
+        ({"box_head": BoxHeadConfig(channels=16, layers=100)}, r"Missing key box_head\.layers\.2\.weight"),
+        ({"mask_head": MaskHeadConfig(enabled=False)}, r"Unexpected key mask_head\.\S+"),
         (
             {"categories": tuple(Category(i, str(i)) for i in range(100_000))},
             r"box_head\.classes\.weight has the shape",
@@ -79,7 +79,7 @@ def test_names_from_outside_are_fit_for_a_terminal(detector: nn.Module, tmp_path
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cpu:x", "meta", "cuda:99", "hip", "\x1b[2J"])
+@pytest.mark.parametrize("device", ["gpu", "", "cpu:x", "cuda:99", "hip", "\x1b[2J"])
 def test_devices_that_are_not_there(device: str, detector: nn.Module, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, detector.state_dict(), CONFIG)
     if not device:
