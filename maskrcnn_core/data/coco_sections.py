@@ -41,8 +41,8 @@ class CocoSections:
     """Collects the entries of a file; `finish` says what was wrong with the file.
 
     Args:
-        names: images need a file name; kept = those that have one keep it; bytes = they need one, which may be that of a
-            file whose name is no text, as Python spells it.
+        names: images need a file name; kept = those that have one keep it; bytes = they need one, which may be that of
+            a file whose name is no text, as Python spells it.
         sizes: images need a width and a height; where they do not, an image may lack them.
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
