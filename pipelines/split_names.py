@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from maskrcnn_core.errors import StorageError
 from pipelines import storage
 
 
@@ -11,8 +12,15 @@ def names_below(folder: str, names: Sequence[str]) -> list[str]:
     Only names of two parts, whose first is no folder there, lose it: `train2017/1.jpg` in `.../train2017` is `1.jpg`.
     """
     splits = {name.split("/")[0] for name in names if _has_split(name)}
-    absent = {split for split in splits if not storage.is_folder(storage.join(folder, split))}
+    absent = {split for split in splits if not _is_folder(storage.join(folder, split))}
     return [name.partition("/")[2] if _has_split(name) and name.split("/")[0] in absent else name for name in names]
+
+
+def _is_folder(uri: str) -> bool:
+    try:
+        return storage.is_folder(uri)
+    except StorageError:
+        return False  # whatever it is that no folder can be called by
 
 
 def _has_split(name: str) -> bool:

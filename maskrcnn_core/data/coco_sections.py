@@ -41,7 +41,8 @@ class CocoSections:
     """Collects the entries of a file; `finish` says what was wrong with the file.
 
     Args:
-        names: images need a file name; kept = those that have one keep it.
+        names: images need a file name; kept = those that have one keep it; bytes = they need one, which may be that of
+            a file whose name is no text, as Python spells it.
         sizes: images need a width and a height; where they do not, an image may lack them.
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
@@ -53,7 +54,7 @@ class CocoSections:
         left_out: ids of images that cannot be used.
     """
 
-    def __init__(self, *, names: "bool | Literal['kept']", sizes: bool, keypoints: bool) -> None:
+    def __init__(self, *, names: "bool | Literal['kept', 'bytes']", sizes: bool, keypoints: bool) -> None:
         self.images: dict[int, CocoDict] = {}
         self.categories: list[CocoDict] = []
         self.faults = FaultList()
@@ -79,9 +80,9 @@ class CocoSections:
         if image_id in self.images or image_id in self.left_out:
             self._refuse(f"image {image_id}: listed twice")
             return
-        name, size = _file_name(entry), _size(entry)
+        name, size = _file_name(entry, any_bytes=self._names == "bytes"), _size(entry)
         where = f"image {image_id}"
-        if self._names is True and name is None:
+        if self._names in (True, "bytes") and name is None:
             self._leave_out(image_id, f"file_name {shown(entry.get('file_name'))}, expected text")
         elif self._sizes and size is None:
             sides = f"width {shown(entry.get('width'), 30)}, height {shown(entry.get('height'), 30)}"
@@ -253,7 +254,7 @@ def read_images(document: Any) -> list[CocoDict]:
     images = document.get("images") if isinstance(document, Mapping) else None
     if not isinstance(images, list) or not images:
         raise AnnotationError('no entries in "images"; expected a COCO json')
-    sections = CocoSections(names=True, sizes=False, keypoints=False)
+    sections = CocoSections(names="bytes", sizes=False, keypoints=False)
     for entry in images:
         sections.add_image(entry)
     sections.require_all_images()
@@ -269,11 +270,11 @@ def _size(entry: CocoDict) -> tuple[int, int] | None:
     return wholes[0], wholes[1]
 
 
-def _file_name(entry: CocoDict) -> str | None:
+def _file_name(entry: CocoDict, *, any_bytes: bool) -> str | None:
     name = entry.get("file_name")
     if name is None and isinstance(entry.get("coco_url"), str):
         return name_of_url(entry["coco_url"]) or None
-    return name if isinstance(name, str) and name and _is_text(name) else None
+    return name if isinstance(name, str) and name and (any_bytes or _is_text(name)) else None
 
 
 def name_of_url(url: str) -> str:
@@ -286,7 +287,7 @@ def name_of_url(url: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Without halves of characters, which no file can be named by and no record holds."""
+    """Without halves of characters, which no record holds."""
     return name.isascii() or not any("\ud800" <= one <= "\udfff" for one in name)
 
 

@@ -174,8 +174,8 @@ def _blocks(samples: int, factor: int) -> int:
 
 def _scans(file: JpegFile, most: int) -> list[int]:
     """Where the first scan headers begin, `most` of them at most."""
-    starts: list[int] = []
     content, position = file.content, file.scan
+    starts: list[int] = []
     while position + 4 <= len(content) and len(starts) < most:
         marker = content[position + 1]
         if marker == _END:

@@ -192,7 +192,7 @@ def test_names_that_are_absolute_or_have_a_scheme_are_read_where_they_are(tmp_pa
     [
         (["x\\a.jpg"], r"backslashes where the files have /, as '.*/x/a.jpg': correct"),
         (["b%20c.jpg"], r"%-codes where the files have the characters, as '.*b c.jpg': correct"),
-        (["C:\\Users\\me\\a.jpg", "old/b c.jpg"], r"folders that the files do not lie in any more, as"),
+        (["C:\\Users\\me\\a.jpg", "old/er/b c.jpg"], r"folders that the files do not lie in any more, as"),
         (["none.jpg"], "give their folder with --image_root"),
         (["/none/a.jpg"], "by where they lie, expected files that are there"),
         (["http://a/b.jpg", "gs://a/b.jpg"], "'http://a/b.jpg' and others by where they lie"),
@@ -203,7 +203,7 @@ def test_names_that_are_absolute_or_have_a_scheme_are_read_where_they_are(tmp_pa
 )
 def test_names_that_are_not_there_are_one_line_with_a_hint(tmp_path: Path, file_names: list[str], message: str) -> None:
     touch(tmp_path, "x/a.jpg", "b c.jpg")
-    touch(tmp_path, "a.jpg") if "old/b c.jpg" in file_names else None
+    touch(tmp_path, "a.jpg") if "old/er/b c.jpg" in file_names else None
     with pytest.raises(StorageError, match=message) as raised:
         listed(coco(tmp_path, *file_names))
     assert "\n" not in str(raised.value)
@@ -214,11 +214,22 @@ def test_odd_names_beside_good_ones_are_rows(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as stream:
         stream.write(b"odd")
     os.mkfifo(tmp_path / "pipe.jpg")
-    odd = ["caf\udce9.jpg", "\ud800.jpg", "a\0b.jpg", "pipe.jpg", "x" * 5000, "http://a/b.jpg", "x\\a.jpg", "n\nl.jpg"]
+    odd = [
+        "caf\udce9.jpg",
+        "\ud800.jpg",
+        "a\0b.jpg",
+        "x\0/b.jpg",
+        "x" * 999 + "/b.jpg",
+        "pipe.jpg",
+        "x" * 5000,
+        "http://a/b.jpg",
+        "x\\a.jpg",
+        "n\nl.jpg",
+    ]
     source = coco(tmp_path, "a.jpg", *odd, "../../../etc/passwd")
     uris = listed(source)
-    assert [isinstance(ImageReader(9).read(uri), bytes) for uri in uris[:9]] == [True, True] + [False] * 7
-    assert len(build_manifest(open_source(str(source)), str(tmp_path / ".manifest"))) == 10
+    assert [isinstance(ImageReader(9).read(uri), bytes) for uri in uris[:11]] == [True, True] + [False] * 9
+    assert len(build_manifest(open_source(str(source)), str(tmp_path / ".manifest"))) == 12
 
 
 def test_a_root_that_is_found_though_most_images_are_missing(tmp_path: Path) -> None:
