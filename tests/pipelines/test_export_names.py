@@ -42,9 +42,7 @@ def test_hostile_names_stay_inside(format: ExportFormat, root: str, tmp_path: Pa
     labels = write_labels(tmp_path / "in", [root + name for name in ("a.jpg", "sub/b.jpg", *hostile)])
     output = tmp_path / "q" / "w" / "e" / "out"
     before = everything_below(tmp_path)
-    links = format == "yolo" and not root.startswith("s3")
-    safe = ExportRun(labels, format, str(output), ExportConfig(link_images=False))
-    summary = export(safe)
+    summary = export(ExportRun(labels, format, str(output)))
     made = everything_below(tmp_path) - before - {str(tmp_path / "q"), str(tmp_path / "q/w"), str(tmp_path / "q/w/e")}
     assert made
     assert all(path.startswith(str(output)) for path in made)
@@ -56,7 +54,6 @@ def test_hostile_names_stay_inside(format: ExportFormat, root: str, tmp_path: Pa
             stem = os.path.splitext(line.removeprefix("./images/"))[0]
             assert (output / "labels" / f"{stem}.txt").is_file()
         assert summary.renamed >= len(hostile) - 2
-    del links
 
 
 def test_links_do_not_lead_outside(tmp_path: Path) -> None:
@@ -72,7 +69,7 @@ def test_links_do_not_lead_outside(tmp_path: Path) -> None:
     labels = write_labels(
         tmp_path / "in", [f"{outside}/root/a.jpg", f"{outside}/root/../../../up.jpg", f"{outside}/root/n\0.jpg"]
     )
-    with pytest.raises(StorageError, match="image 3, .* cannot be linked: .*null"):
+    with pytest.raises(StorageError, match=r"image 3, .* cannot be linked: .*null"):
         export(ExportRun(labels, "yolo", str(tmp_path / "out"), ExportConfig(link_images=True)))
     labels = write_labels(tmp_path / "in", [f"{outside}/root/a.jpg", f"{outside}/root/../../../up.jpg"])
     summary = export(ExportRun(labels, "yolo", str(tmp_path / "out"), ExportConfig(link_images=True)))
@@ -90,7 +87,7 @@ def test_names_that_fall_together_are_refused_or_told_apart(names: list[str], tm
         assert export(run).renamed == 1
         assert len(list((tmp_path / "out/labels").rglob("*.txt"))) == 2
     else:
-        with pytest.raises(StorageError, match="two images of the labels would be written as 'labels/1.txt'"):
+        with pytest.raises(StorageError, match=r"two images of the labels would be written as 'labels/1\.txt'"):
             export(run)
 
 
