@@ -190,7 +190,7 @@ def box_corners(found: Objects) -> _Float64:
 def _check_boxes(found: Objects) -> Findings:
     boxes = pc.struct_field(found.structs, "bbox")
     corners = box_corners(found)
-    bad = ~(np.abs(corners) < _FARTHEST).all(axis=1)  # true for NaN
+    bad: _Bool = ~np.all(np.abs(corners) < _FARTHEST, axis=1)  # true for NaN
     expected = f"four finite numbers below {_FARTHEST:g}"
     return found_at(bad, found, "box", lambda i: f"box {boxes[i].as_py()!s:.80}", expected)
 
