@@ -208,4 +208,5 @@ def with_category_ids(rows: pa.RecordBatch, ids: Mapping[int, int]) -> pa.Record
     columns = [pa.array(wanted) if one.name == "category_id" else structs.field(one.name) for one in fields]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     changed = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields), type=lists.type)
-    return rows.set_column(rows.schema.get_field_index("detections"), "detections", changed)
+    place = rows.schema.get_field_index("detections")
+    return rows.set_column(place, rows.schema.field(place), changed)
