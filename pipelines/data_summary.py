@@ -25,7 +25,7 @@ _SIZE_LIMITS = (32.0**2, 96.0**2)
 _FAULT_NAMES: dict[FaultKind, str] = {
     "image": "images left out",
     "object": "annotations left out",
-    "field": "mended boxes, areas or flags",
+    "field": "mended boxes, areas, flags or sizes",
     "no mask": "objects without a usable mask",
     "mask": "mended masks",
     "keypoints": "mended keypoints",

@@ -132,6 +132,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
     reader.read(annotations)
     known, coverage = match_labels(rows, reader.images)
+    _complete_sizes(reader.images, known)
     left_out: set[int] = set()
     if only_labelled:
         good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
@@ -238,6 +239,14 @@ def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep
     coverage = Coverage(len(reader.images), len(reader.images), 0, 0, len(unknown))
     shards = reader.shards({}, texts.finish(), left_out)
     return reader.inputs(shards, _without(coverage, left_out), (), layout or ResultsLayout(True, True, True))
+
+
+def _complete_sizes(images: Mapping[int, CocoDict], rows: pa.Table) -> None:
+    """Where the annotation file gives no size of an image, it is that of the picture that was labelled."""
+    columns = [rows.column(name).to_pylist() for name in ("image_id", "width", "height")]
+    for image_id, width, height in zip(*columns, strict=True):
+        if "width" not in images[image_id] and width and height:
+            images[image_id].update(width=width, height=height)
 
 
 def _without(coverage: Coverage, left_out: set[int]) -> Coverage:

@@ -50,7 +50,9 @@ def _read_json(images: str) -> Any:
     try:
         return parse_json(storage.read_bytes(images))
     except AnnotationError as error:
-        raise AnnotationError(f"images: {images!r} is not valid JSON: {error}") from error
+        raise AnnotationError(
+            f"images: {images!r} is not valid JSON: {str(error).removeprefix('not JSON ')}"
+        ) from error
 
 
 def _coco_images(images: str) -> list[dict[str, Any]]:

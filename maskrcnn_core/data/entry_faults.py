@@ -13,7 +13,7 @@ _SHOWN = 3
 _SENTENCES: dict[FaultKind, tuple[str, str]] = {
     "image": ("image is left out with its annotations", "images are left out with their annotations"),
     "object": ("annotation is left out", "annotations are left out"),
-    "field": ("box, area or flag is mended", "boxes, areas or flags are mended"),
+    "field": ("box, area, flag or size is mended", "boxes, areas, flags or sizes are mended"),
     "no mask": (
         "object has no usable mask and is, where masks count, a region to ignore",
         "objects have no usable mask and are, where masks count, regions to ignore",

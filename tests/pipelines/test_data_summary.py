@@ -31,7 +31,7 @@ def test_counts_of_a_small_data_set(tmp_path: Path) -> None:
     assert summary.objects_per_image == (0, 1, 1)
     assert summary.image_sides == (SIDE, SIDE, SIDE)
     assert summary.dropped == 1
-    assert summary.faults == {"annotations left out": 1, "mended boxes, areas or flags": 1}
+    assert summary.faults == {"annotations left out": 1, "mended boxes, areas, flags or sizes": 1}
     assert "annotation 4" in summary.first_dropped[0]
     assert "annotation 1" in summary.first_dropped[1]
 
