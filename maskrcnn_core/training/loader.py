@@ -77,7 +77,7 @@ def load_batches(
     loader: DataLoader[_Batch | UserError] = DataLoader(
         _Batches(data, collate),  # type: ignore[arg-type]
         batch_size=None,  # an item is a batch
-        sampler=steps,  # type: ignore[arg-type]
+        sampler=steps,
         collate_fn=_as_it_is,  # torch's own would make lists of tuples
         num_workers=workers,
         prefetch_factor=depth,
