@@ -4,6 +4,7 @@ Masks come out as pixels of the new frame: polygons are drawn there, at its reso
 nearest. A box is then the tight rectangle of its mask, so that cropped objects have the box of what is left of them.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -61,7 +62,7 @@ def mirrored(scene: Scene, keypoint_sources: Sequence[int] = ()) -> Scene:
     objects = []
     for item in scene.objects:
         x1, y1, x2, y2 = item.box
-        segmentation = None if item.segmentation is None else _mirrored_segmentation(item.segmentation, height, width)
+        segmentation = None if item.segmentation is None else _mirrored_outline(item.segmentation, height, width)
         keypoints = None
         if item.keypoints is not None:
             points = np.array(item.keypoints).reshape(-1, 3)[list(keypoint_sources)]
@@ -73,14 +74,14 @@ def mirrored(scene: Scene, keypoint_sources: Sequence[int] = ()) -> Scene:
     return Scene(scene.pixels.flip(-1), tuple(objects))
 
 
-def _mirrored_segmentation(segmentation: Segmentation, height: int, width: int) -> Segmentation:
+def _mirrored_outline(segmentation: Segmentation, height: int, width: int) -> "list[array[float]] | ObjectMask":
     """Polygons stay polygons, to be drawn at whatever resolution comes; run lengths become pixels."""
     if isinstance(segmentation, list):
         turned = []
         for polygon in segmentation:
             points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
             points[:, 0] = width - points[:, 0]
-            turned.append(points.ravel().tolist())
+            turned.append(array("d", points.ravel()))
         return turned
     mask = object_mask(segmentation, height, width)
     return ObjectMask(mask.pixels[:, ::-1], left=width - mask.left - mask.pixels.shape[1], top=mask.top)

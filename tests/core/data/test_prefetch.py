@@ -42,6 +42,21 @@ def test_no_more_is_made_ahead_than_was_said() -> None:
     assert len(begun) <= 25
 
 
+def test_no_more_is_asked_for_than_waits() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(50):
+            taken.append(item)
+            yield item
+
+    results = MapAhead(2, "test", depth=2)(abs, items())
+    for place in range(10):
+        next(results)()
+        assert len(taken) == place + 1 + 4  # the four that wait, and the one that comes in the place of what was given
+    results.close()  # type: ignore[attr-defined]
+
+
 def test_one_thread_makes_nothing_ahead() -> None:
     begun: list[int] = []
     results = MapAhead(1, "test")(begun.append, range(5))

@@ -49,7 +49,8 @@ def test_mirrored_by_eye() -> None:
     # The left keypoint is the right one now, in column 8 - 1 - 1; one that is not annotated stays at zero.
     assert found.objects[0].keypoints == (0.0, 0.0, 0.0, 6.0, 1.0, 2.0)
     polygons = scene_of(mask, [[1.0, 0.0, 3.0, 0.0, 3.0, 1.0, 1.0, 1.0]])
-    assert mirrored(polygons).objects[0].segmentation == [[7.0, 0.0, 5.0, 0.0, 5.0, 1.0, 7.0, 1.0]]
+    (found,) = mirrored(polygons).objects[0].segmentation
+    assert list(found) == [7.0, 0.0, 5.0, 0.0, 5.0, 1.0, 7.0, 1.0]
 
 
 @pytest.mark.parametrize("times", [0.5, 1, 3, 8])

@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from maskrcnn_core.data.segmentation import object_mask
-from maskrcnn_core.export.polygons import mask_polygon, simplified
+from maskrcnn_core.export.polygons import _distances, mask_polygon, simplified
 from tests.generated_labels import blob
 
 
@@ -74,3 +74,16 @@ def test_simplified_keeps_corners_and_never_less_than_a_triangle() -> None:
     assert simplified(square, 0.0) is square
     assert simplified(square, 0.1).tolist() == [[0, 0], [5, 0.2], [10, 0], [10, 10], [0, 10]]
     assert len(simplified(square, 100.0)) >= 3
+
+
+def test_a_point_beyond_the_end_of_a_piece_is_as_far_as_its_end() -> None:
+    points = np.array([[-3.0, 4.0], [4.0, 2.0], [13.0, -4.0]])
+    found = _distances(points, np.array([0.0, 0.0]), np.array([10.0, 0.0]))
+    assert found.tolist() == [5.0, 2.0, 5.0]
+    assert _distances(points[:1], np.zeros(2), np.zeros(2)).tolist() == [5.0]  # a piece without length
+
+
+def test_a_spike_along_the_line_is_kept() -> None:
+    # (20, 0) lies on the line through its neighbours (0, 0) and (10, 0.2), and ten pixels beyond them.
+    ring = np.array([[0.0, 0.0], [20.0, 0.0], [10.0, 0.2], [10.0, 30.0], [0.0, 30.0]])
+    assert [20.0, 0.0] in simplified(ring, 1.0).tolist()

@@ -1,12 +1,15 @@
 import numpy as np
 import pyarrow as pa
+import torch
 
+from maskrcnn_core.inference.output import proposal_record
 from maskrcnn_core.inference.proposal_records import (
     ProposalRecord,
     failed_proposals,
     proposal_schema,
     proposals_to_table,
 )
+from maskrcnn_core.structures import Proposals
 
 
 def test_rows_by_eye() -> None:
@@ -64,3 +67,11 @@ def test_no_images_give_a_table_of_the_same_schema() -> None:
     assert pa.concat_tables(
         [table, proposals_to_table([1], ["a"], [failed_proposals("missing", "gone")], "p")]
     ).num_rows
+
+
+def test_a_proposal_at_the_least_score_is_kept() -> None:
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [1, 1, 5, 5], [2, 2, 6, 6], [0, 0, 1, 1]]])
+    proposals = Proposals(boxes, torch.tensor([[0.75, 0.5, 0.25, 0.0]]), torch.tensor([3]))
+    assert proposal_record(proposals, 0, (9, 9), 0.5).scores.tolist() == [0.75, 0.5]
+    assert proposal_record(proposals, 0, (9, 9), 0.0).scores.tolist() == [0.75, 0.5, 0.25]  # never an empty slot
+    assert len(proposal_record(proposals, 0, (9, 9), 0.9).scores) == 0

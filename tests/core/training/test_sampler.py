@@ -159,6 +159,16 @@ def test_repeated_images_on_any_number_of_workers() -> None:
         assert two.batch(step, 0) + two.batch(step, 1) == one.batch(step)
 
 
+def test_having_a_partner_says_nothing_about_the_other_draws() -> None:
+    plan = BatchPlan([LANDSCAPE] * 8, batch_size=8, seed=0, partner_probability=0.5, short_sides=(1, 2))
+    samples = [sample for step in range(100) for sample in plan.batch(step)]
+    pairs = Counter((sample.flip, sample.partner is None, sample.short_side) for sample in samples)
+    assert len(pairs) == 8
+    assert all(50 < count < 150 for count in pairs.values())  # 800 / 8, five standard deviations are 47
+    sides = Counter((sample.partner, sample.short_side) for sample in samples if sample.partner is not None)
+    assert len(sides) == 16
+
+
 def test_partners_are_drawn_from_all_images_at_their_rate() -> None:
     batches = BatchPlan([LANDSCAPE] * 8, batch_size=8, seed=0, partner_probability=0.5)
     partners = Counter(sample.partner for step in range(100) for sample in batches.batch(step))
