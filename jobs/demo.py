@@ -34,6 +34,7 @@ def run(settings: DemoRun) -> int:
     from jobs import evaluate, label, train
     from pipelines.contact_sheet import write_contact_sheet
     from pipelines.evaluation import evaluate as score
+    from pipelines.evaluation import write_numbers
 
     output = Path(settings.output)
     _say(1, f"pictures: {settings.train_images} to learn from, {settings.val_images} held out")
@@ -52,8 +53,10 @@ def run(settings: DemoRun) -> int:
 
     _say(4, "score the labels")
     scoring = EvaluateRun(labels=labelling.output, annotations=val_set.annotations, output=str(output / "scores.json"))
-    scores = score(scoring).scores
+    summary = score(scoring)
+    scores = summary.scores
     evaluate.print_scores(scores)
+    write_numbers(str(output / "scores.json"), summary)
 
     _say(5, "draw the most interesting pictures")
     sheet = write_contact_sheet(

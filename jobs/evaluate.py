@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.table import Table
+    from rich.text import Text
 
     from maskrcnn_core.evaluation.coco import CocoScores
     from maskrcnn_core.evaluation.details import ErrorAnalysis, KindDetails, RunDifference
@@ -37,20 +39,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
-    from pipelines.evaluation import evaluate
+    from pipelines.evaluation import check_output, evaluate, write_numbers
     from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
 
+    check_output(run)
     if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
-        print_recall(evaluate_proposals(run))
+        recall = evaluate_proposals(run)
+        print_recall(recall)
+        if run.output:
+            write_numbers(run.output, recall)
     else:
         with _labels(run) as labelled:
             summary = _evaluate_with_progress(labelled) if labelled.checkpoint else evaluate(labelled)
             print_scores(summary.scores)
             print_details(summary)
+            sys.stdout.flush()  # whatever becomes of the files
+            if run.output:
+                write_numbers(run.output, summary)
             if run.report:
                 _write_report(labelled, summary, arguments)
     if run.output:
-        print(f"All numbers: {run.output}")
+        print(printable(f"All numbers: {run.output}"))
     return 0
 
 
@@ -93,20 +102,20 @@ def print_scores(scores: "CocoScores") -> None:
     """The COCO numbers and the AP of each category as tables, and what was and was not scored."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(_stats_table(scores))
     if "keypoints" in scores.stats:
         console.print(_keypoint_table(scores))
     console.print(_category_table(scores))
     for line in _counts(scores):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
 
 
 def print_details(summary: "EvaluationSummary") -> None:
     """What there is beyond the numbers: errors, intervals, the comparison with another run, and notes."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if summary.details:
         for kind, found in summary.details.kinds.items():
             for line in _detail_lines(found):
@@ -118,7 +127,7 @@ def print_details(summary: "EvaluationSummary") -> None:
         for kind, difference in summary.comparison.kinds.items():
             console.print(_comparison_table(_COLUMN_TITLES[kind], difference))
     for note in summary.notes:
-        console.print(f"Note: {note}.", soft_wrap=True)
+        console.print(printable(f"Note: {note}."), soft_wrap=True)
 
 
 def _detail_lines(found: "KindDetails") -> list[str]:
@@ -161,7 +170,9 @@ def _comparison_table(title: str, difference: "RunDifference") -> "Table":
     for name, one in rows:
         interval = one.difference
         bounds = f"{interval.low:+.3f} to {interval.high:+.3f}"
-        table.add_row(name, _show(one.first), _show(one.second), f"{interval.value:+.3f}", bounds, f"{one.p_value:.3f}")
+        table.add_row(
+            _name(name), _show(one.first), _show(one.second), f"{interval.value:+.3f}", bounds, f"{one.p_value:.3f}"
+        )
     return table
 
 
@@ -174,11 +185,11 @@ def print_recall(found: "ProposalEvaluation") -> None:
     table = _new_table("Average recall of proposals", "", "proposals")
     for name, value in zip(PROPOSAL_STAT_NAMES, found.stats, strict=True):
         table.add_row(name, _show(value))
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     coverage = found.coverage
     lines = [f"{found.proposals} proposals and {found.annotations} annotated objects in {coverage.images} images."]
-    for line in lines + _coverage_lines(coverage):
+    for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in found.notes]:
         console.print(line, soft_wrap=True)
 
 
@@ -215,7 +226,9 @@ def _category_table(scores: "CocoScores") -> "Table":
         if hidden and place == _SHOWN_AT_EACH_END:
             table.add_row(f"({hidden} more)", *("" for _ in kinds), "")
         if not hidden or place < _SHOWN_AT_EACH_END or place >= len(ranked) - _SHOWN_AT_EACH_END:
-            table.add_row(category.name, *(_show(category.ap[kind]) for kind in kinds), str(category.annotations))
+            table.add_row(
+                _name(category.name), *(_show(category.ap[kind]) for kind in kinds), str(category.annotations)
+            )
     return table
 
 
@@ -228,6 +241,13 @@ def _new_table(title: str, first: str, *numbers: str) -> "Table":
     for number in numbers:
         table.add_column(number, justify="right")
     return table
+
+
+def _name(text: str) -> "Text":
+    """A category's name as a cell: no markup, no emoji codes, nothing that a terminal obeys."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _show(value: float) -> str:
@@ -261,7 +281,9 @@ def _coverage_lines(coverage: "Coverage") -> list[str]:
     elif coverage.left_out:
         lines.append(f"{coverage.left_out} of these images have no results; they are left out.")
     if coverage.unknown:
-        lines.append(f"{coverage.unknown} label rows are of images that the annotation file does not have; left out.")
+        lines.append(
+            f"{coverage.unknown} images with labels are not among those of the annotation file; they are left out."
+        )
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, run_job
 from maskrcnn_core.label_config import LabelRun
+from maskrcnn_core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def summary_lines(settings: LabelRun, summary: "LabelSummary") -> list[str]:
                 f"{summary.failed / summary.images:.1%} of the images failed, more than label.max_failed_fraction "
                 f"({settings.label.max_failed_fraction:.1%})"
             )
-    return lines + _next_commands(settings)
+    return [printable(line) for line in lines + _next_commands(settings)]
 
 
 def _ok_first(entry: tuple[str, int]) -> tuple[bool, int, str]:
@@ -82,14 +83,15 @@ def _ok_first(entry: tuple[str, int]) -> tuple[bool, int, str]:
 
 
 def _next_commands(settings: LabelRun) -> list[str]:
+    """Commands that run as they stand here."""
     output = shlex.quote(settings.output)
-    lines = ["next:", f"  python -m jobs.verify --labels {output}"]
-    if settings.images.lower().endswith(".json"):  # only there the rows have the ids of annotations
-        lines.append(f"  python -m jobs.evaluate --labels {output} --annotations {shlex.quote(settings.images)}")
-    elif settings.label.record == "detections":
-        page = shlex.quote(f"{settings.output.rstrip('/')}-report")
-        lines.append(f"  python -m jobs.report --labels {output} --output {page}")
-    return lines
+    commands = [f"python -m jobs.verify --labels {output}"]
+    if settings.images.lower().endswith(".json"):
+        commands.append(f"python -m jobs.evaluate --labels {output} --annotations {shlex.quote(settings.images)}")
+    if settings.label.record == "detections":
+        page = shlex.quote(f"{settings.output.rstrip('/')}/report")
+        commands.append(f"python -m jobs.report --labels {output} --output {page}")
+    return ["next:", *(f"  {command}" for command in commands)]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
+from maskrcnn_core.printable import printable
 from maskrcnn_core.report_config import ReportRun
 
 if TYPE_CHECKING:
@@ -30,12 +31,10 @@ def _report(run: ReportRun, arguments: Sequence[str]) -> int:
 
 def print_report(summary: "ReportSummary") -> None:
     """Where the page is, and what is missing on it."""
-    print(
-        f"Report: {summary.page} ({summary.megabytes:.1f} MB; {summary.images} images, {summary.examples} examples); "
-        "open it in a browser"
-    )
+    size = f"{summary.megabytes:.1f} MB; {summary.images} images, {summary.examples} examples"
+    print(printable(f"Report: {summary.page} ({size}); open it in a browser"))
     if summary.left_out:
-        print(f"  {summary.left_out}")
+        print(printable(f"  {summary.left_out}"))
 
 
 if __name__ == "__main__":

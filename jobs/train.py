@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, run_job
+from maskrcnn_core.printable import printable
 from maskrcnn_core.train_config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: TrainRun) -> int:
     """Train with progress on the terminal, then say where the checkpoint is and what can be done with it."""
+    for remark in settings.train.schedule_remarks:
+        print(f"note: {remark}", file=sys.stderr)
     print("\n".join(summary_lines(settings, train_with_progress(settings))))
     return 0
 
@@ -50,6 +53,7 @@ def event_line(event: "TrainingEvent") -> str:
     from pipelines.training_progress import (
         CheckpointPassedOver,
         CheckpointSaved,
+        DataNote,
         InitialWeightsLoaded,
         Interrupted,
         MachineLeaves,
@@ -61,6 +65,8 @@ def event_line(event: "TrainingEvent") -> str:
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
+    if isinstance(event, DataNote):
+        return f"note: {printable(event.text)}"
     if isinstance(event, WorkersLost):
         return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
     if isinstance(event, Interrupted):
@@ -125,6 +131,7 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     lines = [
         f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
+        *(f"note: {printable(note)}" for note in summary.notes),
         f"checkpoint: {summary.checkpoint}",
     ]
     dataset = settings.data.val if settings.data.val.annotations else settings.data.train

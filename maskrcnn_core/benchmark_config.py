@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from maskrcnn_core.config_checks import require, require_not_negative, require_positive
+from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE
+from maskrcnn_core.config_checks import require, require_between, require_not_negative, require_positive, require_typed
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class BenchmarkRun:
     """Chrome trace of one more image (stages) or step (train), for Perfetto or chrome://tracing; empty = none."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         for name in ("num_images", "rounds", "short_side", "max_detections", "batch", "workers"):
             require_positive(name, getattr(self, name))
+        require_between("short_side", self.short_side, 1, MAX_SIDE)
+        require_between("long_side", self.long_side, 0, MAX_SIDE)
         for name in ("threads", "steps", "loaders"):
             require_not_negative(name, getattr(self, name))
         long_side_fits = self.long_side == 0 or self.long_side >= self.short_side
@@ -76,6 +80,7 @@ class EncodingRun:
     """JSON file for all figures; empty = none."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         for name in ("masks", "height", "width", "rounds"):
             require_positive(name, getattr(self, name))
         require_not_negative("threads", self.threads)
@@ -101,6 +106,7 @@ class ChaosRun:
     """Of the first round."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         for name in ("num_images", "rounds", "kills", "pause", "rows_per_file"):
             require_positive(name, getattr(self, name))
 
@@ -113,6 +119,7 @@ class ScaleRun:
     """Numbers of images."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         require(all(size > 0 for size in self.sizes), "sizes", self.sizes, "numbers above 0")
 
 
@@ -149,11 +156,14 @@ class TradeoffRun:
     thread the two are equal on a quiet one)."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         require(bool(self.checkpoints), "checkpoint", self.checkpoint, "one or more folders, separated by commas")
         for name in ("short_sides", "proposals"):
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values))
-            require(all(value > 0 for value in values), name, list(values), "numbers above 0")
+            limit = MAX_SIDE if name == "short_sides" else MAX_REGIONS
+            fit = all(0 < value <= limit for value in values)
+            require(fit, name, list(values), f"numbers above 0, up to {limit:,}")
         require_positive("rounds", self.rounds)
         require(self.clock == "wall" or not self.use_gpu, "clock", self.clock, "wall where a GPU computes")
         require(self.max_detections >= 10, "max_detections", self.max_detections, "at least 10")
@@ -184,5 +194,6 @@ class EvaluationBenchmarkRun:
     """Score shards as Ray tasks; Ray's own processes are not counted."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         for name in ("images", "detections", "rounds"):
             require_positive(name, getattr(self, name))

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from maskrcnn_core.config_checks import require_not_negative
+from maskrcnn_core.config_checks import require_between, require_typed
+
+_MAX_CPUS = 100_000
 
 
 @dataclass(frozen=True)
@@ -15,4 +17,5 @@ class ClusterConfig:
     """Logical CPUs of a cluster started here; 0 = the machine's cores, at least 4."""
 
     def __post_init__(self) -> None:
-        require_not_negative("cluster.num_cpus", self.num_cpus)
+        require_typed("cluster", self)
+        require_between("cluster.num_cpus", self.num_cpus, 0, _MAX_CPUS)

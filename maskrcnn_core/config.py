@@ -8,7 +8,26 @@ flags. What belongs to one run is in `train_config.py`, `label_config.py` and th
 from dataclasses import dataclass, field
 from typing import Literal
 
-from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+from maskrcnn_core.config_checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
+
+# What no network needs, and no machine could build or feed: numbers beyond these are mistakes, found before memory is
+# asked for.
+MAX_SIDE = 16_384
+_MAX_CHANNELS = 16_384
+_MAX_LAYERS = 100
+_MAX_RESOLUTION = 128
+MAX_REGIONS = 1_000_000
+_MAX_CATEGORIES = 100_000
+_MAX_KEYPOINTS = 1000
+_MAX_LISTED = 100
+_MAX_PIXEL = 1e6
 
 
 @dataclass(frozen=True)
@@ -19,6 +38,9 @@ class Category:
     """COCO category id, as in the annotation file and in the label records."""
     name: str
     """Category name."""
+
+    def __post_init__(self) -> None:
+        require_typed("model.categories", self)
 
 
 @dataclass(frozen=True)
@@ -37,25 +59,33 @@ class InputConfig:
     """Channel order that the backbone expects."""
     scale: Literal["unit", "byte"] = "unit"
     """Pixel range before normalisation: unit = 0..1, byte = 0..255."""
-    resize: Literal["float", "antialias"] = "float"
-    """float = bilinear on unrounded values (torchvision); antialias = 8-bit bilinear with PIL's filter (detectron2)."""
+    resize: Literal["float", "float_nearest", "antialias"] = "float"
+    """float = bilinear on unrounded values, sizes rounded down (torchvision); float_nearest = the same, sizes
+    rounded to the nearest (mmdetection); antialias = 8-bit bilinear with PIL's filter (detectron2)."""
     divisor: int = 32
     """Batches are padded to a multiple of this, pixels; 1 = only to the largest image (detectron2's C4 and DC5)."""
 
     def __post_init__(self) -> None:
-        require_positive("model.input.short_side", self.short_side)
+        require_typed("model.input", self)
+        require_between("model.input.short_side", self.short_side, 1, MAX_SIDE)
         require(
-            self.long_side >= self.short_side,
+            self.short_side <= self.long_side <= MAX_SIDE,
             "model.input.long_side",
             self.long_side,
-            f"at least model.input.short_side ({self.short_side})",
+            f"at least model.input.short_side ({self.short_side}), at most {MAX_SIDE:,}",
         )
-        require(all(s > 0 for s in self.std), "model.input.std", self.std, "numbers above 0")
+        require(all(abs(m) <= _MAX_PIXEL for m in self.mean), "model.input.mean", self.mean, "values of pixels")
         require(
-            self.divisor == 1 or (self.divisor > 0 and self.divisor % 32 == 0),
+            all(1 / _MAX_PIXEL <= s <= _MAX_PIXEL for s in self.std),
+            "model.input.std",
+            self.std,
+            "numbers above 0, as of pixels",
+        )
+        require(
+            self.divisor == 1 or (0 < self.divisor <= MAX_SIDE and self.divisor % 32 == 0),
             "model.input.divisor",
             self.divisor,
-            "a positive multiple of 32, or 1 for no padding",
+            f"a positive multiple of 32 up to {MAX_SIDE:,}, or 1 for no padding",
         )
 
 
@@ -82,6 +112,7 @@ class BackboneConfig:
     3x3 (torchvision)."""
 
     def __post_init__(self) -> None:
+        require_typed("model.backbone", self)
         require(bool(self.name), "model.backbone.name", self.name, "a backbone name")
         require(0 <= self.frozen_stages <= 5, "model.backbone.frozen_stages", self.frozen_stages, "0 to 5")
 
@@ -104,7 +135,8 @@ class PyramidConfig:
     """One more level for the RPN: the coarsest one subsampled by two (fpn, in_network)."""
 
     def __post_init__(self) -> None:
-        require_positive("model.pyramid.channels", self.channels)
+        require_typed("model.pyramid", self)
+        require_between("model.pyramid.channels", self.channels, 1, _MAX_CHANNELS)
         require(
             len(self.levels) > 0
             and tuple(sorted(set(self.levels))) == tuple(self.levels)
@@ -145,13 +177,24 @@ class AnchorConfig:
     64)."""
 
     def __post_init__(self) -> None:
-        require(len(self.sizes) > 0, "model.anchors.sizes", self.sizes, "at least one size")
-        require(all(s > 0 for s in self.sizes), "model.anchors.sizes", self.sizes, "numbers above 0")
+        require_typed("model.anchors", self)
         require(
-            len(self.ratios) > 0 and all(r > 0 for r in self.ratios),
+            0 < len(self.sizes) <= _MAX_LISTED,
+            "model.anchors.sizes",
+            self.sizes,
+            f"at least one size, up to {_MAX_LISTED}",
+        )
+        require(
+            all(1e-3 <= s <= _MAX_PIXEL for s in self.sizes),
+            "model.anchors.sizes",
+            self.sizes,
+            "numbers above 0, in pixels",
+        )
+        require(
+            0 < len(self.ratios) <= _MAX_LISTED and all(1e-3 <= r <= 1e3 for r in self.ratios),
             "model.anchors.ratios",
             self.ratios,
-            "numbers above 0",
+            f"numbers above 0 (0.001 to 1000), up to {_MAX_LISTED}",
         )
 
 
@@ -191,8 +234,10 @@ class RPNConfig:
     """Where the smooth L1 loss turns from square to linear; 0 = plain L1."""
 
     def __post_init__(self) -> None:
-        for name in ("convs", "batch_size", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
-            require_positive(f"model.rpn.{name}", getattr(self, name))
+        require_typed("model.rpn", self)
+        require_between("model.rpn.convs", self.convs, 1, _MAX_LAYERS)
+        for name in ("batch_size", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
+            require_between(f"model.rpn.{name}", getattr(self, name), 1, MAX_REGIONS)
         for name in ("positive_overlap", "negative_overlap", "positive_fraction", "nms_overlap", "min_score"):
             require_fraction(f"model.rpn.{name}", getattr(self, name))
         require(
@@ -240,11 +285,14 @@ class RoIConfig:
     """Pyramid level for regions of the canonical size."""
 
     def __post_init__(self) -> None:
+        require_typed("model.roi", self)
         for name in ("positive_overlap", "positive_fraction", "crowd_overlap"):
             require_fraction(f"model.roi.{name}", getattr(self, name))
-        for name in ("batch_size", "box_resolution", "mask_resolution", "keypoint_resolution", "canonical_size"):
-            require_positive(f"model.roi.{name}", getattr(self, name))
-        require_not_negative("model.roi.sampling_ratio", self.sampling_ratio)
+        require_between("model.roi.batch_size", self.batch_size, 1, MAX_REGIONS)
+        for name in ("box_resolution", "mask_resolution", "keypoint_resolution"):
+            require_between(f"model.roi.{name}", getattr(self, name), 1, _MAX_RESOLUTION)
+        require_between("model.roi.sampling_ratio", self.sampling_ratio, 0, _MAX_LISTED)
+        require_between("model.roi.canonical_size", self.canonical_size, 1e-3, _MAX_PIXEL)
         require(2 <= self.canonical_level <= 5, "model.roi.canonical_level", self.canonical_level, "2 to 5")
 
 
@@ -290,14 +338,18 @@ class BoxHeadConfig:
     """Detections with a side shorter than this are dropped, input pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "conv_channels", "max_candidates", "max_detections", "soft_sigma"):
-            require_positive(f"model.box_head.{name}", getattr(self, name))
+        require_typed("model.box_head", self)
+        for name in ("channels", "conv_channels"):
+            require_between(f"model.box_head.{name}", getattr(self, name), 1, _MAX_CHANNELS)
         for name in ("layers", "convs"):
-            require_not_negative(f"model.box_head.{name}", getattr(self, name))
+            require_between(f"model.box_head.{name}", getattr(self, name), 0, _MAX_LAYERS)
+        for name in ("max_candidates", "max_detections"):
+            require_between(f"model.box_head.{name}", getattr(self, name), 1, MAX_REGIONS)
+        require_between("model.box_head.soft_sigma", self.soft_sigma, 1e-6, _MAX_PIXEL)
         for name in ("min_score", "nms_overlap"):
             require_fraction(f"model.box_head.{name}", getattr(self, name))
         require(
-            all(w > 0 for w in self.delta_weights),
+            all(1e-6 <= w <= _MAX_PIXEL for w in self.delta_weights),
             "model.box_head.delta_weights",
             self.delta_weights,
             "numbers above 0",
@@ -333,8 +385,9 @@ class MaskHeadConfig:
     """Train on the fractional coverage of each target cell (torchvision); false = round it at one half."""
 
     def __post_init__(self) -> None:
-        require_positive("model.mask_head.channels", self.channels)
-        require_not_negative("model.mask_head.layers", self.layers)
+        require_typed("model.mask_head", self)
+        require_between("model.mask_head.channels", self.channels, 1, _MAX_CHANNELS)
+        require_between("model.mask_head.layers", self.layers, 0, _MAX_LAYERS)
         require(0.0 < self.threshold < 1.0, "model.mask_head.threshold", self.threshold, "a number between 0 and 1")
 
 
@@ -380,15 +433,22 @@ class KeypointHeadConfig:
     """Factor of the keypoint loss."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "layers", "loss_weight"):
-            require_positive(f"model.keypoint_head.{name}", getattr(self, name))
+        require_typed("model.keypoint_head", self)
+        require_between("model.keypoint_head.channels", self.channels, 1, _MAX_CHANNELS)
+        require_between("model.keypoint_head.layers", self.layers, 1, _MAX_LAYERS)
+        require_positive("model.keypoint_head.loss_weight", self.loss_weight)
         require(
-            len(self.names) > 0 and len(set(self.names)) == len(self.names),
+            0 < len(self.names) <= _MAX_KEYPOINTS and len(set(self.names)) == len(self.names),
             "model.keypoint_head.names",
             self.names,
+            f"unique names, at least one, up to {_MAX_KEYPOINTS}",
+        )
+        require(
+            len(self.categories) > 0 and len(set(self.categories)) == len(self.categories),
+            "model.keypoint_head.categories",
+            self.categories,
             "unique names, at least one",
         )
-        require(len(self.categories) > 0, "model.keypoint_head.categories", self.categories, "at least one name")
 
 
 @dataclass(frozen=True)
@@ -417,6 +477,13 @@ class ModelConfig:
     """Classes in label order 0 .. K-1. Training fills it from the annotation file."""
 
     def __post_init__(self) -> None:
+        require_typed("model", self)
+        require(
+            len(self.categories) <= _MAX_CATEGORIES,
+            "model.categories",
+            f"{len(self.categories):,}",
+            f"at most {_MAX_CATEGORIES:,}",
+        )
         ids = [category.id for category in self.categories]
         require(len(set(ids)) == len(ids), "model.categories", ids, "unique category ids")
         levels = self.pyramid.num_levels

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from maskrcnn_core.config_checks import require_not_negative
+from maskrcnn_core.config_checks import require_between, require_typed
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,5 @@ class ConvertRun:
     """Epsilon of the source's batch norms; 0 = the source framework's own (torchvision's released weights: none)."""
 
     def __post_init__(self) -> None:
-        require_not_negative("norm_eps", self.norm_eps)
+        require_typed("", self)
+        require_between("norm_eps", self.norm_eps, 0, 1)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from maskrcnn_core.config_checks import require_positive
+from maskrcnn_core.config_checks import require_not_negative, require_positive, require_typed
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,7 @@ class DemoRun:
     """Seed of the pictures."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         for name in ("train_images", "val_images"):
             require_positive(name, getattr(self, name))
+        require_not_negative("seed", self.seed)

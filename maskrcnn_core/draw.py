@@ -88,7 +88,8 @@ def objects_from_annotations(
     """COCO annotation objects of one image, ready to draw.
 
     Args:
-        annotations: with `category_id` and `bbox`; `segmentation`, `keypoints`, `iscrowd` where there are any.
+        annotations: clean entries (`data.coco_annotations`): `category_id` and `bbox`; `segmentation`, `keypoints`,
+            `iscrowd` where there are any.
         categories: name of each category id; an unknown id is shown as its number.
         height, width: of the image, pixels.
 

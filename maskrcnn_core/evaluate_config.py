@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config_checks import require, require_positive
+from maskrcnn_core.config import MAX_REGIONS
+from maskrcnn_core.config_checks import require, require_between, require_fraction, require_positive, require_typed
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.label_config import LabelConfig
 from maskrcnn_core.report_config import PicturesConfig
+
+_MAX_SAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class EvaluateConfig:
     """Samples of images drawn for the intervals of details and comparisons."""
 
     def __post_init__(self) -> None:
+        require_typed("evaluate", self)
         require(self.max_detections >= 10, "evaluate.max_detections", self.max_detections, "at least 10")
         require(
             all(sigma > 0 for sigma in self.keypoint_sigmas),
@@ -42,8 +46,11 @@ class EvaluateConfig:
             self.keypoint_sigmas,
             "numbers above 0",
         )
-        for name in ("images_per_shard", "bootstrap_samples"):
-            require_positive(f"evaluate.{name}", getattr(self, name))
+        require_between("evaluate.max_detections", self.max_detections, 10, MAX_REGIONS)
+        require_fraction("evaluate.details_min_score", self.details_min_score)
+        require_positive("evaluate.images_per_shard", self.images_per_shard)
+        require_positive("evaluate.bootstrap_samples", self.bootstrap_samples)
+        require_between("evaluate.bootstrap_samples", self.bootstrap_samples, 1, _MAX_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class EvaluateRun:
     """Ray cluster."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         needed = ("annotations",) if self.checkpoint else ("labels", "annotations")
         missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing:

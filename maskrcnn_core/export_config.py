@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from maskrcnn_core.config_checks import require_fraction, require_not_negative
+from maskrcnn_core.config_checks import require_fraction, require_not_negative, require_typed
 
 ExportFormat = Literal["coco", "coco_dataset", "yolo", "label_studio", "cvat", "fiftyone"]
 
@@ -29,6 +29,7 @@ class ExportConfig:
     """yolo: make images/ of symbolic links to the images, so that the export can be trained on as it is."""
 
     def __post_init__(self) -> None:
+        require_typed("export", self)
         for name in ("min_score", "min_keypoint_score"):
             require_fraction(f"export.{name}", getattr(self, name))
         require_not_negative("export.tolerance", self.tolerance)
@@ -47,3 +48,6 @@ class ExportRun:
     """File to write (yolo, fiftyone: folder); must not exist."""
     export: ExportConfig = field(default_factory=ExportConfig)
     """What is exported, and how."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

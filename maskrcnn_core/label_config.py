@@ -4,8 +4,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE
+from maskrcnn_core.config_checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
 from maskrcnn_core.storage_config import StorageConfig
+
+_MAX_WORKERS = 10_000
+_MAX_THREADS = 4096
+_MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class LabelConfig:
     max_workers: int = 0
     """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now."""
     image_timeout: float = 600.0
-    """Seconds that the detector may take for one image; one that takes longer in two processes fails. 0 = no limit."""
+    """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it; one that
+    takes longer in two processes fails. 0 = no limit."""
     max_failed_fraction: float = 1.0
     """Exit with 1 if a larger share of images failed."""
     retry_failed: bool = False
@@ -52,6 +65,7 @@ class LabelConfig:
     """When the source has changed since its images were listed: refuse, or keep to the images as listed."""
 
     def __post_init__(self) -> None:
+        require_typed("label", self)
         require_positive("label.max_pixels", self.max_pixels)
         for name in (
             "batch_pixels",
@@ -62,16 +76,21 @@ class LabelConfig:
             "image_timeout",
         ):
             require_not_negative(f"label.{name}", getattr(self, name))
+        for name, most in (
+            *(("num_workers", _MAX_WORKERS), ("max_workers", _MAX_WORKERS), ("threads_per_worker", _MAX_THREADS)),
+            ("rows_per_file", _MAX_ROWS),
+        ):
+            require_between(f"label.{name}", getattr(self, name), 0, most)
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
         if self.min_score is not None:
             require_fraction("label.min_score", self.min_score)
         if self.max_detections is not None:
-            require_positive("label.max_detections", self.max_detections)
+            require_between("label.max_detections", self.max_detections, 1, MAX_REGIONS)
         require(
-            all(side > 0 for side in self.test_short_sides),
+            all(1 <= side <= MAX_SIDE for side in self.test_short_sides),
             "label.test_short_sides",
             self.test_short_sides,
-            "numbers above 0",
+            f"numbers above 0, up to {MAX_SIDE:,}",
         )
 
 
@@ -88,10 +107,15 @@ class LabelRun:
     proposals: str | None = None
     """Proposals that an earlier run wrote with --label.record proposals; used instead of the checkpoint's RPN."""
     image_root: str | None = None
-    """Folder that the file names of a COCO json are relative to; null = looked for beside the json."""
+    """Folder that the file names of a COCO json are relative to, and which they may not leave: what is absolute, has a
+    scheme or climbs out by `..` becomes a failed row, unless it lies below the folder all the same. null = looked for
+    beside the json, and names that are absolute or begin with file:// or s3:// are read where they are."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Inference."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     """S3."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from maskrcnn_core.config_checks import require_fraction, require_not_negative, require_positive
+from maskrcnn_core.config import MAX_SIDE
+from maskrcnn_core.config_checks import require_between, require_fraction, require_positive, require_typed
+
+_MAX_PICTURES = 100_000
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class PicturesConfig:
     """All pictures together take at most this much of the page, megabytes; what does not fit is left out."""
 
     def __post_init__(self) -> None:
-        require_not_negative("pictures.per_gallery", self.per_gallery)
-        for name in ("per_image", "side", "max_megabytes"):
+        require_typed("pictures", self)
+        require_between("pictures.per_gallery", self.per_gallery, 0, _MAX_PICTURES)
+        require_between("pictures.side", self.side, 1, MAX_SIDE)
+        for name in ("per_image", "max_megabytes"):
             require_positive(f"pictures.{name}", getattr(self, name))
         for name in ("min_score", "match_overlap"):
             require_fraction(f"pictures.{name}", getattr(self, name))
@@ -44,3 +49,6 @@ class ReportRun:
     """Heading of the page."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     """Galleries."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

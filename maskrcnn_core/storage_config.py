@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from maskrcnn_core.config_checks import require, require_positive
+from maskrcnn_core.config_checks import require, require_positive, require_typed
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StorageConfig:
     """Limit of the wait for an answer, seconds."""
 
     def __post_init__(self) -> None:
+        require_typed("storage", self)
         for name in ("max_attempts", "connect_timeout", "request_timeout"):
             require_positive(f"storage.{name}", getattr(self, name))
         require(

@@ -8,7 +8,11 @@ Conventions
     Frames      *input*: the resized image that the network sees; *original*: the image file; *roi*: a region's grid.
     Shapes      N images, L levels, A anchors, R regions, D detections, G ground truth, K classes, P keypoints.
     Padding     every per-image list is padded to the batch's longest; a count or a boolean tells what is real.
-                Padded entries hold zeros.
+    Fillers     A slot that is not real is computed like any other on a GPU, so what it holds must be harmless: finite,
+                and of little work. A box in it is the unit box (0, 0, 1, 1), never a zero one, that something may be
+                divided by; a change of frame scales and mirrors it like any box. Everything else in it is zero: label,
+                score, mask, keypoints. A real region that only fills a batch up (a negative among the positives)
+                belongs to no object: whoever relates it to one gets the unit box in place of both (`real_or_unit`).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -33,6 +37,13 @@ def _move(structure: _Structure, device: torch.device | str) -> _Structure:
 def valid_slots(count: Tensor, slots: int) -> Tensor:
     """[N, slots] bool: which of the padded slots are real, from `count` [N]."""
     return torch.arange(slots, device=count.device) < count[:, None]
+
+
+def real_or_unit(boxes: Tensor, real: Tensor) -> Tensor:
+    """The boxes [..., 4] where `real` [...], the unit box elsewhere (see the conventions, "Fillers")."""
+    unit = boxes.new_zeros(4)
+    unit[2:] = 1.0  # made there: a copy from the host would be waited for
+    return torch.where(real[..., None], boxes, unit)
 
 
 fixed_size_everywhere = False
@@ -78,7 +89,8 @@ class Targets:
         crowd: [N, G] bool, true for a region to ignore: never positive, and what lies in it is no negative.
             A slot is valid, crowd or padding.
         masks: [N, G, Sh, Sw] uint8 or None: coverage 0..255 of the object on a grid over `mask_boxes`.
-        mask_boxes: [N, G, 4] float32 or None: the input-frame rectangle that each mask's grid covers.
+        mask_boxes: [N, G, 4] float32 or None: the input-frame rectangle that each mask's grid covers; of a crowd, that
+            has no mask, the unit box.
         keypoints: [N, G, P, 3] float32 or None: x, y in the input frame, visibility 0, 1 or 2.
         seeds: [N] int64 or None: what the random draws of each image's anchors and regions depend on; None = torch's
             default generator.

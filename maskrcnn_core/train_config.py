@@ -4,8 +4,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config import ModelConfig
-from maskrcnn_core.config_checks import require, require_fraction, require_not_negative, require_positive
+from maskrcnn_core.config import MAX_SIDE, ModelConfig
+from maskrcnn_core.config_checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
+
+# Numbers beyond these are mistakes that a machine would only find when it is out of memory.
+_MAX_WORKERS = 10_000
+_MAX_THREADS = 4096
+_MAX_BATCH = 1_000_000
+_MAX_STEPS = 1_000_000_000
+_MAX_FACTOR = 1e6
+_MAX_PICTURES = 1000
+_MAX_GROUPS = 1000
+_DEFAULT_WARMUP = 1000
 
 
 @dataclass(frozen=True)
@@ -13,11 +30,15 @@ class DatasetConfig:
     """Images with COCO annotations."""
 
     images: str = ""
-    """Folder that the file names in the annotations are relative to."""
+    """Folder that the file names in the annotations are relative to; names that are absolute or begin with file:// or
+    s3:// are read where they are."""
     annotations: str = ""
     """COCO instances JSON file."""
     proposals: str = ""
     """Proposals that jobs.label --label.record proposals wrote; needed where model.rpn.enabled is false."""
+
+    def __post_init__(self) -> None:
+        require_typed("data", self)
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,8 @@ class DataConfig:
     """Images of each data set that are read and compared with their annotations before a new run starts."""
 
     def __post_init__(self) -> None:
-        require_not_negative("data.workers", self.workers)
+        require_typed("data", self)
+        require_between("data.workers", self.workers, 0, _MAX_WORKERS)
         require(
             self.reader == "local" or self.workers > 0,
             "data.workers",
@@ -75,12 +97,13 @@ class AugmentConfig:
     """Hue is turned by at most this share of the colour circle, up to 0.5."""
 
     def __post_init__(self) -> None:
+        require_typed("train.augment", self)
         where = "train.augment"
         require(
-            len(self.jitter_scale) in (0, 2) and all(scale > 0 for scale in self.jitter_scale),
+            len(self.jitter_scale) in (0, 2) and all(1e-3 <= scale <= 1e3 for scale in self.jitter_scale),
             f"{where}.jitter_scale",
             self.jitter_scale,
-            "two numbers above 0, or none",
+            "two numbers above 0 (0.001 to 1000), or none",
         )
         require(
             tuple(sorted(self.jitter_scale)) == tuple(self.jitter_scale),
@@ -88,7 +111,12 @@ class AugmentConfig:
             self.jitter_scale,
             "the smaller number first",
         )
-        require(all(side > 0 for side in self.crop), f"{where}.crop", self.crop, "height and width above 0")
+        require(
+            all(1 <= side <= MAX_SIDE for side in self.crop),
+            f"{where}.crop",
+            self.crop,
+            f"height and width above 0, up to {MAX_SIDE:,}",
+        )
         for name in ("copy_paste", "min_visible", "brightness", "contrast", "saturation"):
             require_fraction(f"{where}.{name}", getattr(self, name))
         require(0.0 <= self.hue <= 0.5, f"{where}.hue", self.hue, "a number from 0 to 0.5")
@@ -146,7 +174,7 @@ class TrainConfig:
     """Compile trunk and pyramid with torch.compile (minutes at the start, for long runs on a GPU)."""
     max_skipped_steps: int = 10
     """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
-    warmup_steps: int = 1000
+    warmup_steps: int = _DEFAULT_WARMUP
     """Steps of linear warm-up."""
     warmup_factor: float = 0.001
     """Learning rate at step 0, as a share of the peak."""
@@ -197,21 +225,41 @@ class TrainConfig:
     """How often lost workers or machines are replaced, each time from the last checkpoint."""
 
     def __post_init__(self) -> None:
+        require_typed("train", self)
         for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
-        require_positive("train.validation_tasks", self.validation_tasks)
-        for name in ("patience", "pictures"):
+        for name, most in (
+            *(("steps", _MAX_STEPS), ("batch_size", _MAX_BATCH), ("num_workers", _MAX_WORKERS)),
+            *(("learning_rate", _MAX_FACTOR), ("accumulate", _MAX_BATCH), ("max_skipped_steps", _MAX_STEPS)),
+            ("validation_tasks", _MAX_WORKERS),
+        ):
+            require(0 < getattr(self, name) <= most, f"train.{name}", getattr(self, name), f"up to {most:,}, above 0")
+        for name, most in (
+            *(("patience", _MAX_STEPS), ("pictures", _MAX_PICTURES), ("threads_per_worker", _MAX_THREADS)),
+            *(("weight_decay", _MAX_FACTOR), ("weight_decay_bias", _MAX_FACTOR), ("weight_decay_norm", _MAX_FACTOR)),
+            *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
+            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS)),
+        ):
+            require_between(f"train.{name}", getattr(self, name), 0, most)
+        for name in ("clip_norm", "seed"):
             require_not_negative(f"train.{name}", getattr(self, name))
-        for name in ("threads_per_worker", "weight_decay", "warmup_steps", "clip_norm", "mask_crop", "validate_every"):
-            require_not_negative(f"train.{name}", getattr(self, name))
-        require_not_negative("train.max_failures", self.max_failures)
-        for name in ("accumulate", "max_skipped_steps"):
-            require_positive(f"train.{name}", getattr(self, name))
-        for name in ("reference_batch_size", "weight_decay_bias", "weight_decay_norm", "aspect_ratio_factor"):
-            require_not_negative(f"train.{name}", getattr(self, name))
+        require(
+            self.mask_crop == 0 or 3 <= self.mask_crop <= MAX_SIDE,
+            "train.mask_crop",
+            self.mask_crop,
+            f"0 (input resolution), or 3 to {MAX_SIDE:,}",
+        )
+        # The default, made for long runs, is only remarked on (see `schedule_remarks`).
+        require(
+            self.warmup_steps <= self.steps or self.warmup_steps == _DEFAULT_WARMUP,
+            "train.warmup_steps",
+            self.warmup_steps,
+            f"at most train.steps ({self.steps}), better a tenth of them",
+        )
         require_fraction("train.repeat_threshold", self.repeat_threshold)
         require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", self.ema_decay, "a number from 0, below 1")
-        for name in ("momentum", "warmup_factor", "flip_probability"):
+        require(0.0 <= self.momentum < 1.0, "train.momentum", self.momentum, "a number from 0, below 1")
+        for name in ("warmup_factor", "flip_probability"):
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
         require(
@@ -226,13 +274,40 @@ class TrainConfig:
             self.min_workers,
             f"0 to train.num_workers ({self.num_workers})",
         )
-        require(all(side > 0 for side in self.short_sides), "train.short_sides", self.short_sides, "numbers above 0")
         require(
-            tuple(sorted(self.decay_steps)) == tuple(self.decay_steps),
+            all(1 <= side <= MAX_SIDE for side in self.short_sides),
+            "train.short_sides",
+            self.short_sides,
+            f"numbers above 0, up to {MAX_SIDE:,}",
+        )
+        require(
+            tuple(sorted(set(self.decay_steps))) == tuple(self.decay_steps)
+            and all(0 <= step <= _MAX_STEPS for step in self.decay_steps),
             "train.decay_steps",
             self.decay_steps,
             "increasing steps",
         )
+        require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
+
+    @property
+    def schedule_remarks(self) -> tuple[str, ...]:
+        """What is odd about the learning rate of a run of `steps`, and how to mend it."""
+        remarks = []
+        if self.warmup_steps >= self.steps:
+            share = self.warmup_factor + (1 - self.warmup_factor) * (self.steps - 1) / self.warmup_steps
+            remarks.append(
+                f"the {self.warmup_steps} steps of warm-up are not over at the end of {self.steps} steps: the learning "
+                f"rate reaches {share:.0%} of its peak; set --train.warmup_steps, for example to {self.steps // 10}"
+            )
+        late = [step for step in self.decay_steps if step >= self.steps] if self.schedule == "step" else []
+        if late and len(late) == len(self.decay_steps):
+            remarks.append(
+                f"the learning rate never falls: train.decay_steps {late} are beyond the end of {self.steps} steps; "
+                f"set --train.decay_steps, for example to [{self.steps * 2 // 3}, {self.steps * 8 // 9}]"
+            )
+        elif late:
+            remarks.append(f"train.decay_steps {late} are beyond the end of {self.steps} steps")
+        return tuple(remarks)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -263,6 +338,7 @@ class TrainRun:
     """Ray cluster."""
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         require(
             self.train.accumulate == 1 or self.model.backbone.norm != "sync_batch",
             "train.accumulate",

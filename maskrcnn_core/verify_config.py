@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from maskrcnn_core.cluster_config import ClusterConfig
+from maskrcnn_core.config_checks import require_typed
 
 
 @dataclass(frozen=True)
@@ -15,3 +16,6 @@ class VerifyRun:
     """JSON file for the findings; null = print only."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster; small runs are verified without one."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

@@ -21,7 +21,6 @@ import torch
 from maskrcnn_core.benchmark_config import TradeoffRun
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError
-from maskrcnn_core.evaluation.annotations import check_annotations, check_polygons
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import ImageRecord, record_schema, records_to_table
@@ -30,7 +29,7 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import load_checkpoint, load_config
 from pipelines import storage
 from pipelines.benchmarking import machine
-from pipelines.evaluation import read_annotations
+from pipelines.evaluation import load_annotations
 from pipelines.tradeoff_plot import draw_tradeoff
 
 _WARM_UP = 2  # images
@@ -167,11 +166,9 @@ def mark_front(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
 
 def _annotations(run: TradeoffRun) -> dict[str, Any]:
     """The annotation file, cut to the images that are used."""
-    document = read_annotations(run.annotations)
+    truth = load_annotations(run.annotations)
     try:
-        check_annotations(document)
-        check_polygons(document["annotations"])
-        images = document["images"][: run.num_images or None]
+        images = list(truth.images.values())[: run.num_images or None]
         if not images:
             raise AnnotationError("there are no images; expected some to measure")
         nameless = [image["id"] for image in images if not image.get("file_name")]
@@ -180,8 +177,8 @@ def _annotations(run: TradeoffRun) -> dict[str, Any]:
     except AnnotationError as error:
         raise AnnotationError(f"{run.annotations}: {error}") from error
     ids = {image["id"] for image in images}
-    kept = [entry for entry in document["annotations"] if entry["image_id"] in ids]
-    return {**document, "images": images, "annotations": kept}
+    kept = [entry for entry in truth.entries if entry["image_id"] in ids]
+    return {"images": images, "annotations": kept, "categories": list(truth.categories)}
 
 
 def _files(run: TradeoffRun, annotations: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """A picture of what a model found beside what is there: the most interesting images of a labelled set."""
 
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from maskrcnn_core.category_names import shown_names
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.inference.records import ImageRecord, record_from_row
 from pipelines import storage
+from pipelines.evaluation import load_annotations
 from pipelines.label_files import read_labels
 
 _CELL = 420
@@ -34,12 +35,10 @@ def write_contact_sheet(
     Returns:
         `output`.
     """
-    document = json.loads(storage.read_bytes(annotations))
-    categories = {entry["id"]: entry["name"] for entry in document["categories"]}
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in document["annotations"]:
-        objects[entry["image_id"]].append(entry)
-    files = {entry["id"]: entry["file_name"] for entry in document["images"]}
+    document = load_annotations(annotations)
+    categories = shown_names(document.categories)
+    objects = document.by_image()
+    files = {image_id: image["file_name"] for image_id, image in document.images.items() if "file_name" in image}
     records = {row["image_id"]: record_from_row(row) for row in _rows(read_labels(labels), files)}
     chosen = _most_interesting(records, objects, rows * columns)
     pairs = []

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.entry_faults import FaultKind
 from maskrcnn_core.data.files import Folder
 from maskrcnn_core.errors import ImageError
 from pipelines import storage
@@ -20,6 +22,14 @@ _FAULTS_SHOWN = 5
 _DROPPED_SHOWN = 20
 _SIZE_NAMES = ("small (under 32 x 32)", "medium (under 96 x 96)", "large")
 _SIZE_LIMITS = (32.0**2, 96.0**2)
+_FAULT_NAMES: dict[FaultKind, str] = {
+    "image": "images left out",
+    "object": "annotations left out",
+    "field": "mended boxes, areas or flags",
+    "no mask": "objects without a usable mask",
+    "mask": "mended masks",
+    "keypoints": "mended keypoints",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,9 @@ class DataSummary:
         objects_per_image: least, median and most.
         image_sides: shortest, median and longest side of the images, pixels.
         dropped: annotations that were left out because they are faulty.
-        first_dropped: the first of them, and why.
+        faults: how many entries are faulty, by what was done: left out (images, annotations), mended, made a region to
+            ignore.
+        first_dropped: the first of all faulty ones, and why.
     """
 
     images: int
@@ -49,11 +61,13 @@ class DataSummary:
     objects_per_image: tuple[int, int, int]
     image_sides: tuple[int, int, int]
     dropped: int
+    faults: dict[str, int]
     first_dropped: tuple[str, ...]
 
 
 def summarize(dataset: CocoDataset) -> DataSummary:
     """Count what a data set with at least one image holds."""
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     objects = [thing for image in dataset.images for thing in image.objects if not thing.crowd]
     per_category = Counter(thing.category_id for thing in objects)
     areas = np.array([thing.area for thing in objects], dtype=np.float64)
@@ -66,13 +80,14 @@ def summarize(dataset: CocoDataset) -> DataSummary:
         images_without_objects=per_image.count(0),
         objects=len(objects),
         crowd_regions=sum(thing.crowd for image in dataset.images for thing in image.objects),
-        objects_per_category={category.name: per_category[category.id] for category in dataset.categories},
+        objects_per_category={name: per_category[number] for number, name in names.items()},
         objects_per_size={name: int(np.count_nonzero(ranges == place)) for place, name in enumerate(_SIZE_NAMES)},
         object_sides={f"{2**power} to {2 ** (power + 1)}": powers[power] for power in sorted(powers)},
         objects_per_image=_spread(per_image),
         image_sides=_spread(sides),
-        dropped=len(dataset.dropped),
-        first_dropped=dataset.dropped[:_DROPPED_SHOWN],
+        dropped=dataset.faults.counts.get("object", 0),
+        faults={_FAULT_NAMES[kind]: count for kind, count in dataset.faults.counts.items()},
+        first_dropped=dataset.faults.all_first()[:_DROPPED_SHOWN],
     )
 
 

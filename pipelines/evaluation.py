@@ -6,15 +6,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
+from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.annotations import Annotations, read_document
 from maskrcnn_core.evaluation.build_details import build_comparison, build_details
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.details import EvaluationDetails, RunComparison
+from maskrcnn_core.evaluation.facts import notes_of
 from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.evaluation.scoring_states import Engine
 from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
@@ -22,6 +25,7 @@ from maskrcnn_core.label_config import LabelRun
 from pipelines import storage
 from pipelines.evaluation_shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
 from pipelines.label_files import label_files
+from pipelines.writable import require_writable
 
 if TYPE_CHECKING:
     from pipelines.label_progress import LabelProgress
@@ -92,7 +96,7 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
 
 
 def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
-    """Score the labels of a run, and write the numbers as JSON where `run.output` says so.
+    """Score the labels of a run; `write_numbers` writes the summary where `run.output` says so.
 
     Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
     cluster, are scored as Ray tasks; small ones in this process, without starting Ray.
@@ -109,10 +113,24 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
     """
     check_output(run)
     with labels_of(run, on_progress) as labels:
-        summary = _score_labels(run, labels)
-    if run.output:
-        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
-    return summary
+        return _score_labels(run, labels)
+
+
+class Numbers(Protocol):
+    """The summary of an evaluation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+
+def write_numbers(output: str, summary: Numbers) -> None:
+    """Write a summary as a JSON file; apart from `evaluate`, so that the numbers can be shown first.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    storage.write_bytes_atomically(output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
 
 
 @contextmanager
@@ -141,12 +159,17 @@ def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
     with _place(run, labels) as place:
         plan, notes, inputs, merged = _merged_shards(run, labels, place)
         scores = _finish(run, labels, plan, merged, inputs)
-        others = _merged_shards(run, run.compare, place)[3] if run.compare else None
+        others = None
+        if run.compare:
+            other_plan, other_notes, _, others = _merged_shards(run, run.compare, place)
+            told = (*other_notes, *notes_of(others.found, other_plan.category_ids))
+            notes += tuple(f"{run.compare}: {note}" for note in told if note not in notes)
+    notes += notes_of(merged.found, plan.category_ids)
     details = None
     if settings.details:
         details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)
     comparison = None if others is None else build_comparison(plan, merged, others, settings.bootstrap_samples)
-    return EvaluationSummary(run, scores, inputs.models, plan.engine, notes, details, comparison)
+    return EvaluationSummary(run, scores, inputs.models, plan.engine, (*notes, *scores.notes), details, comparison)
 
 
 def _merged_shards(
@@ -157,8 +180,9 @@ def _merged_shards(
         inputs = read_inputs(
             labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
         )
-        plan, notes = _plan(run, inputs)
-        return plan, notes, inputs, score_shards(plan, inputs.shards, inputs.layout)
+        plan = _plan(run, inputs)
+        merged = score_shards(plan, inputs.shards, inputs.layout)
+        return plan, inputs.notes, inputs, replace(merged, faults=inputs.faults + merged.faults)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
 
@@ -189,23 +213,17 @@ def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]
         yield ray.put, score_on_ray
 
 
-def _plan(run: EvaluateRun, inputs: ScoringInputs) -> tuple[ScoringPlan, tuple[str, ...]]:
+def _plan(run: EvaluateRun, inputs: ScoringInputs) -> ScoringPlan:
     settings = run.evaluate
-    engine: Engine = settings.engine
-    notes: tuple[str, ...] = ()
-    if inputs.has_id_zero:
-        notes = ("an annotation has the id 0: pycocotools counts detections of that object as wrong, and so does this",)
-        engine = "pycocotools"  # the other engine knows better
-    plan = ScoringPlan(
+    return ScoringPlan(
         inputs.categories,
         max_detections=settings.max_detections,
-        engine=engine,
+        engine=settings.engine,
         sigmas=settings.keypoint_sigmas or None,
         min_score=settings.details_min_score if settings.details or run.compare else None,
         boundary=settings.details,
         federated=settings.details and inputs.federated,
     )
-    return plan, notes
 
 
 def _is_distributed(run: EvaluateRun, labels: str) -> bool:
@@ -224,24 +242,22 @@ def check_output(run: EvaluateRun) -> None:
     """Make sure, before any work, that the numbers can be written where they are wanted.
 
     Raises:
-        StorageError: a folder is there.
+        StorageError: a folder is there, or the place takes no files.
     """
-    if run.output and storage.is_folder(run.output):
-        raise StorageError(f"{run.output}: output is a folder; expected the name of a JSON file")
+    if run.output:
+        require_writable(run.output)
 
 
-def read_annotations(uri: str) -> dict[str, Any]:
-    """A COCO JSON file.
+def load_annotations(uri: str) -> Annotations:
+    """The clean entries of a COCO JSON file, all at once.
 
     Raises:
         StorageError: no such file.
-        AnnotationError: it is not a JSON object.
+        AnnotationError: it is no COCO instances JSON, or its ids are wrong.
     """
     content = storage.read_bytes(uri)
     try:
-        annotations = json.loads(content)
-    except ValueError as error:
-        raise AnnotationError(f"{uri}: not JSON ({error}); expected a COCO instances file") from error
-    if not isinstance(annotations, dict):
-        raise AnnotationError(f"{uri}: holds a {type(annotations).__name__}; expected a COCO instances object")
-    return annotations
+        with without_garbage_collection():
+            return read_document(parse_json(content))
+    except AnnotationError as error:
+        raise AnnotationError(f"{uri}: {error}") from None

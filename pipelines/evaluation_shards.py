@@ -5,24 +5,26 @@ annotation file one process holds the ids and sizes of the images and a few mega
 their shards as they are read.
 """
 
-import gc
 import json
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from maskrcnn_core.category_names import match_categories, names_of
+from maskrcnn_core.data.coco_annotations import read_annotations
+from maskrcnn_core.data.coco_sections import CocoSections
+from maskrcnn_core.data.entry_faults import FaultList, Faults
+from maskrcnn_core.data.json_text import without_garbage_collection
 from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation.annotations import CocoDict, check_entries, check_identified, check_polygons
+from maskrcnn_core.evaluation.annotations import CocoDict, asked_of, notes_of_ids
 from maskrcnn_core.evaluation.coco_json_results import (
     FoundInResults,
     ResultsLayout,
-    check_result,
+    checked_result,
+    complete_results,
     results_layout,
 )
 from maskrcnn_core.evaluation.federated import is_federated
@@ -30,13 +32,12 @@ from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
 from pipelines import storage
-from pipelines.label_files import LIGHT_COLUMNS, label_files, read_label_batches, read_label_file
+from pipelines.label_files import LIGHT_COLUMNS, CategoryNames, label_files, open_label_file, read_label_batches
 
 _ROWS_AT_ONCE = 250  # of labels, with all their detections
 _BUCKETS = 64  # shards of images that have no home among the label files
 _HELD_BYTES = 1 << 26  # text of shards in this process before it is handed on
 _RESULT_BYTES_PER_SHARD = 1 << 25
-_IMAGE_KEYS = ("id", "width", "height", "neg_category_ids", "not_exhaustive_category_ids")
 
 _Home = tuple[str, int]
 
@@ -46,10 +47,17 @@ Pieces = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class LabelRows:
-    """Row groups of a label file."""
+    """Row groups of a label file.
+
+    Attributes:
+        file: its uri.
+        row_groups: neighbouring ones.
+        category_ids: as of `records.with_category_ids`.
+    """
 
     file: str
     row_groups: tuple[int, ...]
+    category_ids: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Shard:
     """Some images, with what is known of them.
 
     Attributes:
-        images: their entries in the annotation file, as far as scoring reads them.
+        images: their clean entries (`data.coco_sections`).
         rows: their label rows; None where the labels are no Parquet files, or the images have no labels.
         annotations, results: text.
         left_out: ids of the images that are not evaluated.
@@ -80,8 +88,9 @@ class ScoringInputs:
         coverage: how labels and images fit together.
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
-        has_id_zero: an annotation has the id 0, whose match pycocotools takes for none.
         federated: images say which categories are known to be absent, as LVIS' do.
+        faults: of images of the annotation file.
+        notes: what else a reader of the numbers should know.
     """
 
     categories: tuple[CocoDict, ...]
@@ -89,8 +98,9 @@ class ScoringInputs:
     coverage: Coverage
     models: tuple[str, ...]
     layout: ResultsLayout | None
-    has_id_zero: bool
     federated: bool
+    faults: Faults = field(default_factory=Faults)
+    notes: tuple[str, ...] = ()
 
 
 Keep = Callable[[str], Any]
@@ -118,7 +128,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     """
     if is_results_file(labels):
         return _with_results(labels, annotations, only_labelled, keep)
-    rows, homes, sources = _label_homes(label_files(labels), images_per_shard)
+    rows, names, homes, sources = _label_homes(label_files(labels), images_per_shard)
     reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
     reader.read(annotations)
     known, coverage = match_labels(rows, reader.images)
@@ -126,9 +136,11 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     if only_labelled:
         good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
         left_out = reader.images.keys() - good
-    shards = reader.shards(sources, {}, left_out)
-    models = tuple(sorted(set(rows.column("model").to_pylist())))
-    return reader.inputs(shards, _without(coverage, left_out), models, None)
+    models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
+    match = match_categories(names, names_of(reader.categories))
+    sources = {home: replace(source, category_ids=match.ids) for home, source in sources.items()}
+    found = reader.inputs(reader.shards(sources, {}, left_out), _without(coverage, left_out), models, None)
+    return replace(found, notes=found.notes + ((match.note,) if match.note else ()))
 
 
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
@@ -138,29 +150,14 @@ def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Shar
         StorageError: its label file cannot be read.
         AnnotationError: an annotation or result is wrong.
     """
-    with _no_garbage_collection():
+    with without_garbage_collection():
         return _score(plan, shard, layout)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Python would look again and again for cycles among the millions of entries, a third of the time, in vain."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
     images = {image["id"]: image for image in shard.images}
-    annotations = list(_parsed(shard.annotations))
-    check_entries(annotations, images, frozenset(plan.category_ids))
-    check_polygons(annotations)
-    objects: dict[int, list[CocoDict]] = defaultdict(list)
-    for annotation in annotations:
+    objects, faults = defaultdict(list), FaultList()
+    for annotation in read_annotations(_parsed(shard.annotations), images, asked_of(plan.categories), faults):
         objects[annotation["image_id"]].append(annotation)
     images = {image_id: image for image_id, image in images.items() if image_id not in shard.left_out}
     parts = []
@@ -170,7 +167,7 @@ def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Sha
     if images or not parts:  # no label row, and so nothing found
         nothing = FoundInResults((), ResultsLayout(True, True, True), {})
         parts.append(score_shard(plan, [*images.values()], [one for i in images for one in objects[i]], nothing))
-    return merge_shards(parts)
+    return replace(merge_shards(parts), faults=faults.faults())
 
 
 def score_all(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout | None) -> ShardScores:
@@ -187,13 +184,21 @@ def _found(
     """Detections of a few images at a time, and the ids of the images."""
     if shard.rows is not None:
         wanted = pa.array(sorted(images), pa.int64())
-        for rows in read_label_batches(shard.rows.file, shard.rows.row_groups, _ROWS_AT_ONCE):
+        for rows in _rows_of(shard.rows):
             rows = rows.filter(pa.compute.is_in(rows.column("image_id"), value_set=wanted))
             yield FoundInRows(rows), rows.column("image_id").to_pylist()
     elif layout is not None:
-        entries = [entry for entry in _parsed(shard.results) if entry["image_id"] in images]
-        sizes = {i: (image["height"], image["width"]) for i, image in images.items() if "height" in image}
-        yield FoundInResults(entries, layout, sizes), list(images)
+        numbered = [(number, entry) for number, entry in _parsed(shard.results) if entry["image_id"] in images]
+        sizes = {i: (image["height"], image["width"]) for i, image in images.items() if _has_size(image)}
+        yield complete_results(numbered, layout, sizes), list(images)
+
+
+def _has_size(image: CocoDict) -> bool:
+    return all(type(image.get(key)) is int and image[key] > 0 for key in ("height", "width"))
+
+
+def _rows_of(rows: LabelRows) -> Iterator[pa.Table]:
+    return read_label_batches(rows.file, rows.row_groups, _ROWS_AT_ONCE, rows.category_ids)
 
 
 def _parsed(pieces: Pieces) -> Iterator[Any]:
@@ -202,21 +207,22 @@ def _parsed(pieces: Pieces) -> Iterator[Any]:
 
 
 def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep) -> ScoringInputs:
-    number = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
-    reader = _AnnotationReader(lambda image_id: ("hash", image_id % number), keep)
+    shards_wanted = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
+    reader = _AnnotationReader(lambda image_id: ("hash", image_id % shards_wanted), keep)
     reader.read(annotations)
     texts = _Texts(keep)
     layout, with_results, unknown = None, set(), set()
-    for entry in _stream(labels, "results"):
+    for number, entry in enumerate(_stream(labels, "results"), 1):
         if entry.key:
             raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
-        if entry.value == []:
+        if entry.value == [] and number == 1:  # of an empty file
             continue
-        check_result(entry.value)
-        layout = layout or results_layout(entry.value)
-        image_id = entry.value["image_id"]
+        result = checked_result(entry.value, number)
+        layout = layout.joined(result) if layout else results_layout(result)
+        image_id = result["image_id"]
         if image_id in reader.images:
-            texts.add(reader.home(image_id), entry.text)
+            text = entry.text if result is entry.value else json.dumps(result)
+            texts.add(reader.home(image_id), f"[{number},{text}]")
             with_results.add(image_id)
         else:
             unknown.add(image_id)
@@ -238,21 +244,24 @@ def _without(coverage: Coverage, left_out: set[int]) -> Coverage:
 
 def _label_homes(
     files: Sequence[str], images_per_shard: int
-) -> tuple[pa.Table, dict[int, _Home], dict[_Home, LabelRows]]:
-    """Light columns of all rows, the shard of each image id, and the row groups of each shard."""
+) -> tuple[pa.Table, dict[int, str], dict[int, _Home], dict[_Home, LabelRows]]:
+    """Light columns of all rows, names of the categories, the shard of each image id, the row groups of each shard."""
     tables: list[pa.Table] = []
+    names = CategoryNames()
     homes: dict[int, _Home] = {}
     sources: dict[_Home, LabelRows] = {}
-    for file in files:
-        table, groups = read_label_file(file, LIGHT_COLUMNS)
+    for uri in files:
+        with open_label_file(uri, pre_buffer=True) as file:
+            table = file.read(LIGHT_COLUMNS)
+            names.add(file)
         tables.append(table)
         ids, start = table.column("image_id").to_pylist(), 0
-        for chosen in _runs(groups, images_per_shard):
-            home, rows = ("rows", len(sources)), sum(groups[index] for index in chosen)
-            sources[home] = LabelRows(file, chosen)
+        for chosen in _runs(file.row_groups, images_per_shard):
+            home, rows = ("rows", len(sources)), sum(file.row_groups[index] for index in chosen)
+            sources[home] = LabelRows(uri, chosen)
             homes |= dict.fromkeys(ids[start : start + rows], home)
             start += rows
-    return pa.concat_tables(tables), homes, sources
+    return pa.concat_tables(tables), names.names, homes, sources
 
 
 def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
@@ -302,15 +311,23 @@ class _Texts:
 
 
 class _AnnotationReader:
-    """Reads an annotation file as a stream."""
+    """Reads an annotation file as a stream: images, categories and all ids now, the annotations' texts for later."""
 
     def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
         self.home = home
-        self.images: dict[int, CocoDict] = {}
-        self.categories: list[CocoDict] = []
+        self._sections = CocoSections(names=False, sizes=False, keypoints=False)
         self._texts = _Texts(keep)
-        self._ids = array("q")
         self._found: set[str] = set()
+
+    @property
+    def images(self) -> dict[int, CocoDict]:
+        """Clean entries by id."""
+        return self._sections.images
+
+    @property
+    def categories(self) -> list[CocoDict]:
+        """Clean entries."""
+        return self._sections.categories
 
     def read(self, uri: str) -> None:
         """Read all of it.
@@ -326,16 +343,16 @@ class _AnnotationReader:
             if entry.value == []:
                 continue
             if entry.key == "annotations":
-                self._annotation(entry)
+                if (ids := self._sections.add_annotation(entry.value)) is not None:
+                    self._texts.add(self.home(ids[1]), entry.text)
             elif entry.key == "images":
-                self._image(entry.value)
+                self._sections.add_image(entry.value)
             elif entry.key == "categories":
-                check_identified("categories", entry.value)
-                self.categories.append(entry.value)
+                self._sections.add_category(entry.value)
         for key in ("images", "annotations", "categories"):
             if key not in self._found:
                 raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
-        self._require_unique_ids()
+        self._sections.finish()
 
     def shards(
         self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
@@ -345,7 +362,7 @@ class _AnnotationReader:
         images: dict[_Home, list[CocoDict]] = defaultdict(list)
         for image_id, image in self.images.items():
             images[self.home(image_id)].append(image)
-        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them says so
+        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them counts them
         return tuple(
             Shard(
                 tuple(images[home]),
@@ -362,35 +379,12 @@ class _AnnotationReader:
     ) -> ScoringInputs:
         """All that was read."""
         return ScoringInputs(
-            tuple(self.categories),
+            tuple(self._sections.categories),
             shards,
             coverage,
             models,
             layout,
-            0 in self._ids,
             is_federated(tuple(self.images.values())),
+            self._sections.faults.faults(),
+            notes_of_ids(self._sections.has_id_zero),
         )
-
-    def _annotation(self, entry: Entry) -> None:
-        annotation = entry.value
-        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if type(image_id) is not int or type(annotation.get("id")) is not int:
-            check_entries([annotation], (), ())
-            raise AnnotationError(f"annotation {annotation['id']!r:.40}: expected whole numbers as id and image_id")
-        self._ids.append(annotation["id"])
-        self._texts.add(self.home(image_id), entry.text)
-
-    def _image(self, image: Any) -> None:
-        check_identified("images", image)
-        if image["id"] in self.images:
-            raise AnnotationError("the annotation file has two images with one id; expected unique ids")
-        self.images[image["id"]] = {key: image[key] for key in _IMAGE_KEYS if key in image}
-
-    def _require_unique_ids(self) -> None:
-        ids = np.sort(np.frombuffer(self._ids, np.int64)) if self._ids else np.zeros(0, np.int64)
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice):
-            raise AnnotationError(
-                f"annotation {twice[0]} stands twice; pycocotools would count one of them twice and the other never. "
-                "Give unique ids"
-            )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.coco import coco_files
@@ -27,11 +28,13 @@ from maskrcnn_core.export.source import (
     LabelSource,
     Survey,
     is_empty,
+    is_too_large,
 )
 from maskrcnn_core.export.yolo import IMAGES, yolo_files
 from maskrcnn_core.export_config import ExportFormat, ExportRun
 from pipelines import storage
 from pipelines.label_source import open_labels
+from pipelines.writable import require_writable
 
 _COPIED_BYTES = 1 << 20
 
@@ -44,20 +47,22 @@ class Format:
         files: its files.
         is_folder: the output is a folder of them; else a file.
         keeps_empty: objects with nothing to draw are written as well.
+        draws: the pixels of masks are looked at; else only where outlines are asked for, or never.
     """
 
     files: Callable[[LabelSource, ExportStyle], Iterator[ExportFile]]
     is_folder: bool = False
     keeps_empty: bool = False
+    draws: Literal["always", "outlines", "never"] = "always"
 
 
 FORMATS: Mapping[ExportFormat, Format] = {
-    "coco": Format(coco_files, keeps_empty=True),
-    "coco_dataset": Format(coco_dataset_files),
+    "coco": Format(coco_files, keeps_empty=True, draws="never"),
+    "coco_dataset": Format(coco_dataset_files, draws="outlines"),
     "yolo": Format(yolo_files, is_folder=True),
     "label_studio": Format(label_studio_files),
     "cvat": Format(cvat_files),
-    "fiftyone": Format(fiftyone_files, is_folder=True),
+    "fiftyone": Format(fiftyone_files, is_folder=True, draws="outlines"),
 }
 
 
@@ -70,6 +75,7 @@ class ExportSummary:
         objects: exported.
         failed: images left out because they failed.
         left_out: objects with nothing to draw, that the format has no way to say.
+        renamed: images with another name in the export, because no file below its folder can have theirs.
         files: uris written; of a folder only the folder.
     """
 
@@ -78,15 +84,21 @@ class ExportSummary:
     failed: int
     left_out: int
     files: tuple[str, ...]
+    renamed: int = 0
+    undrawn: int = 0
+    root: str = ""
 
 
 @dataclass
 class _Counted:
-    """A `LabelSource` that counts the objects that pass by."""
+    """A `LabelSource` that counts the objects that pass by, and keeps those back that cannot be drawn."""
 
     source: LabelSource
+    draws: bool
     objects: int = 0
     empty: int = 0
+    renamed: int = 0
+    undrawn: int = 0
     survey: Survey = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +109,12 @@ class _Counted:
 
     def labelled(self) -> Iterator[LabelledImage]:
         for labelled in self.source.labelled():
+            if self.draws and any(is_too_large(found, labelled.image) for found in labelled.objects):
+                kept = tuple(found for found in labelled.objects if not is_too_large(found, labelled.image))
+                self.undrawn += len(labelled.objects) - len(kept)
+                labelled = LabelledImage(labelled.image, kept)
             self.objects += len(labelled.objects)
+            self.renamed += labelled.image.path != labelled.image.name
             self.empty += sum(is_empty(found, labelled.image) for found in labelled.objects)
             yield labelled
 
@@ -111,7 +128,9 @@ def export(run: ExportRun) -> ExportSummary:
     """
     chosen, settings = FORMATS[run.format], run.export
     _require_free(run.output)
-    source = _Counted(open_labels(run.labels, settings.min_score, settings.categories))
+    require_writable(run.output)
+    draws = chosen.draws == "always" or (chosen.draws == "outlines" and settings.polygons)
+    source = _Counted(open_labels(run.labels, settings.min_score, settings.categories), draws)
     style = ExportStyle(settings.polygons, settings.tolerance, settings.min_keypoint_score, settings.image_prefix)
     with _workplace(run.output) as folder:
         whole = folder / "export"
@@ -128,6 +147,9 @@ def export(run: ExportRun) -> ExportSummary:
         failed=source.survey.failed,
         left_out=left_out,
         files=files,
+        renamed=source.renamed if run.format == "yolo" else 0,
+        undrawn=source.undrawn,
+        root=source.survey.root,
     )
 
 
@@ -160,15 +182,18 @@ def _write_files(files: Iterator[ExportFile], whole: Path, is_folder: bool) -> l
     names = []
     for file in files:
         path = whole / file.name if is_folder else whole.with_name(whole.name + file.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8", newline="\n") as stream:
                 stream.writelines(file.pieces)
-        except FileExistsError:
+        except (FileExistsError, NotADirectoryError):
             raise StorageError(
                 f"labels: two images of the labels would be written as {file.name!r}, because their names differ only "
-                "in the ending; this format has one file for each name, so rename one of them"
+                "in the ending, or one is a folder of the other; this format has one file for each name, so rename one "
+                "of them"
             ) from None
+        except OSError as error:
+            raise StorageError(f"output: {file.name!r:.200} cannot be written: {error.strerror or error}") from error
         if not is_folder:
             names.append(file.name)
     return [""] if is_folder else names
@@ -179,7 +204,10 @@ def _place(whole: Path, name: str, output: str) -> str:
     made = whole.with_name(whole.name + name)
     target = output.rstrip("/") + name
     if storage.is_local(output):
-        os.replace(made, storage.filesystem_and_path(target)[1])
+        try:
+            os.replace(made, storage.filesystem_and_path(target)[1])
+        except OSError as error:
+            raise StorageError(f"output: {target!r} cannot be written: {error.strerror}") from error
         return target
     for path in sorted(made.rglob("*")) if made.is_dir() else [made]:
         if path.is_file():
@@ -202,6 +230,19 @@ def _link_images(source: LabelSource, folder: Path) -> None:
             raise StorageError(
                 f"export.link_images: image {image.image_id} is {image.uri!r}; only files of this machine can be linked"
             )
-        link = folder / image.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(storage.filesystem_and_path(image.uri)[1])
+        link = folder / image.path
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            _require_below(link.parent, folder)
+            link.symlink_to(storage.filesystem_and_path(image.uri)[1])
+        except (OSError, ValueError) as error:  # NUL is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(
+                f"export.link_images: image {image.image_id}, {image.uri!r:.200}, cannot be linked: {reason}"
+            ) from error
+
+
+def _require_below(folder: Path, root: Path) -> None:
+    """A link that stands where a folder is wanted would lead out of the export."""
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise OSError(0, "another image has the name of its folder")

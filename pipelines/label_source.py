@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from maskrcnn_core.config import Category
-from maskrcnn_core.errors import ConfigError, StorageError
+from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.export.source import ExportImage, LabelledImage, Survey
-from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, record_from_row, schema_categories
-from pipelines import storage
-from pipelines.label_files import label_files
+from maskrcnn_core.inference.readable_rows import filled
+from maskrcnn_core.inference.records import record_from_row
+from pipelines.label_files import category_names, label_files, open_label_file
 
 # With 100 objects an image a batch is a few megabytes, and its Python objects some ten times as much.
 _ROWS_PER_BATCH = 64
 
-_VERSION_KEY = b"maskrcnn.schema_version"
 _IMAGE_COLUMNS = ("image_id", "uri", "width", "height", "status")
-_KEYPOINTS_LEAF = "detections.list.element.keypoints.list.element"
+_SURVEY_COLUMNS = (*_IMAGE_COLUMNS, "model", "detections")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def open_labels(uri: str, min_score: float, categories: Sequence[str]) -> LabelF
         ConfigError: a category that the labels don't have.
     """
     files = tuple(label_files(uri))
-    known = _category_table(files)
+    known = tuple(Category(number, name) for number, name in category_names(files).items())
     unknown = [name for name in categories if name not in {category.name for category in known}]
     if unknown:
         names = ", ".join(category.name for category in known)
@@ -90,44 +88,17 @@ def open_labels(uri: str, min_score: float, categories: Sequence[str]) -> LabelF
     return LabelFiles(files, _survey(files, chosen), min_score, ids if categories else None)
 
 
-def _category_table(files: Sequence[str]) -> tuple[Category, ...]:
-    """Categories of all files, in the order of their ids. One id must not have two names."""
-    names: dict[int, str] = {}
-    for uri in files:
-        with _open(uri) as file:
-            _require_records(uri, file.schema_arrow)
-            for category in schema_categories(file.schema_arrow):
-                if names.setdefault(category.id, category.name) != category.name:
-                    raise StorageError(
-                        f"{uri}: category {category.id} is {category.name!r} here, {names[category.id]!r} in another "
-                        "file; export labels of one model at a time"
-                    )
-    return tuple(Category(category_id, name) for category_id, name in sorted(names.items()))
-
-
-def _require_records(uri: str, schema: pa.Schema) -> None:
-    if "proposals" in schema.names:
-        raise StorageError(f"{uri}: holds proposals, expected detections; label without --label.record proposals")
-    missing = [column.name for column in RECORD_FIELDS if column.name not in schema.names]
-    if missing:
-        raise StorageError(f"{uri}: not label records: column {missing[0]!r} is missing")
-    version = (schema.metadata or {}).get(_VERSION_KEY, SCHEMA_VERSION.encode()).decode()
-    if version != SCHEMA_VERSION:
-        raise StorageError(f"{uri}: label schema version {version}; this release reads {SCHEMA_VERSION}")
-
-
 def _survey(files: Sequence[str], categories: tuple[Category, ...]) -> Survey:
     """One pass over the small columns, and the lengths of keypoint lists."""
     images = failed = 0
     root: list[str] | None = None
     models: set[str] = set()
     num_keypoints: dict[int, int] = {}
-    columns = ("uri", "status", "model", "detections.list.element.category_id", _KEYPOINTS_LEAF)
-    for batch in _batches(files, columns):
+    for batch in _batches(files, _SURVEY_COLUMNS, ("category_id", "keypoints")):
         ok = batch.filter(pc.equal(batch.column("status"), "ok"))
         images += ok.num_rows
         failed += batch.num_rows - ok.num_rows
-        models.update(batch.column("model").unique().to_pylist())
+        models.update(filter(None, batch.column("model").unique().to_pylist()))
         for uri in ok.column("uri").to_pylist():
             root = _shared(root, uri.split("/")[:-1])
         num_keypoints |= _keypoint_counts(ok)
@@ -155,25 +126,16 @@ def _shared(root: list[str] | None, folder: list[str]) -> list[str]:
 def _keypoint_counts(batch: pa.RecordBatch) -> dict[int, int]:
     """Keypoints of an object by category id, of those that have some."""
     structs = pc.list_flatten(batch.column("detections"))
-    lengths = pc.fill_null(pc.list_value_length(pc.struct_field(structs, "keypoints")), 0).to_numpy() // 3
-    ids = pc.struct_field(structs, "category_id").to_numpy()
+    lengths = filled(pc.list_value_length(pc.struct_field(structs, "keypoints"))) // 3
+    ids = filled(pc.struct_field(structs, "category_id"))
     pairs = np.unique(np.stack([ids, lengths], axis=1)[lengths > 0], axis=0)
     return {int(category): int(count) for category, count in pairs}
 
 
-def _batches(files: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _batches(
+    files: Sequence[str], columns: Sequence[str], fields: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
     for uri in files:
-        with _open(uri) as file:
-            try:
-                yield from file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(columns))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise StorageError(f"{uri}: cannot be read: {error}; python -m jobs.verify finds such files") from error
-
-
-def _open(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem_and_path(uri)
-    try:
         # Without pre_buffer a row group's columns are read as they are needed, and given back.
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
+        with open_label_file(uri) as file:
+            yield from (batch for _, batch in file.batches(columns, _ROWS_PER_BATCH, fields=fields))

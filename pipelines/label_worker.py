@@ -10,9 +10,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_
 from pipelines.label_progress import Board, Work
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
+from pipelines.reading_threads import Call, ReadingThreads
 
 CONCURRENT_CALLS = 2
 
@@ -66,7 +68,8 @@ class WorkerSettings:
         readers: files read at the same time.
         manifest, output: of the run.
         retry_failed: chunks have a file already, whose failed rows are labelled again.
-        image_timeout: seconds for one image; 0 = no limit.
+        image_timeout: seconds for reading one image, and for detecting on it; 0 = no limit.
+        image_root: the only folder that images are read of; empty = wherever they lie.
     """
 
     checkpoint: str
@@ -80,6 +83,7 @@ class WorkerSettings:
     output: str = ""
     retry_failed: bool = False
     image_timeout: float = 0.0
+    image_root: str = ""
 
 
 class Predicting(Protocol):
@@ -125,10 +129,10 @@ class LabelWorker:
         self._settings = settings
         self._group_size = settings.group_size
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
-        self._reader = ImageReader(most_bytes)
+        self._reader = ImageReader(most_bytes, settings.image_root)
         self._failed_in_a_row = 0
         self._idle_since: float | None = None
-        self._readers = ThreadPoolExecutor(settings.readers, "read")
+        self._readers = ReadingThreads(settings.readers, settings.image_timeout)
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
         self._model_thread = ThreadPoolExecutor(1, "detect")
         self._predictor = self._model_thread.submit(_load, load, settings).result()
@@ -196,20 +200,33 @@ class LabelWorker:
         ahead = self._start_reading(ids, uris, groups[0]) if groups else None
         for place, group in enumerate(groups):
             assert ahead is not None
-            encoded, proposals = [image.result() for image in ahead[0]], ahead[1]
+            encoded = [self._read_image(image, uri) for image, uri in zip(ahead[0], uris[group], strict=True)]
+            proposals = ahead[1]
             if place + 1 < len(groups):
                 ahead = self._start_reading(ids, uris, groups[place + 1])
-            given = None if proposals is None else [found.result() for found in proposals]
+            given = None if proposals is None else [self._proposals_in_time(found) for found in proposals]
             records += self._model_thread.submit(self._detect, ids[group], encoded, given).result()
         return self._table(ids, uris, records)
 
     def _start_reading(
         self, ids: Sequence[int], uris: Sequence[str], group: slice
-    ) -> tuple[list[Future[bytes | ImageError]], list[Future[ImageProposals | ImageError]] | None]:
-        images = [self._readers.submit(self._reader.read, uri) for uri in uris[group]]
+    ) -> tuple[list[Call[bytes | ImageError]], list[Call[ImageProposals | ImageError]] | None]:
+        images = [self._readers.submit(partial(self._reader.read, uri)) for uri in uris[group]]
         if self._proposals is None:
             return images, None
-        return images, [self._readers.submit(self._read_proposals, image_id) for image_id in ids[group]]
+        return images, [self._readers.submit(partial(self._read_proposals, image_id)) for image_id in ids[group]]
+
+    def _read_image(self, image: Call[bytes | ImageError], uri: str) -> bytes | ImageError:
+        try:
+            return image.result()
+        except TimeoutError:
+            return self._reader.late(uri, self._settings.image_timeout)
+
+    def _proposals_in_time(self, found: Call[ImageProposals | ImageError]) -> ImageProposals | ImageError:
+        try:
+            return found.result()
+        except TimeoutError as error:
+            return ImageError("failed", f"reading its proposals {error} (label.image_timeout)")
 
     def _table(self, ids: Sequence[int], uris: Sequence[str], records: Sequence[Record]) -> pa.Table:
         fingerprint = self._predictor.fingerprint

@@ -313,6 +313,7 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
+        image_root=storage.absolute(run.image_root) if run.image_root else "",
     )
 
 

@@ -1,6 +1,5 @@
 """Average recall of Parquet proposals against a COCO annotation file."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn_core.data.proposal_schema import is_proposals_schema
-from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.evaluation.annotations import check_annotations
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     RecallCounts,
@@ -24,10 +23,9 @@ from maskrcnn_core.evaluation.proposals import (
 )
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
-from pipelines.evaluation import check_output, coverage_counts, read_annotations
-from pipelines.label_files import label_files
+from pipelines.evaluation import check_output, coverage_counts, load_annotations
+from pipelines.label_files import LIGHT_COLUMNS, label_files, open_label_file
 
-_LIGHT_COLUMNS = ["image_id", "width", "height", "status", "model"]
 _ROWS_AT_ONCE = 64
 
 
@@ -42,6 +40,7 @@ class ProposalEvaluation:
         annotations: annotated objects, crowd regions not counted.
         proposals: on annotated images, at most 1000 of each.
         models: fingerprints of the models that made the rows, sorted.
+        notes: what was left out or mended of annotations.
     """
 
     run: EvaluateRun
@@ -50,6 +49,7 @@ class ProposalEvaluation:
     annotations: int
     proposals: int
     models: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
@@ -59,6 +59,7 @@ class ProposalEvaluation:
             "images": coverage_counts(self.coverage),
             "annotations": self.annotations,
             "proposals": self.proposals,
+            "notes": list(self.notes),
             "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
         }
 
@@ -69,14 +70,15 @@ def holds_proposals(uri: str) -> bool:
     Raises:
         StorageError: there are no files.
     """
+    filesystem, path = storage.filesystem_and_path(label_files(uri)[0])
     try:
-        return is_proposals_schema(_open(label_files(uri)[0]).schema_arrow)
-    except (OSError, pa.ArrowInvalid):
+        return is_proposals_schema(pq.read_schema(path, filesystem=filesystem))
+    except (OSError, pa.ArrowException):
         return False
 
 
 def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
-    """Score the proposals of a run, and write the numbers as JSON where `run.output` says so.
+    """Score the proposals of a run; `evaluation.write_numbers` writes the summary where `run.output` says so.
 
     The proposals are read a few images at a time: those of a large collection need no more memory than a small one's.
 
@@ -86,28 +88,26 @@ def evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         AnnotationError: the annotations are wrong, or proposals and annotations do not belong together.
     """
     check_output(run)
-    annotations = read_annotations(run.annotations)
+    annotations = load_annotations(run.annotations)
     files = label_files(run.labels)
-    rows = pa.concat_tables([_read(file, _LIGHT_COLUMNS) for file in files])
+    rows = pa.concat_tables([_read(file) for file in files])
     try:
-        _, coverage = match_labels(rows, check_annotations(annotations))
+        _, coverage = match_labels(rows, annotations.images)
         counts = _count(files, annotations)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
-    summary = ProposalEvaluation(
+    return ProposalEvaluation(
         run,
         summarize_recall(counts),
         coverage,
         annotations=int(counts.objects[0]),
         proposals=counts.proposals,
-        models=tuple(sorted(set(rows.column("model").to_pylist()))),
+        models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
+        notes=annotations.faults.without("mask", "no mask", "keypoints").lines(),
     )
-    if run.output:
-        storage.write_bytes_atomically(run.output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
-    return summary
 
 
-def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:
+def _count(files: list[str], annotations: Annotations) -> RecallCounts:
     objects = annotated_boxes(annotations)
     counts = no_recall()
     for batch in _batches(files):
@@ -124,24 +124,10 @@ def _count(files: list[str], annotations: dict[str, Any]) -> RecallCounts:
 
 def _batches(files: list[str]) -> Iterator[pa.RecordBatch]:
     for uri in files:
-        try:
-            with _open(uri) as file:
-                yield from file.iter_batches(_ROWS_AT_ONCE, columns=["image_id", "proposals"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
+        with open_label_file(uri, proposals=True, pre_buffer=True) as file:
+            yield from (batch for _, batch in file.batches((*LIGHT_COLUMNS, "proposals"), _ROWS_AT_ONCE))
 
 
-def _read(uri: str, columns: list[str]) -> pa.Table:
-    try:
-        with _open(uri) as file:
-            missing = [name for name in (*columns, "proposals") if name not in file.schema_arrow.names]
-            if missing:
-                raise StorageError(f"{uri}: not proposals: column {missing[0]!r} is missing; give one run's folder")
-            return file.read(columns=columns).replace_schema_metadata(None)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
-
-
-def _open(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem_and_path(uri)
-    return pq.ParquetFile(path, filesystem=filesystem)
+def _read(uri: str) -> pa.Table:
+    with open_label_file(uri, proposals=True) as file:
+        return file.read(LIGHT_COLUMNS)

@@ -3,7 +3,6 @@
 import datetime
 import json
 import platform
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskrcnn_core.category_names import CategoryMatch, match_categories, names_of
 from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
+from maskrcnn_core.evaluation.annotations import Annotations
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.details import EvaluationDetails
 from maskrcnn_core.inference.records import record_from_row
@@ -33,8 +35,11 @@ from maskrcnn_core.report.page import page_html
 from maskrcnn_core.report.pictures import example_panels
 from maskrcnn_core.report_config import PicturesConfig, ReportRun
 from pipelines import storage
-from pipelines.evaluation import EvaluationSummary, read_annotations
+from pipelines.evaluation import EvaluationSummary, load_annotations
+from pipelines.image_reading import read_image
+from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
+from pipelines.writable import require_writable_folder
 
 _MAX_PIXELS = 178_956_970
 _BASE64 = 4 / 3  # a picture's bytes in the page
@@ -48,15 +53,17 @@ class GroundTruth:
 
     Attributes:
         uri: of the annotation file.
-        document: its content.
+        annotations: its clean entries.
         numbers: COCO's numbers of the labels.
         details: what is known beyond these; None = nothing.
+        notes: what else a reader of the numbers should know.
     """
 
     uri: str
-    document: Mapping[str, Any]
+    annotations: Annotations
     numbers: CocoScores
     details: EvaluationDetails | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,12 @@ def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str 
         StorageError: there are no labels, or the page cannot be written.
     """
     check_output(run.output)
-    objects = None if truth is None else _annotations_by_image(truth.document)
-    names = {} if truth is None else {entry["id"]: _category_name(entry) for entry in truth.document["categories"]}
-    scan = RowScan(run.pictures, objects, names)
-    scan_labels(run.labels, scan)
-    artist = _Artist(run, truth, objects, {category.id: category.name for category in scan.categories()})
+    objects = None if truth is None else truth.annotations.by_image()
+    names = {} if truth is None else names_of(truth.annotations.categories)
+    match = CategoryMatch() if truth is None else match_categories(category_names(label_files(run.labels)), names)
+    scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
+    scan_labels(run.labels, scan, match.ids)
+    artist = _Artist(run, truth, objects, match.ids)
     examples, left_out = artist.examples(scan)
     content = _content(run, truth, scan, examples, left_out, command)
     page = page_html(content).encode()
@@ -116,7 +124,9 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
     """
     assert run.report is not None
     shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures)
-    truth = GroundTruth(run.annotations, read_annotations(run.annotations), summary.scores, summary.details)
+    truth = GroundTruth(
+        run.annotations, load_annotations(run.annotations), summary.scores, summary.details, summary.notes
+    )
     return write_report(shown, truth, command)
 
 
@@ -136,21 +146,9 @@ def check_output(output: str) -> None:
     """Make sure, before any work, that the page can be written there.
 
     Raises:
-        StorageError: a file is there.
+        StorageError: a file is there, or the place takes no files.
     """
-    if storage.exists(output) and not storage.is_folder(output):
-        raise StorageError(f"{output}: the report's place is a file; expected the name of a folder, for its index.html")
-
-
-def _annotations_by_image(document: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
-    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in document["annotations"]:
-        objects[entry["image_id"]].append(entry)
-    return {image["id"]: objects.get(image["id"], []) for image in document["images"]}
-
-
-def _category_name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("name", entry["id"]))
+    require_writable_folder(output, "the report's output")
 
 
 def _content(
@@ -188,7 +186,7 @@ class _Artist:
     Args:
         run: where the images lie, and how large pictures are.
         truth, objects: ground truth, its annotated objects by image id; None without.
-        names: of categories by id.
+        category_ids: as of `scan_labels`.
     """
 
     def __init__(
@@ -196,12 +194,12 @@ class _Artist:
         run: ReportRun,
         truth: GroundTruth | None,
         objects: Mapping[int, Sequence[Mapping[str, Any]]] | None,
-        names: Mapping[int, str],
+        category_ids: Mapping[int, int],
     ) -> None:
         self._root, self._settings = run.images, run.pictures
-        self._objects, self._names = objects, names
-        images = () if truth is None else truth.document["images"]
-        self._file_names = {image["id"]: image["file_name"] for image in images if image.get("file_name")}
+        self._objects, self._category_ids = objects, category_ids
+        images = {} if truth is None else truth.annotations.images
+        self._file_names = {image_id: image["file_name"] for image_id, image in images.items() if "file_name" in image}
 
     def examples(self, scan: RowScan) -> tuple[list[Example], str]:
         """The galleries' examples in order, and a sentence about those that had to be left out."""
@@ -214,7 +212,7 @@ class _Artist:
                 without_room += 1
                 continue
             try:
-                example = self._draw(chosen)
+                example = self._draw(chosen, scan)
             except (ImageError, StorageError, ValueError) as error:
                 unreadable.append(str(error))
                 continue
@@ -227,16 +225,16 @@ class _Artist:
             drawn[example.kind].append(example)
         return list(chain.from_iterable(drawn.values())), _left_out(without_room, unreadable, self._settings)
 
-    def _draw(self, chosen: Chosen) -> Example:
-        row = read_row(chosen.place)
-        record, candidate = record_from_row(row), chosen.candidate
+    def _draw(self, chosen: Chosen, scan: RowScan) -> Example:
+        row = read_row(chosen.place, self._category_ids)
+        record, candidate = scan.named(record_from_row(row)), chosen.candidate
         place = self._image_place(row)
         pixels = _pixels(place, record.height or 0, record.width or 0)
         panels: tuple[Panel, ...] = example_panels(
             pixels,
             record,
             None if self._objects is None else self._objects[row["image_id"]],
-            self._names,
+            {category.id: category.name for category in scan.categories()},
             candidate.box,
             min_score=self._settings.min_score,
             side=self._settings.side,
@@ -245,10 +243,17 @@ class _Artist:
         return Example(candidate.kind, candidate.category_id, candidate.title, candidate.note, source, panels)
 
     def _image_place(self, row: Mapping[str, Any]) -> str:
+        """Where an image lies: where its row says or, where the run says where images lie now, below that folder."""
         uri = str(row["uri"])
         if self._root is None:
             return uri
-        return storage.join(self._root, self._file_names.get(row["image_id"], uri.rsplit("/", 1)[-1]))
+        name = self._file_names.get(row["image_id"], uri)
+        if located(self._root, name) == name:  # that is where it lay
+            name = name.rsplit("/", 1)[-1]
+        place = located(self._root, name)
+        if not storage.below(place, self._root):
+            raise StorageError(f"{place}: lies outside of {self._root}, where --images says that images lie")
+        return place
 
 
 def _taking_turns(galleries: Sequence[Sequence[Chosen]]) -> Iterator[Chosen]:
@@ -260,7 +265,7 @@ def _taking_turns(galleries: Sequence[Sequence[Chosen]]) -> Iterator[Chosen]:
 @lru_cache(maxsize=_DECODED_IMAGES)
 def _pixels(uri: str, height: int, width: int) -> NDArray[np.uint8]:
     """The image as it was labelled, [H, W, 3]; whether its EXIF orientation was applied follows from the size."""
-    content = storage.read_bytes(uri)
+    content = read_image(uri)
     for apply_exif in (False, True):
         image = decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=apply_exif)
         if tuple(image.shape[-2:]) == (height, width):
@@ -300,6 +305,8 @@ def _provenance(run: ReportRun, truth: GroundTruth | None, scan: RowScan, comman
         made["labelled with"] = "\n".join(
             f"{name}: {value}" for name, value in labelled_with.items() if value is not None
         )
+    if truth is not None and truth.notes:
+        made["notes"] = "\n".join(truth.notes)
     made["galleries"] = (
         f"score from {settings.min_score:g}, box IoU from {settings.match_overlap:g}, {settings.per_gallery} examples "
         f"each, {settings.per_image} of an image, {settings.side} pixels"

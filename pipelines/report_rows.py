@@ -6,28 +6,25 @@ few places are kept (a place is a file and a row; the row itself is read again w
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maskrcnn_core.data.proposal_schema import is_proposals_schema
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.inference.records import record_from_row, schema_categories
+from maskrcnn_core.inference.records import ImageRecord, record_from_row, with_category_ids
 from maskrcnn_core.report.content import CategoryCount, ExampleKind, Histogram
 from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates, match_objects, unjudged_candidates
 from maskrcnn_core.report_config import PicturesConfig
-from pipelines import storage
-from pipelines.label_files import label_files
+from pipelines.label_files import RECORD_COLUMNS, label_files, open_label_file
 from pipelines.label_output import NOTHING, Tally, tally_rows
 
-_COLUMNS = ("image_id", "uri", "width", "height", "status", "error", "detections", "model")
 _ROWS_AT_ONCE = 256
 _SCORE_BINS = 40
 _SIZE_EDGES = 2.0 ** (np.arange(25) / 2)  # 1 to 4096 pixels; each bin doubles the area
@@ -121,6 +118,7 @@ class RowScan:
         self.galleries = Galleries(settings.per_gallery, settings.per_image)
         self._settings, self._annotations = settings, annotations
         self._names = dict(names)
+        self._shown = distinct_names(self._names.items())
         self._categories: dict[int, _CategoryTally] = {}
         self._right, self._other = (np.zeros(_SCORE_BINS, np.int64) for _ in range(2))
         self._sizes = np.zeros(len(_SIZE_EDGES) - 1, np.int64)
@@ -129,7 +127,7 @@ class RowScan:
     def add(self, rows: pa.Table, file: str, start: int) -> None:
         """Count rows of a file, of which the first is number `start`."""
         self.tally += tally_rows(rows)
-        self.models.update(rows.column("model").unique().to_pylist())
+        self.models.update(filter(None, rows.column("model").unique().to_pylist()))
         self._count_detections(rows)
         for offset in self._interesting(rows):
             self._judge(rows.slice(offset, 1).to_pylist()[0], Place(file, start + offset))
@@ -137,6 +135,15 @@ class RowScan:
     def add_names(self, names: Mapping[int, str]) -> None:
         """Names of categories that label files carry; the annotation file's win."""
         self._names = {**names, **self._names}
+        self._shown = distinct_names(self._names.items())
+
+    def named(self, record: ImageRecord) -> ImageRecord:
+        """The record with the names that the page has for its categories."""
+        found = record.detections
+        if all(self._shown.get(one.category_id, one.category) == one.category for one in found):
+            return record
+        renamed = (replace(one, category=self._shown.get(one.category_id, one.category)) for one in found)
+        return replace(record, detections=tuple(renamed))
 
     def _count_detections(self, rows: pa.Table) -> None:
         lists = rows.column("detections").combine_chunks()
@@ -156,7 +163,7 @@ class RowScan:
             tally.confident += int((own & confident).sum())
             tally.images += len(np.unique(images[own & confident]))
             if category_id not in self._names:
-                self._names[category_id] = found.field("category")[int(np.flatnonzero(own)[0])].as_py()
+                self.add_names({category_id: found.field("category")[int(np.flatnonzero(own)[0])].as_py()})
         ok = pc.equal(rows.column("status"), "ok").to_numpy(zero_copy_only=False)
         self._per_image.update(np.bincount(images[confident], minlength=len(rows))[ok].tolist())
 
@@ -180,7 +187,7 @@ class RowScan:
         return [int(row) for row in np.flatnonzero(ok)]
 
     def _judge(self, row: Mapping[str, Any], place: Place) -> None:
-        record = record_from_row(row)
+        record = self.named(record_from_row(row))
         if self._annotations is None:
             self.galleries.offer(unjudged_candidates(record, self._settings.min_score), place)
             return
@@ -192,7 +199,7 @@ class RowScan:
         edges = np.linspace(0, 1, _SCORE_BINS + 1)
         self._right += _counts(scores[matched.object_of >= 0], edges)
         self._other += _counts(scores[(matched.object_of < 0) & (matched.object_of != IGNORED)], edges)
-        found = judged_candidates(record, truth, matched, self._names, self._settings.min_score)
+        found = judged_candidates(record, truth, matched, self._shown, self._settings.min_score)
         self.galleries.offer(found, place)
 
     def categories(self) -> tuple[CategoryCount, ...]:
@@ -204,7 +211,7 @@ class RowScan:
         return tuple(
             CategoryCount(
                 id=category_id,
-                name=self._names[category_id],
+                name=self._shown[category_id],
                 objects=None if self._annotations is None else objects[category_id],
                 detections=self._categories.get(category_id, nothing).detections,
                 confident=self._categories.get(category_id, nothing).confident,
@@ -251,51 +258,34 @@ def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArra
     return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
-def scan_labels(uri: str, scan: RowScan) -> None:
+def scan_labels(uri: str, scan: RowScan, category_ids: Mapping[int, int]) -> None:
     """Show all label rows to `scan`, a small part at a time.
 
+    Args:
+        uri: of the labels.
+        scan: sees them.
+        category_ids: as of `records.with_category_ids`.
+
     Raises:
-        StorageError: there are no labels, or they hold something else.
+        StorageError: there are no labels, they hold something else, or a row is not what it should be.
     """
-    for file in label_files(uri):
-        with _opened(file) as parquet:
-            scan.add_names({category.id: category.name for category in schema_categories(parquet.schema_arrow)})
-            start = 0
-            for batch in _naming_errors(file, parquet.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS))):
-                scan.add(pa.Table.from_batches([batch]), file, start)
-                start += len(batch)
+    for name in label_files(uri):
+        with open_label_file(name, pre_buffer=True) as file:
+            scan.add_names({category_ids.get(one.id, one.id): one.name for one in file.categories})
+            for start, batch in file.batches(RECORD_COLUMNS, _ROWS_AT_ONCE):
+                scan.add(pa.Table.from_batches([with_category_ids(batch, category_ids)]), name, start)
 
 
-def read_row(place: Place) -> dict[str, Any]:
-    """One label row, as of `Table.to_pylist`."""
-    with _opened(place.file) as parquet:
+def read_row(place: Place, category_ids: Mapping[int, int]) -> dict[str, Any]:
+    """One label row, as of `Table.to_pylist`; `category_ids` as of `scan_labels`."""
+    with open_label_file(place.file) as file:
         first = 0
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
+        for group, rows in enumerate(file.row_groups):
             if place.row < first + rows:
-                table = parquet.read_row_group(group, columns=list(_COLUMNS))
-                row: dict[str, Any] = table.slice(place.row - first, 1).to_pylist()[0]
-                return row
+                for start, batch in file.batches(RECORD_COLUMNS, row_groups=[group]):
+                    if place.row < start + len(batch):
+                        chosen = with_category_ids(batch.slice(place.row - start, 1), category_ids)
+                        row: dict[str, Any] = chosen.to_pylist()[0]
+                        return row
             first += rows
     raise StorageError(f"{place.file}: has changed while the report was made: row {place.row} is gone")
-
-
-def _opened(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem_and_path(uri)
-    try:
-        file = pq.ParquetFile(path, filesystem=filesystem)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error
-    if is_proposals_schema(file.schema_arrow):
-        raise StorageError(f"{uri}: holds proposals; a report shows detections, label without --label.record proposals")
-    missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise StorageError(f"{uri}: not label records: column {missing[0]!r} is missing")
-    return file
-
-
-def _naming_errors(uri: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from batches
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet: {error}") from error

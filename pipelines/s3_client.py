@@ -1,13 +1,15 @@
 """The S3 client for what Arrow's file system does not do: listing page by page, writing an object in one request."""
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_core.data.files import require_bytes
 from maskrcnn_core.errors import StorageError
-from pipelines.s3_settings import Limits, explain, is_hopeless, limits
+from pipelines.s3_settings import Limits, S3Error, explain, is_hopeless, limits
 
 
 def s3_client() -> Any:
@@ -82,10 +84,36 @@ def why_denied(uri: str) -> str:
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        s3_client().get_object(Bucket=bucket, Key=key or "-", Range="bytes=0-0")
+        s3_client().get_object(Bucket=bucket, Key=key or "-", Range="bytes=0-0")["Body"].close()
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         return code if is_hopeless(code) else "AccessDenied"
     except BotoCoreError as error:
         return type(error).__name__
     return "AccessDenied"
+
+
+def read_object(uri: str, most_bytes: int) -> bytes:
+    """The content of an object whatever its key: Arrow reads keys as paths, and refuses `a//b` or looks for `b` where
+    `a/../b` is asked for.
+
+    Raises:
+        OSError: FileNotFoundError where there is none, TooManyBytes where it is larger than `most_bytes`, else
+            S3Error.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        with contextlib.closing(answer["Body"]) as body:
+            require_bytes(int(answer["ContentLength"]), most_bytes)
+            return bytes(body.read())
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in ("NoSuchKey", "NoSuchBucket", "404"):
+            raise FileNotFoundError(errno.ENOENT, "no such object", uri) from None
+        raise S3Error(code, f"S3 answers: {error}") from None
+    except (BotoCoreError, HTTPError, ValueError) as error:  # ValueError: a key that no request can hold
+        raise S3Error(type(error).__name__, f"S3 cannot be asked: {error}") from None

@@ -3,12 +3,13 @@ process of a job sees them."""
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from maskrcnn_core.storage_config import StorageConfig
 
-# Names of S3's, Arrow's and boto3's errors that say that nothing at all can be read, whatever the object.
+# Codes of S3 and Arrow and names of boto3's errors that say that nothing at all can be read, whatever the object.
 _HOPELESS = {
     "InvalidAccessKeyId": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
     "INVALID_ACCESS_KEY_ID": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
@@ -26,6 +27,10 @@ _FORBIDDEN = {
     name: "access denied; check the rights of these credentials and the bucket's policy"
     for name in ("AccessDenied", "ACCESS_DENIED", "Forbidden", "403", "AllAccessDisabled")
 }
+_ARROW_CODE = re.compile(
+    r"AWS Error (?P<code>\w+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation"
+    r"(?:: Unable to parse ExceptionName: (?P<name>\w+))?"  # how it quotes a code that its library does not know
+)
 _VARIABLES = "MASKRCNN_STORAGE_"
 
 
@@ -84,20 +89,46 @@ def limits() -> Limits:
     )
 
 
-def explain(message: str) -> str | None:
-    """How to mend an S3 error after which no other object can be read either, or that denies access; else None.
+class S3Error(OSError):
+    """What S3 answered, other than that there is no such object.
 
-    Args:
-        message: an error's code, or text that holds it.
+    Attributes:
+        code: S3's, or the name of the client's error.
     """
-    return next((text for name, text in (_HOPELESS | _FORBIDDEN).items() if name in message), None)
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
-def is_hopeless(error: BaseException | str) -> bool:
+def error_code(error: BaseException, uri: str) -> str:
+    """The code of an error that came of reading or writing `uri`; empty where it has none.
+
+    Arrow has it in its text alone, beside the object's key, which may hold anything.
+    """
+    if isinstance(error, S3Error):
+        return error.code
+    if isinstance(error, PermissionError):
+        return "AccessDenied"
+    if not uri.startswith("s3://"):
+        return ""
+    text = str(error)
+    for name in (uri.removeprefix("s3://"), uri.removeprefix("s3://").partition("/")[2]):
+        text = text.replace(f"'{name}'", "''")
+    found = _ARROW_CODE.search(text)
+    return "" if found is None else found.group("name") or found.group("status") or found.group("code")
+
+
+def explain(code: str) -> str | None:
+    """How to mend an S3 error after which no other object can be read either, or that denies access; else None."""
+    return _HOPELESS.get(code) or _FORBIDDEN.get(code)
+
+
+def is_hopeless(code: str) -> bool:
     """Whether every further object will fail the same way: wrong credentials, no such bucket."""
-    return any(name in str(error) for name in _HOPELESS)
+    return code in _HOPELESS
 
 
-def is_forbidden(error: BaseException) -> bool:
+def is_forbidden(code: str) -> bool:
     """Whether this object, or all of them, are closed to these credentials."""
-    return isinstance(error, PermissionError) or any(name in str(error) for name in _FORBIDDEN)
+    return code in _FORBIDDEN

@@ -5,6 +5,7 @@ a table of uris is one part. `entries` lists one part, some thousands of images 
 all names.
 """
 
+import contextlib
 import hashlib
 import os
 import posixpath
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.fs
 
+from maskrcnn_core.data.files import uri_of
 from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines import s3_listing, storage
 from pipelines.source_parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Kind, Part
@@ -56,7 +58,8 @@ def open_source(images: str, image_root: str | None = None) -> Source:
     Args:
         images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, an S3
             inventory's manifest.json, a .parquet or .csv with a `uri` column. Local or s3://.
-        image_root: folder that the file names of a COCO json are relative to; None looks beside the json.
+        image_root: folder that the file names of a COCO json are relative to; None looks beside the json, and reads
+            absolute names where they are.
 
     Raises:
         StorageError: nothing is there, or it is nothing of the kind.
@@ -95,7 +98,8 @@ def _folders_stamp(root: str) -> str:
     _, top = storage.filesystem_and_path(root)
     for folder, subfolders, _ in os.walk(top):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        digest.update(f"{os.path.relpath(folder, top)}\t{os.stat(folder).st_mtime_ns}\n".encode())
+        with contextlib.suppress(OSError):  # one that is gone by now is as one that never was
+            digest.update(os.fsencode(f"{os.path.relpath(folder, top)}\t{os.stat(folder).st_mtime_ns}\n"))
     return digest.hexdigest()[:32]
 
 
@@ -152,7 +156,10 @@ def _is_glob(text: str) -> bool:
 def _split_glob(glob: str) -> tuple[str, str]:
     """The folder before the first wildcard, and what names below it must match."""
     parts = glob.split("/")
-    first = next(index for index, part in enumerate(parts) if _is_glob(part))
+    wild = [index for index, part in enumerate(parts) if _is_glob(part)]
+    while len(wild) > 1 and storage.is_local(glob) and os.path.isdir("/".join(parts[: wild[0] + 1])):
+        del wild[0]  # a folder of just this name, as `set [1]`
+    first = wild[0]
     root = "/".join(parts[:first]) or ("/" if glob.startswith("/") else ".")
     return root, _glob_regex("/".join(parts[first:]))
 
@@ -166,11 +173,16 @@ def _glob_regex(glob: str) -> str:
         if token in pieces:
             return pieces[token]
         if len(token) > 2 and token.startswith("["):
-            inner = token[1:-1].replace("\\", "\\\\")
+            inner = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
             return f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
         return re.escape(token)
 
-    return re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|[^*?\[]+|\[", translate, glob)
+    regex = re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|[^*?\[]+|\[", translate, glob)
+    try:
+        re.compile(regex)
+    except re.error as error:
+        raise ConfigError(f"images: {glob!r} is no pattern of names: {error}; correct what stands in [ ]") from None
+    return regex
 
 
 # ---- folders and prefixes --------------------------------------------------------------------------------------------
@@ -192,8 +204,10 @@ def _folder_parts(kind: Kind, root: str, pattern: str | None, images: str) -> tu
 def _split_folder(top: str) -> tuple[list[str], list[str]]:
     """Folders to list without, and with, what is below them; together they cover `top`."""
     shallow, deep = [], [top]
+    walk = _Walk(top, top)
+    _scanned(top)  # what cannot be listed below is left to whoever lists it
     while len(deep) < _MOST_LOCAL_PARTS // 4:
-        below = [(folder, _subfolders(folder)) for folder in deep]
+        below = [(folder, walk.subfolders(folder)) for folder in deep]
         if not any(found for _, found in below):
             break
         shallow += [folder for folder, _ in below]
@@ -203,29 +217,79 @@ def _split_folder(top: str) -> tuple[list[str], list[str]]:
     return shallow, deep
 
 
-def _subfolders(folder: str) -> list[str]:
+class _Walk:
+    """Folders below a top one, each of them once: a link to one that is listed under its own name is left out, and one
+    that leads out is followed once, so that links that lead in circles come to an end.
+
+    Args:
+        top: the folder that everything is listed of.
+        start: where this walk begins, in it.
+    """
+
+    def __init__(self, top: str, start: str) -> None:
+        self._top = os.path.realpath(top)
+        self._outside: set[tuple[int, int]] = set()  # folders that links have led to, by device and inode
+        while not self._has_own_name(start):  # begun outside: it does not come back to where it came from
+            with contextlib.suppress(OSError):
+                self._is_new(os.stat(start))
+            start = os.path.dirname(start)
+
+    def subfolders(self, folder: str) -> list[str]:
+        """The folders in a folder, without hidden ones; none where it cannot be listed."""
+        try:
+            return [entry.path for entry in _scanned(folder) if self.is_folder(entry)]
+        except StorageError:
+            return []
+
+    def is_folder(self, entry: "os.DirEntry[str]") -> bool:
+        """Whether an entry is a folder to be listed; to be asked once."""
+        try:
+            if not entry.is_dir() or (entry.is_symlink() and self._has_own_name(entry.path)):
+                return False
+            return (not self._outside and not entry.is_symlink()) or self._is_new(entry.stat())
+        except OSError:  # a link to itself, or gone by now
+            return False
+
+    def _has_own_name(self, path: str) -> bool:
+        """Whether what a path leads to is listed without any link."""
+        parts = os.path.relpath(os.path.realpath(path), self._top).split("/")
+        return parts[0] != ".." and not any(_is_hidden(part) for part in parts)
+
+    def _is_new(self, state: os.stat_result) -> bool:
+        identity = state.st_dev, state.st_ino
+        is_new = identity not in self._outside
+        self._outside.add(identity)
+        return is_new
+
+
+def _scanned(folder: str) -> "list[os.DirEntry[str]]":
+    """The entries of a folder without hidden ones, by name.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
     try:
         with os.scandir(folder) as found:
-            return sorted(entry.path for entry in found if entry.is_dir() and not entry.name.startswith("."))
+            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise StorageError(f"images: cannot list {folder!r}: {error.strerror}") from error
 
 
 def _local_entries(part: Part) -> Iterator[Entries]:
     if part.kind == "file":
-        yield Entries([storage.absolute(part.place)], sizes=[None])
+        yield Entries([uri_of(storage.absolute(part.place))], sizes=[None])
         return
-    pattern = re.compile(part.pattern) if part.pattern is not None else None
+    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
     uris: list[str] = []
     sizes: list[int | None] = []
     others = 0
-    for path, size in _walk(part.place, part.recursive):
+    for path, size in _listed(part.place, part.recursive, _Walk(part.root, part.place)):
         if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
             continue
-        if not path.lower().endswith(IMAGE_EXTENSIONS):
+        if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
             others += 1
             continue
-        uris.append(path)
+        uris.append(uri_of(path))
         sizes.append(size)
         if len(uris) == BATCH_ROWS:
             yield Entries(uris, sizes=sizes, others=others)
@@ -233,24 +297,31 @@ def _local_entries(part: Part) -> Iterator[Entries]:
     yield Entries(uris, sizes=sizes, others=others)
 
 
-def _walk(folder: str, recursive: bool) -> Iterator[tuple[str, int]]:
-    """Path and size of the files below a folder, without hidden ones."""
+def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, int | None]]:
+    """Path and size of the files below a folder, without hidden ones. A folder that cannot be listed comes itself,
+    without a size: its images are not to be left out without a word."""
     try:
-        with os.scandir(folder) as found:
-            names = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise StorageError(f"images: cannot list {folder!r}: {error.strerror}") from error
-    for entry in names:
-        if entry.is_dir():
-            if recursive:
-                yield from _walk(entry.path, True)
-        elif entry.is_file():  # not a link that leads nowhere
-            yield entry.path, entry.stat().st_size
+        entries = _scanned(folder)
+    except StorageError:
+        if os.path.isdir(folder):  # not gone by now
+            yield folder, None
+        return
+    for entry in entries:
+        if recursive and walk.is_folder(entry):
+            yield from _listed(entry.path, True, walk)
+            continue
+        try:
+            if not entry.is_file():  # a folder, a pipe, a link that leads nowhere
+                continue
+            size = entry.stat().st_size
+        except OSError:  # a link to itself, or gone by now
+            continue
+        yield entry.path, size
 
 
 def _key_entries(part: Part) -> Iterator[Entries]:
     assert part.keys is not None
-    pattern = re.compile(part.pattern) if part.pattern is not None else None
+    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
     root = part.root.removeprefix("s3://").rstrip("/").partition("/")[2]
     skip = len(root) + 1 if root else 0
     for page in s3_listing.objects(part.keys):
@@ -266,4 +337,5 @@ def _key_entries(part: Part) -> Iterator[Entries]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    """Whether a part of a name begins with a dot; `.` and `..`, which S3's keys may hold, hide nothing."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))

@@ -3,20 +3,25 @@
 import csv
 import gzip
 import io
-import json
 import posixpath
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-from urllib.parse import unquote_plus
+from typing import Any, TextIO
+from urllib.parse import unquote, unquote_plus
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskrcnn_core.data.coco_sections import read_images
+from maskrcnn_core.data.files import has_scheme, located, uri_of
+from maskrcnn_core.data.json_text import parse_json
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.source_parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Part
+from pipelines.split_names import names_below
 
-# How many of a COCO file's images are looked for in each candidate folder before the next one is tried.
+# How many of a COCO file's images, spread over it, are looked for in each candidate folder before the next is tried.
 _ROOT_PROBES = 20
 
 
@@ -30,10 +35,11 @@ def coco_entries(part: Part) -> Iterator[Entries]:
         AnnotationError: the file is malformed.
     """
     images = _coco_images(part.place)
+    names = _names(part.root, images)
     for start in range(0, len(images), BATCH_ROWS):
         some = images[start : start + BATCH_ROWS]
         yield Entries(
-            [_absolute(part.root, entry["file_name"]) for entry in some],
+            [_absolute(part.root, name) for name in names[start : start + BATCH_ROWS]],
             ids=[entry["id"] for entry in some],
             widths=[entry.get("width") for entry in some],
             heights=[entry.get("height") for entry in some],
@@ -42,41 +48,70 @@ def coco_entries(part: Part) -> Iterator[Entries]:
 
 def _read_json(images: str) -> Any:
     try:
-        return json.loads(storage.read_bytes(images))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return parse_json(storage.read_bytes(images))
+    except AnnotationError as error:
         raise AnnotationError(f"images: {images!r} is not valid JSON: {error}") from error
 
 
 def _coco_images(images: str) -> list[dict[str, Any]]:
     content = _read_json(images)
-    found = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
-        raise AnnotationError(f'images: {images!r} has no entries in "images"; expected a COCO json')
-    for index, entry in enumerate(found):
-        wrong = not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not entry.get("file_name")
-        if wrong or not isinstance(entry["file_name"], str):
-            raise AnnotationError(
-                f"images: {images!r}, entry images[{index}] is {str(entry)[:120]}; "
-                "expected an integer id and a file_name"
-            )
-    return found
+    try:
+        return read_images(content)
+    except AnnotationError as error:
+        raise AnnotationError(f"images: {images!r}: {error}") from None
+
+
+def _names(folder: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """File names relative to a folder; those of a `coco_url` begin with a split, whose folder this one may be."""
+    names = [entry["file_name"] for entry in entries]
+    return names_below(folder, names) if any(entry.get("named_by_url") for entry in entries) else names
 
 
 def find_image_root(images: str, image_root: str | None) -> str:
     """The folder that a COCO json's file names are relative to."""
-    names = [entry["file_name"] for entry in _coco_images(images)[:_ROOT_PROBES]]
+    entries = _coco_images(images)
+    entries = entries[:: max(1, len(entries) // _ROOT_PROBES)][:_ROOT_PROBES]
+    names = [entry["file_name"] for entry in entries]
     folder = posixpath.dirname(images) or "."
     parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
     parent = parent or "."
     beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
     candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
-        if any(storage.exists(storage.join(candidate, name)) for name in names):
+        if any(_is_there(candidate, name) for name in _names(candidate, entries)):
             return candidate
+    if all(has_scheme(name) or name.startswith("/") for name in names):
+        raise StorageError(
+            f"images: {images!r} names {names[0]!r} and others by where they lie, expected files that are there, "
+            "absolute or with file:// or s3://; correct the names, or make them relative and give --image_root"
+        )
     raise StorageError(
         f"images: the files that {images!r} names, as {names[0]!r}, are in none of {', '.join(candidates)}; "
-        "give their folder with --image_root"
+        f"{_other_spelling(candidates, names) or 'give their folder with --image_root'}"
     )
+
+
+def _is_there(folder: str, name: str) -> bool:
+    """Whether there is a file of this name; what cannot be one, as http://, is not there."""
+    try:
+        return storage.exists(_absolute(folder, name))
+    except StorageError:
+        if not has_scheme(folder) or has_scheme(name):
+            return False
+        raise  # the folder cannot be reached, whatever the name
+
+
+def _other_spelling(folders: Sequence[str], names: Sequence[str]) -> str:
+    """How to mend names that other systems have spelled their way."""
+    for what, spelled in (
+        ("backslashes where the files have /", lambda name: name.replace("\\", "/")),
+        ("%-codes where the files have the characters", unquote),
+        ("folders that the files do not lie in any more", lambda name: re.split(r"[\\/]", name)[-1]),
+    ):
+        changed = [(spelled(name), name) for name in names if spelled(name) != name]
+        if (place := next((_absolute(f, n) for f in folders for n, _ in changed if _is_there(f, n)), None)) is not None:
+            return f"the names have {what}, as {place!r}: correct the names"
+    return ""
 
 
 # ---- tables of uris --------------------------------------------------------------------------------------------------
@@ -98,47 +133,89 @@ def parquet_entries(part: Part) -> Iterator[Entries]:
             if file.metadata.num_rows == 0:
                 raise AnnotationError(f"images: the manifest {images!r} has no rows; expected one for each image")
             known = [name for name in ("image_id", "uri", "size", "etag", "width", "height") if name in names]
+            first = 1
             for batch in file.iter_batches(BATCH_ROWS, columns=known):
-                yield _table_entries(part, {name: batch.column(name).to_pylist() for name in known})
-    except (pa.ArrowInvalid, OSError) as error:
+                yield _table_entries(part, {name: batch.column(name).to_pylist() for name in known}, first)
+                first += len(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise AnnotationError(f"images: cannot read the manifest {images!r}: {error}") from error
 
 
-def _table_entries(part: Part, columns: dict[str, list[Any]]) -> Entries:
-    uris = columns["uri"]
-    if not all(isinstance(uri, str) and uri for uri in uris):
-        raise AnnotationError(f"images: the manifest {part.place!r} has rows whose uri is no text")
-    ids = columns.get("image_id")
-    if ids is not None and not all(isinstance(image_id, int) for image_id in ids):
-        raise AnnotationError(f"images: the manifest {part.place!r} has an image_id that is no integer; expected int64")
+def _table_entries(part: Part, columns: dict[str, list[Any]], first: int) -> Entries:
+    """Rows from number `first` on."""
+    uris = columns.pop("uri")
+    for row, uri in enumerate(uris, first):
+        if not isinstance(uri, str) or not uri:
+            raise AnnotationError(
+                f"images: {part.place!r}, row {row}: uri is {str(uri)[:60]!r}, expected text; correct or remove the row"
+            )
+    whole = {
+        name: [_whole(value, part.place, first + row, name) for row, value in enumerate(values)]
+        for name, values in columns.items()
+        if name != "etag"
+    }
+    ids = whole.get("image_id")
+    if ids is not None and None in ids:
+        raise AnnotationError(
+            f"images: {part.place!r}, row {first + ids.index(None)}: no image_id, expected a whole number in each row, "
+            "or no such column"
+        )
     return Entries(
         [_absolute(part.root, uri) for uri in uris],
-        ids=ids,
-        sizes=columns.get("size"),
+        ids=ids,  # type: ignore[arg-type]
+        sizes=whole.get("size"),
         etags=columns.get("etag"),
-        widths=columns.get("width"),
-        heights=columns.get("height"),
+        widths=whole.get("width"),
+        heights=whole.get("height"),
     )
 
 
 def csv_entries(part: Part) -> Iterator[Entries]:
-    """A CSV with a header that names a column `uri`, or a data file of an S3 inventory, which has none."""
-    content = storage.read_bytes(part.place)
-    text = io.StringIO((gzip.decompress(content) if part.place.endswith(".gz") else content).decode())
+    """A CSV with a header that names a column `uri`, or a data file of an S3 inventory, which has none.
+
+    Raises:
+        AnnotationError: the file or a row is malformed.
+    """
+    try:
+        yield from _csv_entries(part, _text(storage.read_bytes(part.place)))
+    except UnicodeDecodeError as error:
+        raise AnnotationError(
+            f"images: {part.place!r} is not UTF-8: byte 0x{error.object[error.start]:02x} is no part of a character; "
+            "save it as UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise AnnotationError(f"images: {part.place!r} is no CSV: {error}; is a quote not closed?") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise AnnotationError(f"images: {part.place!r} cannot be unpacked: {error}") from None
+
+
+def _text(content: bytes) -> TextIO:
+    """The text of a file, unpacked as it is read, with the byte order mark that Excel and others write in front."""
+    packed = content.startswith(b"\x1f\x8b")
+    raw: Any = gzip.GzipFile(fileobj=io.BytesIO(content)) if packed else io.BytesIO(content)
+    start = raw.read(2)
+    raw.seek(0)
+    return io.TextIOWrapper(raw, "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", newline="")
+
+
+def _csv_entries(part: Part, text: TextIO) -> Iterator[Entries]:
     if part.kind == "inventory":
         rows = ({name: value for name, value in zip(part.columns, row, strict=False)} for row in csv.reader(text))
         for some in _batches(rows):
             yield _inventory_entries(some)
         return
     reader = csv.DictReader(text)
-    if "uri" not in (reader.fieldnames or ()):
-        raise AnnotationError(f"images: the first line of {part.place!r} is {reader.fieldnames}; expected a column uri")
+    names = reader.fieldnames or ()
+    if "uri" not in names:
+        raise AnnotationError(
+            f"images: the first line of {part.place!r} is {str(list(names))[:120]}; expected a column uri, and commas "
+            "between columns"
+        )
+    first = 1
     for some in _batches(reader):
-        columns: dict[str, list[Any]] = {"uri": [row["uri"] for row in some]}
-        for name in ("image_id", "size", "width", "height"):
-            if name in (reader.fieldnames or ()):
-                columns[name] = [_whole(row[name], part.place, name) for row in some]
-        yield _table_entries(part, columns)
+        known = [name for name in ("uri", "image_id", "size", "width", "height") if name in names]
+        yield _table_entries(part, {name: [row[name] for row in some] for name in known}, first)
+        first += len(some)
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -152,13 +229,19 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield some
 
 
-def _whole(text: str | None, place: str, name: str) -> int | None:
-    if not text:
+def _whole(value: Any, place: str, row: int, name: str) -> int | None:
+    """A whole number that a table holds as one, as text or as 7.0; None where it holds nothing."""
+    if value is None or value == "" or value != value:  # not a number: how pandas writes nothing
         return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     try:
-        return int(text)
-    except ValueError:
-        raise AnnotationError(f"images: {place!r} has a {name} {text!r}; expected a whole number") from None
+        number = float(value) if not isinstance(value, str) or "." in value else int(value)
+        if not isinstance(value, bool) and number == int(number):
+            return int(number)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise AnnotationError(f"images: {place!r}, row {row}: {name} is {str(value)[:40]!r}, expected a whole number")
 
 
 def is_inventory(images: str) -> bool:
@@ -210,8 +293,7 @@ def _inventory_entries(rows: Sequence[dict[str, Any]], quoted: bool = True) -> E
 
 
 def _absolute(folder: str, name: str) -> str:
-    """`name` below `folder`, so that every process finds it whatever folder it runs in."""
-    if "://" in name:
-        return name
-    uri = name if name.startswith("/") else storage.join(folder, name)
-    return uri if "://" in uri else str(storage.filesystem_and_path(uri)[1])
+    """Where the file lies that a table or a COCO json names, so that every process finds it whatever folder it runs
+    in; as text that a record can hold."""
+    place = located(folder, name)
+    return uri_of(place if has_scheme(place) or "\0" in place else str(storage.filesystem_and_path(place)[1]))

@@ -16,19 +16,22 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
-from maskrcnn_core.errors import StorageError
+from maskrcnn_core.data.files import TooManyBytes, local_path
+from maskrcnn_core.errors import StorageError, UserError
 from pipelines.s3_client import create_object, naming_s3, s3_client, why_denied
-from pipelines.s3_settings import Limits, explain, is_forbidden, is_hopeless, limits
+from pipelines.s3_settings import Limits, error_code, explain, is_forbidden, is_hopeless, limits
 
 _Result = TypeVar("_Result")
 
 # On top of the S3 client's own retries, which stop after `storage.max_attempts`.
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.5
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_local(uri: str) -> bool:
@@ -47,8 +50,7 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
     if not uri:
         raise StorageError("the path is empty; expected a file or folder, or s3://bucket/key")
     if is_local(uri):
-        path = unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(local_path(uri)))
     scheme, rest = uri.split("://", 1)
     if scheme != "s3":
         raise StorageError(f"{uri}: scheme {scheme}:// is not supported; expected a local path or s3://bucket/key")
@@ -57,6 +59,16 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
         raise StorageError(f"{uri}: the bucket is missing; expected s3://bucket/key")
     with naming(uri):
         return _s3_filesystem(path.split("/", 1)[0]), path
+
+
+def below(uri: str, folder: str) -> bool:
+    """Whether the uri names something in the folder, or deeper, whatever `..` it holds."""
+    if is_local(uri) != is_local(folder):
+        return False
+    if is_local(uri):
+        root = filesystem_and_path(folder)[1]
+        return filesystem_and_path(uri)[1].startswith(f"{root.rstrip('/')}/")
+    return uri.startswith(f"{folder.rstrip('/')}/")  # `..` is a name as any other in S3's keys
 
 
 def absolute(uri: str) -> str:
@@ -115,10 +127,11 @@ def patiently(uri: str, action: Callable[[], _Result]) -> _Result:
     for attempt in range(_ATTEMPTS):
         try:
             return action()
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, TooManyBytes):
             raise
         except OSError as error:
-            if is_local(uri) or is_forbidden(error) or is_hopeless(error) or attempt + 1 == _ATTEMPTS:
+            code = error_code(error, uri)
+            if is_local(uri) or is_forbidden(code) or is_hopeless(code) or attempt + 1 == _ATTEMPTS:
                 raise
         time.sleep(_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
@@ -177,7 +190,7 @@ def write_bytes_atomically(uri: str, content: bytes) -> None:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             _replace_local_file(Path(path), content)
         else:
@@ -195,7 +208,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
         StorageError: the place cannot be written.
     """
     _, path = filesystem_and_path(uri)
-    with naming(uri):
+    with _naming_written(uri):
         if is_local(uri):
             return _create_local_file(Path(path), content)
         bucket, _, key = path.partition("/")
@@ -330,24 +343,37 @@ def naming(uri: str) -> Iterator[None]:
     """Turn what the operating system or S3 reports into a StorageError that names the uri."""
     try:
         yield
-    except StorageError:
+    except UserError:
         raise
     except FileNotFoundError as error:
         raise StorageError(f"{uri}: no such file") from error
     except IsADirectoryError as error:
         raise StorageError(f"{uri}: is a folder; expected a file") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise StorageError(f"{uri}: a part of this path is a file; choose another place") from error
     except PermissionError as error:
         raise StorageError(f"{uri}: permission denied; check the rights of the file") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_ROOM:
             raise StorageError(
                 f"{uri}: No space left on device; make room, and the same command goes on where it stopped"
             ) from error
-        if "is a directory" in str(error):  # Arrow's own error for a folder has no type of its own
+        if is_local(uri) and os.path.isdir(filesystem_and_path(uri)[1]):  # Arrow's error for a folder has no type
             raise StorageError(f"{uri}: is a folder; expected a file") from error
-        text = why_denied(uri) if is_forbidden(error) and not is_local(uri) else str(error)
-        if (reason := explain(text)) is not None:
+        code = error_code(error, uri)
+        code = why_denied(uri) if is_forbidden(code) and not is_local(uri) else code
+        if (reason := explain(code)) is not None:
             raise StorageError(f"{uri}: {reason}") from error
         raise StorageError(f"{uri}: cannot be read or written: {error}") from error
+    except (ValueError, pa.ArrowException) as error:  # a name that Arrow does not take, as one with a NUL in it
+        raise StorageError(f"{uri}: cannot be read or written: {error}; check the name") from error
+
+
+@contextlib.contextmanager
+def _naming_written(uri: str) -> Iterator[None]:
+    """As `naming`, for a local file that is to be written: what is missing then is no file."""
+    with naming(uri):
+        try:
+            yield
+        except OSError as error:
+            if not is_local(uri) or isinstance(error, IsADirectoryError) or error.errno in _NO_ROOM:
+                raise
+            raise StorageError(f"{uri}: cannot be written: {error.strerror or error}; choose another place") from error

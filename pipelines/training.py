@@ -8,7 +8,7 @@ unbroken one; a finished run is left alone, unless `train.steps` has grown.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import ray
@@ -16,16 +16,16 @@ import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from maskrcnn_core.config import Category, KeypointHeadConfig
-from maskrcnn_core.data.coco import CocoDataset, load_coco
+from maskrcnn_core.config import KeypointHeadConfig
+from maskrcnn_core.data.coco import CocoDataset
+from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
-from maskrcnn_core.evaluation.annotations import check_annotations
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import cluster, storage
 from pipelines.data_summary import check_images, summarize, write_data_summary
-from pipelines.evaluation import read_annotations
 from pipelines.proposal_files import check_proposal_settings, proposals_of
+from pipelines.training_data import RunData, training_data, validation_data
 from pipelines.training_output import (
     checkpoint_uri,
     claim,
@@ -37,7 +37,7 @@ from pipelines.training_output import (
     take_over,
     write_summary,
 )
-from pipelines.training_progress import TrainingEvent, forwarded, start_progress_log
+from pipelines.training_progress import DataNote, TrainingEvent, forwarded, start_progress_log
 from pipelines.training_supervision import Notices, result_of
 from pipelines.training_worker import WorkerConfig, WorkerResult, train_worker
 
@@ -60,6 +60,7 @@ class TrainSummary:
         best_step: steps done when it was measured.
         resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
             the run was already finished.
+        notes: what a person should know of the annotations, a line each.
     """
 
     checkpoint: str
@@ -71,6 +72,7 @@ class TrainSummary:
     best_score: float | None
     best_step: int | None
     resumed_from: int
+    notes: tuple[str, ...] = ()
 
 
 def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
@@ -89,25 +91,31 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     """
     run = _with_absolute_paths(run)
     require_free(run.output)
-    run = replace(run, model=replace(run.model, categories=check_data(run)))
+    data = check_data(run)
+    run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     content = _digests(run)
     if is_claimed(run.output):
         claim(run, content)
         if (finished := read_summary(run.output)) is not None:
             return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
     else:  # a run that goes on has been looked at, and no longer needs what it started from
-        _check_images(run)
+        _check_images(run, data)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
+    notes = tuple(note for one in data.values() for note in one.notes)
+    described = {name: summarize(one.dataset) for name, one in data.items()}
+    del data  # the workers read their own
     with cluster.connect(run.cluster):
         _check_cluster(run)
+        for note in notes if on_progress else ():
+            on_progress(DataNote(note))  # type: ignore[misc]
         is_new = claim(run, content)
         owner = take_over(run.output)
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
-                _describe_data(run)
+                write_data_summary(run.output, described)
             result = _fit(run, owner, on_progress)
-    summary = _summary(run, result)
+    summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
 
@@ -141,59 +149,48 @@ def _sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-def check_data(run: TrainRun) -> tuple[Category, ...]:
-    """Read the annotations and look for the first image of each data set; returns the model's categories.
+def check_data(run: TrainRun) -> dict[str, RunData]:
+    """Read the annotations and look for the first image of each data set.
+
+    Returns:
+        What was read, by the name of its setting: `data.train`, and `data.val` where it is given.
 
     Raises:
         ConfigError: a data set is not given, or the model's own categories are others.
-        AnnotationError: a file is faulty or empty, or training and validation have different categories.
+        AnnotationError: a file is faulty or empty, there is nothing to learn, or validation has categories of its own.
         StorageError: a file or folder is missing.
     """
     data = run.data
     check_proposal_settings(run)
-    dataset = _check_dataset("data.train", data.train, require_masks=run.model.mask_head.enabled)
-    categories = dataset.categories
+    _require_given("data.train", data.train)
+    found = {"data.train": training_data(run)}
+    dataset = found["data.train"].dataset
+    _check_dataset("data.train", data.train, dataset)
+    _require_objects(data.train, dataset, masks=run.model.mask_head.enabled)
     if run.model.keypoint_head.enabled:
         _check_keypoints(run.model.keypoint_head, dataset, data.train.annotations)
-    if run.model.categories and run.model.categories != categories:
+    if run.model.categories and run.model.categories != dataset.categories:
         raise ConfigError(
             f"model.categories: differ from those of {data.train.annotations}; leave them out, training takes them "
             "from the annotation file"
         )
     if data.val.annotations or data.val.images:
-        found = _check_dataset("data.val", data.val, require_masks=False).categories
-        try:
-            check_annotations(read_annotations(data.val.annotations))
-        except AnnotationError as error:
-            raise AnnotationError(f"{data.val.annotations}: {error}") from error
-        if found != categories:
-            ours, theirs = ({(category.id, category.name) for category in group} for group in (categories, found))
-            raise AnnotationError(
-                f"{data.val.annotations}: categories differ from those of {data.train.annotations}: "
-                f"only in training {sorted(ours - theirs)}, only in validation {sorted(theirs - ours)}; "
-                "expected the same ids and names in both"
-            )
-    return categories
+        _require_given("data.val", data.val)
+        known = replace(run, model=replace(run.model, categories=dataset.categories))
+        validation = validation_data(known)
+        _check_dataset("data.val", data.val, validation.dataset)
+        _require_annotations(data.val, validation.dataset)
+        found["data.val"] = replace(
+            validation, notes=validation.notes + _nothing_to_score(data.val, validation.dataset)
+        )
+    return found
 
 
-def _datasets(run: TrainRun) -> dict[str, tuple[CocoDataset, DatasetConfig]]:
-    """The configured data sets by the name of their setting."""
-    named = {"data.train": run.data.train, "data.val": run.data.val}
-    return {
-        name: (load_coco(source.annotations, require_masks=False, on_fault="drop"), source)
-        for name, source in named.items()
-        if source.annotations
-    }
-
-
-def _check_images(run: TrainRun) -> None:
-    if run.data.check_images:
-        for name, (dataset, source) in _datasets(run).items():
-            check_images(name, dataset, source.images, number=run.data.check_images, max_pixels=run.data.max_pixels)
-
-
-def _describe_data(run: TrainRun) -> None:
-    write_data_summary(run.output, {name: summarize(dataset) for name, (dataset, _) in _datasets(run).items()})
+def _check_images(run: TrainRun, data: Mapping[str, RunData]) -> None:
+    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if run.data.check_images and name in data:
+            number, most = run.data.check_images, run.data.max_pixels
+            check_images(name, data[name].dataset, source.images, number=number, max_pixels=most)
 
 
 def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
@@ -211,25 +208,56 @@ def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations
         )
 
 
-def _check_dataset(name: str, source: DatasetConfig, *, require_masks: bool) -> CocoDataset:
+def _require_given(name: str, source: DatasetConfig) -> None:
     for field in ("images", "annotations"):
         if not getattr(source, field):
             raise ConfigError(f"{name}.{field}: not given, expected a {'folder' if field == 'images' else 'COCO file'}")
-    dataset = load_coco(source.annotations, require_masks=require_masks, on_fault="drop")
+
+
+def _require_objects(source: DatasetConfig, dataset: CocoDataset, *, masks: bool) -> None:
+    """Regions to ignore teach nothing: neither what is there, nor what is not."""
+    if _objects(dataset):
+        return
+    _require_annotations(source, dataset)
+    regions = sum(len(image.objects) for image in dataset.images)
+    why = "; ".join(dataset.faults.lines())
+    what = "is a crowd (iscrowd 1)" + (" or has no mask" if masks else "")
+    mend = ", give masks, or set model.mask_head.enabled false" if masks else ""
+    raise AnnotationError(
+        f"{source.annotations}: there is nothing to learn, every one of its {regions} annotations {what}"
+        f"{f' ({why})' if why else ''}; set iscrowd to 0 where an annotation is one object{mend}"
+    )
+
+
+def _require_annotations(source: DatasetConfig, dataset: CocoDataset) -> None:
+    if not any(image.objects for image in dataset.images):
+        why = "; ".join(dataset.faults.lines())
+        raise AnnotationError(
+            f"{source.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
+        )
+
+
+def _nothing_to_score(source: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
+    if _objects(dataset):
+        return ()
+    return (f"{source.annotations}: there is nothing to score on: no annotation is an object (iscrowd 0)",)
+
+
+def _objects(dataset: CocoDataset) -> int:
+    return sum(not item.crowd for image in dataset.images for item in image.objects)
+
+
+def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> None:
     if not dataset.images:
         raise AnnotationError(f"{source.annotations}: section 'images' is empty, expected at least one image")
-    if not any(image.objects for image in dataset.images):
-        dropped = f" ({len(dataset.dropped)} faulty ones, the first: {dataset.dropped[0]})" if dataset.dropped else ""
-        raise AnnotationError(f"{source.annotations}: no usable annotation{dropped}, expected at least one")
     if (proposals := proposals_of(source, name)) is not None:
         proposals.require(image.image_id for image in dataset.images)
-    first = storage.join(source.images, dataset.images[0].file_name)
+    first = located(source.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(
             f"{first}: no such file, but {source.annotations} lists it; {name}.images has to be the folder that the "
             "file names in the annotations are relative to"
         )
-    return dataset
 
 
 def _with_absolute_paths(run: TrainRun) -> TrainRun:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from maskrcnn_core.data.coco import CocoDataset, load_coco
+from maskrcnn_core.data.coco import CocoDataset
 from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate, collate_proposals
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import CheckpointError
@@ -43,6 +43,7 @@ from pipelines.cluster import physical_cores
 from pipelines.proposal_files import proposals_of
 from pipelines.training_augmentation import color_jitter, scale_jitter
 from pipelines.training_checkpoints import CheckpointSaver, clear_staging
+from pipelines.training_data import training_data, validation_data
 from pipelines.training_output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training_progress import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
 from pipelines.training_readers import remote_batches
@@ -168,7 +169,6 @@ def prepare_job(
     )
     learner.train()
     tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
-    masks = run.model.mask_head.enabled
     val = run.data.val
     job = TrainingJob(
         run,
@@ -179,8 +179,8 @@ def prepare_job(
         detector,
         learner,
         optimizer,
-        data=load_coco(run.data.train.annotations, require_masks=masks, on_fault="drop"),
-        validation=load_coco(val.annotations, require_masks=False, on_fault="drop") if val.annotations else None,
+        data=training_data(run).dataset,
+        validation=validation_data(run).dataset if val.annotations else None,
         writer=writer,
         tensorboard=tensorboard,
         proposals=proposals_of(run.data.train, "data.train"),
@@ -197,7 +197,7 @@ def prepare_job(
             validation_images,
             world_size,
             threads,
-            len(job.data.dropped),
+            job.data.faults.counts.get("object", 0),
         )
     )
     return job, start

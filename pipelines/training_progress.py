@@ -35,6 +35,17 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True)
+class DataNote:
+    """Something a person should know of the annotations before the run starts.
+
+    Attributes:
+        text: what was left out or mended, or how categories meet; names the file.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
 class InitialWeightsLoaded:
     """A new run starts from other checkpoints.
 
@@ -183,6 +194,7 @@ class Interrupted:
 
 TrainingEvent = (
     TrainingStarted
+    | DataNote
     | InitialWeightsLoaded
     | StepReport
     | ValidationReport

@@ -1,6 +1,5 @@
 """COCO metrics of a detector in training: its images are predicted in shares, the scores are those of all shares."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,19 +8,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import ModelConfig
-from maskrcnn_core.data.coco import CocoDataset, CocoImage
+from maskrcnn_core.data.coco import CocoDataset, CocoImage, image_entries
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder, read_bytes
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.evaluation.coco import NOT_DEFINED, evaluate_coco, stat_names
 from maskrcnn_core.evaluation.proposals import (
     RecallCounts,
-    annotated_boxes,
     count_recall,
     no_recall,
+    object_boxes,
     recall_metrics,
     summarize_recall,
 )
@@ -101,7 +101,7 @@ def predict_share(
     share = dataset.images[rank::world_size]
     chunks = prefetch(_read_in_chunks(share, Folder(source.images)), depth=2)
     if not config.box_head.enabled:
-        return PredictedShare([], _recall_of_share(predictor, share, chunks, source))
+        return PredictedShare([], _recall_of_share(predictor, share, chunks))
     records: list[ImageRecord] = []
     for encoded in chunks:
         images = share[len(records) : len(records) + len(encoded)]
@@ -111,11 +111,11 @@ def predict_share(
     )
 
 
-def score_shares(shares: Sequence[PredictedShare], config: ModelConfig, source: DatasetConfig) -> Scores:
+def score_shares(shares: Sequence[PredictedShare], config: ModelConfig, dataset: CocoDataset) -> Scores:
     """The metrics of all shares together."""
     if not config.box_head.enabled:
         return _recall_scores([share.recall for share in shares if share.recall is not None])
-    return _score([entry for share in shares for entry in share.entries], config, source)
+    return _score([entry for share in shares for entry in share.entries], config, dataset)
 
 
 def draw_pictures(
@@ -123,23 +123,26 @@ def draw_pictures(
 ) -> NDArray[np.uint8] | None:
     """Ground truth beside predictions of the first images of a share that have objects, on one sheet [H, W, 3]; None
     where there are none."""
-    with_objects = {image.image_id for image in dataset.images if image.objects}
-    chosen = [entry for entry in share.entries if entry[0] in with_objects and entry[2].status == "ok"][:number]
-    if not chosen:
+    drawable = {image.image_id: image for image in dataset.images if image.objects}
+    chosen = [entry for entry in share.entries if entry[0] in drawable and _has_its_size(entry[2], drawable[entry[0]])]
+    if not chosen[:number]:
         return None
-    document = json.loads(read_bytes(source.annotations))
-    names = {category.id: category.name for category in dataset.categories}
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     rows = []
-    for image_id, file_name, record in chosen:
+    for image_id, file_name, record in chosen[:number]:
         pixels = decode_image(Folder(source.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
         image = pixels.permute(1, 2, 0).numpy()
-        annotated = [entry for entry in document["annotations"] if entry["image_id"] == image_id]
-        truth = objects_from_annotations(annotated, names, *image.shape[:2])
+        truth = objects_from_annotations(image_entries(drawable[image_id]), names, *image.shape[:2])
         found = objects_from_record(record, min_score=_DRAWN_SCORE)
         scale = fit_scale(image, _PICTURE_SIDE)
         caption = f"{file_name}: {len(truth)} objects, {len(found)} found"
         rows.append((draw_objects(image, truth, scale=scale), draw_objects(image, found, scale=scale), caption))
     return contact_sheet(rows, cell=_PICTURE_SIDE)
+
+
+def _has_its_size(record: ImageRecord, image: CocoImage) -> bool:
+    """Whether an image was predicted, at the size that its annotations are of."""
+    return record.status == "ok" and (record.height, record.width) == (image.height, image.width)
 
 
 def _proposals_of(
@@ -149,16 +152,15 @@ def _proposals_of(
 
 
 def _recall_of_share(
-    predictor: Predictor, share: Sequence[CocoImage], chunks: Iterator[list[bytes | ImageError]], source: DatasetConfig
+    predictor: Predictor, share: Sequence[CocoImage], chunks: Iterator[list[bytes | ImageError]]
 ) -> tuple[RecallCounts, int, int]:
     """Counts over this rank's images, their number and how many of them failed."""
-    objects = annotated_boxes(json.loads(read_bytes(source.annotations)))
     counts, done, failed = no_recall(), 0, 0
     for encoded in chunks:
         records = predictor.propose(encoded)
         images = share[done : done + len(records)]
         counts += count_recall(
-            (record.boxes, record.scores, objects[image.image_id])
+            (record.boxes, record.scores, object_boxes(image_entries(image)))
             for image, record in zip(images, records, strict=True)
         )
         done += len(records)
@@ -191,19 +193,20 @@ def _read(image: CocoImage, folder: Folder) -> bytes | ImageError:
         return ImageError("unreadable", f"{folder.path(image.file_name)}: {error}")
 
 
-def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig, source: DatasetConfig) -> Scores:
+def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig, dataset: CocoDataset) -> Scores:
     image_ids, uris, records = zip(*entries, strict=True)
     labels = records_to_table(image_ids, uris, records, "training", record_schema(config.categories))
     iou_types: list[IouType] = ["bbox"]
     iou_types += ["segm"] if config.mask_head.enabled else []
     iou_types += ["keypoints"] if config.keypoint_head.enabled else []
-    scores = evaluate_coco(json.loads(read_bytes(source.annotations)), labels, iou_types)
+    scores = evaluate_coco(dataset.document(), labels, iou_types)
     metrics: dict[str, float] = {
         f"{kind}/{name}": value
         for kind, stats in scores.stats.items()
         for name, value in zip(stat_names(kind), stats, strict=True)
         if value != NOT_DEFINED
     }
+    names = distinct_names((category.id, category.name) for category in dataset.categories)
     decisive: Any = next(kind for kind in ("segm", "keypoints", "bbox") if kind in scores.stats)
     return Scores(
         metrics=metrics,
@@ -211,7 +214,7 @@ def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig,
         images=len(records),
         failed_images=sum(record.status != "ok" for record in records),
         categories={
-            category.name: category.ap[decisive]
+            names[category.id]: category.ap[decisive]
             for category in scores.per_category
             if category.ap.get(decisive, NOT_DEFINED) != NOT_DEFINED
         },

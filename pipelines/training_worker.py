@@ -278,7 +278,7 @@ class TrainingLoop:
     def _count_here(self, shares: list[PredictedShare], losses: dict[str, float], done: int, begin: float) -> None:
         job, run = self._job, self._job.run
         assert job.validation is not None
-        scores = score_shares(shares, run.model, run.data.val)
+        scores = score_shares(shares, run.model, job.validation)
         pictures = None
         if run.train.pictures:
             pictures = draw_pictures(

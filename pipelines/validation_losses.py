@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from maskrcnn_core.data.coco import load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, TrainingItem, collate, collate_proposals
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import ImageError
@@ -16,6 +15,7 @@ from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.training.draws import image_seeds
 from maskrcnn_core.training.loader import prefetch
+from pipelines.training_data import validation_data
 
 _IMAGES = "images"
 
@@ -69,7 +69,7 @@ def _source(run: TrainRun, proposals: ProposalFiles | None) -> CocoTrainingData:
     model, val = run.model, run.data.val
     masks = model.mask_head.enabled
     return CocoTrainingData(
-        load_coco(val.annotations, require_masks=masks, on_fault="drop"),
+        validation_data(run, learnt=True).dataset,
         val.images,
         long_side=model.input.long_side,
         mean=model.input.mean,

@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from maskrcnn_core.data.coco import load_coco
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.train_config import TrainRun
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines import storage
 from pipelines.proposal_files import proposals_of
+from pipelines.training_data import validation_data
 from pipelines.training_output import checkpoint_uri
 from pipelines.training_validation import PredictedShare, Scores, draw_pictures, predict_share, score_shares
 from pipelines.validation_losses import mean_losses, sum_losses
@@ -98,7 +98,7 @@ def _validate(run: TrainRun, step: int) -> TaskResult:
     parts: list[tuple[PredictedShare, Any, dict[str, float]]] = ray.get(
         [predict.remote(run, step, rank, number) for rank in range(number)]
     )
-    scores = score_shares([share for share, _, _ in parts], run.model, run.data.val)
+    scores = score_shares([share for share, _, _ in parts], run.model, validation_data(run).dataset)
     losses = mean_losses([sums for _, _, sums in parts])
     return TaskResult(scores, parts[0][1], losses, time.perf_counter() - begin)
 
@@ -114,7 +114,7 @@ def _predict(
     proposals = proposals_of(run.data.val, "data.val")
     part: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size, "proposals": proposals}
     sums = sum_losses(copy.deepcopy(detector), run, **part) if run.train.validation_losses else {}
-    dataset = load_coco(run.data.val.annotations, require_masks=False, on_fault="drop")
+    dataset = validation_data(run).dataset
     max_pixels = run.data.max_pixels
     share = predict_share(
         detector,

@@ -24,17 +24,19 @@ FORBIDDEN_OUTSIDE = {
 }
 RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_config.py")}
 CORE_LAYERS = (
-    {"errors", "printable", "config_checks", "config", "structures"},
+    {"errors", "printable", "category_names", "config_checks", "config", "structures"},
     RUN_CONFIGS,
     {"kernels"},
     {"cpu_kernels"},  # they share the switch
-    {"boxes", "masks", "run_lengths", "keypoints"},
+    {"boxes", "masks", "run_lengths", "keypoints", "category_names"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
     {"report"},
 )
 SAME_LAYER = {
     ("config_checks", "errors"),
+    ("category_names", "errors"),
+    ("config_checks", "printable"),
     ("config", "config_checks"),
     *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
     ("evaluate_config", "report_config"),

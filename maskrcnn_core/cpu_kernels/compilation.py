@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn_core.cpu_kernels.cache import kept_on_disk
+
 # NaN and infinity must stay what they are, so no fast arithmetic; division by zero as in C.
 _OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
 def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the function compiled at its first call for each type of arguments, and kept on disk where that can be
-    written."""
+    written (`cache.py`)."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            made: Callable[..., Any] = numba.njit(parallel=parallel, cache=True, **_OPTIONS)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written
-            made = numba.njit(parallel=parallel, **_OPTIONS)(function)
+        made: Callable[..., Any] = numba.njit(parallel=parallel, **_OPTIONS)(function)
+        kept_on_disk(made, function)
         return made
 
     return decorate

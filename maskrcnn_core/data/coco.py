@@ -1,26 +1,30 @@
 """COCO instances and keypoints annotations: read, checked, in plain frozen structures (cocodataset.org/#format-data).
 
-A fault that breaks the file (no JSON, a missing section, a duplicate or unknown id) always raises. A fault of a single
-annotation (a box without extent, a polygon with two points) raises too, or drops the annotation and says so in
-`CocoDataset.dropped`, as the caller chooses. Real COCO train2017 holds a few such annotations.
+Entries are read by `coco_sections` and `coco_annotations`, which say what becomes of which fault; scoring reads the
+same entries by the same rules (`evaluation.annotations`). A fault that breaks the file (no JSON, a missing section, a
+duplicate or unknown id) always raises. A fault of a single annotation (a box without extent, a polygon with two points)
+raises too, or costs the smallest thing that is wrong and is counted in `CocoDataset.faults`, as the caller chooses.
+Real COCO train2017 holds a few such annotations.
 """
 
-import json
-import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import Category
+from maskrcnn_core.data.coco_annotations import Asked, read_annotations
+from maskrcnn_core.data.coco_sections import CocoDict, CocoSections
+from maskrcnn_core.data.entry_faults import Faults
 from maskrcnn_core.data.files import read_bytes
-from maskrcnn_core.data.segmentation import ObjectMask, rasterise, run_lengths
+from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
+from maskrcnn_core.data.segmentation import ObjectMask, rasterise
 from maskrcnn_core.errors import AnnotationError
 
-__all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_coco", "rasterise"]
+__all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_categories", "load_coco", "rasterise"]
 
-_FAULTS_SHOWN = 5
-Entry: TypeAlias = dict[str, Any]
+_SECTIONS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class CocoObject:
         category_id: COCO category id.
         box: x1, y1, x2, y2 in original pixels, clipped to the image.
         area: area of the object in original pixels, as annotated.
-        crowd: a region of uncounted objects, to be ignored.
+        crowd: a region of uncounted objects, to be ignored; where masks are learnt, also an object without a mask.
         segmentation: polygons in original pixels (flat x, y, ...), or a run-length encoding as in the file, or None;
             the mask itself where the image was changed.
         keypoints: x, y, visibility of each keypoint, flat, in original pixels, or None where none are annotated.
+        bbox: x, y, width, height as annotated, for scoring; None = those of `box`.
+        num_keypoints: as annotated, for scoring.
     """
 
     annotation_id: int
@@ -45,6 +51,8 @@ class CocoObject:
     crowd: bool
     segmentation: "list[array[float]] | Mapping[str, Any] | ObjectMask | None"
     keypoints: tuple[float, ...] | None
+    bbox: tuple[float, float, float, float] | None = None
+    num_keypoints: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,231 +73,232 @@ class CocoDataset:
     Attributes:
         categories: in the order of their ids; the position is the label of a model trained on them.
         images: in file order.
-        keypoint_names: of the categories that have keypoints, in their order; empty where none has.
+        keypoint_names: of the categories that have keypoints, in their order; empty where none has, or nobody asked.
         keypoint_categories: names of these categories.
-        dropped: one line for each annotation that was left out.
+        faults: what was left out or mended.
+        named_by_url: some file names are the last two parts of a `coco_url`, a split's folder and a file.
     """
 
     categories: tuple[Category, ...]
     images: tuple[CocoImage, ...]
     keypoint_names: tuple[str, ...] = ()
     keypoint_categories: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    faults: Faults = field(default_factory=Faults)
+    named_by_url: bool = False
 
     @property
     def label_of(self) -> dict[int, int]:
         """COCO category id -> label 0 .. K-1."""
         return {category.id: label for label, category in enumerate(self.categories)}
 
+    def document(self) -> CocoDict:
+        """The data set as scoring reads it: a COCO document of clean entries."""
+        names = list(self.keypoint_names)
+        return {
+            "images": [
+                {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
+                for image in self.images
+            ],
+            "annotations": [entry for image in self.images for entry in image_entries(image)],
+            "categories": [
+                {"id": one.id, "name": one.name}
+                | ({"keypoints": names} if one.name in self.keypoint_categories else {})
+                for one in self.categories
+            ],
+        }
 
-class _Fault(Exception):
-    """What is wrong with one entry; the file name and the remedy are added where faults are collected."""
+
+def image_entries(image: CocoImage) -> list[CocoDict]:
+    """The annotations of an image as clean COCO entries."""
+    return [_entry(image.image_id, item) for item in image.objects]
 
 
-def load_coco(path: str, *, require_masks: bool, on_fault: Literal["raise", "drop"] = "raise") -> CocoDataset:
+def _entry(image_id: int, item: CocoObject) -> CocoDict:
+    x1, y1, x2, y2 = item.box
+    entry: CocoDict = {
+        "id": item.annotation_id,
+        "image_id": image_id,
+        "category_id": item.category_id,
+        "bbox": list(item.bbox or (x1, y1, x2 - x1, y2 - y1)),
+        "area": item.area,
+        "iscrowd": int(item.crowd),
+    }
+    if item.segmentation is not None:
+        entry["segmentation"] = item.segmentation
+    if item.keypoints is not None:
+        entry |= {"keypoints": list(item.keypoints), "num_keypoints": item.num_keypoints}
+    return entry
+
+
+def load_coco(
+    path: str,
+    *,
+    require_masks: bool,
+    masks: bool = True,
+    keypoints: bool = True,
+    on_fault: Literal["raise", "drop"] = "raise",
+) -> CocoDataset:
     """Read and check an annotation file.
 
     Args:
         path: local path or URI (s3://...).
-        require_masks: every annotation that is no crowd must have a segmentation.
-        on_fault: what to do with an annotation that is wrong in itself: raise, or drop it and list it in `dropped`.
+        require_masks: masks are learnt: an object without a usable one becomes a region to ignore.
+        masks: faults of masks matter; where they do not, a mask that cannot be used is none, without a word.
+        keypoints: keypoints matter; where they do not, they are not looked at.
+        on_fault: what to do with an entry that is wrong in itself: raise, or leave out the smallest thing that is wrong
+            and count it in `faults`.
 
     Raises:
         AnnotationError: with the file, the ids, the first faults and how to mend them.
         StorageError: the file is missing or unreadable.
     """
-    document = _parse_json(path)
-    image_entries, annotations, category_entries = (
-        _section(document, name, path) for name in ("images", "annotations", "categories")
-    )
-    categories, keypoint_names = _read_categories(category_entries, path)
-    images = _read_images(image_entries, path)
-    _check_references(annotations, set(images), {category.id for category in categories}, path)
-    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
-    faults = []
-    for entry in annotations:
-        image = images[entry["image_id"]]
+    with without_garbage_collection():
         try:
-            found = _read_object(entry, image, len(keypoint_names), require_masks)
-        except _Fault as fault:
-            faults.append(f"annotation {entry['id']} of image {entry['image_id']}: {fault}")
-        else:
-            objects[image.image_id].append(found)
-    if on_fault == "raise":
-        _raise_if_any(faults, path, "correct or remove these annotations, or load with on_fault='drop'")
-    complete = tuple(
-        CocoImage(image.image_id, image.file_name, image.width, image.height, tuple(objects[image.image_id]))
-        for image in images.values()
-    )
-    with_keypoints = {entry["id"] for entry in category_entries if entry.get("keypoints")}
-    return CocoDataset(
-        categories=categories,
-        images=complete,
-        keypoint_names=keypoint_names,
-        keypoint_categories=tuple(category.name for category in categories if category.id in with_keypoints),
-        dropped=tuple(faults),
-    )
+            dataset = _dataset(_document(path), require_masks, Asked(masks or require_masks), keypoints)
+        except AnnotationError as error:
+            raise AnnotationError(f"{path}: {error}") from None
+    if on_fault == "raise" and dataset.faults:
+        raise AnnotationError(f"{path}: {'; '.join(dataset.faults.lines())}. To mend: correct or remove these entries.")
+    return dataset
 
 
-def _parse_json(path: str) -> Entry:
-    encoded = read_bytes(path)
+def load_categories(path: str) -> tuple[Category, ...]:
+    """The categories of an annotation file, by id, whatever else it holds.
+
+    Raises:
+        AnnotationError: they are wrong.
+        StorageError: the file is missing or unreadable.
+    """
+    sections = CocoSections(names=False, sizes=False, keypoints=False)
     try:
-        document = json.loads(encoded)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not JSON ({error}); expected a COCO instances or keypoints file") from None
+        for entry in _section(_document(path), "categories"):
+            sections.add_category(entry)
+        sections.finish()
+    except AnnotationError as error:
+        raise AnnotationError(f"{path}: {error}") from None
+    return _categories(sections)
+
+
+def _dataset(document: CocoDict, require_masks: bool, asked: Asked, keypoints: bool) -> CocoDataset:
+    images, annotations, categories = (_section(document, name) for name in _SECTIONS)
+    sections = CocoSections(names=True, sizes=True, keypoints=keypoints)
+    for entry in images:
+        sections.add_image(entry)
+    for entry in categories:
+        sections.add_category(entry)
+    for entry in annotations:
+        sections.add_annotation(entry)
+    sections.finish()
+    names, with_keypoints = _keypoint_names(sections.categories) if keypoints else ((), {})
+    asked = replace(asked, keypoints=with_keypoints)
+    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in sections.images}
+    for clean in read_annotations(annotations, sections.images, asked, sections.faults, sections.left_out):
+        image = sections.images[clean["image_id"]]
+        objects[image["id"]].append(_object(clean, image, require_masks))
+    return CocoDataset(
+        categories=_categories(sections),
+        images=tuple(
+            CocoImage(image_id, image["file_name"], image["width"], image["height"], tuple(objects[image_id]))
+            for image_id, image in sections.images.items()
+        ),
+        keypoint_names=names,
+        keypoint_categories=tuple(one.name for one in _categories(sections) if one.id in with_keypoints),
+        faults=sections.faults.faults(),
+        named_by_url=any("named_by_url" in image for image in sections.images.values()),
+    )
+
+
+def _document(path: str) -> CocoDict:
+    document = parse_json(read_bytes(path))
     if not isinstance(document, dict):
         raise AnnotationError(
-            f"{path}: the top level is a {type(document).__name__}, expected an object with the sections "
+            f"the top level is a {type(document).__name__}, expected an object with the sections "
             "images, annotations and categories (a list is a COCO results file, which is no ground truth)"
         )
     return document
 
 
-def _section(document: Entry, name: str, path: str) -> list[Entry]:
+def _section(document: CocoDict, name: str) -> list[Any]:
     section = document.get(name)
-    if not isinstance(section, list) or not all(isinstance(entry, dict) for entry in section):
+    if not isinstance(section, list):
         got = "no such section" if name not in document else "something else"
-        raise AnnotationError(f"{path}: section '{name}': got {got}, expected a list of objects; add it as COCO has it")
+        raise AnnotationError(f"section '{name}': got {got}, expected a list of objects; add it as COCO has it")
     return section
 
 
-def _raise_if_any(faults: Sequence[str], path: str, mend: str) -> None:
-    if faults:
-        rest = len(faults) - _FAULTS_SHOWN
-        more = f"; ... and {rest} more" if rest > 0 else ""
-        raise AnnotationError(f"{path}: {'; '.join(faults[:_FAULTS_SHOWN])}{more}. To mend: {mend}.")
+def _categories(sections: CocoSections) -> tuple[Category, ...]:
+    ordered = sorted(sections.categories, key=lambda category: int(category["id"]))
+    return tuple(Category(category["id"], category.get("name", str(category["id"]))) for category in ordered)
 
 
-def _id_faults(entries: Iterable[Entry], kind: str) -> list[str]:
-    seen: set[int] = set()
-    faults = []
-    for position, entry in enumerate(entries):
-        identity = entry.get("id")
-        if type(identity) is not int:
-            faults.append(f"{kind} at position {position}: id {identity!r}, expected a whole number")
-        elif identity in seen:
-            faults.append(f"{kind} {identity}: duplicate id at position {position}")
-        else:
-            seen.add(identity)
-    return faults
+def _keypoint_names(categories: Iterable[CocoDict]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The one list of keypoints of a file, and how many by id of each category that has it."""
+    lists = {category["id"]: tuple(category["keypoints"]) for category in categories if "keypoints" in category}
+    if len(set(lists.values())) > 1:
+        raise AnnotationError("categories have different lists of keypoints, expected one list in the file")
+    return next(iter(lists.values()), ()), {category_id: len(names) for category_id, names in lists.items()}
 
 
-def _read_categories(entries: list[Entry], path: str) -> tuple[tuple[Category, ...], tuple[str, ...]]:
-    faults = _id_faults(entries, "category")
-    keypoint_lists: set[tuple[str, ...]] = set()
-    for entry in entries:
-        if not isinstance(entry.get("name"), str):
-            faults.append(f"category {entry.get('id')}: name {entry.get('name')!r}, expected text")
-        names = entry.get("keypoints") or []
-        if not isinstance(names, list) or len(set(map(str, names))) != len(names):
-            faults.append(f"category {entry.get('id')}: keypoints {names!r:.60}, expected a list of different names")
-        elif names:
-            keypoint_lists.add(tuple(str(name) for name in names))
-    if not entries:
-        faults.append("section 'categories' is empty, expected at least one category")
-    if len(keypoint_lists) > 1:
-        faults.append("categories have different lists of keypoints, expected one list in the file")
-    _raise_if_any(faults, path, "correct these categories")
-    ordered = sorted(entries, key=lambda entry: int(entry["id"]))
-    categories = tuple(Category(id=entry["id"], name=entry["name"]) for entry in ordered)
-    return categories, next(iter(keypoint_lists), ())
-
-
-def _read_images(entries: list[Entry], path: str) -> dict[int, CocoImage]:
-    faults = _id_faults(entries, "image")
-    for entry in entries:
-        name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
-        if not isinstance(name, str) or not name:
-            faults.append(f"image {entry.get('id')}: file_name {name!r}, expected text")
-        if not (type(width) is int and type(height) is int and width > 0 and height > 0):
-            faults.append(
-                f"image {entry.get('id')}: width {width!r}, height {height!r}, expected whole numbers above 0"
-            )
-    _raise_if_any(faults, path, "correct these images")
-    return {
-        entry["id"]: CocoImage(entry["id"], entry["file_name"], entry["width"], entry["height"], ())
-        for entry in entries
-    }
-
-
-def _check_references(annotations: list[Entry], image_ids: set[int], category_ids: set[int], path: str) -> None:
-    faults = _id_faults(annotations, "annotation")
-    for entry in annotations:
-        for name, known in (("image_id", image_ids), ("category_id", category_ids)):
-            value = entry.get(name)
-            if type(value) is not int or value not in known:
-                section = "images" if name == "image_id" else "categories"
-                faults.append(f"annotation {entry.get('id')}: {name} {value!r} is not in section '{section}'")
-    _raise_if_any(faults, path, "give unique ids to the annotations, and add what they refer to or remove them")
-
-
-def _read_object(entry: Entry, image: CocoImage, num_keypoints: int, require_masks: bool) -> CocoObject:
-    crowd = entry.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise _Fault(f"iscrowd {crowd!r}, expected 0 or 1")
-    box = _read_box(entry.get("bbox"), image)
-    segmentation = _read_segmentation(entry.get("segmentation"), image)
-    if segmentation is None and require_masks and not crowd:
-        raise _Fault("no segmentation, expected polygons or run lengths")
-    area = entry.get("area", (box[2] - box[0]) * (box[3] - box[1]))
-    if not _are_finite([area]) or area < 0:
-        raise _Fault(f"area {area!r}, expected a number of 0 or more")
+def _object(clean: CocoDict, image: CocoDict, require_masks: bool) -> CocoObject:
+    bbox = tuple(float(value) for value in clean["bbox"])
+    x, y, width, height = bbox
+    box = (max(x, 0.0), max(y, 0.0), min(x + width, float(image["width"])), min(y + height, float(image["height"])))
+    mask, points = clean.get("segmentation"), clean.get("keypoints")
     return CocoObject(
-        annotation_id=entry["id"],
-        category_id=entry["category_id"],
+        annotation_id=clean["id"],
+        category_id=clean["category_id"],
         box=box,
-        area=float(area),
-        crowd=bool(crowd),
-        segmentation=segmentation,
-        keypoints=_read_keypoints(entry.get("keypoints"), num_keypoints),
+        area=float(clean["area"]),
+        crowd=bool(clean["iscrowd"]) or (require_masks and mask is None),
+        segmentation=mask,
+        keypoints=None if points is None else tuple(float(value) for value in points),
+        bbox=(x, y, width, height),
+        num_keypoints=clean.get("num_keypoints", 0),
     )
 
 
-def _are_finite(values: Iterable[object]) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)  # type: ignore[arg-type]
+def with_categories(dataset: CocoDataset, categories: Sequence[Category]) -> tuple[CocoDataset, str]:
+    """A data set whose categories meet those of another one by name, with the other's ids.
 
+    Args:
+        dataset: its categories may have other ids, and may be fewer.
+        categories: of the other one.
 
-def _read_box(bbox: Any, image: CocoImage) -> tuple[float, float, float, float]:
-    if not isinstance(bbox, list) or len(bbox) != 4 or not _are_finite(bbox):
-        raise _Fault(f"bbox {bbox!r}, expected four finite numbers x, y, width, height")
-    x, y, width, height = (float(value) for value in bbox)
-    if width <= 0 or height <= 0:
-        raise _Fault(f"bbox {bbox} has no extent, expected width and height above 0")
-    box = (max(x, 0.0), max(y, 0.0), min(x + width, float(image.width)), min(y + height, float(image.height)))
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise _Fault(f"bbox {bbox} lies outside its image of {image.width} x {image.height} pixels (width x height)")
-    return box
+    Returns:
+        The data set with `categories` and their ids; and what was done, empty where all were the same already.
 
-
-def _read_segmentation(segmentation: Any, image: CocoImage) -> "list[array[float]] | Mapping[str, Any] | None":
-    if segmentation is None or segmentation == []:
-        return None
-    if isinstance(segmentation, dict):
-        try:
-            run_lengths(segmentation, image.height, image.width)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise _Fault(f"segmentation: {error}") from None
-        return segmentation
-    if not isinstance(segmentation, list):
-        raise _Fault(f"segmentation of type {type(segmentation).__name__}, expected polygons or run lengths")
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or not _are_finite(polygon):
-            raise _Fault("segmentation: a polygon that is no list of finite numbers x, y, x, y, ...")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise _Fault(f"segmentation: a polygon of {len(polygon)} numbers, expected x, y of at least 3 points")
-    return [array("d", polygon) for polygon in segmentation]  # a quarter of the memory of Python's floats
-
-
-def _read_keypoints(keypoints: Any, num_keypoints: int) -> tuple[float, ...] | None:
-    if keypoints is None or keypoints == []:
-        return None
-    if not isinstance(keypoints, list) or not _are_finite(keypoints):
-        raise _Fault("keypoints: expected finite numbers x, y, visibility for each keypoint")
-    if len(keypoints) % 3:
-        raise _Fault(f"keypoints: {len(keypoints)} numbers, expected a multiple of 3 (x, y, visibility)")
-    if len(keypoints) != 3 * num_keypoints:
-        raise _Fault(f"keypoints: {len(keypoints)} numbers, expected 3 for each of the category's {num_keypoints}")
-    for place, visibility in enumerate(keypoints[2::3]):
-        if visibility not in (0, 1, 2):
-            raise _Fault(f"keypoints: visibility {visibility} of keypoint {place}, expected 0, 1 or 2")
-    return tuple(float(value) for value in keypoints)
+    Raises:
+        AnnotationError: a category has a name that the other one lacks.
+    """
+    if dataset.categories == tuple(categories):
+        return dataset, ""
+    # Where a name stands twice, its categories are told apart by their ids.
+    shown, theirs = (distinct_names((one.id, one.name) for one in group) for group in (dataset.categories, categories))
+    known, named = {name: number for number, name in theirs.items()}, {one.id: one.name for one in categories}
+    strange = [one for one in dataset.categories if shown[one.id] not in known]
+    if strange:
+        told = "; ".join(
+            f"{one.name!r} (id {one.id}" + (f", which is {named[one.id]!r} there)" if one.id in named else ")")
+            for one in strange[:5]
+        )
+        ours = ", ".join(repr(one.name) for one in tuple(categories)[:10])
+        raise AnnotationError(
+            f"categories meet by name, and {len(strange)} have a name of their own: {told}; expected some of {ours}"
+            + (", ..." if len(categories) > 10 else "")
+        )
+    new_ids = {one.id: known[shown[one.id]] for one in dataset.categories}
+    moved = [one for one in dataset.categories if new_ids[one.id] != one.id]
+    missing = [name for number, name in theirs.items() if number not in new_ids.values()]
+    images = dataset.images
+    if moved:
+        images = tuple(
+            replace(
+                image,
+                objects=tuple(replace(item, category_id=new_ids[item.category_id]) for item in image.objects),
+            )
+            for image in images
+        )
+    said = [f"{one.name!r} has the id {one.id} here and {new_ids[one.id]} there" for one in moved[:5]]
+    said += [f"and {len(moved) - 5} more"] if len(moved) > 5 else []
+    said += [f"{len(missing)} are not in this file ({', '.join(map(repr, missing[:5]))})"] if missing else []
+    return replace(dataset, categories=tuple(categories), images=images), f"categories meet by name: {', '.join(said)}"

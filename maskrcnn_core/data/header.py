@@ -1,8 +1,6 @@
-"""What the first bytes of an image file tell without decoding: format, size, depth and EXIF orientation.
+"""What the first bytes of an image file tell without decoding: its format, and of an EXIF block the orientation."""
 
-JPEG and PNG are read here, as almost every image is one: no decoder object, no warning, some microseconds.
-"""
-
+import re
 import struct
 from dataclasses import dataclass
 
@@ -31,25 +29,37 @@ _UNSUPPORTED_MAGIC = (
     (b"\x00\x00\x01\x00", "ICO"),
     (b"\x89HDF", "HDF5"),
     (b"DDS ", "DDS"),
+    *((b"P%d" % kind + blank, "PNM") for kind in range(1, 8) for blank in (b"\n", b" ", b"\r", b"\t", b"#")),
+    *((b"\x00%c%c\x00\x00" % (table, kind), "TGA") for table in (0, 1) for kind in (1, 2, 3, 9, 10, 11)),
+)
+# What other files begin with. Their bytes are not quoted: a name may lead to any file of the machine.
+_OTHERS = (
+    (re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"\s*<(\?xml|error)", re.IGNORECASE), "an XML file"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS (git lfs pull fetches the file)"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
+    (re.compile(rb"\x1f\x8b"), "compressed by gzip"),
+    (re.compile(rb"\x00{16}"), "zeros"),
+    (re.compile(rb"[\t\n\r\x20-\x7e]{16}|[\t\n\r\x20-\x7e]+\Z"), "text"),
 )
 _SUPPORTED = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_READABLE_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
 class Header:
-    """Facts of a JPEG or PNG file.
+    """What is known of a picture before any pixel is decoded.
 
     Attributes:
         height, width: pixels as stored.
         orientation: EXIF orientation 1..8; 1 where there is none.
+        tile: pixels of one tile, where the file is made of tiles, which may be larger than the picture.
     """
 
     height: int
     width: int
     orientation: int = 1
+    tile: int = 0
 
 
 def sniff_format(encoded: bytes) -> str:
@@ -74,75 +84,8 @@ def sniff_format(encoded: bytes) -> str:
         unsupported = "SVG"
     if unsupported is not None:
         raise ImageError("unsupported", f"{unsupported} is not read, {_SUPPORTED}; convert the file")
-    raise ImageError("unreadable", f"not an image: it begins with {encoded[:8]!r}, {_SUPPORTED}")
-
-
-def read_jpeg_header(encoded: bytes) -> Header:
-    """Walk the JPEG segments up to the frame header (ITU-T T.81, annex B).
-
-    Raises:
-        ImageError: `unreadable` if cut or damaged, `unsupported` for lossless, arithmetic or 12-bit JPEG.
-    """
-    orientation = 1
-    position = 2
-    while position + 4 <= len(encoded):
-        if encoded[position] != 0xFF:
-            break
-        marker = encoded[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            position += 2
-            continue
-        if marker in (0xD9, 0xDA):  # the picture begins, or is over, before any frame header
-            break
-        length = int.from_bytes(encoded[position + 2 : position + 4], "big")
-        segment = encoded[position + 4 : position + 2 + length]
-        if marker in _START_OF_FRAME:
-            return _jpeg_frame(marker, segment, orientation)
-        if marker == 0xE1 and segment.startswith(b"Exif\x00\x00"):
-            orientation = read_orientation(segment[6:])
-        position += 2 + length
-    raise ImageError("unreadable", "damaged JPEG: it has no frame header")
-
-
-def _jpeg_frame(marker: int, segment: bytes, orientation: int) -> Header:
-    if len(segment) < 6:
-        raise ImageError("unreadable", "damaged JPEG: its frame header is cut")
-    precision, height, width = struct.unpack(">BHH", segment[:5])
-    if marker not in _READABLE_FRAMES or precision != 8:
-        raise ImageError(
-            "unsupported",
-            f"JPEG of type SOF{marker - 0xC0} with {precision} bits, expected baseline or progressive with 8 bits; "
-            "convert the file",
-        )
-    if height == 0 or width == 0:
-        raise ImageError("unreadable", f"damaged JPEG: its size is {width} x {height} pixels")
-    return Header(height, width, orientation)
-
-
-def read_png_header(encoded: bytes) -> Header:
-    """Walk the PNG chunks up to the pixels.
-
-    Raises:
-        ImageError: `unreadable` if cut or damaged.
-    """
-    if len(encoded) < 33 or encoded[12:16] != b"IHDR":
-        raise ImageError("unreadable", "damaged PNG: it has no header chunk")
-    width, height = struct.unpack(">II", encoded[16:24])
-    if not (0 < width < 2**31 and 0 < height < 2**31):
-        raise ImageError("unreadable", f"damaged PNG: its size is {width} x {height} pixels")
-    orientation = 1
-    position = 8
-    while position + 8 <= len(encoded):
-        length, kind = struct.unpack(">I4s", encoded[position : position + 8])
-        if kind == b"eXIf":
-            orientation = read_orientation(encoded[position + 8 : position + 8 + length])
-        if kind in (b"IDAT", b"IEND", b"eXIf"):
-            break
-        position += 12 + length
-    return Header(height, width, orientation)
+    other = next((what for begin, what in _OTHERS if begin.match(encoded)), "of no known format")
+    raise ImageError("unreadable", f"not an image: it is {other}, {_SUPPORTED}")
 
 
 def read_orientation(exif: bytes) -> int:

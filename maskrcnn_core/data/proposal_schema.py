@@ -7,6 +7,16 @@ RECORD_KEY = b"maskrcnn.record"
 PROPOSALS_KIND = b"proposals"
 
 
+PROPOSALS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("bbox", pa.list_(pa.float32()), nullable=False),
+            pa.field("score", pa.float32(), nullable=False),
+        ]
+    )
+)
+
+
 def is_proposals_schema(schema: pa.Schema) -> bool:
     """Whether a label file's rows hold proposals instead of detections."""
     return bool((schema.metadata or {}).get(RECORD_KEY) == PROPOSALS_KIND)

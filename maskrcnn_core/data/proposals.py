@@ -24,19 +24,10 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.errors import ImageError, StorageError
-from maskrcnn_core.structures import Proposals
+from maskrcnn_core.structures import Proposals, real_or_unit, valid_slots
 
 ROWS_PER_GROUP = 16
 """Images of a row group: reading one image costs reading so many, a millisecond or so with 1000 proposals each."""
-
-PROPOSALS_TYPE = pa.list_(
-    pa.struct(
-        [
-            pa.field("bbox", pa.list_(pa.float32()), nullable=False),
-            pa.field("score", pa.float32(), nullable=False),
-        ]
-    )
-)
 
 _INDEX_COLUMNS = ("image_id", "status")
 _READ_COLUMNS = ("width", "height", "proposals")
@@ -76,12 +67,13 @@ def resize_proposals(found: ImageProposals, size: tuple[int, int], *, flip: bool
 
 
 def pad_proposals(images: Sequence[ImageProposals]) -> Proposals:
-    """Proposals of a batch: each image's list padded with zeros to the longest, at least one slot."""
+    """Proposals of a batch: each list padded to the longest, at least one slot (see `structures`, "Fillers")."""
     slots = max([1, *(len(image) for image in images)])
     boxes, scores = torch.zeros(len(images), slots, 4), torch.zeros(len(images), slots)
     for index, image in enumerate(images):
         boxes[index, : len(image)], scores[index, : len(image)] = image.boxes, image.scores
-    return Proposals(boxes, scores, torch.tensor([len(image) for image in images], dtype=torch.int64))
+    count = torch.tensor([len(image) for image in images], dtype=torch.int64)
+    return Proposals(real_or_unit(boxes, valid_slots(count, slots)), scores, count)
 
 
 class ProposalFiles:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from maskrcnn_core.data.coco import CocoObject
-from maskrcnn_core.data.segmentation import ObjectMask, object_mask, tight_mask
+from maskrcnn_core.data.segmentation import ObjectMask, Segmentation, object_mask, tight_mask
 from maskrcnn_core.data.transform import ResizeRule, resized_part
 
 Box = tuple[float, float, float, float]
@@ -61,17 +61,29 @@ def mirrored(scene: Scene, keypoint_sources: Sequence[int] = ()) -> Scene:
     objects = []
     for item in scene.objects:
         x1, y1, x2, y2 = item.box
-        mask = None if item.segmentation is None else object_mask(item.segmentation, height, width)
-        if mask is not None:
-            mask = ObjectMask(mask.pixels[:, ::-1], left=width - mask.left - mask.pixels.shape[1], top=mask.top)
+        segmentation = None if item.segmentation is None else _mirrored_segmentation(item.segmentation, height, width)
         keypoints = None
         if item.keypoints is not None:
             points = np.array(item.keypoints).reshape(-1, 3)[list(keypoint_sources)]
             # A COCO keypoint is the index of a pixel: column 0 becomes column width - 1.
             points[:, 0] = np.where(points[:, 2] > 0, width - 1 - points[:, 0], 0.0)
             keypoints = tuple(points.ravel().tolist())
-        objects.append(replace(item, box=(width - x2, y1, width - x1, y2), segmentation=mask, keypoints=keypoints))
+        box = (width - x2, y1, width - x1, y2)
+        objects.append(replace(item, box=box, segmentation=segmentation, keypoints=keypoints))
     return Scene(scene.pixels.flip(-1), tuple(objects))
+
+
+def _mirrored_segmentation(segmentation: Segmentation, height: int, width: int) -> Segmentation:
+    """Polygons stay polygons, to be drawn at whatever resolution comes; run lengths become pixels."""
+    if isinstance(segmentation, list):
+        turned = []
+        for polygon in segmentation:
+            points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+            points[:, 0] = width - points[:, 0]
+            turned.append(points.ravel().tolist())
+        return turned
+    mask = object_mask(segmentation, height, width)
+    return ObjectMask(mask.pixels[:, ::-1], left=width - mask.left - mask.pixels.shape[1], top=mask.top)
 
 
 def placed(

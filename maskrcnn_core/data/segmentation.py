@@ -3,6 +3,10 @@
 A segmentation is what a COCO file holds: a list of polygons (flat x, y, x, y, ... in original pixels), or a run-length
 encoding {"size": [height, width], "counts": text or list}. Runs go down the columns, background first.
 `object_mask` decodes only the rectangle that holds the object, so that its cost does not grow with the image.
+
+pycocotools walks along a polygon's outline in steps of a fifth of a pixel, in whole numbers of 32 bits: a point far
+away costs any amount of memory, or ends the process. So a polygon that reaches farther than `reach` is cut to its image
+before pycocotools sees it (`nearby_polygon`); one that does not is given to it as it is, for the very same pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +37,10 @@ class ObjectMask:
         height, width = self.pixels.shape
         return float(self.left), float(self.top), float(self.left + width), float(self.top + height)
 
+
+_FARTHEST = 1e15  # farther points are brought here before edges are cut: their differences stay exact enough
+LONGEST_OUTLINE = 2_000_000
+"""Of a polygon, pixels; pycocotools holds some 40 bytes for each."""
 
 Segmentation: TypeAlias = "Sequence[Sequence[float]] | Mapping[str, Any] | ObjectMask"
 
@@ -88,6 +96,58 @@ def object_mask(segmentation: Segmentation, height: int, width: int) -> ObjectMa
     return ObjectMask(pixels, left=left, top=top)
 
 
+def reach(height: int, width: int) -> float:
+    """How far outside of an image of this size a coordinate may lie before it is cut off, pixels."""
+    return 4096.0 + 4.0 * max(height, width)
+
+
+def nearby_polygon(polygon: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """The same polygon, flat x, y, ...; one that reaches too far, cut to the image and a pixel around it.
+
+    Cutting leaves every edge inside of the image where it was; of a polygon that is wholly outside nothing is left.
+
+    Raises:
+        ValueError: a coordinate is no finite number, or the outline is absurdly long even inside of the image.
+    """
+    if not len(polygon):
+        return polygon
+    low, high, far = float(polygon.min()), float(polygon.max()), reach(height, width)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("a polygon with a coordinate that is no finite number")
+    is_near = low >= -far and high <= far + max(height, width)
+    if is_near and (len(polygon) * (high - low) <= LONGEST_OUTLINE or _outline(polygon) <= LONGEST_OUTLINE):
+        return polygon
+    cut = np.clip(polygon, -_FARTHEST, _FARTHEST).reshape(-1, 2)
+    for axis, side in ((0, width), (1, height)):
+        cut = _half_plane(cut, axis, -1.0, 1.0)
+        cut = _half_plane(cut, axis, side + 1.0, -1.0)
+    if len(cut) and _outline(cut.ravel()) > LONGEST_OUTLINE:
+        raise ValueError(f"a polygon whose outline is longer than {LONGEST_OUTLINE} pixels inside of its image")
+    return cut.ravel() if len(cut) >= 3 else np.zeros(0)
+
+
+def _outline(polygon: NDArray[np.float64]) -> float:
+    """Steps of a pixel along the outline."""
+    points = polygon.reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _half_plane(points: NDArray[np.float64], axis: int, bound: float, sign: float) -> NDArray[np.float64]:
+    """The part of a polygon [P, 2] with sign * (coordinate - bound) >= 0 (Sutherland and Hodgman, CACM 1974)."""
+    if not len(points):
+        return points
+    depth = sign * (points[:, axis] - bound)
+    after, depth_after = np.roll(points, -1, axis=0), np.roll(depth, -1)
+    crosses = (depth >= 0) != (depth_after >= 0)
+    share = np.divide(depth, depth - depth_after, out=np.zeros_like(depth), where=crosses)
+    met = points + share[:, None] * (after - points)
+    met[:, axis] = bound
+    # Of each edge: its start where that is inside, then where it meets the bound.
+    both = np.stack([points, met], axis=1).reshape(-1, 2)
+    kept: NDArray[np.float64] = both[np.stack([depth >= 0, crosses], axis=1).ravel()]
+    return kept
+
+
 def run_lengths(
     segmentation: "Sequence[Sequence[float]] | Mapping[str, Any]", height: int, width: int
 ) -> NDArray[np.int64]:
@@ -97,7 +157,8 @@ def run_lengths(
         ValueError: as `rasterise`.
     """
     if not isinstance(segmentation, Mapping):
-        polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+        near = (nearby_polygon(np.asarray(polygon, dtype=np.float64), height, width) for polygon in segmentation)
+        polygons = [polygon for polygon in near if len(polygon)]
         if not polygons:
             return np.array([height * width], dtype=np.int64)
         rle: Mapping[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
@@ -108,11 +169,13 @@ def run_lengths(
         raise ValueError(f"run lengths of size {size}, expected the image's [height, width] = [{height}, {width}]")
     if isinstance(counts, str | bytes):
         runs = _decompress(counts.encode("latin-1", "replace") if isinstance(counts, str) else counts)
-    elif isinstance(counts, list) and all(type(count) is int for count in counts):
+    elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         runs = np.asarray(counts, dtype=np.int64)
     else:
         raise ValueError("run lengths whose 'counts' is neither text nor a list of whole numbers")
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+    if len(runs) and (runs.min() < 0 or runs.max() > height * width):
+        raise ValueError(f"malformed run lengths: a run below 0, or longer than the image of {height} x {width}")
+    if int(runs.sum()) != height * width:
         total = int(runs.sum())
         raise ValueError(f"malformed run lengths: they add up to {total} pixels, expected {height} x {width}")
     return runs

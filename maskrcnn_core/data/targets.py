@@ -20,7 +20,7 @@ from torch import Tensor
 from maskrcnn_core.data.coco import CocoImage, CocoObject
 from maskrcnn_core.data.segmentation import ObjectMask, Segmentation, object_mask, rasterise
 from maskrcnn_core.keypoints import mirror_keypoints
-from maskrcnn_core.structures import Targets
+from maskrcnn_core.structures import Targets, real_or_unit, valid_slots
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImageTargets:
         labels: [G] int64 in 0 .. K-1.
         crowd: [G] bool.
         masks: [G, Sh, Sw] uint8 coverage 0..255 or None; zeros for a crowd.
-        mask_boxes: [G, 4] float32 or None, what each mask's grid covers.
+        mask_boxes: [G, 4] float32 or None, what each mask's grid covers; the unit box for a crowd.
         keypoints: [G, P, 3] float32 or None: x, y, visibility; zeros where none is annotated.
     """
 
@@ -56,11 +56,11 @@ def crop_masks(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.uint8], t
 
     Returns:
         [S, S] uint8 coverage 0..255, and the rectangle x1, y1, x2, y2 that it covers, in original pixels. Of an empty
-        mask: zeros and a rectangle of zeros.
+        mask: zeros over the unit box.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
-        return np.zeros((size, size), dtype=np.uint8), (0.0, 0.0, 0.0, 0.0)
+        return np.zeros((size, size), dtype=np.uint8), (0.0, 0.0, 1.0, 1.0)
     tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return _grid(ObjectMask(tight, left=int(columns[0]), top=int(rows[0])), size)
 
@@ -146,7 +146,7 @@ def object_targets(
         mask_boxes = _placed(rectangles, image.width, flip) * scale
     crowd = torch.tensor([item.crowd for item in image.objects], dtype=torch.bool)
     if mask_boxes is not None:
-        mask_boxes = mask_boxes * ~crowd[:, None]  # nothing was cropped there: zeros, also when mirrored
+        mask_boxes = real_or_unit(mask_boxes, ~crowd)  # nothing was cropped there
     if keypoint_names:
         keypoints = _keypoints(image, keypoint_names, flip, keypoint_offset) * torch.tensor([scale_x, scale_y, 1.0])
     return ImageTargets(
@@ -234,7 +234,7 @@ def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_targets(images: Sequence[ImageTargets]) -> Targets:
-    """Ground truth of a batch: every list padded with zeros to the longest, which may be 0.
+    """Ground truth of a batch: every list padded to the longest, which may be 0 (see `structures`, "Fillers").
 
     Masks of different sizes (S == 0) grow to the largest by repeating their last row and column, see the module.
     The images must agree on which of masks and keypoints they have.
@@ -247,14 +247,15 @@ def pad_targets(images: Sequence[ImageTargets]) -> Targets:
     if images[0].keypoints is not None:
         keypoints = _pad([image.keypoints for image in images if image.keypoints is not None], slots)
     crowd = _pad([image.crowd for image in images], slots)
-    counts = torch.tensor([len(image) for image in images])
+    given = valid_slots(torch.tensor([len(image) for image in images]), slots)
+    valid = given & ~crowd
     return Targets(
-        boxes=_pad([image.boxes for image in images], slots),
+        boxes=real_or_unit(_pad([image.boxes for image in images], slots), given),
         labels=_pad([image.labels for image in images], slots),
-        valid=(torch.arange(slots) < counts[:, None]) & ~crowd,
+        valid=valid,
         crowd=crowd,
         masks=masks,
-        mask_boxes=mask_boxes,
+        mask_boxes=None if mask_boxes is None else real_or_unit(mask_boxes, valid),
         keypoints=keypoints,
     )
 
@@ -280,5 +281,4 @@ def _grow(masks: Tensor, boxes: Tensor, height: int, width: int) -> tuple[Tensor
         return masks, boxes
     rows = torch.arange(height).clamp(max=masks.shape[1] - 1)
     columns = torch.arange(width).clamp(max=masks.shape[2] - 1)
-    real = ((boxes[:, 2] > boxes[:, 0])[:, None]).to(boxes.dtype)  # a crowd's rectangle stays zeros
-    return masks[:, rows][:, :, columns], boxes + real * torch.tensor([0.0, 0.0, right, down])
+    return masks[:, rows][:, :, columns], boxes + torch.tensor([0.0, 0.0, right, down])

@@ -1,8 +1,10 @@
 """uint8 image -> network input, with the numbers of torchvision's GeneralizedRCNNTransform or of detectron2's loader.
 
 The *resize rule* names whose: `float` interpolates floating-point values bilinearly and rounds sizes down
-(torchvision); `antialias` filters the uint8 image with Pillow's bilinear filter, which widens when it shrinks, back to
-uint8, and rounds sizes to the nearest (detectron2's ResizeShortestEdge and ResizeTransform).
+(torchvision); `float_nearest` does the same and rounds sizes to the nearest (mmdetection, which interpolates 8-bit
+values, so that ours are within a half of its own); `antialias` filters the uint8 image with Pillow's bilinear filter,
+which widens when it shrinks, back to uint8, and rounds sizes to the nearest (detectron2's ResizeShortestEdge and
+ResizeTransform).
 """
 
 import math
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from maskrcnn_core.structures import ImageBatch
 
-ResizeRule = Literal["float", "antialias"]
+ResizeRule = Literal["float", "float_nearest", "antialias"]
 
 _LARGE_PIXELS = 8_000_000
 _ROWS_AT_ONCE = 64
@@ -39,6 +41,8 @@ def resized_size(
             sides = (sides[0] * scale, sides[1] * scale)
         return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
     scale = min(short_side / min(height, width), long_side / max(height, width))
+    if rule == "float_nearest":
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     return max(1, math.floor(float(height * scale))), max(1, math.floor(float(width * scale)))
 
 
@@ -63,10 +67,11 @@ def prepare_image(
         resize: the resize rule (see above).
 
     Returns:
-        [3, h, w] float32, in memory channels last (a view of [h, w, 3]). With `float` within 1e-5 of torchvision, which
-        normalises before it resizes: both are linear. With `antialias` the resized values are Pillow's own.
+        [3, h, w] float32, in memory channels last (a view of [h, w, 3]). With `float` (both rules) within 1e-5 of
+        torchvision, which normalises before it resizes: both are linear. With `antialias` the resized values are
+        Pillow's own.
     """
-    resized = _resize(image, size) if resize == "float" else _resize_as_pillow(image, size)
+    resized = _resize_as_pillow(image, size) if resize == "antialias" else _resize(image, size)
     if channels == "bgr":
         resized = resized.flip(-1)
     factor, offset = normalisation(mean, std, scale)
@@ -123,8 +128,8 @@ def resized_part(
         part: (height, width) of the part.
 
     Returns:
-        [3, *part] uint8: with `float` what resizing and cutting gives, rounded; with `antialias` Pillow's values, which
-        at the part's border see only pixels inside of it.
+        [3, *part] uint8: with `float` (both rules) what resizing and cutting gives, rounded; with `antialias` Pillow's
+        values, which at the part's border see only pixels inside of it.
     """
     height, width = image.shape[1:]
     if rule == "antialias":

@@ -118,7 +118,7 @@ def _federated(plan: ScoringPlan, shard: ShardScores, kind: IouType) -> Federate
 
 
 def _names(plan: ScoringPlan, kind: IouType) -> list[tuple[int, str]]:
-    names = {category["id"]: str(category.get("name", category["id"])) for category in plan.categories}
+    names = {category["id"]: category["name"] for category in plan.categories}
     return [(category_id, names[category_id]) for category_id in plan.rules(kind).category_ids]
 
 

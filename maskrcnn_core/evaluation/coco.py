@@ -8,12 +8,13 @@ The engine does the first two; the summary is ours, because pycocotools' own is 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
-from maskrcnn_core.evaluation.annotations import CocoDict, check_annotations
+from maskrcnn_core.data.entry_faults import FaultKind, Faults
+from maskrcnn_core.evaluation.annotations import CocoDict, read_document
 from maskrcnn_core.evaluation.facts import ObjectFacts, require_known_categories
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.scoring_states import Engine, FloatArray, IouType, Tables
@@ -38,7 +39,7 @@ class CategoryScore:
     """Average precision of one category.
 
     Attributes:
-        id, name: as in the annotation file.
+        id, name: as in the annotation file; of categories with one name, the name has the id with it.
         annotations: annotated objects, crowd regions not counted.
         ap: average precision over IoU (or OKS) 0.50 to 0.95 by iou type; -1 without annotated objects.
     """
@@ -62,6 +63,7 @@ class CocoScores:
         skipped: by iou type, why it was not scored.
         unknown_categories: detections left out because the annotation file lacks their category, by its name.
         tables: by iou type, precision and recall of every category, size and threshold.
+        notes: what was left out or mended of annotations, as far as it matters for what was scored.
     """
 
     stats: Mapping[str, tuple[float, ...]]
@@ -72,6 +74,7 @@ class CocoScores:
     skipped: Mapping[str, str]
     unknown_categories: Mapping[str, int]
     tables: Mapping[str, Tables] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def evaluate_coco(
@@ -86,11 +89,11 @@ def evaluate_coco(
 
     All images of the annotation file are evaluated: one that was not labelled, or that failed, counts as an image in
     which nothing was found. Label rows of other images are left out. `coverage` counts both. Masks are scored where
-    every annotation and every detection has one, keypoints where categories of the annotations list them and every
+    annotations have some and every detection has one, keypoints where categories of the annotations list them and every
     detection of these has some; otherwise `skipped` says why not. Where neither side knows keypoints it is silent.
 
     Args:
-        annotations: COCO instances, as read from the JSON file; not changed.
+        annotations: COCO instances, as read from the JSON file or clean (`CocoDataset.document`); not changed.
         labels: label records (`inference.records`), one row per image.
         iou_types: what to score.
         max_detections: best detections of an image and category that count, at least 10; of keypoints always 20.
@@ -100,19 +103,20 @@ def evaluate_coco(
 
     Raises:
         ConfigError: `keypoint_sigmas` of another number than the keypoints.
-        AnnotationError: the annotations lack a field, or labels and annotations do not fit (`results.match_labels`).
+        AnnotationError: ids of the annotations are wrong, or labels and annotations do not fit
+            (`results.match_labels`).
     """
-    images = check_annotations(annotations)
-    rows, coverage = match_labels(labels, images)
+    truth = read_document(annotations)
+    rows, coverage = match_labels(labels, truth.images)
     plan = ScoringPlan(
-        tuple(annotations["categories"]),
+        truth.categories,
         tuple(iou_types),
         max_detections,
         engine,
         None if keypoint_sigmas is None else tuple(keypoint_sigmas),
     )
-    shard = score_shard(plan, annotations["images"], annotations["annotations"], FoundInRows(rows))
-    return finish_scores(plan, shard, coverage)
+    shard = score_shard(plan, tuple(truth.images.values()), truth.entries, FoundInRows(rows))
+    return finish_scores(plan, replace(shard, faults=truth.faults), coverage)
 
 
 def finish_scores(plan: ScoringPlan, shard: ShardScores, coverage: Coverage) -> CocoScores:
@@ -142,7 +146,14 @@ def finish_scores(plan: ScoringPlan, shard: ShardScores, coverage: Coverage) -> 
         skipped=skipped,
         unknown_categories=dict(shard.found.unknown),
         tables=tables,
+        notes=_faults_that_matter(shard.faults, scored).lines(),
     )
+
+
+def _faults_that_matter(faults: Faults, scored: Sequence[str]) -> Faults:
+    unread: list[FaultKind] = [] if "segm" in scored else ["mask", "no mask"]
+    unread += [] if "keypoints" in scored else ["keypoints"]
+    return faults.without(*unread)
 
 
 def stat_names(iou_type: str) -> tuple[str, ...]:
@@ -193,7 +204,7 @@ def _mean(values: FloatArray) -> float:
 def _category_scores(
     plan: ScoringPlan, objects: ObjectFacts, tables: Mapping[str, Tables]
 ) -> tuple[CategoryScore, ...]:
-    names = {category["id"]: category.get("name", str(category["id"])) for category in plan.categories}
+    names = {category["id"]: category["name"] for category in plan.categories}
     ap = {
         kind: dict(
             zip(

@@ -2,10 +2,15 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
+
+_MUCH = 0.1
 
 
 @dataclass(frozen=True)
@@ -14,8 +19,9 @@ class ObjectFacts:
 
     Attributes:
         per_category: objects by category id, crowd regions not counted.
-        bare: annotations without a mask.
+        bare: annotations without a mask, which are regions to ignore as long as others have one.
         first_bare: the id of one of them.
+        masked: annotations with a mask.
         sizeless: images without width and height.
         first_sizeless: the id of one of them.
     """
@@ -25,6 +31,7 @@ class ObjectFacts:
     first_bare: int | None = None
     sizeless: int = 0
     first_sizeless: int | None = None
+    masked: int = 0
 
     def __add__(self, other: "ObjectFacts") -> "ObjectFacts":
         return ObjectFacts(
@@ -33,7 +40,64 @@ class ObjectFacts:
             _first(self.first_bare, other.first_bare),
             self.sizeless + other.sizeless,
             _first(self.first_sizeless, other.first_sizeless),
+            self.masked + other.masked,
         )
+
+
+@dataclass(frozen=True)
+class BoxFacts:
+    """How boxes x, y, width, height lie in their images.
+
+    Attributes:
+        boxes: of images whose size is known.
+        beyond: of these, those that reach out by more than a pixel.
+        corners: of these, those that lie inside if they are x1, y1, x2, y2.
+        shares: of these, those that lie within the first pixel.
+        negative: of all, those with a negative width or height.
+    """
+
+    boxes: int = 0
+    beyond: int = 0
+    corners: int = 0
+    shares: int = 0
+    negative: int = 0
+
+    def __add__(self, other: "BoxFacts") -> "BoxFacts":
+        return BoxFacts(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
+
+
+def box_facts(
+    boxes: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], widths: npt.NDArray[np.float64]
+) -> BoxFacts:
+    """Count boxes.
+
+    Args:
+        boxes: [D, 4].
+        heights, widths: [D] of their images, pixels; 0 where unknown.
+    """
+    x, y, w, h = boxes.T
+    known = (heights > 0) & (widths > 0)
+    beyond = (x < -1) | (y < -1) | (x + w > widths + 1) | (y + h > heights + 1)
+    corners = (w > x) & (h > y) & (w <= widths + 1) & (h <= heights + 1) & (x >= -1) & (y >= -1)
+    shares = (np.abs(boxes) <= 1).all(axis=1) & (heights > 2) & (widths > 2)
+    counts = (known, known & beyond, known & corners, known & shares, (w < 0) | (h < 0))
+    return BoxFacts(*(int(flags.sum()) for flags in counts))
+
+
+def box_notes(found: BoxFacts) -> list[str]:
+    """What looks wrong about boxes, in words."""
+    notes = []
+    if found.negative:
+        notes.append(f"{found.negative} boxes have a negative width or height; they find nothing")
+    turned = found.corners == found.boxes
+    if found.beyond and (turned or found.beyond >= _MUCH * found.boxes):  # some detectors do not cut at the edge
+        notes.append(
+            f"{found.beyond} of {found.boxes} boxes reach out of their image by more than a pixel"
+            + ("; all would lie inside as x1, y1, x2, y2, and COCO's are x, y, width, height" if turned else "")
+        )
+    if found.boxes and found.shares == found.boxes:
+        notes.append("all boxes lie within one pixel; COCO's are in pixels, not in shares of the image")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -47,6 +111,9 @@ class FoundFacts:
         without_box, without_mask: detections that lack one.
         keypoint_numbers: number of keypoints -> detections, of the categories with keypoints; 0 where they have none.
         any_keypoints: a detection of whatever category has some.
+        categories: ids of all detections.
+        boxes_as_masks: detections without a mask of their own, whose box is taken for it.
+        boxes: how their boxes lie.
     """
 
     detections: int = 0
@@ -56,6 +123,9 @@ class FoundFacts:
     without_mask: int = 0
     keypoint_numbers: Mapping[int, int] = field(default_factory=dict)
     any_keypoints: bool = False
+    categories: frozenset[int] = frozenset()
+    boxes_as_masks: int = 0
+    boxes: BoxFacts = BoxFacts()
 
     def __add__(self, other: "FoundFacts") -> "FoundFacts":
         return FoundFacts(
@@ -66,6 +136,9 @@ class FoundFacts:
             self.without_mask + other.without_mask,
             Counter(self.keypoint_numbers) + Counter(other.keypoint_numbers),
             self.any_keypoints or other.any_keypoints,
+            self.categories | other.categories,
+            self.boxes_as_masks + other.boxes_as_masks,
+            self.boxes + other.boxes,
         )
 
 
@@ -73,20 +146,36 @@ def object_facts(images: Sequence[CocoDict], annotations: Iterable[CocoDict]) ->
     """Count the objects of some images."""
     counts: Counter[int] = Counter()
     bare: list[int] = []
+    masked = 0
     for annotation in annotations:
         counts[annotation["category_id"]] += not annotation.get("iscrowd", 0)
-        if not annotation.get("segmentation"):
+        if annotation.get("segmentation"):
+            masked += 1
+        else:
             bare.append(annotation["id"])
     sizeless = [image["id"] for image in images if not (image.get("width") and image.get("height"))]
-    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None))
+    return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None), masked)
+
+
+def notes_of(found: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...]:
+    """What looks wrong about detections that can be scored, or was made of them, in words."""
+    notes = [] if found.detections else ["there are no detections"]
+    notes += box_notes(found.boxes)
+    if found.boxes_as_masks:
+        notes.append(f"{found.boxes_as_masks} detections have no mask; as in pycocotools their box counts as one")
+    if 0 in found.categories and 0 not in category_ids and {one + 1 for one in found.categories} <= {*category_ids}:
+        notes.append(
+            "the detections' category ids are one lower than the annotations'; if they count from 0, add 1 to each"
+        )
+    return tuple(notes)
 
 
 def reason_without_masks(objects: ObjectFacts, found: FoundFacts) -> str | None:
     """Why masks cannot be scored; None if they can."""
-    if objects.bare:
-        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     if objects.sizeless:
         return f"{objects.sizeless} images have no width and height (the first is image {objects.first_sizeless})"
+    if objects.bare and not objects.masked:
+        return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
     return f"{found.without_mask} detections have no mask" if found.without_mask else None
 
 

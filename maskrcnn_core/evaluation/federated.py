@@ -39,7 +39,8 @@ def match_federated(
     for annotation in annotations:
         asked[annotation["image_id"]].add(annotation["category_id"])
     kept = [one for one in _best(results) if one["category_id"] in asked[one["image_id"]]]
-    objects = [{**annotation, "iscrowd": 0} for annotation in annotations]  # LVIS has no crowd regions
+    # LVIS has no crowd regions; an object without a mask is one of ours.
+    objects = [{**annotation, "iscrowd": int(annotation.get("without_mask", False))} for annotation in annotations]
     state = match_with_pycocotools(rules, images, objects, kept)
     places = {category_id: place for place, category_id in enumerate(rules.category_ids)}
     for image in images:

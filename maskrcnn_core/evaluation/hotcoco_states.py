@@ -10,7 +10,7 @@ import numpy as np
 from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.scoring_states import ScoringRules, ScoringState, Tables
 
-_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "segmentation", "keypoints", "num_keypoints")
+_FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation", "keypoints", "num_keypoints")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def match_with_hotcoco(
     categories = [{"id": category_id, "name": str(category_id)} for category_id in rules.category_ids]
     stream = hotcoco.StreamingEval(categories, rules.iou_type, params=params)
     stream.update(
-        [_image(image) for image in images], [_object(annotation, rules) for annotation in annotations], list(results)
+        [_image(image) for image in images],
+        [_object(annotation, number, rules) for number, annotation in enumerate(annotations, 1)],
+        list(results),
     )
     return HotcocoState(stream)
 
@@ -55,9 +57,10 @@ def _image(image: CocoDict) -> CocoDict:
     return {key: image[key] for key in ("id", "width", "height") if key in image}
 
 
-def _object(annotation: CocoDict, rules: ScoringRules) -> CocoDict:
-    """Only what scoring reads; the crowd flag, which pycocotools' own files always have, is no where it is missing."""
+def _object(annotation: CocoDict, number: int, rules: ScoringRules) -> CocoDict:
+    """Only what scoring reads, with an id of our own (`scoring_states`); the crowd flag, which pycocotools' own files
+    always have, is no where it is missing."""
     read = {key: annotation[key] for key in _FIELDS if key in annotation}
     if rules.iou_type != "segm":
         read.pop("segmentation", None)
-    return read | {"iscrowd": annotation.get("iscrowd", 0)}
+    return read | {"id": number, "iscrowd": annotation.get("iscrowd", 0)}

@@ -1,7 +1,9 @@
 """A large JSON document read entry by entry, so that no process holds all of it.
 
 Annotation files and result files are one JSON value of millions of entries. Only a piece of text of some megabytes is
-in memory at a time, and the entry that is just being read.
+in memory at a time, and the entry that is just being read. An entry may be cut by the end of the piece, and then more
+is read; where the text is wrong before that, nothing more can mend it, and the error says where. So a fault costs no
+more memory than an entry, and no entry may be larger than `LONGEST_ENTRY`.
 """
 
 import codecs
@@ -10,9 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from maskrcnn_core.data.json_text import encoding_of, json_fault, not_text
 from maskrcnn_core.errors import AnnotationError
 
+LONGEST_ENTRY = 1 << 27
+"""Characters of one entry: those of COCO have some hundred, a mask of ten million runs some ten million."""
+
 _CHUNK_BYTES = 1 << 22
+_MOST_BYTES = 1 << 26  # at once, while an entry goes on
+_CUT = 16  # characters before the end in which json may see a fault because a word, number or escape goes on behind it
+_BYTES_OF_ENCODING = 4  # which show it
 _SPACE = " \t\n\r"
 _AFTER_NUMBER = _SPACE + ",]}"
 
@@ -36,7 +45,7 @@ def stream_entries(read: Callable[[int], bytes]) -> Iterator[Entry]:
     """The elements of a JSON list, or of every list that an object holds at its first level.
 
     Args:
-        read: returns the next bytes of UTF-8 text, at most as many as asked for; none at the end.
+        read: returns the next bytes of text in UTF-8, UTF-16 or UTF-32, at most as many as asked for; none at the end.
 
     Yields:
         Every element in the order of the file. A value that is no list comes as one entry, an empty list too.
@@ -95,11 +104,13 @@ class _Text:
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._encoding = ""
         self._scan = json.JSONDecoder().raw_decode
         self._held = ""
         self._place = 0
         self._before = 0  # characters that are forgotten
+        self._bytes = 0  # given to the decoder
         self._ended = False
 
     def peek(self) -> str:
@@ -128,9 +139,9 @@ class _Text:
         while True:
             try:
                 value, end = self._scan(self._held, self._place)
-            except ValueError as error:
-                if not self._more():
-                    raise self.error(str(error).split(":")[0]) from error
+            except (ValueError, RecursionError) as error:
+                if not self._may_be_cut(error) or not self._more():
+                    raise AnnotationError(f"not JSON ({json_fault(error, self._before)})") from None
                 continue
             # A number may go on in what is not read yet; everything else ends with its last character.
             ends = end < len(self._held) and self._held[end] in _AFTER_NUMBER
@@ -144,16 +155,35 @@ class _Text:
         """The error of a document that is not JSON here."""
         return AnnotationError(f"not JSON ({what} at character {self._before + self._place})")
 
+    def _may_be_cut(self, error: ValueError | RecursionError) -> bool:
+        """Whether the text that is held ends within the value, so that more of it may mend the fault."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        if len(self._held) - self._place > LONGEST_ENTRY:
+            raise self.error(f"an entry of more than {LONGEST_ENTRY >> 20} million characters, beginning")
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._held) - _CUT
+
+    def _decoded(self, content: bytes) -> str:
+        if self._decoder is None:
+            while 0 < len(content) < _BYTES_OF_ENCODING and (further := self._read(_CHUNK_BYTES)):
+                content += further
+            self._encoding = encoding_of(content)
+            self._decoder = codecs.getincrementaldecoder(self._encoding)()
+        try:
+            return self._decoder.decode(content, final=self._ended)
+        except UnicodeDecodeError as error:
+            waiting = len(error.object) - len(content)  # of the piece before
+            raise AnnotationError(not_text(self._encoding, self._bytes + error.start - waiting)) from None
+        finally:
+            self._bytes += len(content)
+
     def _more(self) -> bool:
         """Read on; false at the end."""
         if self._ended:
             return False
-        content = self._read(max(_CHUNK_BYTES, len(self._held) - self._place))
+        content = self._read(min(max(_CHUNK_BYTES, len(self._held) - self._place), _MOST_BYTES))
         self._ended = not content
-        try:
-            text = self._decoder.decode(content, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise self.error("no UTF-8 text") from error
+        text = self._decoded(content)
         self._before += self._place
         self._held = self._held[self._place :] + text
         self._place = 0

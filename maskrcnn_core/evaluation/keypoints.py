@@ -6,7 +6,7 @@ numbers of its persons. An object without a visible keypoint is neither to be fo
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from maskrcnn_core.errors import AnnotationError, ConfigError
+from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.facts import FoundFacts
 
@@ -68,11 +68,8 @@ def keypoint_objects(annotations: Iterable[CocoDict], categories: Mapping[int, i
     """The annotations of categories with keypoints, each with the fields that the engines read.
 
     Args:
-        annotations: COCO annotations.
+        annotations: clean COCO annotations.
         categories: number of keypoints by category id.
-
-    Raises:
-        AnnotationError: an annotation's keypoints are not x, y, v for each of the category's; names it.
     """
     return [
         _with_keypoints(annotation, categories[annotation["category_id"]])
@@ -83,10 +80,5 @@ def keypoint_objects(annotations: Iterable[CocoDict], categories: Mapping[int, i
 
 def _with_keypoints(annotation: CocoDict, number: int) -> CocoDict:
     points = annotation.get("keypoints") or [0] * (3 * number)
-    if not isinstance(points, list) or len(points) != 3 * number:
-        raise AnnotationError(
-            f"annotation {annotation.get('id')}: keypoints {points!r:.60}, expected 3 numbers x, y, v for each of the "
-            f"category's {number}"
-        )
     visible = sum(visibility > 0 for visibility in points[2::3])
     return {"num_keypoints": visible, **annotation, "keypoints": points}

@@ -5,7 +5,6 @@ at most one object; averaged over the IoU thresholds 0.50 to 0.95 it is AR@K. Cr
 Counts of parts of the images add up exactly, so that no process needs all proposals at once.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation.annotations import CocoDict
+from maskrcnn_core.evaluation.annotations import Annotations, CocoDict
 from maskrcnn_core.evaluation.coco import NOT_DEFINED
 
 LIMITS = (100, 1000)
@@ -68,23 +67,18 @@ def no_recall() -> RecallCounts:
     )
 
 
-def annotated_boxes(annotations: CocoDict) -> dict[int, ObjectBoxes]:
-    """The objects of every image of an annotation file by image id; images without objects have empty ones.
+def annotated_boxes(annotations: Annotations) -> dict[int, ObjectBoxes]:
+    """The objects of every image of an annotation file by image id; images without objects have empty ones."""
+    return {image_id: object_boxes(entries) for image_id, entries in annotations.by_image().items()}
 
-    Args:
-        annotations: checked, see `coco.check_annotations`.
-    """
-    entries: dict[int, list[CocoDict]] = defaultdict(list)
-    for annotation in annotations["annotations"]:
-        if not annotation.get("iscrowd", 0):
-            entries[annotation["image_id"]].append(annotation)
-    return {
-        image["id"]: ObjectBoxes(
-            np.array([entry["bbox"] for entry in entries[image["id"]]], np.float64).reshape(-1, 4),
-            np.array([entry["area"] for entry in entries[image["id"]]], np.float64),
-        )
-        for image in annotations["images"]
-    }
+
+def object_boxes(entries: Sequence[CocoDict]) -> ObjectBoxes:
+    """The objects among the clean annotations of one image."""
+    objects = [entry for entry in entries if not entry["iscrowd"]]
+    return ObjectBoxes(
+        np.array([entry["bbox"] for entry in objects], np.float64).reshape(-1, 4),
+        np.array([entry["area"] for entry in objects], np.float64),
+    )
 
 
 def proposals_of_rows(column: pa.Array) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:

@@ -67,7 +67,10 @@ def match_with_pycocotools(
         new: makes the COCOeval; None = `new_evaluation`.
     """
     # pycocotools writes into what it is given (ids, areas, polygons turned into RLE), so it gets copies.
-    copies = [{**annotation, "iscrowd": annotation.get("iscrowd", 0)} for annotation in annotations]
+    copies = [
+        {**annotation, "id": number, "iscrowd": annotation.get("iscrowd", 0)}
+        for number, annotation in enumerate(annotations, 1)
+    ]
     categories = [{"id": category_id} for category_id in rules.category_ids]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
         truth = _load({"images": list(images), "annotations": copies, "categories": categories})
@@ -99,7 +102,7 @@ def _entries(evaluation: Any) -> dict[int, dict[int, _Entry]]:
     for index, found in enumerate(evaluation.evalImgs):
         if found is not None:
             place, image = divmod(index, len(image_ids))
-            # Of a match only whether there is one is asked later, and for an object with id 0 pycocotools says no.
+            # Of a match only whether there is one is asked later.
             matched = found["dtMatches"] != 0
             entries[int(image_ids[image])][place] = {key: found[key] for key in _KEPT} | {"dtMatches": matched}
     return entries

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.evaluation.facts import FoundFacts
+from maskrcnn_core.evaluation.facts import BoxFacts, FoundFacts, box_facts
 from maskrcnn_core.evaluation.scoring_states import IouType
 
 _IDS_KEPT = 1000
@@ -140,10 +141,7 @@ def _shapes(detections: pa.StructArray, iou_type: IouType) -> list[Any]:
         found: list[Any] = detections.field("keypoints").to_pylist()
         return found
     if iou_type == "bbox":
-        flat = pc.list_flatten(detections.field("bbox")).to_numpy(zero_copy_only=False).astype(np.float64)
-        if len(flat) != 4 * len(detections):
-            raise AnnotationError("a detection's bbox has not 4 numbers, expected x, y, width, height")
-        return flat.reshape(-1, 4).tolist()  # type: ignore[no-any-return]
+        return _boxes(detections).tolist()  # type: ignore[no-any-return]
     masks = detections.field("segmentation")
     present = masks.is_valid().to_numpy(zero_copy_only=False)
     sizes = pc.list_flatten(pc.struct_field(masks, "size").filter(masks.is_valid()))
@@ -153,6 +151,15 @@ def _shapes(detections: pa.StructArray, iou_type: IouType) -> list[Any]:
         {"size": next(pairs), "counts": text} if there else None
         for there, text in zip(present.tolist(), counts, strict=True)
     ]
+
+
+def _boxes(detections: pa.StructArray) -> npt.NDArray[np.float64]:
+    """[D, 4]."""
+    flat = pc.list_flatten(detections.field("bbox")).to_numpy(zero_copy_only=False).astype(np.float64)
+    if len(flat) != 4 * len(detections):
+        raise AnnotationError("a detection's bbox has not 4 numbers, expected x, y, width, height")
+    boxes: npt.NDArray[np.float64] = flat.reshape(-1, 4)
+    return boxes
 
 
 def facts_of_rows(labels: pa.Table, category_ids: Collection[int], with_keypoints: Collection[int]) -> FoundFacts:
@@ -178,7 +185,19 @@ def facts_of_rows(labels: pa.Table, category_ids: Collection[int], with_keypoint
         without_mask=int(detections.field("segmentation").null_count),
         keypoint_numbers=numbers,
         any_keypoints=bool((lengths > 0).any()),
+        categories=frozenset(np.unique(found).tolist()),
+        boxes=_box_facts(labels, detections),
     )
+
+
+def _box_facts(labels: pa.Table, detections: pa.StructArray) -> BoxFacts:
+    lists = _one_array(labels.column("detections"))
+    owner = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    heights, widths = (
+        pc.fill_null(_one_array(labels.column(name)), 0).to_numpy(zero_copy_only=False)[owner].astype(np.float64)
+        for name in ("height", "width")
+    )
+    return box_facts(_boxes(detections), heights, widths)
 
 
 def count_detections(labels: pa.Table) -> int:
@@ -188,8 +207,13 @@ def count_detections(labels: pa.Table) -> int:
 
 def _flatten(labels: pa.Table) -> tuple[list[int], pa.StructArray]:
     """All detections in one array, and the image id of each."""
-    column = labels.column("detections").combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # older Arrow keeps a single chunk wrapped
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
-    image_ids = labels.column("image_id").combine_chunks()
+    column = _one_array(labels.column("detections"))
+    image_ids = _one_array(labels.column("image_id"))
     return pc.take(image_ids, pc.list_parent_indices(column)).to_pylist(), pc.list_flatten(column)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    if isinstance(found, pa.ChunkedArray):  # older Arrow keeps a single chunk wrapped
+        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], type=found.type)
+    return found

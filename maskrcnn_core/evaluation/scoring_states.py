@@ -6,6 +6,9 @@ A state is small (some tens of bytes for each detection), can be pickled, and me
 their order, the tables equal those of one scoring of everything bit for bit. Two things make it so. Every part knows
 all categories, also those that it has no object of. And the order of images in the end is that of their ids, not that
 of the parts, because it decides between equal scores.
+
+Engines get annotation ids of our own, 1 and up within a part: pycocotools takes a match with an object of id 0 for
+none, and one of two objects with one id for the other. Nothing else of an id reaches the numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from maskrcnn_core.errors import AnnotationError, UserError
 from maskrcnn_core.evaluation.annotations import CocoDict
 
 Engine = Literal["hotcoco", "pycocotools"]
@@ -85,13 +89,20 @@ def match_images(
     known = frozenset(rules.category_ids)
     results = [result for result in results if result["category_id"] in known]
     # Imported here, so that scoring with one engine does not need the other.
-    if rules.engine == "hotcoco":
-        from maskrcnn_core.evaluation.hotcoco_states import match_with_hotcoco
+    try:
+        if rules.engine == "hotcoco":
+            from maskrcnn_core.evaluation.hotcoco_states import match_with_hotcoco
 
-        return match_with_hotcoco(rules, images, annotations, results)
-    from maskrcnn_core.evaluation.pycocotools_states import match_with_pycocotools
+            return match_with_hotcoco(rules, images, annotations, results)
+        from maskrcnn_core.evaluation.pycocotools_states import match_with_pycocotools
 
-    return match_with_pycocotools(rules, images, annotations, results)
+        return match_with_pycocotools(rules, images, annotations, results)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+        ids = [image["id"] for image in images]
+        where = f"{len(ids)} images ({min(ids)} to {max(ids)})" if ids else "no images"
+        raise AnnotationError(f"scoring {rules.iou_type} of {where}: {rules.engine} says {error}") from error
 
 
 def merge_states(states: Iterable[ScoringState]) -> ScoringState:

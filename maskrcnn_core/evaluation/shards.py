@@ -4,7 +4,7 @@ Shards can be scored anywhere and merged in any order (`scoring_states`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskrcnn_core.evaluation.annotations import CocoDict
+from maskrcnn_core.data.entry_faults import Faults
+from maskrcnn_core.evaluation.annotations import CocoDict, mask_objects
 from maskrcnn_core.evaluation.boundary import match_boundaries
 from maskrcnn_core.evaluation.facts import FoundFacts, ObjectFacts, object_facts, reason_without_masks
 from maskrcnn_core.evaluation.federated import match_federated
@@ -112,6 +113,7 @@ class ShardScores:
         image_ids: [N] of the images.
         matches: of each iou type, for details; empty without.
         extras: other scorings for details: `boundary`, `federated bbox`, `federated segm`.
+        faults: of the annotations.
     """
 
     objects: ObjectFacts
@@ -120,6 +122,7 @@ class ShardScores:
     image_ids: npt.NDArray[np.int64]
     matches: Mapping[IouType, Matches] = field(default_factory=dict)
     extras: Mapping[str, ScoringState] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
 
 
 def score_shard(
@@ -130,17 +133,18 @@ def score_shard(
     Args:
         plan: of the whole scoring.
         images: image entries of the annotation file.
-        annotations: all annotations of these images (checked, `annotations`).
+        annotations: all annotations of these images (clean, `annotations`).
         found: detections on these images.
     """
     objects = object_facts(images, annotations)
     facts = found.facts(plan.category_ids, plan.with_keypoints)
-    wanted, _ = scored_types(plan, objects, facts)
+    # Whether any annotation has a mask is not known before all shards are: here none is asked for.
+    wanted, _ = scored_types(plan, replace(objects, bare=0), facts)
     states: dict[IouType, ScoringState] = {}
     matches: dict[IouType, Matches] = {}
     extras: dict[str, ScoringState] = {}
     for kind in wanted:
-        own = keypoint_objects(annotations, plan.with_keypoints) if kind == "keypoints" else annotations
+        own = _objects(plan, kind, images, annotations)
         rules, results = plan.rules(kind), found.results(kind)
         states[kind] = match_images(rules, images, own, results)
         if plan.min_score is not None:
@@ -148,6 +152,15 @@ def score_shard(
             extras |= _extras(plan, kind, images, own, results)
     image_ids = np.array([image["id"] for image in images], np.int64)
     return ShardScores(objects, facts, states, image_ids, matches, extras)
+
+
+def _objects(
+    plan: ScoringPlan, kind: IouType, images: Sequence[CocoDict], annotations: Sequence[CocoDict]
+) -> Sequence[CocoDict]:
+    """The annotations as one of the scorings reads them."""
+    if kind == "keypoints":
+        return keypoint_objects(annotations, plan.with_keypoints)
+    return mask_objects(annotations, images) if kind == "segm" else annotations
 
 
 def _extras(
@@ -184,6 +197,7 @@ def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
             for name in parts[0].extras
             if all(name in part.extras for part in parts)
         },
+        sum((part.faults for part in parts), Faults()),
     )
 
 

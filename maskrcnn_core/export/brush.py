@@ -43,7 +43,7 @@ def _runs(mask: ObjectMask, height: int, width: int) -> tuple[_Int64, _Int64]:
     rows, columns = mask.pixels.shape
     bordered = np.zeros((rows, columns + 1), np.int8)  # a column of background ends each row's runs
     bordered[:, :-1] = mask.pixels
-    steps = np.diff(bordered.ravel(), prepend=0)
+    steps = np.diff(bordered.ravel(), prepend=np.int8(0))
     begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     places = [(edge // (columns + 1) + mask.top) * width + edge % (columns + 1) + mask.left for edge in (begins, ends)]
     edges = np.concatenate([[0], np.stack(places, axis=1).ravel(), [height * width]])

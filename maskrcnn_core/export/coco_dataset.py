@@ -5,14 +5,13 @@ are compressed run lengths, or one polygon with `ExportStyle.polygons`. File nam
 images, which `info.image_root` names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.person import PERSON_SKELETON
-from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.export.coco import to_json
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.source import (
@@ -23,6 +22,7 @@ from maskrcnn_core.export.source import (
     is_empty,
     keypoint_names,
     labelled_keypoints,
+    mask_area,
     mask_of,
 )
 from maskrcnn_core.inference.records import DetectionRecord
@@ -35,11 +35,17 @@ def coco_dataset_files(source: LabelSource, style: ExportStyle) -> Iterator[Expo
     yield ExportFile("", dataset_pieces(source, style))
 
 
-def dataset_pieces(source: LabelSource, style: ExportStyle) -> Iterator[str]:
-    """The text of the file."""
+def dataset_pieces(source: LabelSource, style: ExportStyle, names: Mapping[int, str] | None = None) -> Iterator[str]:
+    """The text of the file.
+
+    Args:
+        source, style: what is exported, and how.
+        names: what to call the categories, by id; None = as the labels do.
+    """
     survey = source.survey
     info = {"description": "labels of maskrcnn-ray", "model": survey.model, "image_root": survey.root}
-    categories = [_category(category, survey.num_keypoints.get(category.id, 0)) for category in survey.categories]
+    named = [Category(one.id, (names or {}).get(one.id, one.name)) for one in survey.categories]
+    categories = [_category(category, survey.num_keypoints.get(category.id, 0)) for category in named]
     yield f'{{"info":{to_json(info)},\n"licenses":[],\n"categories":{to_json(categories)},\n"images":['
     yield from _list(_image(image) for image in source.images())
     yield '],\n"annotations":['
@@ -87,7 +93,7 @@ def _annotation(found: DetectionRecord, image: ExportImage, style: ExportStyle) 
     }
     if found.rle_counts is not None:
         segmentation = {"size": [image.height, image.width], "counts": found.rle_counts}
-        entry["area"] = int(run_lengths(segmentation, image.height, image.width)[1::2].sum())
+        entry["area"] = mask_area(found, image)
         mask = mask_of(found, image) if style.polygons else None
         if mask is None:
             entry["segmentation"] = segmentation

@@ -5,13 +5,13 @@ its own rectangle, background first. CVAT finds a task's frames by the images' n
 needs them beforehand (with a number attribute `score` where the scores are to be kept).
 """
 
-import re
 from collections.abc import Iterator
 from xml.sax.saxutils import escape, quoteattr
 
 from maskrcnn_core.data.outlines import uncompressed_rle
 from maskrcnn_core.data.segmentation import ObjectMask
 from maskrcnn_core.export.polygons import mask_polygon
+from maskrcnn_core.export.safe_names import xml_text
 from maskrcnn_core.export.source import (
     ExportFile,
     ExportImage,
@@ -24,7 +24,7 @@ from maskrcnn_core.export.source import (
 )
 from maskrcnn_core.inference.records import DetectionRecord
 
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINE_ENDS = {"\r": "&#13;"}  # a reader would take it for a newline
 
 
 def cvat_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
@@ -35,11 +35,16 @@ def cvat_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
 def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
     yield '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
     yield _meta(source.survey)
+    names = source.survey.shown_names
     for number, labelled in enumerate(source.labelled()):
         image = labelled.image
         yield (
             f'<image id="{number}" name={_attribute(image.name)} width="{image.width}" height="{image.height}">\n'
-            + "".join(_shapes(found, image, style) for found in labelled.objects if not is_empty(found, image))
+            + "".join(
+                _shapes(found, image, style, names[found.category_id])
+                for found in labelled.objects
+                if not is_empty(found, image)
+            )
             + "</image>\n"
         )
     yield "</annotations>\n"
@@ -47,10 +52,10 @@ def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
 
 def _meta(survey: Survey) -> str:
     labels = "".join(
-        f"<label><name>{escape(_NOT_IN_XML.sub('?', category.name))}</name><type>any</type><attributes><attribute>"
+        f"<label><name>{escape(name, _LINE_ENDS)}</name><type>any</type><attributes><attribute>"
         "<name>score</name><mutable>False</mutable><input_type>number</input_type><default_value>0</default_value>"
         "<values>0;1;0.0001</values></attribute></attributes></label>\n"
-        for category in survey.categories
+        for name in survey.shown_names.values()
     )
     return (
         f"<meta><task><size>{survey.images}</size><mode>annotation</mode><overlap>0</overlap>\n"
@@ -59,13 +64,13 @@ def _meta(survey: Survey) -> str:
 
 
 def _attribute(text: str) -> str:
-    return quoteattr(_NOT_IN_XML.sub("?", text))
+    return quoteattr(xml_text(text))
 
 
-def _shapes(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> str:
+def _shapes(found: DetectionRecord, image: ExportImage, style: ExportStyle, name: str) -> str:
     """The object's mask, polygon or box, and its keypoints as one shape of points."""
     mask = mask_of(found, image)
-    label = _attribute(found.category)
+    label = _attribute(name)
     score = f'<attribute name="score">{found.score:.4f}</attribute>'
     if mask is None:
         x, y, w, h = found.bbox

@@ -1,6 +1,6 @@
 """FiftyOne's import of a COCO data set from a folder: labels.json, and data.json that says where each image lies.
 
-    fo.Dataset.from_dir(dataset_dir=PATH, dataset_type=fo.types.COCODetectionDataset,
+    fo.Dataset.from_dir(dataset_dir=PATH, dataset_type=fo.types.COCODetectionDataset, data_path="data.json",
                         label_types=["detections", "segmentations", "keypoints"])
 
 Layout: docs.voxel51.com/user_guide/import_datasets.html, COCODetectionDataset, with the data manifest that `data_path`
@@ -19,7 +19,7 @@ from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource
 def fiftyone_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     """data.json, then labels.json; a folder."""
     yield ExportFile("data.json", _places(source))
-    yield ExportFile("labels.json", dataset_pieces(source, style))
+    yield ExportFile("labels.json", dataset_pieces(source, style, source.survey.shown_names))
 
 
 def _places(source: LabelSource) -> Iterator[str]:

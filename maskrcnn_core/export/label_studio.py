@@ -5,13 +5,15 @@ region (`format: rle`), packed as `rle_brush` says, or a polygon with `ExportSty
 rectangle. Keypoints are regions of their own, with their object as `parentID`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from maskrcnn_core.export.brush import rle_brush
 from maskrcnn_core.export.coco import to_json
 from maskrcnn_core.export.polygons import mask_polygon
+from maskrcnn_core.export.safe_names import address
 from maskrcnn_core.export.source import (
     ExportFile,
     ExportImage,
@@ -51,24 +53,27 @@ def label_studio_files(source: LabelSource, style: ExportStyle) -> Iterator[Expo
 def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[str]:
     yield "["
     separator = "\n"
+    names = source.survey.shown_names
     for labelled in source.labelled():
-        yield separator + to_json(_task(labelled, source.survey.model, style))
+        yield separator + to_json(_task(labelled, source.survey.model, style, names))
         separator = ",\n"
     yield "\n]\n"
 
 
-def _task(labelled: LabelledImage, model: str, style: ExportStyle) -> dict[str, Any]:
+def _task(labelled: LabelledImage, model: str, style: ExportStyle, names: Mapping[int, str]) -> dict[str, Any]:
     image = labelled.image
-    address = image.uri if style.image_prefix is None else style.image_prefix + image.name
+    place = image.uri if style.image_prefix is None else address(style.image_prefix, image.name)
     objects = [found for found in labelled.objects if not is_empty(found, image)]
     regions = [
-        region for number, found in enumerate(objects, 1) for region in _regions(found, image, f"object{number}", style)
+        region
+        for number, found in enumerate(objects, 1)
+        for region in _regions(replace(found, category=names[found.category_id]), image, f"object{number}", style)
     ]
     prediction: dict[str, Any] = {"model_version": model, "result": regions}
     if objects:
         # The weakest object decides how soon an image is looked at, where tasks are ordered by score.
         prediction["score"] = min(found.score for found in objects)
-    return {"data": {"image": address, "image_id": image.image_id}, "predictions": [prediction]}
+    return {"data": {"image": place, "image_id": image.image_id}, "predictions": [prediction]}
 
 
 def _regions(found: DetectionRecord, image: ExportImage, name: str, style: ExportStyle) -> Iterator[dict[str, Any]]:
@@ -126,7 +131,7 @@ def _region(
 
 def _interface(survey: Survey, style: ExportStyle) -> str:
     """The project's labelling interface: every kind of region that tasks can hold, with its labels."""
-    categories = [category.name for category in survey.categories]
+    categories = survey.shown_names.values()
     counts = sorted(set(survey.num_keypoints.values()))
     keypoints = list(dict.fromkeys(name for count in counts for name in keypoint_names(count)))
     lines = ["<View>", f'  <Image name="{_TO}" value="$image" zoom="true"/>']
@@ -134,7 +139,7 @@ def _interface(survey: Survey, style: ExportStyle) -> str:
     for kind, tag in _TAGS.items():
         if kind == unused:
             continue
-        labels = keypoints if kind == "keypointlabels" else categories
+        labels: Collection[str] = keypoints if kind == "keypointlabels" else categories
         if labels:
             lines.append(f'  <{tag} name="{_FROM[kind]}" toName="{_TO}">')
             lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]

@@ -6,15 +6,23 @@ an image without objects means that there is nothing in it.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
+from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import COCO_KEYPOINTS, Category
-from maskrcnn_core.data.segmentation import ObjectMask, object_mask
+from maskrcnn_core.data.segmentation import ObjectMask, object_mask, run_lengths
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.export.safe_names import safe_path, xml_text
 from maskrcnn_core.inference.records import DetectionRecord
+
+# Three bytes a pixel of its tight rectangle while a mask is drawn, and some ten tests of all runs.
+_MOST_PIXELS = 1 << 27
+_MOST_RUNS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class ExportImage:
     Attributes:
         image_id: as in the labels.
         uri: where it lies.
-        name: `uri` relative to the folder that all images of the source are in, with slashes.
+        name: `uri` relative to the folder that all images of the source are in, with slashes; any text.
         width, height: pixels.
     """
 
@@ -33,6 +41,11 @@ class ExportImage:
     name: str
     width: int
     height: int
+
+    @property
+    def path(self) -> str:
+        """`name` as a path that stays below the folder it is put in; another one only where `name` does not."""
+        return safe_path(self.name, self.uri)
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,11 @@ class Survey:
     categories: tuple[Category, ...]
     num_keypoints: Mapping[int, int]
     model: str = ""
+
+    @property
+    def shown_names(self) -> dict[int, str]:
+        """Of the categories by id, for formats that know them by name: no two alike, and text that XML can hold."""
+        return distinct_names((category.id, xml_text(category.name)) for category in self.categories)
 
 
 class LabelSource(Protocol):
@@ -119,13 +137,8 @@ def mask_of(found: DetectionRecord, image: ExportImage) -> ObjectMask | None:
     """
     if found.rle_counts is None:
         return None
-    size = [image.height, image.width]
-    try:
-        mask = object_mask({"size": size, "counts": found.rle_counts}, image.height, image.width)
-    except ValueError as error:
-        raise StorageError(
-            f"labels: image {image.image_id}, a {found.category}: {error}; python -m jobs.verify lists such rows"
-        ) from None
+    with _naming(found, image):
+        mask = object_mask(_segmentation(found, image), image.height, image.width)
     return mask if mask.pixels.any() else None
 
 
@@ -133,7 +146,41 @@ def is_empty(found: DetectionRecord, image: ExportImage) -> bool:
     """Whether there is nothing to draw: a mask without a pixel, or a box without extent."""
     if found.bbox[2] <= 0 or found.bbox[3] <= 0:
         return True
-    return found.rle_counts is not None and mask_of(found, image) is None
+    return found.rle_counts is not None and mask_area(found, image) == 0
+
+
+def is_too_large(found: DetectionRecord, image: ExportImage) -> bool:
+    """Whether drawing the object's mask would take more memory or time than one object may."""
+    if found.rle_counts is None:
+        return False
+    if image.height * image.width > _MOST_PIXELS:
+        _, _, width, height = coco_mask.toBbox(_segmentation(found, image)).tolist()
+        if width * height > _MOST_PIXELS:
+            return True
+    if len(found.rle_counts) <= _MOST_RUNS:  # a run has a character or more
+        return False
+    with _naming(found, image):
+        return len(run_lengths(_segmentation(found, image), image.height, image.width)) > _MOST_RUNS
+
+
+def mask_area(found: DetectionRecord, image: ExportImage) -> int:
+    """Pixels of the object's mask, counted without drawing it. Errors as `mask_of`."""
+    with _naming(found, image):
+        return int(run_lengths(_segmentation(found, image), image.height, image.width)[1::2].sum())
+
+
+@contextmanager
+def _naming(found: DetectionRecord, image: ExportImage) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StorageError(
+            f"labels: image {image.image_id}, a {found.category}: {error}; python -m jobs.verify lists such rows"
+        ) from None
+
+
+def _segmentation(found: DetectionRecord, image: ExportImage) -> dict[str, Any]:
+    return {"size": [image.height, image.width], "counts": found.rle_counts}
 
 
 def keypoint_names(count: int) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import yaml
 
-from maskrcnn_core.config import Category
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.source import (
     ExportFile,
@@ -19,6 +18,7 @@ from maskrcnn_core.export.source import (
     ExportStyle,
     LabelledImage,
     LabelSource,
+    Survey,
     is_empty,
     mask_of,
 )
@@ -31,15 +31,15 @@ def yolo_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     """labels/*.txt, images.txt, data.yaml; a folder."""
     classes = {category.id: index for index, category in enumerate(source.survey.categories)}
     for labelled in source.labelled():
-        name = posixpath.splitext(labelled.image.name)[0]
+        name = posixpath.splitext(labelled.image.path)[0]
         yield ExportFile(f"labels/{name}.txt", iter([_label_text(labelled, classes, style)]))
-    yield ExportFile("images.txt", (f"./{IMAGES}/{image.name}\n" for image in source.images()))
-    yield ExportFile("data.yaml", iter([_data(source.survey.categories)]))
+    yield ExportFile("images.txt", (f"./{IMAGES}/{image.path}\n" for image in source.images()))
+    yield ExportFile("data.yaml", iter([_data(source.survey)]))
 
 
-def _data(categories: tuple[Category, ...]) -> str:
+def _data(survey: Survey) -> str:
     """Without `path`, the folder of data.yaml itself is meant. Training needs a val: the user's own, or the same."""
-    names = dict(enumerate(category.name for category in categories))
+    names = dict(enumerate(survey.shown_names.values()))
     content = {"train": "images.txt", "val": "images.txt", "names": names}
     return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
 

@@ -3,12 +3,16 @@
 A detector is some thousand kernels. At one image a batch the host needs longer to launch them than the device to run
 them; replayed, they cost one launch. Recording needs what `fixed_size` detection has anyway: no shape that depends on
 data and nothing that waits for the device. Replays overwrite each other's memory, so what comes out is copied.
+
+Threads may share a detector. All recordings lie in one memory, so one thread at a time launches a replay, and where
+threads have streams of their own, each replay waits on the device for the copies of the one before.
 """
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -40,6 +44,7 @@ class CapturedByShape:
     """`compute`, recorded for the first `most_shapes` shapes that come a fourth time; as it is for any other.
 
     A shape that cannot be recorded (an operator that waits for the device) is computed as it is, and the log says so.
+    May be called by several threads; those whose batches are not recorded do not wait for each other.
 
     Args:
         compute: of a batch on a CUDA device; no result depends on an earlier call.
@@ -58,34 +63,55 @@ class CapturedByShape:
         self._compute, self._kept_alive, self._most_shapes = compute, kept_alive, most_shapes
         self._record = record or _record_in_common_memory()
         self._seen: Counter[tuple[object, ...]] = Counter()
-        self._recordings: dict[tuple[object, ...], tuple[Recording, object]] = {}
+        # None: the shape could not be recorded.
+        self._recordings: dict[tuple[object, ...], tuple[Recording | None, object]] = {}
+        self._one_at_a_time = threading.Lock()
 
     def __call__(self, images: ImageBatch) -> Detections:
         """What `compute` makes of the images."""
+        with self._one_at_a_time:
+            recording = self._recording_for(images)
+            if recording is not None:
+                return recording(images)
+        return self._compute(images)
+
+    def _recording_for(self, images: ImageBatch) -> Recording | None:
+        """The recording of the batch's shape, made if it is time to; None = there is none."""
         shape = (*images.pixels.shape, images.pixels.dtype)
-        if shape in self._recordings:
-            return self._recordings[shape][0](images)
-        self._seen[shape] += 1
-        if self._seen[shape] <= _SEEN_BEFORE or len(self._recordings) >= self._most_shapes:
-            return self._compute(images)
-        recording: Recording
-        try:
-            recording = self._record(self._compute, images)
-        except RuntimeError as error:
-            _LOGGER.warning("batches of %s are not recorded as a CUDA graph: %s", list(shape[:-1]), error)
-            recording = self._compute
-        self._recordings[shape] = recording, self._kept_alive()
-        return recording(images)
+        if shape not in self._recordings:
+            self._seen[shape] += 1
+            if self._seen[shape] <= _SEEN_BEFORE or len(self._recordings) >= self._most_shapes:
+                return None
+            recording = None
+            try:
+                recording = self._record(self._compute, images)
+            except RuntimeError as error:
+                _LOGGER.warning("batches of %s are not recorded as a CUDA graph: %s", list(shape[:-1]), error)
+            self._recordings[shape] = recording, self._kept_alive()
+        return self._recordings[shape][0]
+
+
+@dataclass
+class _CommonMemory:
+    """What all recordings compute in.
+
+    Attributes:
+        pool: of the device's memory; made with the first recording.
+        read: recorded when the outputs of the last replay have been copied.
+    """
+
+    pool: Any = None
+    read: torch.cuda.Event | None = None
 
 
 def _record_in_common_memory() -> Callable[[Compute, ImageBatch], Recording]:
     """Records into one pool of memory: recordings are never replayed at the same time."""
-    pool: list[Any] = []
+    memory = _CommonMemory()
 
     def record(compute: Compute, images: ImageBatch) -> Recording:
-        if not pool:
-            pool.append(torch.cuda.graph_pool_handle())
-        return _Graph(compute, images, pool[0])
+        if memory.pool is None:
+            memory.pool = torch.cuda.graph_pool_handle()
+        return _Graph(compute, images, memory)
 
     return record
 
@@ -93,7 +119,8 @@ def _record_in_common_memory() -> Callable[[Compute, ImageBatch], Recording]:
 class _Graph:
     """A CUDA graph of `compute` for inputs of one shape."""
 
-    def __init__(self, compute: Compute, images: ImageBatch, pool: Any) -> None:
+    def __init__(self, compute: Compute, images: ImageBatch, memory: _CommonMemory) -> None:
+        self._memory = memory
         self._inputs = _cloned(images)
         self._graph = torch.cuda.CUDAGraph()
         device = images.pixels.device
@@ -103,14 +130,19 @@ class _Graph:
             compute(self._inputs)  # libraries make their workspaces for this stream
         torch.cuda.current_stream(device).wait_stream(aside)
         # Other threads (pinned memory of the next batch) may go on meanwhile.
-        with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=memory.pool, stream=aside, capture_error_mode="thread_local"):
             self._outputs = compute(self._inputs)
 
     def __call__(self, images: ImageBatch) -> Detections:
+        stream = torch.cuda.current_stream(images.pixels.device)
+        if self._memory.read is not None:
+            stream.wait_event(self._memory.read)
         for field in fields(images):
             getattr(self._inputs, field.name).copy_(getattr(images, field.name), non_blocking=True)
         self._graph.replay()
-        return _cloned(self._outputs)
+        found = _cloned(self._outputs)
+        self._memory.read = stream.record_event()
+        return found
 
 
 def _cloned(structure: _Structure) -> _Structure:

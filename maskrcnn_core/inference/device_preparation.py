@@ -1,8 +1,8 @@
 """Decoded images -> batches of network input, resized, normalised and padded on the device.
 
-The numbers of `prepare_image` and `pad_batch` up to rounding, for the resize rule `float` alone: Pillow's values
-(`antialias`) exist only on a host. What crosses the bus is a quarter of the bytes or less: 8-bit values in the size of
-the file instead of 32-bit ones in that of the network's input. Nothing here waits for the device.
+The numbers of `prepare_image` and `pad_batch` up to rounding, for the resize rules `float` and `float_nearest`:
+Pillow's values (`antialias`) exist only on a host. What crosses the bus is a quarter of the bytes or less: 8-bit values
+in the size of the file instead of 32-bit ones in that of the network's input. Nothing here waits for the device.
 
 Letters: N images, V views (sizes of the image pyramid).
 """
@@ -69,7 +69,7 @@ class DevicePreparation:
     """Resizes, normalises and pads on a device.
 
     Args:
-        rule: the model's input, of the resize rule `float`.
+        rule: the model's input, of a resize rule other than `antialias`.
         device: where.
         dtype: of the batches: float32, or what the first layer would round them to.
         pixels_at_once: how many decoded pixels become floating point together; one image is always taken.
@@ -82,7 +82,7 @@ class DevicePreparation:
         dtype: torch.dtype = torch.float32,
         pixels_at_once: int = PIXELS_AT_ONCE,
     ) -> None:
-        assert rule.resize == "float"
+        assert rule.resize != "antialias"
         self._rule, self._device, self._dtype, self._pixels_at_once = rule, device, dtype, pixels_at_once
         factor, offset = normalisation(rule.mean, rule.std, rule.scale)
         self._factor, self._offset = (values.to(device)[:, None, None] for values in (factor, offset))

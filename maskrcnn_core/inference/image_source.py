@@ -1,7 +1,6 @@
 """Whatever a notebook holds an image in, as bytes of a file or as pixels."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder
+from maskrcnn_core.data.decode import decode_image, oriented, pil_pixels
+from maskrcnn_core.data.files import read_image_file
 from maskrcnn_core.errors import ImageError
+from maskrcnn_core.printable import printable
 
 ImageSource = bytes | str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
 """An image file's bytes, its path or URI, or pixels: an array [H, W, 3] uint8 RGB, a PIL image, a tensor [3, H, W]
-uint8 RGB. Pixels are taken as they are; an EXIF orientation turns only what is decoded here."""
+uint8 RGB. An EXIF orientation turns a PIL image as it turns the file; arrays and tensors are taken as they are."""
 
 
-def bytes_or_pixels(source: ImageSource) -> bytes | Tensor:
+def bytes_or_pixels(source: ImageSource, *, apply_exif: bool) -> bytes | Tensor:
     """The file's bytes, or the pixels as a tensor [3, H, W] uint8 RGB.
+
+    Args:
+        source: any.
+        apply_exif: turn a PIL image by its EXIF orientation.
 
     Raises:
         ImageError: `missing` or `unreadable` file, or `unsupported` pixels.
@@ -31,7 +35,8 @@ def bytes_or_pixels(source: ImageSource) -> bytes | Tensor:
     if isinstance(given, str | os.PathLike):
         return _read(os.fspath(given))
     if isinstance(given, Image.Image):
-        return torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous()
+        pixels, orientation = pil_pixels(given)
+        return (oriented(pixels, orientation) if apply_exif else pixels).contiguous()
     if isinstance(given, np.ndarray):
         _require_pixels(given, given.dtype == np.uint8, (given.shape[-1:] == (3,)), "array [H, W, 3] uint8 RGB")
         return torch.from_numpy(np.array(given)).permute(2, 0, 1).contiguous()
@@ -55,7 +60,7 @@ def checked_pixels(pixels: Tensor) -> Tensor:
 
 def decoded(source: ImageSource, *, max_pixels: int, apply_exif: bool) -> Tensor:
     """The pixels [3, H, W] uint8 RGB of any source (arguments and errors as `decode_image`)."""
-    content = bytes_or_pixels(source)
+    content = bytes_or_pixels(source, apply_exif=apply_exif)
     if isinstance(content, Tensor):
         return content
     return decode_image(content, max_pixels=max_pixels, apply_exif=apply_exif)
@@ -63,7 +68,7 @@ def decoded(source: ImageSource, *, max_pixels: int, apply_exif: bool) -> Tensor
 
 def source_name(source: object) -> str:
     """How messages call a source: its path, or what it is."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else type(source).__name__
 
 
 def _require_pixels(pixels: NDArray[Any] | Tensor, right_type: bool, right_channels: bool, expected: str) -> None:
@@ -76,13 +81,10 @@ def _require_pixels(pixels: NDArray[Any] | Tensor, right_type: bool, right_chann
     raise ImageError("unsupported", f"got pixels {shape} {pixels.dtype}, expected a non-empty {expected}; {hint}")
 
 
-def _read(path: str) -> bytes:
+def _read(path: str | bytes) -> bytes:
     try:
-        if "://" not in path:
-            return Path(path).read_bytes()
-        folder, _, name = path.rpartition("/")
-        return Folder(folder).read(name)
+        return read_image_file(os.fsdecode(path))
     except FileNotFoundError:
         raise ImageError("missing", "no such file") from None
-    except (OSError, ValueError) as error:
-        raise ImageError("unreadable", f"cannot be read: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ImageError("unreadable", f"cannot be read: {printable(' '.join(str(error).split()))}") from None

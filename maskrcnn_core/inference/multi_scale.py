@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes, suppress
 from maskrcnn_core.keypoints import scale_keypoints
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, is_fixed_size, valid_slots
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, is_fixed_size, real_or_unit, valid_slots
 
 State = TypeVar("State")
 
@@ -165,7 +165,7 @@ def merge_detections(found: Sequence[Detections], rule: MergeRule, *, fixed_size
         order = order[:, : int(count.max()) if len(count) else 0]
     real = valid_slots(count, order.shape[1])
     return Detections(
-        boxes=torch.where(real[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+        boxes=real_or_unit(boxes.gather(1, order[..., None].expand(-1, -1, 4)), real),
         scores=torch.where(real, scores.gather(1, order), 0.0),
         labels=torch.where(real, labels.gather(1, order), 0),
         count=count,

@@ -16,7 +16,7 @@ from torch import Tensor
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config import Category, ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import CheckpointError, ImageError
+from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError
 from maskrcnn_core.inference.batch_pipeline import BatchPipeline, Steps
 from maskrcnn_core.inference.captured import CapturedByShape
 from maskrcnn_core.inference.compiled import CompiledByShape
@@ -30,13 +30,13 @@ from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.results import ImageResult
 from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint, with_overrides
 from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
-from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.cpu_inference import use_cpu_layers
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
-from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_checkpoint, load_config
+from maskrcnn_core.weights.checkpoint import check_weights, fingerprint, load_config
+from maskrcnn_core.weights.trained import load_trained
 
 
 class Predictor:
@@ -66,7 +66,7 @@ class Predictor:
         self.config = with_overrides(config, self.settings)
         self.categories = config.categories
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
-        self._device = torch.device(self.settings.device)
+        self._device = usable_device(self.settings.device)
         fold(detector)
         half = self.settings.precision == "bfloat16"
         if self.settings.cpu_layers and self._device.type == "cpu" and not self.settings.compile:
@@ -99,7 +99,7 @@ class Predictor:
         # Under autocast the first convolution rounds its input anyway, so that on a GPU half the bytes are written.
         self._pixel_type = torch.bfloat16 if half and on_gpu else torch.float32
         rule = self.config.input
-        resizes = on_device and rule.resize == "float"
+        resizes = on_device and rule.resize != "antialias"
         preparation = DevicePreparation(rule, self._device, self._pixel_type) if resizes else None
         self._preparation = Preparation(rule, self.settings, preparation)
         self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch)
@@ -143,7 +143,7 @@ class Predictor:
         contents = []
         for place, source in enumerate(sources):
             try:
-                contents.append(bytes_or_pixels(source))
+                contents.append(bytes_or_pixels(source, apply_exif=self.settings.apply_exif))
             except ImageError as error:
                 raise failure(place, error) from None
         results = []
@@ -294,16 +294,26 @@ def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -
         CheckpointError: the folder is missing, damaged, or its weights do not fit its configuration.
         ConfigError: the model cannot do what the settings ask for.
     """
-    config, state = load_checkpoint(checkpoint)
-    detector = build_detector(config, load_pretrained=False)
-    try:
-        detector.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(
-            f"{checkpoint}: the weights do not fit config.json ({first}); both must come from the same run"
-        ) from error
+    settings = settings or PredictorSettings()
+    usable_device(settings.device)
+    config, detector = load_trained(checkpoint)
     return Predictor(detector, config, settings, fingerprint(checkpoint))
+
+
+def usable_device(name: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        ConfigError: this machine, or this torch, has none.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        others = f", cuda or cuda:0 .. cuda:{gpus - 1}" if gpus else " (torch finds no GPU)"
+        raise ConfigError(f"device: got {name!r}, which is not to be had here; expected cpu{others}") from error
+    return device
 
 
 def load_detector(

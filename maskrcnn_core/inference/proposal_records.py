@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskrcnn_core.data.proposal_schema import PROPOSALS_KIND, RECORD_KEY
-from maskrcnn_core.data.proposals import PROPOSALS_TYPE
+from maskrcnn_core.data.proposal_schema import PROPOSALS_KIND, PROPOSALS_TYPE, RECORD_KEY
 from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION
 
 

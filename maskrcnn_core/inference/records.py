@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskrcnn_core.config import Category
 from maskrcnn_core.errors import StorageError
@@ -187,3 +189,23 @@ def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
             for found in row["detections"]
         ),
     )
+
+
+def with_category_ids(rows: pa.RecordBatch, ids: Mapping[int, int]) -> pa.RecordBatch:
+    """The same rows with other category ids.
+
+    Args:
+        rows: label records with `detections`, none of them null.
+        ids: id there -> id wanted, as far as they differ.
+    """
+    if not ids:
+        return rows
+    lists = rows.column("detections")
+    structs, lengths = pc.list_flatten(lists), pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    present, place = np.unique(structs.field("category_id").to_numpy(zero_copy_only=False), return_inverse=True)
+    wanted = np.array([ids.get(number, number) for number in present.tolist()], np.int32)[place]
+    fields = [structs.type.field(index) for index in range(structs.type.num_fields)]
+    columns = [pa.array(wanted) if one.name == "category_id" else structs.field(one.name) for one in fields]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    changed = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields), type=lists.type)
+    return rows.set_column(rows.schema.get_field_index("detections"), "detections", changed)

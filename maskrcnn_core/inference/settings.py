@@ -2,10 +2,19 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE, ModelConfig
+from maskrcnn_core.config_checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
 from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
@@ -14,6 +23,8 @@ _WITHOUT_EFFECT = (
     *("device_preparation", "decode_threads", "prefetch", "device_masks"),
 )
 _GPU_BATCH_PIXELS = 9_000_000
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+_DEVICES = "cpu, cuda, cuda:NUMBER or another device of torch (mps, xpu)"
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
 
@@ -23,7 +34,7 @@ class PredictorSettings:
     """How a predictor runs; those fields that change results are part of its fingerprint.
 
     Attributes:
-        device: torch device.
+        device: torch device: cpu, cuda, cuda:1, ...
         precision: `float32` or `bfloat16` (autocast).
         batch_pixels: upper limit of padded input pixels in a batch, over all views; one image is always taken. 0 =
             one image at a time on a CPU, where a batch only fills the caches, and 9,000,000 on a GPU: eight images of
@@ -55,7 +66,7 @@ class PredictorSettings:
     """
 
     device: str = "cpu"
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_pixels: int = 0
     max_pixels: int = 178_956_970
     apply_exif: bool = True
@@ -79,11 +90,18 @@ class PredictorSettings:
         return self.batch_pixels or (1 if self.device == "cpu" else _GPU_BATCH_PIXELS)
 
     def __post_init__(self) -> None:
+        require_typed("", self)
         object.__setattr__(self, "test_short_sides", tuple(self.test_short_sides))
-        if any(side < 1 for side in self.test_short_sides):
-            raise ConfigError(f"test_short_sides: got {self.test_short_sides}, expected lengths of 1 pixel or more")
-        if self.decode_threads < 0:
-            raise ConfigError(f"decode_threads: got {self.decode_threads}, expected 0 (by the device) or more")
+        require(_DEVICE.fullmatch(self.device) is not None, "device", self.device, _DEVICES)
+        for name in ("batch_pixels", "decode_threads"):
+            require_not_negative(name, getattr(self, name))
+        require_positive("max_pixels", self.max_pixels)
+        if self.min_score is not None:
+            require_fraction("min_score", self.min_score)
+        if self.max_detections is not None:
+            require_between("max_detections", self.max_detections, 1, MAX_REGIONS)
+        sides_fit = all(1 <= side <= MAX_SIDE for side in self.test_short_sides)
+        require(sides_fit, "test_short_sides", self.test_short_sides, f"lengths of 1 pixel or more, up to {MAX_SIDE:,}")
 
 
 def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:

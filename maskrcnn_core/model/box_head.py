@@ -16,7 +16,7 @@ from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.normed_conv import normed_conv
-from maskrcnn_core.structures import Detections, Proposals, is_fixed_size, valid_slots
+from maskrcnn_core.structures import Detections, Proposals, is_fixed_size, real_or_unit, valid_slots
 
 
 class BoxHead(nn.Module):
@@ -216,7 +216,7 @@ def detections_and_regions(
     order, kept, count = _survivors(boxes, top, label, valid, rule, fixed_size=fixed)
     real = valid_slots(count, order.shape[1])
     detections = Detections(
-        boxes=torch.where(real[..., None], boxes[image, order], 0.0),
+        boxes=real_or_unit(boxes[image, order], real),
         scores=torch.where(real, kept, 0.0),
         labels=torch.where(real, label[image, order], 0),
         count=count,

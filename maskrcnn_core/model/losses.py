@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from maskrcnn_core.boxes import box_areas, decode_deltas, encode_deltas
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.structures import real_or_unit
 
 _EPSILON = 1e-7
 
@@ -64,11 +65,9 @@ def box_regression_loss(
     if kind not in ("giou", "ciou"):
         raise ConfigError(f"box_loss: got {kind!r}, expected 'smooth_l1', 'giou' or 'ciou'")
     # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
-    unit = wanted.new_zeros(4)
-    unit[2:] = 1.0  # made there: a copy from the host would be waited for
-    kept = counted[..., None]
-    predicted = decode_deltas(torch.where(kept, deltas, 0.0), torch.where(kept, references, unit), weights)
-    losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, torch.where(kept, wanted, unit))
+    moves = torch.where(counted[..., None], deltas, 0.0)
+    predicted = decode_deltas(moves, real_or_unit(references, counted), weights)
+    losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, real_or_unit(wanted, counted))
     return torch.where(counted, losses, 0.0).sum()
 
 

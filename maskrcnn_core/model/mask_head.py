@@ -14,14 +14,14 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.fused_conv import POINTWISE, convolve, convolve_with
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import full_precision
-from maskrcnn_core.structures import Targets
+from maskrcnn_core.model.mask_sampling import sampled_crops
+from maskrcnn_core.structures import Targets, real_or_unit
 
 MaskActivation = Literal["sigmoid", "softmax"]
 
@@ -165,7 +165,14 @@ def mask_probabilities(output: Tensor) -> Tensor:
 
 
 def mask_targets(
-    targets: Targets, boxes: Tensor, image_index: Tensor, objects: Tensor, size: int, *, aligned: bool
+    targets: Targets,
+    boxes: Tensor,
+    image_index: Tensor,
+    objects: Tensor,
+    size: int,
+    *,
+    aligned: bool,
+    real: Tensor | None = None,
 ) -> Tensor:
     """What the mask head should draw: each object's mask resampled on its region's grid.
 
@@ -177,15 +184,18 @@ def mask_targets(
         boxes: [R, 4] regions in the input frame; image_index, objects: [R] whose object each region is to draw.
         size: M.
         aligned: sample at pixel centres; false = torchvision's half-pixel shift, for its checkpoints.
+        real: [R] bool, false for a region that only fills up and has nothing to draw; None = all have.
 
     Returns:
-        [R, M, M] float32 in [0, 1].
+        [R, M, M] float32 in [0, 1]; of a region that is not real anything.
     """
     assert targets.masks is not None
     assert targets.mask_boxes is not None
     side_y, side_x = targets.masks.shape[-2:]
     crops = targets.masks[image_index, objects].to(boxes.dtype) / 255.0
     frames = targets.mask_boxes[image_index, objects]
+    if real is not None:
+        boxes, frames = real_or_unit(boxes, real), real_or_unit(frames, real)
     if not aligned:
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
         boxes = torch.cat((boxes[:, :2], boxes[:, :2] + sides), dim=1) + 0.5
@@ -193,10 +203,7 @@ def mask_targets(
     cells = boxes.new_full((4,), side_x)
     cells[1::2] = side_y
     ratios = cells / (frames[:, 2:] - frames[:, :2]).repeat(1, 2).clamp(min=1e-6)
-    regions = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
-    rois = torch.cat((regions, (boxes - origins) * ratios), dim=1)
-    wanted: Tensor = torchvision.ops.roi_align(crops[:, None], rois, size, 1.0, -1, True)[:, 0]
-    return wanted
+    return sampled_crops(crops, (boxes - origins) * ratios, size)
 
 
 def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor, normalizer: Normalizer = own_count) -> Tensor:

@@ -114,17 +114,23 @@ def _overlaps_by_image(candidates: Tensor, targets: Targets, *, rescue_best: boo
 def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Tensor | None = None) -> Samples:
     """Draw candidates at random, at most a fraction of them positive, negatives filling up (Fast R-CNN, section 2.3).
 
+    With a seed, what is drawn of an image depends on the seed and the candidates that may be drawn, in their order; not
+    on how many slots that may not stand between or after them, which other images decide.
+
     Args:
-        kinds: [N, A] as in `Matches`.
-        num_samples: S, reduced to A where there are fewer candidates.
+        kinds: [N, A] as in `Matches`; a slot that is not real is IGNORED.
+        num_samples: S, reduced to A where there are fewer candidates; the limit of positives is not reduced with it.
         seeds: [N] int64, what the draws of each image depend on; None = torch's default generator of the device.
 
     The shape of the result depends on the shape of `kinds` alone.
     """
     num_candidates = kinds.shape[1]
-    num_samples = min(num_samples, num_candidates)
     max_positives = min(int(num_samples * positive_fraction), num_candidates)
-    keys = torch.rand(kinds.shape, device=kinds.device) if seeds is None else seeded_uniform(seeds, num_candidates)
+    num_samples = min(num_samples, num_candidates)
+    if seeds is None:
+        keys = torch.rand(kinds.shape, device=kinds.device)
+    else:
+        keys = seeded_uniform(seeds, (kinds != IGNORED).cumsum(dim=1))
     positive_keys, positive_index = torch.where(kinds == POSITIVE, keys, -1.0).topk(max_positives, dim=1)
     negative_keys, negative_index = torch.where(kinds == NEGATIVE, keys, -1.0).topk(num_samples, dim=1)
     drawn_positive = positive_keys >= 0
@@ -140,18 +146,18 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Ten
     return Samples(index, positive, valid, max_positives)
 
 
-def seeded_uniform(seeds: Tensor, length: int) -> Tensor:
-    """[N] int64 -> [N, length] float32 in [0, 1): number j of row i depends on `seeds[i]` and j alone.
+def seeded_uniform(seeds: Tensor, numbers: Tensor) -> Tensor:
+    """[N] int64, [N, A] int64 -> [N, A] float64 in [0, 1): entry i, j depends on `seeds[i]` and `numbers[i, j]` alone.
 
     So an image draws the same whichever images stand beside it and whatever the device. SplitMix64 (Steele et al.,
-    OOPSLA 2014), of which the upper 24 bits are kept.
+    OOPSLA 2014), of which the upper 53 bits are kept: of 24, among a quarter of a million anchors, some would be equal,
+    and which of these is drawn would be the device's choice.
     """
-    counts = torch.arange(1, length + 1, dtype=torch.int64, device=seeds.device)
-    mixed = seeds[:, None] + counts * _wrapped(0x9E3779B97F4A7C15)
+    mixed = seeds[:, None] + numbers * _wrapped(0x9E3779B97F4A7C15)
     mixed = (mixed ^ _shifted(mixed, 30)) * _wrapped(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shifted(mixed, 27)) * _wrapped(0x94D049BB133111EB)
     mixed = mixed ^ _shifted(mixed, 31)
-    return _shifted(mixed, 40).to(torch.float32) * 2.0**-24
+    return _shifted(mixed, 11).to(torch.float64) * 2.0**-53
 
 
 def _wrapped(word: int) -> int:

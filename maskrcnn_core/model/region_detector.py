@@ -5,11 +5,10 @@ Training and inference share the parts but no branches: `forward` gives losses, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.keypoints import decode_heatmaps
@@ -34,7 +33,7 @@ from maskrcnn_core.model.region_rows import (
 from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit
 
 # Shapes of batches whose anchors are kept, a few megabytes each.
 _SHAPES_WITH_ANCHORS = 8
@@ -246,7 +245,7 @@ class RegionDetector(nn.Module):
         if not self.masks_on_proposals:
             return found
         refined_from = proposals.boxes.gather(1, regions[..., None].expand(-1, -1, 4))
-        return replace(found, mask_boxes=torch.where(found.valid[..., None], refined_from, 0.0))
+        return replace(found, mask_boxes=real_or_unit(refined_from, found.valid))
 
     @torch.no_grad()
     def masks_on(self, features: ImageFeatures, found: Detections) -> Tensor | None:
@@ -406,6 +405,7 @@ class RegionDetector(nn.Module):
             front.objects,
             output.shape[-1],
             aligned=self.mask_transform.aligned,
+            real=front.positive,
         )
         if not self.roi_loss.soft_mask_targets:
             wanted = (wanted >= 0.5).to(wanted.dtype)
@@ -437,12 +437,7 @@ def _with_a_slot(targets: Targets) -> Targets:
             return None
         return tensor.new_zeros(tensor.shape[0], 1, *tensor.shape[2:])
 
-    padded = {name: pad(getattr(targets, name)) for name in ("masks", "mask_boxes", "keypoints")}
-    return Targets(
-        boxes=functional.pad(targets.boxes, (0, 0, 0, 1)),
-        labels=functional.pad(targets.labels, (0, 1)),
-        valid=functional.pad(targets.valid, (0, 1)),
-        crowd=functional.pad(targets.crowd, (0, 1)),
-        seeds=targets.seeds,
-        **padded,
-    )
+    padded = {field.name: pad(getattr(targets, field.name)) for field in fields(targets) if field.name != "seeds"}
+    slot = Targets(**padded, seeds=targets.seeds)  # type: ignore[arg-type]
+    mask_boxes = None if slot.mask_boxes is None else real_or_unit(slot.mask_boxes, slot.valid)
+    return replace(slot, boxes=real_or_unit(slot.boxes, slot.valid), mask_boxes=mask_boxes)

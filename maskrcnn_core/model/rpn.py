@@ -19,7 +19,7 @@ from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.rpn_samples import outputs_at
-from maskrcnn_core.structures import Proposals, Targets, is_fixed_size
+from maskrcnn_core.structures import Proposals, Targets, is_fixed_size, real_or_unit
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -147,7 +147,7 @@ def propose(
         order = order[:, : max([1, *count.tolist()])]
     real = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return Proposals(
-        boxes=torch.where(real[..., None], all_boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+        boxes=real_or_unit(all_boxes.gather(1, order[..., None].expand(-1, -1, 4)), real),
         scores=torch.where(real, all_scores.gather(1, order), 0.0),
         count=count,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from maskrcnn_core.data.segmentation import ObjectMask, object_mask
+from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.report.content import ExampleKind
 
@@ -185,26 +185,18 @@ def mask_overlap(found: DetectionRecord, annotation: Mapping[str, Any], record: 
         return None
     size = record.height, record.width
     try:
-        first = object_mask({"size": list(size), "counts": found.rle_counts}, *size)
-        second = object_mask(segmentation, *size)
+        found_runs, runs = (
+            _encoded(shape, *size) for shape in ({"size": list(size), "counts": found.rle_counts}, segmentation)
+        )
     except ValueError:
         return None
-    shared = _shared_pixels(first, second)
-    union = int(first.pixels.sum()) + int(second.pixels.sum()) - shared
-    return shared / union if union else 0.0
+    return float(coco_mask.iou([found_runs], [runs], [0])[0, 0])
 
 
-def _shared_pixels(first: ObjectMask, second: ObjectMask) -> int:
-    left, top = max(first.left, second.left), max(first.top, second.top)
-    right = min(first.left + first.pixels.shape[1], second.left + second.pixels.shape[1])
-    bottom = min(first.top + first.pixels.shape[0], second.top + second.pixels.shape[0])
-    if left >= right or top >= bottom:
-        return 0
-    parts = [
-        mask.pixels[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left]
-        for mask in (first, second)
-    ]
-    return int((parts[0] & parts[1]).sum())
+def _encoded(segmentation: Any, height: int, width: int) -> Any:
+    """Run lengths that have been checked, for pycocotools; no mask is drawn, however large the image."""
+    runs = run_lengths(segmentation, height, width)
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
 
 
 def unjudged_candidates(record: ImageRecord, min_score: float) -> list[Candidate]:

@@ -7,7 +7,7 @@ on its seed alone.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -35,7 +35,8 @@ def accumulate_gradients(
 
     Args:
         learner: the detector, or what wraps it to average gradients over processes.
-        detector: whose `normalizer` says what losses are divided by.
+        detector: whose `normalizer` says what losses are divided by. No norm in it may keep statistics of what it sees
+            (`BackboneConfig.norm` sync_batch): it sees everything twice.
         targets: without seeds they get some from torch's default generator.
         pieces: at most so many, of nearly equal size.
         context: in which the forward passes run (autocast).
@@ -97,25 +98,11 @@ def _counts(
     original = detector.normalizer
     detector.normalizer = note
     try:
-        with _statistics_kept(detector), context():
+        with context():
             detector(*part)
     finally:
         detector.normalizer = original
     return found
-
-
-@contextlib.contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Batch norms see the batch but do not learn from it."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _unsynchronised(learner: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:

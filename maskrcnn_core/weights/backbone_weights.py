@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.weights.soundness import check_finite, check_floating
 from maskrcnn_core.weights.source_files import read_state
 from maskrcnn_core.weights.translation import listed
 
@@ -30,9 +31,10 @@ def load_backbone_weights(trunk: nn.Module, source: Path | str, name: str) -> No
         name: of the network, for messages.
 
     Raises:
-        CheckpointError: the file cannot be read, or keys are missing, left over or of another shape.
+        CheckpointError: the file cannot be read, keys are missing, left over or of another shape, or values are no
+            finite numbers.
     """
-    state = read_state(source)
+    state = read_state(source, is_classifier)
     found = {_trunk_key(key): (key, value) for key, value in state.items() if not _HEAD.fullmatch(key)}
     wanted = {key: value for key, value in trunk.state_dict().items() if not key.endswith(".num_batches_tracked")}
     missing = [key for key in wanted if key not in found]
@@ -52,6 +54,9 @@ def load_backbone_weights(trunk: nn.Module, source: Path | str, name: str) -> No
             f"model.backbone.weights: {source} does not fit model.backbone.name {name}: {'; '.join(faults)}; expected "
             f"the state dict of torchvision's {name}"
         )
+    weights = {found[key][0]: found[key][1] for key in wanted}
+    check_floating(weights, f"model.backbone.weights: {source}")
+    check_finite(weights, f"model.backbone.weights: {source}")
     trunk.load_state_dict({key: found[key][1] for key in wanted}, strict=False)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 import types
 import typing
@@ -18,10 +19,15 @@ from torch import Tensor
 
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
+from maskrcnn_core.printable import printable
+from maskrcnn_core.weights.soundness import check_finite
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
+_DIGEST = "weights_sha256"
+_MAX_CONFIG_BYTES = 1 << 24
+_MAX_TEXT = 200
 
 _Config = TypeVar("_Config")
 
@@ -37,8 +43,13 @@ def save_checkpoint(folder: Path | str, state: Mapping[str, Tensor], config: Mod
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    _write_whole(folder / WEIGHTS_NAME, safetensors.torch.save(tensors))
-    document = {"format_version": FORMAT_VERSION, "model": config_to_dict(config)}
+    content = safetensors.torch.save(tensors)
+    _write_whole(folder / WEIGHTS_NAME, content)
+    document = {
+        "format_version": FORMAT_VERSION,
+        _DIGEST: hashlib.sha256(content).hexdigest(),
+        "model": config_to_dict(config),
+    }
     _write_whole(folder / CONFIG_NAME, (json.dumps(document, indent=2) + "\n").encode())
 
 
@@ -46,11 +57,30 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]
     """Configuration and state dict of a checkpoint folder.
 
     Raises:
-        CheckpointError: a file is missing, cut short or not a checkpoint of this format.
+        CheckpointError: a file is missing, cut short, not a checkpoint of this format, other than it was written, or
+            holds values that are no finite numbers.
     """
-    config = load_config(folder)
+    config, digest = _read_config(folder)
     with _weights_errors(Path(folder) / WEIGHTS_NAME) as path:
-        return config, safetensors.torch.load_file(path)
+        state = safetensors.torch.load_file(path)
+        if digest is not None and file_digest(path) != digest:
+            raise CheckpointError(
+                f"{path}: other content than when it was written ({_DIGEST} in {CONFIG_NAME}); it is damaged: copy it "
+                f"again (if you have replaced it yourself, take {_DIGEST} out of {CONFIG_NAME})"
+            )
+    check_finite(state, str(path))
+    return config, state
+
+
+def weight_shapes(folder: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight by its name, from the header alone.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    with _weights_errors(Path(folder) / WEIGHTS_NAME) as path, safetensors.safe_open(path, "pt") as file:
+        names: list[str] = list(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def check_weights(folder: Path | str) -> None:
@@ -70,8 +100,9 @@ def _weights_errors(path: Path) -> Iterator[Path]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing, expected the weights beside {CONFIG_NAME}") from error
     except (safetensors.SafetensorError, OSError) as error:
+        reason = printable(str(error))[:_MAX_TEXT]
         raise CheckpointError(
-            f"{path}: not readable as safetensors ({error}); the file is damaged or cut short: copy it again"
+            f"{path}: not readable as safetensors ({reason}); the file is damaged or cut short: copy it again"
         ) from error
 
 
@@ -81,25 +112,57 @@ def load_config(folder: Path | str) -> ModelConfig:
     Raises:
         CheckpointError: see `load_checkpoint`.
     """
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path | str) -> tuple[ModelConfig, str | None]:
+    """Configuration, and the digest of the weights where the folder has it."""
     path = Path(folder) / CONFIG_NAME
-    if not Path(folder).is_dir():
+    document = _read_document(path)
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: got format_version {_shown(version)}, expected {FORMAT_VERSION}")
+    digest = document.get(_DIGEST)
+    if digest is not None and (not isinstance(digest, str) or re.fullmatch("[0-9a-f]{64}", digest) is None):
+        raise CheckpointError(f"{path}: {_DIGEST}: got {_shown(digest)}, expected the SHA-256 of {WEIGHTS_NAME}")
+    if "model" not in document:
+        raise CheckpointError(f"{path}: model is missing, expected the detector's settings; copy the file again")
+    try:
+        return config_from_dict(ModelConfig, document["model"], "model"), digest
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_document(path: Path) -> Any:
+    folder = path.parent
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder}: is a file, expected a checkpoint folder; a file of another framework becomes one by "
+            f"python -m jobs.convert --source {folder} --output FOLDER"
+        )
+    if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder, expected {WEIGHTS_NAME} and {CONFIG_NAME} in it")
     try:
-        document = json.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(content) > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path}: over {_MAX_CONFIG_BYTES:,} bytes, expected the settings of a detector")
+        return json.loads(content)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: no {CONFIG_NAME} in it, expected a checkpoint folder; "
             "jobs.train writes one under OUTPUT/checkpoints, jobs.convert makes one from another framework's file"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: nested too deeply, expected the settings of a detector") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); the file is damaged or cut short: copy it again") from error
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: got format_version {version!r}, expected {FORMAT_VERSION}")
-    try:
-        return config_from_dict(ModelConfig, document["model"], "model")
-    except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path}: not JSON ({printable(str(error))[:_MAX_TEXT]}); the file is damaged or cut short: copy it again"
+        ) from error
 
 
 def fingerprint(folder: Path | str) -> str:
@@ -108,14 +171,23 @@ def fingerprint(folder: Path | str) -> str:
     Raises:
         CheckpointError: a file is missing.
     """
+    return file_digest(*(Path(folder) / name for name in (CONFIG_NAME, WEIGHTS_NAME)))
+
+
+def file_digest(*paths: Path) -> str:
+    """SHA-256 over the bytes of files, one after the other, hexadecimal.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
     digest = hashlib.sha256()
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
+    for path in paths:
         try:
-            with (Path(folder) / name).open("rb") as file:
+            with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise CheckpointError(f"{Path(folder) / name}: {error.strerror or error}") from error
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -125,7 +197,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return document
 
 
-def config_from_dict(kind: type[_Config], document: Mapping[str, Any], where: str) -> _Config:
+def config_from_dict(kind: type[_Config], document: Any, where: str) -> _Config:
     """The inverse of `config_to_dict`; fields that are absent take their defaults.
 
     Raises:
@@ -136,7 +208,10 @@ def config_from_dict(kind: type[_Config], document: Mapping[str, Any], where: st
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(document) - set(hints))
     if unknown:
-        raise ConfigError(f"{where}.{unknown[0]} is not a setting; it may come from a newer version of this software")
+        raise ConfigError(
+            f"{where}.{printable(unknown[0])[:_MAX_TEXT]} is not a setting; it may come from a newer version of this "
+            "software"
+        )
     for field in dataclasses.fields(typing.cast(Any, kind)):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in document:
@@ -154,12 +229,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return None
         return _typed(next(a for a in arguments if a is not type(None)), value, where)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where}: got {value!r}, expected one of {', '.join(map(str, arguments))}")
+        if not isinstance(value, str) or value not in arguments:
+            raise ConfigError(f"{where}: got {_shown(value)}, expected one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: got {value!r}, expected a list")
+            raise ConfigError(f"{where}: got {_shown(value)}, expected a list")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(arguments):
@@ -167,8 +242,23 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return tuple(_typed(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: got {value!r}, expected {hint.__name__}")
-    return float(value) if hint is float else value
+        raise ConfigError(f"{where}: got {_shown(value)}, expected {hint.__name__}")
+    if hint is not float:
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where}: got a number of {value.bit_length()} bits, expected a finite number") from error
+
+
+def _shown(value: Any) -> str:
+    """A value of a document, however long or deep, in some words."""
+    if isinstance(value, list | tuple | dict):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    shown = repr(value)
+    return printable(shown if len(shown) <= _MAX_TEXT else f"{shown[:_MAX_TEXT]}...")
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.architecture import Architecture
 from maskrcnn_core.weights.coco_categories import COCO_CATEGORIES
+from maskrcnn_core.weights.soundness import check_finite
 from maskrcnn_core.weights.translation import Translation, listed
 
 Checkpoint = tuple[ModelConfig, dict[str, Tensor]]
@@ -35,6 +36,7 @@ def finish_import(
         CheckpointError: keys are missing, left over or misshapen, or there are more or fewer categories than classes.
     """
     to.finish(hint)
+    check_finite(to.result, f"{to.framework} checkpoint")  # a norm whose variance is negative has no scale
     num_classes = len(to.result["box_head.classes.bias"]) - 1 if form.box else 0
     if categories is None:
         categories = default_categories(num_classes, with_keypoints=form.keypoint)

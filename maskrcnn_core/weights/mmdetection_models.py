@@ -125,14 +125,14 @@ def mmdetection_conventions(form: Architecture, *, caffe: bool) -> ModelConfig:
         rpn=RPNConfig(min_size=_MIN_SIZE, smooth_l1_beta=0.0),
         roi=RoIConfig(sampling_ratio=0, aligned=True),
         box_head=BoxHeadConfig(smooth_l1_beta=0.0, min_size=_MIN_SIZE),
-        mask_head=MaskHeadConfig(paste="exact"),
+        mask_head=MaskHeadConfig(paste="exact", soft_targets=False),
     )
 
 
 def _input(network: str, *, caffe: bool) -> InputConfig:
-    """Its images are resized bilinearly without antialiasing (OpenCV)."""
+    """Its images are resized bilinearly without antialiasing (OpenCV), to sizes rounded to the nearest."""
     if caffe:
-        return InputConfig(mean=PIXEL_MEAN, std=PIXEL_STD_CAFFE, channels="bgr", scale="byte")
+        return InputConfig(mean=PIXEL_MEAN, std=PIXEL_STD_CAFFE, channels="bgr", scale="byte", resize="float_nearest")
     if network == "resnext101_32x8d":  # from detectron2's weights
-        return InputConfig(mean=PIXEL_MEAN, std=PIXEL_STD_RESNEXT, channels="bgr", scale="byte")
-    return InputConfig(mean=_PIXEL_MEAN_RGB, std=_PIXEL_STD_RGB, scale="byte")
+        return InputConfig(mean=PIXEL_MEAN, std=PIXEL_STD_RESNEXT, channels="bgr", scale="byte", resize="float_nearest")
+    return InputConfig(mean=_PIXEL_MEAN_RGB, std=_PIXEL_STD_RGB, scale="byte", resize="float_nearest")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.printable import printable
 from maskrcnn_core.weights.architecture import RESNETS, Architecture
 from maskrcnn_core.weights.key_names import KeyNames, Numbered
+from maskrcnn_core.weights.soundness import check_finite, check_floating
 
 Change = Callable[[Tensor], Tensor]
 
-_MAX_LISTED = 8
+_MAX_LISTED, _MAX_LENGTH = 8, 200
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -103,15 +105,24 @@ class Translation:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of the names, and how many more there are."""
+    """The first of the names, fit for a terminal, and how many more there are."""
     rest = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    shown = (printable(name)[:_MAX_LENGTH] for name in names[:_MAX_LISTED])
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def start_translation(state: Mapping[str, Tensor], names: KeyNames) -> Translation:
-    """A translation of all keys but those that hold no weights."""
-    ignored = re.compile(names.ignored)
-    return Translation(names.framework, {k: v.float() for k, v in state.items() if not ignored.fullmatch(k)})
+    """A translation of all keys but those that hold no weights.
+
+    Raises:
+        CheckpointError: weights are no floating-point numbers, or not finite (in float32).
+    """
+    ignored, where = re.compile(names.ignored), f"{names.framework} checkpoint"
+    weights = {key: value for key, value in state.items() if not ignored.fullmatch(key)}
+    check_floating(weights, where)
+    weights = {key: value.float() for key, value in weights.items()}
+    check_finite(weights, where)
+    return Translation(names.framework, weights)
 
 
 def translate_resnet(to: Translation, names: KeyNames, form: Architecture, norm_eps: float) -> None:

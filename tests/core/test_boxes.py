@@ -224,6 +224,7 @@ def slow_soft_suppress(
     return sorted((item for item in kept if item[1] > 0.05), key=lambda item: -item[1])
 
 
+@pytest.mark.own_shapes
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("gaussian", [True, False])
 def test_soft_suppress_is_the_slow_reference(gaussian: bool, seed: int) -> None:
@@ -266,6 +267,7 @@ def test_soft_suppress_by_eye() -> None:
     torch.testing.assert_close(kept, torch.tensor([[0.9, 0.6, 0.4, 0.8 * math.exp(-0.72)]]))
 
 
+@pytest.mark.own_shapes
 def test_soft_suppress_without_overlap_only_sorts() -> None:
     corners = torch.arange(6.0)[:, None] * 20
     boxes = torch.cat((corners, corners, corners + 10, corners + 10), dim=1)[None]
@@ -275,6 +277,7 @@ def test_soft_suppress_without_overlap_only_sorts() -> None:
     assert kept.tolist() == scores[:, slots[0]].tolist()
 
 
+@pytest.mark.own_shapes
 @pytest.mark.parametrize("gaussian", [True, False])
 @pytest.mark.parametrize(("images", "slots"), [(2, 0), (0, 3), (2, 3)])
 def test_soft_suppress_of_nothing(images: int, slots: int, gaussian: bool) -> None:

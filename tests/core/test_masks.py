@@ -213,3 +213,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 def test_masks_on_a_hundred_megapixels_stay_within_64_megabytes() -> None:
     done = subprocess.run([sys.executable, "-c", _HUGE], capture_output=True, text=True, check=True, timeout=300)
     assert float(done.stdout) < 64
+
+
+def test_a_pixel_at_the_threshold_belongs_to_the_object() -> None:
+    # One cell on a box from the middle of pixel 0 to the middle of pixel 1: both have exactly one half.
+    one = np.ones((1, 1), dtype=np.float32)
+    found = paste_mask(one, np.array([0.5, 0.0, 1.5, 1.0], dtype=np.float32), 1, 4, rule="exact", threshold=0.5)
+    assert run_lengths(found, 1, 4).tolist() == [0, 2, 2]
+    above = paste_mask(one, np.array([0.5, 0.0, 1.5, 1.0], dtype=np.float32), 1, 4, rule="exact", threshold=0.51)
+    assert run_lengths(above, 1, 4).tolist() == [4]

@@ -14,35 +14,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn_core.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    InputConfig,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
-from maskrcnn_core.data.generated import CATEGORIES, generate_dataset
+from maskrcnn_core.data.generated import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
-from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.checkpoint import save_checkpoint
 from tests.core.weights.synthetic_models import detectron2_state
 from tests.fuzz.labelling_here import label_here
 from tests.generated_labels import failed_record, random_record, write_run
 from tests.pipelines.fake_detector import write_images
-
-SMALL = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False),
-    pyramid=PyramidConfig(channels=8),
-    rpn=RPNConfig(pre_nms_test=20, post_nms_test=10),
-    box_head=BoxHeadConfig(channels=8, max_detections=5),
-    mask_head=MaskHeadConfig(channels=4, layers=1),
-    keypoint_head=KeypointHeadConfig(enabled=False),
-    categories=CATEGORIES,
-)
+from tests.small_detector import save_small_detector
 
 
 @dataclass(frozen=True)
@@ -84,9 +62,6 @@ def make_sound_inputs(folder: Path) -> SoundInputs:
     rows = write_run(labels, records)
     truth = folder / "truth.json"
     truth.write_text(json.dumps(_truth(rows)))
-    torch.manual_seed(0)
-    checkpoint = folder / "checkpoint"
-    save_checkpoint(checkpoint, build_detector(SMALL, load_pretrained=False).state_dict(), SMALL)
     return SoundInputs(
         folder,
         annotations,
@@ -96,7 +71,7 @@ def make_sound_inputs(folder: Path) -> SoundInputs:
         truth,
         _labelled(folder),
         _pictures(),
-        checkpoint,
+        save_small_detector(folder / "checkpoint"),
         _foreign(folder),
     )
 

@@ -30,40 +30,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from jobs import evaluate, label, train
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    InputConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
 from maskrcnn_core.data.generated import CATEGORIES, generate_dataset
 from maskrcnn_core.inference.predictor import load_predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines.cluster import connect
+from tests.small_detector import save_small_detector
 
 # Ray warns about settings of its own that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-SMALL = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False),
-    pyramid=PyramidConfig(channels=8),
-    rpn=RPNConfig(pre_nms_test=20, post_nms_test=10),
-    box_head=BoxHeadConfig(channels=8, max_detections=5),
-    mask_head=MaskHeadConfig(channels=4, layers=1),
-    categories=CATEGORIES,
-)
 SMALL_YAML = """
 model:
   input: {short_side: 64, long_side: 96}
@@ -152,10 +132,7 @@ class Labelled:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint") / "small"
-    torch.manual_seed(0)
-    save_checkpoint(folder, build_detector(SMALL, load_pretrained=False).state_dict(), SMALL)
-    return folder
+    return save_small_detector(tmp_path_factory.mktemp("checkpoint") / "small")
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,10 @@ def test_the_converted_checkpoint_labels_as_torchvision_does(
     names = write_categories(tmp_path, 18, 3, 7)
     assert main(["--source", str(source), "--output", output, "--annotations", names, "--norm_eps", "1e-5"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        f"{source}: the weights are model; left out: epoch",
         f"checkpoint: {output} (resnet18, fpn, boxes, masks; 3 categories)",
         "next:",
-        f"  python -m jobs.label --checkpoint {output} --images FOLDER --output FOLDER",
+        f"  python -m jobs.label --checkpoint {output} --images IMAGES --output LABELS",
     ]
     config, state = load_checkpoint(output)
     assert [(category.id, category.name) for category in config.categories] == [
@@ -220,5 +221,6 @@ def test_a_malicious_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "bad.pkl"
     path.write_bytes(pickle.dumps({"model": {"weight": np.zeros(2), "other": [Malice()]}}))
     line = refused(["--source", str(path)], tmp_path / "checkpoint", capsys)
-    assert "refused, it names posix.mkdir" in line
+    assert "keys such as weight are of no known kind" in line
+    assert "besides it holds model.other" in line
     assert os.listdir(tmp_path) == ["bad.pkl"]

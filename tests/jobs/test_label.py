@@ -43,11 +43,15 @@ def test_summary_tells_counts_failures_and_what_to_do_next() -> None:
         "next:",
         "  python -m jobs.verify --labels 'my out'",
         "  python -m jobs.evaluate --labels 'my out' --annotations set/instances.json",
+        "  python -m jobs.report --labels 'my out' --output 'my out/report'",
     ]
     done = summary(skipped_because_done=True, failed=0, failures=(), statuses={"ok": 10})
     lines = job.summary_lines(settings(), done)
     assert lines[0] == "already finished: 10 images (10 ok), 33 detections; nothing to do"
-    assert lines[-1] == "  python -m jobs.report --labels 'my out' --output 'my out-report'"
+    assert lines[-2:] == [
+        "  python -m jobs.verify --labels 'my out'",
+        "  python -m jobs.report --labels 'my out' --output 'my out/report'",
+    ]
 
 
 @pytest.mark.parametrize(("allowed", "code"), [(1.0, 0), (0.2, 0), (0.19, 1), (0.0, 1)])

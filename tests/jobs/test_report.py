@@ -72,7 +72,7 @@ def test_report_without_ground_truth(
     ("arguments", "expected"),
     [
         (["--labels", "{tmp}/none", "--output", "{tmp}/page"], "none: no such file or folder"),
-        (["--labels", "{run}", "--output", "{val}"], "the report's place is a file; expected the name of a folder"),
+        (["--labels", "{run}", "--output", "{val}"], "is a file; expected the name of a folder"),
         (["--labels", "{run}"], "missing --output"),
         (["--labels", "{run}", "--output", "{tmp}", "--pictures.side", "0"], "pictures.side: got 0, expected"),
         (["--labels", "{run}", "--output", "{tmp}", "--pictures.per_gallery", "-1"], "pictures.per_gallery: got -1"),

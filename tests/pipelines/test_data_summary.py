@@ -19,7 +19,8 @@ def test_counts_of_a_small_data_set(tmp_path: Path) -> None:
     document["annotations"][0] |= {"area": 20 * 20, "category_id": 9}
     document["annotations"][1] |= {"area": 100 * 100}
     document["annotations"][2] |= {"iscrowd": 1}
-    document["annotations"][3] |= {"bbox": [0, 0, 0, 0]}
+    document["annotations"][3] |= {"bbox": [0, 0, 0, 0], "segmentation": []}
+    document["annotations"][0] |= {"iscrowd": None}
     Path(source.annotations).write_text(json.dumps(document))
     summary = summarize(load_coco(source.annotations, require_masks=False, on_fault="drop"))
     assert (summary.images, summary.images_without_objects) == (IMAGES, 3)
@@ -30,7 +31,9 @@ def test_counts_of_a_small_data_set(tmp_path: Path) -> None:
     assert summary.objects_per_image == (0, 1, 1)
     assert summary.image_sides == (SIDE, SIDE, SIDE)
     assert summary.dropped == 1
+    assert summary.faults == {"annotations left out": 1, "mended boxes, areas or flags": 1}
     assert "annotation 4" in summary.first_dropped[0]
+    assert "annotation 1" in summary.first_dropped[1]
 
 
 def test_the_first_faulty_images_are_named_before_anything_starts(tmp_path: Path) -> None:

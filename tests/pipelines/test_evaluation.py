@@ -9,7 +9,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateConfig, EvaluateRun
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from pipelines import storage
-from pipelines.evaluation import evaluate, read_annotations
+from pipelines.evaluation import evaluate, load_annotations, write_numbers
 from pipelines.label_files import label_files, read_labels
 from tests.core.evaluation.synthetic import found, label_table, random_problem
 
@@ -28,6 +28,7 @@ def test_summary_equals_scoring_in_memory(tmp_path: Path) -> None:
     )
     summary = evaluate(run)
     assert summary.scores == evaluate_coco(annotations, labels, max_detections=20)
+    write_numbers(str(tmp_path / "scores.json"), summary)
     assert json.loads((tmp_path / "scores.json").read_text()) == summary.to_json()
     assert tuple(summary.to_json()["stats"]["segm"]) == summary.scores.stats["segm"]
 
@@ -38,8 +39,12 @@ def test_labels_annotations_and_output_on_s3(tmp_path: Path, s3_folder: str) -> 
     storage.write_bytes_atomically(f"{s3_folder}/labels/a.parquet", (tmp_path / "a.parquet").read_bytes())
     storage.write_bytes_atomically(f"{s3_folder}/val.json", json.dumps(annotations).encode())
     run = EvaluateRun(labels=s3_folder, annotations=f"{s3_folder}/val.json", output=f"{s3_folder}/scores.json")
-    scores = evaluate(run).scores
+    summary = evaluate(run)
+    scores = summary.scores
     assert scores == evaluate_coco(annotations, labels)
+    with pytest.raises(StorageError, match="no such file"):  # asking whether it can be written leaves nothing
+        storage.read_bytes(f"{s3_folder}/scores.json")
+    write_numbers(f"{s3_folder}/scores.json", summary)
     written = json.loads(storage.read_bytes(f"{s3_folder}/scores.json"))
     assert tuple(written["stats"]["bbox"]) == scores.stats["bbox"]
 
@@ -88,10 +93,10 @@ def test_labels_of_another_schema_version(tmp_path: Path) -> None:
 def test_annotations_that_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("[]")
     with pytest.raises(AnnotationError, match="holds a list; expected a COCO instances object"):
-        read_annotations(str(tmp_path / "val.json"))
+        load_annotations(str(tmp_path / "val.json"))
 
 
 def test_output_that_is_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     run = EvaluateRun(labels="nowhere", annotations="nowhere.json", output=str(tmp_path))
-    with pytest.raises(StorageError, match="output is a folder"):
+    with pytest.raises(StorageError, match="is a folder; expected the name of a file"):
         evaluate(run)

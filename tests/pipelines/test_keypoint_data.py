@@ -27,7 +27,7 @@ def run_with(source: DatasetConfig, **settings: object) -> TrainRun:
 
 
 def test_data_with_the_models_keypoints_pass(people: DatasetConfig) -> None:
-    assert "person" in [category.name for category in check_data(run_with(people))]
+    assert "person" in [category.name for category in check_data(run_with(people))["data.train"].dataset.categories]
 
 
 @pytest.mark.parametrize(

@@ -184,11 +184,11 @@ def test_coco_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.Monke
         ("{", "not valid JSON"),
         ("[]", "no entries"),
         ('{"images": []}', "no entries"),
-        ('{"images": [{"id": "x", "file_name": "a"}]}', r"images\[0\]"),
-        ('{"images": [{"id": 1}]}', r"images\[0\]"),
-        ('{"images": [3]}', r"images\[0\]"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', "image id 1 twice"),
-        ('{"images": [{"id": 99999999999999999999, "file_name": "a.jpg"}]}', "wrong type"),
+        ('{"images": [{"id": "x", "file_name": "a"}]}', "image at position 0: id 'x', expected a whole number"),
+        ('{"images": [{"id": 1}]}', "image 1: file_name None, expected text"),
+        ('{"images": [3]}', "image at position 0: got 3, expected an object"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', "image 1: listed twice"),
+        ('{"images": [{"id": 99999999999999999999, "file_name": "a.jpg"}]}', "expected a whole number of 64 bits"),
     ],
 )
 def test_malformed_coco(tmp_path: Path, text: str, message: str, build: Build) -> None:
@@ -215,8 +215,8 @@ def test_parquet_manifest_keeps_ids_and_resolves_names_beside_it(tmp_path: Path,
     [
         ({"path": ["a"]}, "expected `uri`"),
         ({"uri": pa.array([], pa.string())}, "no rows"),
-        ({"uri": ["a", None]}, "no text"),
-        ({"uri": ["a"], "image_id": ["x"]}, "no integer"),
+        ({"uri": ["a", None]}, "row 2: uri is 'None', expected text"),
+        ({"uri": ["a"], "image_id": ["x"]}, "row 1: image_id is 'x', expected a whole number"),
         ({"uri": ["a", "a"]}, "twice"),
         ({"uri": ["a", "b"], "image_id": [1, 1]}, "image id 1 twice"),
     ],
@@ -313,7 +313,7 @@ def test_csv_with_a_uri_column(tmp_path: Path, build: Build) -> None:
     with pytest.raises(AnnotationError, match="expected a column uri"):
         build(tmp_path / "list.csv")
     (tmp_path / "list.csv").write_text("uri,image_id\na.jpg,x\n")
-    with pytest.raises(AnnotationError, match="'x'; expected a whole number"):
+    with pytest.raises(AnnotationError, match="row 1: image_id is 'x', expected a whole number"):
         build(tmp_path / "list.csv")
 
 

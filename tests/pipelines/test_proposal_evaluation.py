@@ -9,7 +9,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
 from pipelines import proposal_evaluation
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluate, write_numbers
 from pipelines.label_files import read_labels
 from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
 from tests.core.evaluation.synthetic import HEIGHT, WIDTH, found, label_table
@@ -47,6 +47,7 @@ def test_files_give_the_numbers_of_scoring_in_memory(
     assert min(summary.stats) > 0
     assert summary.proposals == sum(min(1000, len(scores)) for _, scores in proposals.values())
     assert summary.annotations == sum(not entry["iscrowd"] for entry in annotations["annotations"])
+    write_numbers(str(tmp_path / "recall.json"), summary)
     written = json.loads((tmp_path / "recall.json").read_text())
     assert written == summary.to_json()
     assert written["stats"] == {"proposals": list(summary.stats)}
@@ -86,5 +87,5 @@ def test_proposals_and_annotations_that_do_not_belong_together(tmp_path: Path) -
     pq.write_table(proposals_to_table([1], ["x"], [record], "model"), tmp_path / "labels" / "twice.parquet")
     with pytest.raises(AnnotationError, match="image_id 1 has more than one label row"):
         evaluate_proposals(run)
-    with pytest.raises(StorageError, match="output is a folder"):
+    with pytest.raises(StorageError, match="is a folder; expected the name of a file"):
         evaluate_proposals(EvaluateRun(labels=run.labels, annotations=run.annotations, output=str(tmp_path)))

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.evaluation.annotations import read_document
 from maskrcnn_core.evaluation.coco import evaluate_coco
 from maskrcnn_core.inference.records import record_from_row
 from maskrcnn_core.report.examples import Candidate, match_objects
@@ -25,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def truth_of(files: tuple[Path, Path, Path]) -> GroundTruth:
     document = json.loads(files[1].read_text())
     table = pq.read_table(files[0] / "labels")
-    return GroundTruth(str(files[1]), document, evaluate_coco(document, table))
+    return GroundTruth(str(files[1]), read_document(document), evaluate_coco(document, table))
 
 
 def rows(files: tuple[Path, Path, Path]) -> list[dict]:
@@ -61,7 +62,7 @@ def test_counts_are_those_of_the_rows(files: tuple[Path, Path, Path]) -> None:
         for image in document["images"]
     }
     scan = RowScan(PicturesConfig(), objects, {entry["id"]: entry["name"] for entry in document["categories"]})
-    scan_labels(str(files[0]), scan)
+    scan_labels(str(files[0]), scan, {})
     records = {row["image_id"]: record_from_row(row) for row in rows(files)}
     found = [(one, matched) for image_id in objects for one, matched in _matches(records[image_id], objects[image_id])]
     assert dict(scan.tally.statuses) == {"ok": 6, "missing": 1}
@@ -90,7 +91,7 @@ def test_the_size_of_the_parts_changes_nothing(
 ) -> None:
     def scanned() -> list:
         scan = RowScan(PicturesConfig(per_gallery=2), None, {})
-        scan_labels(str(files[0]), scan)
+        scan_labels(str(files[0]), scan, {})
         kinds = ("crowded", "sure", "unsure")
         return [scan.scores(), scan.sizes(), scan.per_image(), scan.categories(), *map(scan.galleries.chosen, kinds)]
 
@@ -102,9 +103,9 @@ def test_the_size_of_the_parts_changes_nothing(
 def test_rows_are_found_again(files: tuple[Path, Path, Path]) -> None:
     for part in sorted((files[0] / "labels").iterdir()):
         for number, row in enumerate(pq.read_table(part).to_pylist()):
-            assert read_row(Place(str(part), number)) == row
+            assert read_row(Place(str(part), number), {}) == row
     with pytest.raises(StorageError, match="row 99 is gone"):
-        read_row(Place(str(part), 99))
+        read_row(Place(str(part), 99), {})
 
 
 def candidate(category_id: int, interest: float) -> Candidate:
@@ -156,7 +157,7 @@ def test_images_that_moved(files: tuple[Path, Path, Path], tmp_path: Path) -> No
 def test_mistakes(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such file or folder"):
         write_report(ReportRun(str(tmp_path / "none"), str(tmp_path / "page")))
-    with pytest.raises(StorageError, match="the report's place is a file"):
+    with pytest.raises(StorageError, match="is a file; expected the name of a folder"):
         write_report(ReportRun(str(files[0]), str(files[1])))
     pq.write_table(pq.read_table(files[0] / "labels").drop(["uri"]), tmp_path / "bare.parquet")
     with pytest.raises(StorageError, match="column 'uri' is missing"):

@@ -141,7 +141,15 @@ def test_what_may_help_is_tried_again_on_s3_only(monkeypatch: pytest.MonkeyPatch
         ("s3://bucket/key", [broken] * 4),
         ("s3://bucket/key", [FileNotFoundError("gone")]),
         ("s3://bucket/key", [OSError("AWS Error ACCESS_DENIED during GetObject operation")]),
-        ("s3://bucket/key", [OSError("InvalidAccessKeyId: no such key")]),
+        (
+            "s3://bucket/key",
+            [
+                OSError(
+                    "AWS Error UNKNOWN (HTTP status 403) during GetObject operation: "
+                    "Unable to parse ExceptionName: ExpiredToken"
+                )
+            ],
+        ),
     ):
         outcomes[:] = [*errors, "too late"]
         with pytest.raises(type(errors[-1])):

@@ -1,12 +1,11 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numba
 import pytest
 import torch
 
-from maskrcnn_core.cpu_kernels import compilation
-from maskrcnn_core.cpu_kernels.compilation import as_array, compiled, run
+from maskrcnn_core.cpu_kernels.compilation import as_array, run
 
 
 @pytest.fixture(autouse=True)
@@ -33,23 +32,6 @@ def test_as_many_threads_as_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_two_threads_may_not_call_it_at_once_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
     assert calls_with(2) == [("alone", "x", 0, 7)]
-
-
-def test_where_nothing_can_be_written_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = numba.njit
-
-    def without_a_place(*function: Any, cache: bool = False, **options: Any) -> Callable[..., Any]:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*function, **options)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(compilation.numba, "njit", without_a_place)  # type: ignore[attr-defined]
-
-    @compiled()
-    def double(number: int) -> int:
-        return 2 * number
-
-    assert double(21) == 42
 
 
 def test_memory_is_shared_with_the_tensor() -> None:

@@ -148,3 +148,10 @@ def test_images_without_objects(tmp_path: Path, generated: tuple[CocoDataset, st
     item = data_of((empty, images), jitter=RULE)[samples(1)[0]]
     assert len(item.targets) == 0
     assert item.targets.masks.shape[0] == 0
+
+
+def test_the_part_may_begin_at_every_place() -> None:
+    # 10 x 20 becomes 11 x 22, of which 10 x 20 are kept: rows from 0 or 1, columns from 0 to 2.
+    rule = ScaleJitter(scale=(1.1, 1.1), crop=(10, 20))
+    found = {(where.top, where.left) for where in (draw_placement((10, 20), rule, seeded(s)) for s in range(100))}
+    assert found == {(top, left) for top in range(2) for left in range(3)}

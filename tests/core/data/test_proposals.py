@@ -67,7 +67,7 @@ def test_padding_to_the_longest_and_at_least_one_slot() -> None:
     batch = pad_proposals([none, two])
     assert batch.count.tolist() == [0, 2]
     assert batch.valid.tolist() == [[False, False], [True, True]]
-    assert batch.boxes[0].tolist() == [[0.0] * 4] * 2
+    assert batch.boxes[0].tolist() == [[0.0, 0.0, 1.0, 1.0]] * 2  # never a box without area
     assert batch.boxes[1].tolist() == two.boxes.tolist()
     assert pad_proposals([none]).boxes.shape == (1, 1, 4)
     assert pad_proposals([]).boxes.shape == (0, 1, 4)

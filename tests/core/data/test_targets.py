@@ -80,7 +80,7 @@ def test_crop_of_an_empty_mask() -> None:
     grid, box = crop_masks(np.zeros((4, 5), dtype=bool), 6)
     assert grid.shape == (6, 6)
     assert not grid.any()
-    assert box == (0.0, 0.0, 0.0, 0.0)
+    assert box == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_scaled_and_mirrored() -> None:
@@ -131,8 +131,10 @@ def test_crowd_has_a_box_but_no_mask() -> None:
         assert targets.mask_boxes is not None
         assert targets.masks[0].any()
         assert not targets.masks[1].any()
-        assert not targets.mask_boxes[1].any()
+        assert targets.mask_boxes[1].tolist() == [0.0, 0.0, 1.0, 1.0]  # also mirrored and scaled: never without area
         batch = pad_targets([targets])
+        assert batch.mask_boxes is not None
+        assert batch.mask_boxes[0, 1].tolist() == [0.0, 0.0, 1.0, 1.0]
         assert batch.valid.tolist() == [[True, False]]
         assert batch.crowd.tolist() == [[False, True]]
 
@@ -212,7 +214,8 @@ def test_no_objects_at_all() -> None:
         )
         batch = pad_targets([empty, full])
         assert batch.valid.tolist() == [[False], [True]]
-        assert not batch.boxes[0].any()
+        assert batch.boxes[0].tolist() == [[0.0, 0.0, 1.0, 1.0]]
+        assert batch.mask_boxes is None or batch.mask_boxes[0].tolist() == [[0.0, 0.0, 1.0, 1.0]]
         assert (batch.masks is None) == (size is None)
         if full.masks is not None and batch.masks is not None:
             assert torch.equal(batch.masks[1], full.masks)

@@ -43,6 +43,50 @@ def test_resized_size_of_the_antialias_rule_by_eye(size: tuple[int, int], expect
 
 def test_a_side_at_one_half_is_rounded_up() -> None:
     assert resized_size(4, 5, 10, 100, "antialias") == (10, 13)  # 12.5
+    assert resized_size(4, 5, 10, 100, "float_nearest") == (10, 13)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((375, 500), (800, 1067)),  # 1066.67
+        ((500, 375), (1067, 800)),
+        ((480, 640), (800, 1067)),
+        ((427, 640), (800, 1199)),  # 1199.06
+        ((400, 1000), (533, 1333)),  # by the long side: 533.2
+        ((1, 5000), (1, 1333)),
+        ((800, 1333), (800, 1333)),
+    ],
+)
+def test_resized_size_of_the_float_nearest_rule_by_eye(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(*size, 800, 1333, "float_nearest") == expected
+
+
+def scaled_by_mmcv(width: int, height: int, scale: tuple[int, int]) -> tuple[int, int]:
+    """What mmcv's `rescale_size` says, written down from its description: (width, height) times the largest factor with
+    which both edges stay within the two limits, each side by itself to the nearest."""
+    long_limit, short_limit = max(scale), min(scale)
+    factor = min(long_limit / max(width, height), short_limit / min(width, height))
+    return int(width * factor + 0.5), int(height * factor + 0.5)
+
+
+def test_sizes_of_mmdetection() -> None:
+    random = np.random.default_rng(0)
+    differing = 0
+    for height, width in random.integers(50, 3000, (2000, 2)).tolist():
+        for limits in ((1333, 800), (1333, 640), (2048, 1024)):
+            ours = resized_size(height, width, limits[1], limits[0], "float_nearest")
+            assert ours[::-1] == scaled_by_mmcv(width, height, limits), (height, width)
+            differing += ours != resized_size(height, width, limits[1], limits[0])
+    assert differing > 1000  # half of them are a pixel longer than torchvision's
+
+
+def test_float_nearest_has_the_values_of_float() -> None:
+    image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
+    prepared = [
+        prepare_image(image, size=(24, 33), mean=MEAN, std=STD, resize=rule) for rule in ("float", "float_nearest")
+    ]
+    assert torch.equal(*prepared)
 
 
 def test_a_side_is_never_empty() -> None:

@@ -146,10 +146,13 @@ def test_annotations_without_iscrowd_are_objects() -> None:
 def test_masks_are_skipped_with_a_reason() -> None:
     annotations, labels = random_problem(2)
     boxes_only = copy.deepcopy(annotations)
-    del boxes_only["annotations"][3]["segmentation"]
+    for one in boxes_only["annotations"]:
+        del one["segmentation"]
     scores = evaluate_coco(boxes_only, labels)
-    assert scores.skipped == {"segm": "1 annotations have no segmentation (the first is annotation 4)"}
+    number = len(annotations["annotations"])
+    assert scores.skipped == {"segm": f"{number} annotations have no segmentation (the first is annotation 1)"}
     assert set(scores.stats) == {"bbox"}
+    assert scores.notes == ()  # of masks, which are not scored
     maskless = label_table({1: found(detection(2, 0.9, [10, 10, 40, 40], masked=False))})
     assert evaluate_coco(annotations, maskless).skipped == {"segm": "1 detections have no mask"}
 
@@ -158,11 +161,11 @@ def test_masks_are_skipped_with_a_reason() -> None:
     ("change", "expected"),
     [
         (lambda a: a.pop("images"), "no list 'images'"),
-        (lambda a: a["images"].append(a["images"][0]), "two images with one id"),
-        (lambda a: a["annotations"][0].pop("area"), "annotation 1: 'area' is missing"),
-        (lambda a: a["annotations"][0].update(image_id=99), "annotation 1: image_id 99 is not among"),
-        (lambda a: a["annotations"][0].update(category_id=99), "annotation 1: category_id 99 is not among"),
-        (lambda a: a["categories"].pop(0), "category_id 2 is not among"),
+        (lambda a: a["images"].append(a["images"][0]), "image 1: listed twice"),
+        (lambda a: a["annotations"][0].pop("id"), "annotation at position 0: id None, expected a whole number"),
+        (lambda a: a["annotations"][0].update(image_id=99), "annotation 1: image_id 99 is not in section 'images'"),
+        (lambda a: a["annotations"][0].update(category_id=99), "annotation 1: category_id 99 is not in section"),
+        (lambda a: a["categories"].pop(0), "category_id 2 is not in section 'categories'"),
     ],
 )
 def test_a_wrong_annotation_file_is_named(change: Any, expected: str) -> None:

@@ -52,7 +52,7 @@ def test_entries_of_any_document_in_pieces_of_any_size(document: Any, size: int,
         "[{]",
         '{"a": nul}',
         '["\\u00"]',
-        "PAR1\xff",
+        "[-]",
     ],
 )
 @pytest.mark.parametrize("size", [1, 100])

@@ -14,7 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn_core.errors import AnnotationError, ConfigError
+from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.evaluation.coco import (
     KEYPOINT_STAT_NAMES,
     NOT_DEFINED,
@@ -207,15 +207,19 @@ def test_what_cannot_be_scored_says_why() -> None:
     assert reason(two, right) == "the categories have different numbers of keypoints (1, 5)"
 
 
-def test_wrong_sigmas_and_wrong_annotations_are_named() -> None:
+def test_wrong_sigmas_are_refused_and_wrong_keypoints_left_out() -> None:
     points = np.full((17, 3), 2.0)
     document = keypoint_file([person(8, 1, [10, 10, 40, 40], points)], [1])
     labels = label_table({1: found(with_points(points, 0.9))})
     with pytest.raises(ConfigError, match="keypoint sigmas: got 2 numbers, expected one for each of the 17 keypoints"):
         evaluate_coco(document, labels, keypoint_sigmas=(0.1, 0.2))
     document["annotations"][0]["keypoints"] = [1, 2]
-    with pytest.raises(AnnotationError, match=r"annotation 8: keypoints \[1, 2\], expected 3 numbers x, y, v"):
-        evaluate_coco(document, labels)
+    scores = evaluate_coco(document, labels)
+    assert scores.stats["keypoints"][0] == -1  # an object without any
+    assert scores.notes == (
+        "1 annotation is mended in its keypoints: annotation 8 of image 1: keypoints: 2 numbers, expected 3 for each "
+        "of the category's 17; left out",
+    )
 
 
 def test_names_of_the_numbers() -> None:

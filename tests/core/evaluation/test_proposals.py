@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskrcnn_core.evaluation.annotations import read_document
 from maskrcnn_core.evaluation.proposals import (
     PROPOSAL_STAT_NAMES,
     ObjectBoxes,
@@ -47,7 +48,10 @@ def problem(seed: int, images: int = 40, most: int = 1200) -> tuple[dict[str, An
 
 def ours(annotations: dict[str, Any], found: Found, parts: int = 1) -> tuple[float, ...]:
     nothing = (np.empty((0, 4), np.float32), np.empty(0, np.float32))
-    rows = [(*found.get(image_id, nothing), objects) for image_id, objects in annotated_boxes(annotations).items()]
+    rows = [
+        (*found.get(image_id, nothing), objects)
+        for image_id, objects in annotated_boxes(read_document(annotations)).items()
+    ]
     total = no_recall()
     for part in range(parts):
         total = total + count_recall(rows[part::parts])

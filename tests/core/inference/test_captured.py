@@ -1,6 +1,8 @@
 """Which batches are recorded, and that replays are what was recorded."""
 
 import logging
+import threading
+import time
 
 import pytest
 import torch
@@ -80,6 +82,90 @@ def test_a_shape_that_cannot_be_recorded_is_computed(caplog: pytest.LogCaptureFi
     assert [entry.message for entry in caplog.records] == [
         "batches of [2, 3, 4, 4] are not recorded as a CUDA graph: operation not permitted when stream is capturing"
     ]
+
+
+class CommonMemory:
+    """Recordings that all compute in one place, in steps between which other threads come, as a GPU's do."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.made = 0
+
+    def record(self, compute: object, images: ImageBatch) -> "CommonMemory":
+        self.made += 1
+        time.sleep(0.001)
+        return self
+
+    def __call__(self, images: ImageBatch, /) -> Detections:
+        self.value = float(images.pixels.flatten()[0])
+        time.sleep(0)
+        found = self.value
+        time.sleep(0)
+        return found_in(batch(len(images), found))
+
+
+def test_threads_have_the_answers_to_their_own_images() -> None:
+    memory = CommonMemory()
+    detect = CapturedByShape(found_in, most_shapes=2, record=memory.record)
+    wrong: list[tuple[float, list[list[float]]]] = []
+
+    def ask(value: float) -> None:
+        for turn in range(200):
+            images = 1 + turn % 3  # two shapes that are recorded, one that is not
+            answer = detect(batch(images, value)).scores.tolist()
+            if answer != [[value]] * images:
+                wrong.append((value, answer))
+
+    threads = [threading.Thread(target=ask, args=(float(value),)) for value in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert memory.made == 2  # once each, though several threads came with the fourth
+    seen = detect._seen  # type: ignore[attr-defined]
+    assert sorted(seen.values())[:2] == [4, 4]
+
+
+def test_a_batch_that_is_not_recorded_waits_for_nobody() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(images: ImageBatch) -> Detections:
+        if len(images) == 2:
+            inside.set()
+            assert go_on.wait(10)
+        return found_in(images)
+
+    detect = CapturedByShape(slow, record=CommonMemory().record)
+    thread = threading.Thread(target=detect, args=(batch(2, 1.0),))
+    thread.start()
+    assert inside.wait(10)
+    assert detect(batch(1, 5.0)).scores.tolist() == [[5.0]]
+    go_on.set()
+    thread.join()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own_streams", [False, True])
+def test_threads_on_a_gpu(own_streams: bool) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    detect = CapturedByShape(found_in)
+    wrong: list[float] = []
+
+    def ask(value: float) -> None:
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream() if own_streams else None):
+            for turn in range(200):
+                images = 1 + turn % 2
+                if detect(batch(images, value, "cuda")).scores.tolist() != [[value]] * images:
+                    wrong.append(value)
+
+    threads = [threading.Thread(target=ask, args=(float(value),)) for value in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 @pytest.mark.gpu

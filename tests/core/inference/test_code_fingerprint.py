@@ -10,24 +10,12 @@ from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import maskrcnn_core
-from maskrcnn_core.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
 from maskrcnn_core.inference.code_fingerprint import NO_LABEL_SEES, code_fingerprint, deciding_files, fingerprint_below
 from maskrcnn_core.inference.predictor import load_predictor
-from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.checkpoint import save_checkpoint
+from tests.small_detector import save_small_detector
 
 PACKAGE = Path(maskrcnn_core.__file__).parent
 
@@ -139,17 +127,7 @@ def test_it_is_the_package_that_runs(copy: Path) -> None:
 
 def test_what_is_said_to_touch_no_label_touches_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image is labelled while every function of those modules fails."""
-    config = ModelConfig(
-        input=InputConfig(short_side=64, long_side=96),
-        backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False),
-        pyramid=PyramidConfig(channels=8),
-        rpn=RPNConfig(pre_nms_test=20, post_nms_test=10),
-        box_head=BoxHeadConfig(channels=8, max_detections=5),
-        mask_head=MaskHeadConfig(channels=4, layers=1),
-        categories=(Category(1, "one"),),
-    )
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path, build_detector(config, load_pretrained=False).state_dict(), config)
+    save_small_detector(tmp_path)
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
     (expected,) = load_predictor(str(tmp_path)).predict([buffer.getvalue()])

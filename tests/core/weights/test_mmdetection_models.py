@@ -33,9 +33,10 @@ def test_models_fit_their_detector(network: str, name: str, kind: str) -> None:
 
 def test_pytorch_style() -> None:
     config, _ = import_mmdetection(mmdetection_state())
-    assert (config.input.channels, config.input.scale, config.input.resize) == ("rgb", "byte", "float")
+    assert (config.input.channels, config.input.scale, config.input.resize) == ("rgb", "byte", "float_nearest")
     assert (config.input.mean, config.input.std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     assert not config.backbone.stride_in_1x1
+    assert not config.mask_head.soft_targets
     assert (config.roi.aligned, config.roi.sampling_ratio, config.anchors.rounded) == (True, 0, False)
     assert (config.rpn.smooth_l1_beta, config.box_head.smooth_l1_beta) == (0.0, 0.0)
 

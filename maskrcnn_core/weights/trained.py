@@ -1,0 +1,60 @@
+"""A checkpoint folder -> the detector that it holds, built only once its weights are known to fit."""
+
+from pathlib import Path
+
+import torch
+
+from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.printable import printable
+from maskrcnn_core.weights.checkpoint import WEIGHTS_NAME, load_checkpoint, load_config, weight_shapes
+from maskrcnn_core.weights.soundness import check_floating
+
+
+def check_fits(folder: Path | str, config: ModelConfig) -> None:
+    """Make sure, from the weights' header alone, that they are those of the detector that a configuration describes.
+
+    The detector is built without memory (on torch's meta device), so that sizes that no file of weights bears out cost
+    nothing.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape; the first is named.
+        ConfigError: the configuration's parts do not fit together.
+    """
+    found = weight_shapes(folder)
+    with torch.device("meta"):
+        expected = {
+            name: tuple(value.shape)
+            for name, value in build_detector(config, load_pretrained=False).state_dict().items()
+        }
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{printable(name)[:200]} has no place in it" for name in found if name not in expected]
+    faults += [
+        f"{name} has the shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json ({faults[0]}{more}); both must come from the same run"
+        )
+
+
+def load_trained(folder: Path | str) -> tuple[ModelConfig, RegionDetector]:
+    """The detector of a checkpoint folder, with its weights, on the CPU.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or its weights do not fit its configuration.
+        ConfigError: the configuration's parts do not fit together.
+    """
+    check_fits(folder, load_config(folder))
+    config, state = load_checkpoint(folder)
+    detector = build_detector(config, load_pretrained=False)
+    own = detector.state_dict()
+    weights = {name: value for name, value in state.items() if own[name].is_floating_point()}
+    check_floating(weights, str(Path(folder) / WEIGHTS_NAME))
+    detector.load_state_dict(state)
+    return config, detector
