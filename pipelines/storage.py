@@ -31,6 +31,8 @@ _Result = TypeVar("_Result")
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.5
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
 
 def is_local(uri: str) -> bool:
     """Whether the uri names a file or folder of this machine."""
@@ -347,12 +349,10 @@ def naming(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: no such file") from error
     except IsADirectoryError as error:
         raise StorageError(f"{uri}: is a folder; expected a file") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise StorageError(f"{uri}: a part of this path is a file; choose another place") from error
     except PermissionError as error:
         raise StorageError(f"{uri}: permission denied; check the rights of the file") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_ROOM:
             raise StorageError(
                 f"{uri}: No space left on device; make room, and the same command goes on where it stopped"
             ) from error
@@ -374,6 +374,6 @@ def _naming_written(uri: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if not is_local(uri) or isinstance(error, IsADirectoryError):
+            if not is_local(uri) or isinstance(error, IsADirectoryError) or error.errno in _NO_ROOM:
                 raise
             raise StorageError(f"{uri}: cannot be written: {error.strerror or error}; choose another place") from error

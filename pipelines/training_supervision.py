@@ -45,8 +45,8 @@ def result_of(trainer: Any, progress: Any, output: str) -> Any:
         finally:
             ended.set()
 
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     try:
+        threading.Thread(target=fit, name="ray-train", daemon=True).start()
         while not ended.wait(_POLL_SECONDS):
             pass
     except KeyboardInterrupt:

@@ -64,7 +64,7 @@ _TRAIN = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated pictures, a detector for them, and settings to train one."""
     folder = tmp_path_factory.mktemp("data")
-    generate_dataset(folder / "set", num_images=1200, seed=1, image_size=(96, 128))
+    generate_dataset(folder / "set", num_images=60 * _ROUNDS, seed=1, image_size=(96, 128))
     small_checkpoint(folder / "checkpoint")
     source = {"images": str(folder / "set" / "images"), "annotations": str(folder / "set" / "annotations.json")}
     settings = {"model": _MODEL, "train": _TRAIN, "data": {"check_images": 0, "train": source}}

@@ -439,5 +439,5 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for write in (storage.write_bytes_atomically, storage.create_bytes):
-        with pytest.raises(StorageError, match="a part of this path is a file"):
+        with pytest.raises(StorageError, match="cannot be written: Not a directory"):
             write(str(tmp_path / "file" / "deeper" / "a"), b"x")
