@@ -83,7 +83,7 @@ def preparation_of(predictor: Predictor) -> DevicePreparation | None:
     settings, rule = predictor.settings, predictor.config.input
     on_gpu = torch.device(settings.device).type == "cuda"
     wanted = (settings.device_preparation, settings.device_masks)
-    if rule.resize != "float" or not all(on_gpu if choice is None else choice for choice in wanted):
+    if rule.resize == "antialias" or not all(on_gpu if choice is None else choice for choice in wanted):
         return None
     half = on_gpu and settings.precision == "bfloat16"
     return DevicePreparation(rule, torch.device(settings.device), torch.bfloat16 if half else torch.float32)
