@@ -84,7 +84,8 @@ class LabelFile:
         """
         chosen = list(range(len(self.row_groups)) if row_groups is None else row_groups)
         start = sum(self.row_groups[: chosen[0]]) if chosen else 0
-        self._require_columns(columns)
+        with _naming(self.uri):
+            self._require_columns(columns)
         types = {name: _with_nulls(_TYPES[name]) for name in columns}
         read = [name for name in columns if name in self._file.schema_arrow.names]
         if fields is not None:
@@ -174,8 +175,9 @@ def open_label_file(uri: str, *, proposals: bool = False, pre_buffer: bool = Fal
         with _naming(uri):
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
-        _require_kind(uri, schema, proposals)
-        yield LabelFile(uri, () if proposals else _categories(uri, schema), groups, file)
+            _require_kind(uri, schema, proposals)
+            opened = LabelFile(uri, () if proposals else _categories(uri, schema), groups, file)
+        yield opened
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def _naming(uri: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # names that are no UTF-8 are ValueErrors
         raise StorageError(
             f"{uri}: cannot be read as Parquet: {_short(error)}; python -m jobs.verify finds such files"
         ) from error

@@ -73,7 +73,7 @@ def holds_proposals(uri: str) -> bool:
     filesystem, path = storage.filesystem_and_path(label_files(uri)[0])
     try:
         return is_proposals_schema(pq.read_schema(path, filesystem=filesystem))
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError):
         return False
 
 

@@ -308,6 +308,21 @@ def test_other_ids_in_a_part_of_a_batch() -> None:
     assert changed.schema.equals(batch.schema)
 
 
+def test_a_file_whose_names_are_no_text(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "l.parquet", compression="none")
+    content = (tmp_path / "l.parquet").read_bytes()
+    (tmp_path / "l.parquet").write_bytes(content.replace(b"status", b"stat\xe9s"))
+    for name, read in readers(tmp_path, write_truth(tmp_path)).items():
+        with pytest.raises(StorageError, match=r"l\.parquet: cannot be read as Parquet"):
+            read()
+        assert name
+
+
+def write_truth(folder: Path) -> str:
+    (folder / "val.json").write_text(json.dumps(annotation_file()))
+    return str(folder / "l.parquet")
+
+
 def test_a_name_of_half_a_character() -> None:
     schema = record_schema([RED]).with_metadata({b"maskrcnn.categories": rb'[{"id": 1, "name": "\ud800"}]'})
     assert schema_categories(schema) == (Category(1, "?"),)
