@@ -9,6 +9,7 @@ from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.data.coco import CocoDataset, load_coco, with_categories
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.train_config import DatasetConfig, TrainRun
+from pipelines.picture_sizes import picture_sizes
 from pipelines.split_names import names_below
 
 
@@ -67,6 +68,7 @@ def _read(source: DatasetConfig, model: ModelConfig, *, require_masks: bool) -> 
         masks=model.mask_head.enabled,
         keypoints=model.keypoint_head.enabled,
         on_fault="drop",
+        size_of=picture_sizes(source.images),
     )
     if not dataset.named_by_url:
         return dataset

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from maskrcnn_core.category_names import distinct_names
 from maskrcnn_core.config import Category
 from maskrcnn_core.data.coco_annotations import Asked, read_annotations
-from maskrcnn_core.data.coco_sections import CocoDict, CocoSections
+from maskrcnn_core.data.coco_sections import CocoDict, CocoSections, SizeOf
 from maskrcnn_core.data.entry_faults import Faults
 from maskrcnn_core.data.files import read_bytes
 from maskrcnn_core.data.json_text import parse_json, without_garbage_collection
@@ -136,6 +136,7 @@ def load_coco(
     masks: bool = True,
     keypoints: bool = True,
     on_fault: Literal["raise", "drop"] = "raise",
+    size_of: SizeOf | None = None,
 ) -> CocoDataset:
     """Read and check an annotation file.
 
@@ -146,6 +147,7 @@ def load_coco(
         keypoints: keypoints matter; where they do not, they are not looked at.
         on_fault: what to do with an entry that is wrong in itself: raise, or leave out the smallest thing that is wrong
             and count it in `faults`.
+        size_of: asked for the size of an image that the file does not say; without it such an image is left out.
 
     Raises:
         AnnotationError: with the file, the ids, the first faults and how to mend them.
@@ -153,7 +155,7 @@ def load_coco(
     """
     with without_garbage_collection():
         try:
-            dataset = _dataset(_document(path), require_masks, Asked(masks or require_masks), keypoints)
+            dataset = _dataset(_document(path), require_masks, Asked(masks or require_masks), keypoints, size_of)
         except AnnotationError as error:
             raise AnnotationError(f"{path}: {error}") from None
     if on_fault == "raise" and dataset.faults:
@@ -178,9 +180,11 @@ def load_categories(path: str) -> tuple[Category, ...]:
     return _categories(sections)
 
 
-def _dataset(document: CocoDict, require_masks: bool, asked: Asked, keypoints: bool) -> CocoDataset:
+def _dataset(
+    document: CocoDict, require_masks: bool, asked: Asked, keypoints: bool, size_of: SizeOf | None
+) -> CocoDataset:
     images, annotations, categories = (_section(document, name) for name in _SECTIONS)
-    sections = CocoSections(names=True, sizes=True, keypoints=keypoints)
+    sections = CocoSections(names=True, sizes=size_of or True, keypoints=keypoints)
     for entry in images:
         sections.add_image(entry)
     for entry in categories:

@@ -13,13 +13,13 @@ and how to mend them. A fault of one image leaves this image out, where the read
 | name of a category missing, or a number | its id, or that number, as text; null, lists, half characters: refused |
 | two categories of one name | told apart by their ids wherever names are shown (`category_names`) |
 | no file_name, but a coco_url (LVIS v1) | the last two parts of the url: train2017/000000391895.jpg |
-| no name or no size of an image, or none that can be (0, -1, 10^9) | the image is left out where it is needed; refused
-  where that leaves none |
+| no name or no size of an image, or none that can be (0, -1, 10^9) | the size of the picture itself for training; else
+  the image is left out where it is needed; refused where that leaves none |
 """
 
 from array import array
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -29,6 +29,8 @@ from maskrcnn_core.data.entry_faults import FaultList
 from maskrcnn_core.errors import AnnotationError
 
 CocoDict = dict[str, Any]
+SizeOf: TypeAlias = Callable[[str], tuple[int, int] | None]
+"""File name of an image -> (width, height), or None where it cannot be found out."""
 
 _FAULTS_SHOWN = 5
 _LONGEST_SIDE = 1 << 20
@@ -43,7 +45,8 @@ class CocoSections:
     Args:
         names: images need a file name; kept = those that have one keep it; bytes = they need one, which may be that of
             a file whose name is no text, as Python spells it.
-        sizes: images need a width and a height; where they do not, an image may lack them.
+        sizes: images need a width and a height; where they do not, an image may lack them. A function is asked for what
+            the file does not say: file name -> (width, height), or None.
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
     Attributes:
@@ -54,7 +57,7 @@ class CocoSections:
         left_out: ids of images that cannot be used.
     """
 
-    def __init__(self, *, names: "bool | Literal['kept', 'bytes']", sizes: bool, keypoints: bool) -> None:
+    def __init__(self, *, names: "bool | Literal['kept', 'bytes']", sizes: "bool | SizeOf", keypoints: bool) -> None:
         self.images: dict[int, CocoDict] = {}
         self.categories: list[CocoDict] = []
         self.faults = FaultList()
@@ -82,11 +85,12 @@ class CocoSections:
             return
         name, size = _file_name(entry, any_bytes=self._names == "bytes"), _size(entry)
         where = f"image {image_id}"
+        if size is None and name is not None and callable(self._sizes) and (size := self._sizes(name)) is not None:
+            self.faults.add("field", where, f"{_sides(entry)}; {size[0]} x {size[1]} from the picture")
         if self._names in (True, "bytes") and name is None:
             self._leave_out(image_id, f"file_name {shown(entry.get('file_name'))}, expected text")
         elif self._sizes and size is None:
-            sides = f"width {shown(entry.get('width'), 30)}, height {shown(entry.get('height'), 30)}"
-            self._leave_out(image_id, f"{sides}, expected whole numbers above 0")
+            self._leave_out(image_id, f"{_sides(entry)}, expected whole numbers above 0")
         else:
             image: CocoDict = {"id": image_id}
             if self._names and name:
@@ -259,6 +263,10 @@ def read_images(document: Any) -> list[CocoDict]:
         sections.add_image(entry)
     sections.require_all_images()
     return list(sections.images.values())
+
+
+def _sides(entry: CocoDict) -> str:
+    return f"width {shown(entry.get('width'), 30)}, height {shown(entry.get('height'), 30)}"
 
 
 def _size(entry: CocoDict) -> tuple[int, int] | None:
