@@ -8,7 +8,7 @@ import ray.train
 
 from maskrcnn_core.errors import UserError
 from pipelines.checkpoint_store import list_checkpoints
-from pipelines.lost_processes import why_lost
+from pipelines.lost_processes import causes, why_lost
 from pipelines.training_output import resume_uri
 from pipelines.training_progress import Interrupted, WorkersLost
 from pipelines.training_worker import WorkerResult
@@ -100,5 +100,7 @@ class Notices(ray.train.UserCallback):  # type: ignore[misc] # Ray has no types 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `UserCallback`."""
         error = next(iter(worker_exceptions.values()))
+        if any(isinstance(cause, UserError) for cause in causes(error)):  # it ends the run, with a line of its own
+            return
         reason = why_lost(error) or str(error).strip().rsplit("\n", 1)[-1]
         self._progress.add.remote(WorkersLost(reason[:300]))

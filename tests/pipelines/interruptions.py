@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 _MARK = "MASKRCNN_TEST_JOB"
 _LONGEST_SECONDS = 240.0
-_QUIET_SECONDS = 10.0
+# Ray's agents look every few seconds whether the process that started them still lives.
+_QUIET_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ray.train import WorkerGroupError
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.training.state import TrainingState
 from pipelines import training_supervision
-from pipelines.training_progress import ProgressLog
-from pipelines.training_supervision import result_of
+from pipelines.training_progress import ProgressLog, WorkersLost
+from pipelines.training_supervision import Notices, result_of
 from pipelines.training_worker import WorkerResult
 
 
@@ -104,6 +104,15 @@ def test_lost_workers_are_a_line_and_bugs_are_not(tmp_path: Path) -> None:
     bug = WorkerGroupError("x", {0: ValueError("a bug")})
     with pytest.raises(WorkerGroupError):
         result_of(FakeTrainer(FakeProgress(), bug), FakeProgress(), str(tmp_path))
+
+
+def test_workers_that_are_replaced_say_why_and_mistakes_end_the_run_instead() -> None:
+    progress = FakeProgress()
+    notices = Notices(progress)
+    notices.after_exception(None, {0: ray.exceptions.OutOfMemoryError("x")})
+    notices.after_exception(None, {1: RuntimeError("long\nthe last line")})
+    notices.after_exception(None, {0: UserError("a mistake")})
+    assert progress.log.take() == [WorkersLost("the machine ran out of memory"), WorkersLost("the last line")]
 
 
 @pytest.mark.parametrize("seed", range(200))
