@@ -165,7 +165,7 @@ def test_proposals_move_with_their_objects(folder: Path, flip: bool) -> None:
     torch.testing.assert_close(proposals.boxes[:2, 0], targets.boxes[:2, 0])
     x1, x2 = (0.0, 16.0) if flip else (4.0, 20.0)  # 2 to 10 of a width of 10, twice as large
     assert proposals.boxes[1, 1].tolist() == [x1, 0.0, x2, 40.0]
-    assert proposals.boxes[2].tolist() == [[0.0] * 4] * 2
+    assert proposals.boxes[2].tolist() == [[0.0, 0.0, 1.0, 1.0]] * 2  # fillers
 
 
 def test_only_the_best_proposals_are_used(folder: Path) -> None:
