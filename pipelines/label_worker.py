@@ -161,7 +161,7 @@ class LabelWorker:
 
         Raises:
             StorageError: storage refuses many images in a row, or all of them.
-            RuntimeError: the detector fails on many images in a row.
+            UserError: the detector fails on many images in a row.
         """
         uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
         assert manifest is not None
@@ -326,9 +326,10 @@ class LabelWorker:
                 self._failed_in_a_row = 0
             self._failed_in_a_row += record.status == "failed"
         if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
-            raise RuntimeError(
+            raise UserError(
                 f"the detector failed on {self._failed_in_a_row} images in a row, the last time with: "
-                f"{[record.error for record in records if record.status == 'failed'][-1]}"
+                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU is "
+                "at fault, the same command goes on elsewhere"
             )
 
 

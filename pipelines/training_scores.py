@@ -3,9 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 from pipelines import storage
+from pipelines.run_files import read_object
 from pipelines.training_validation import Scores
+
+_MEND = "delete it: the run then goes on without that validation"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,16 @@ def write_scores(output: str, step: int, scores: Scores, losses: Mapping[str, fl
 
 
 def read_history(output: str) -> list[ScoredStep]:
-    """All validations, by step."""
+    """All validations, by step.
+
+    Raises:
+        StorageError: a file of them is damaged.
+    """
     folder = storage.join(output, "validation")
     if not storage.is_folder(folder):
         return []
-    documents = [json.loads(storage.read_bytes(uri)) for uri in storage.list_files(folder, ".json")]
+    fields = {"step": int, "score": (float, int, NoneType)}
+    documents = [read_object(uri, fields, _MEND) for uri in storage.list_files(folder, ".json")]
     return [ScoredStep(document["step"], document["score"]) for document in documents]
 
 

@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError
+from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.records import schema_categories
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.label_config import LabelConfig, LabelRun
@@ -91,7 +91,7 @@ def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
 
 def test_a_detector_that_fails_on_everything_ends_the_run_instead_of_failing_every_image(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 16)
-    with pytest.raises(RuntimeError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
+    with pytest.raises(UserError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
         worker("broken").label(as_rows(tmp_path / "images"))
     rows = worker("broken").label(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
     assert [row["status"] for row in rows] == ["failed"] * 8
