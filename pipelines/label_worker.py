@@ -328,8 +328,8 @@ class LabelWorker:
         if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
             raise UserError(
                 f"the detector failed on {self._failed_in_a_row} images in a row, the last time with: "
-                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU is "
-                "at fault, the same command goes on elsewhere"
+                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU "
+                "is at fault, the same command goes on elsewhere"
             )
 
 
