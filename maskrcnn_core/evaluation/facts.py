@@ -88,7 +88,7 @@ def box_notes(found: BoxFacts) -> list[str]:
     """What looks wrong about boxes, in words."""
     notes = []
     if found.negative:
-        notes.append(f"{found.negative} boxes have a negative width or height; they find nothing")
+        notes.append(f"boxes of a negative width or height: {found.negative}; they find nothing")
     turned = found.corners == found.boxes
     if found.beyond and (turned or found.beyond >= _MUCH * found.boxes):  # some detectors do not cut at the edge
         notes.append(
@@ -162,7 +162,7 @@ def notes_of(found: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...
     notes = [] if found.detections else ["there are no detections"]
     notes += box_notes(found.boxes)
     if found.boxes_as_masks:
-        notes.append(f"{found.boxes_as_masks} detections have no mask; as in pycocotools their box counts as one")
+        notes.append(f"detections without a mask: {found.boxes_as_masks}; as in pycocotools their box counts as one")
     if 0 in found.categories and 0 not in category_ids and {one + 1 for one in found.categories} <= {*category_ids}:
         notes.append(
             "the detections' category ids are one lower than the annotations'; if they count from 0, add 1 to each"

@@ -167,11 +167,11 @@ def test_pycocotools_numbers_of_what_it_can_read(
         (without(2, "bbox"), None),  # pycocotools cannot read it; the box of its mask
         (first(bbox=[]), None),
         (first(bbox=None), None),
-        (first(segmentation={}), "1 detections have no mask; as in pycocotools their box counts as one"),
-        (without(3, "segmentation"), "1 detections have no mask; as in pycocotools their box counts as one"),
+        (first(segmentation={}), "detections without a mask: 1; as in pycocotools their box counts as one"),
+        (without(3, "segmentation"), "detections without a mask: 1; as in pycocotools their box counts as one"),
         (lambda results: results.clear(), "there are no detections"),
         (to_corners, "all would lie inside as x1, y1, x2, y2"),
-        (first(bbox=[30, 30, -10, -10]), "1 boxes have a negative width or height"),
+        (first(bbox=[30, 30, -10, -10]), "boxes of a negative width or height: 1"),
         (
             lambda results: [one.update(category_id=one["category_id"] - 1) for one in results],
             "if they count from 0, add 1 to each",
