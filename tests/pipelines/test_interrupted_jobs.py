@@ -103,11 +103,12 @@ def seconds_until(job: Job, has_come: Callable[[], bool]) -> float:
 
 
 def check_end(ended: Ended, number: int) -> None:
-    """One line, the signal's own code, soon, and nothing left."""
+    """One line, the signal's own code, soon, and nothing left. After SIGKILL only Ray's agents can end themselves, and on
+    a busy machine they take their time."""
     assert ended.code == _CODES[signal.Signals(number)], ended
-    assert ended.left == (), ended
     if number == signal.SIGKILL:
         return
+    assert ended.left == (), ended
     lines = ended.err.splitlines()
     assert len(lines) == 1, ended.err
     assert re.match(r"interrupted.*the same command", lines[0]), lines
