@@ -330,7 +330,9 @@ def test_an_output_that_holds_another_run(
 
 UNKNOWN_CATEGORY: dict[str, Any] = {"category_id": 99}
 TWO_POINTS: dict[str, Any] = {"segmentation": [[1, 1, 9, 9]]}
-ZERO_WIDTH: dict[str, Any] = {"bbox": [4, 4, 0, 9]}
+ZERO_WIDTH: dict[str, Any] = {"bbox": [4, 4, 0, 9]}  # the box of the mask is taken
+NOTHING: dict[str, Any] = {"bbox": [4, 4, 0, 9], "segmentation": []}
+CROWD: dict[str, Any] = {"iscrowd": 1}
 
 
 def write_annotations(folder: Path, *changes: dict[str, Any]) -> list[str]:
@@ -359,14 +361,15 @@ def write_annotations(folder: Path, *changes: dict[str, Any]) -> list[str]:
             "annotation 20: category_id 99 is not in section 'categories'. To mend: ",
         ),
         (
-            (TWO_POINTS, ZERO_WIDTH),
-            "no usable annotation (2 faulty ones, the first: annotation 10 of image 1: segmentation: a polygon of 4 "
-            "numbers, expected x, y of at least 3 points)",
+            (TWO_POINTS, CROWD),
+            "there is nothing to learn, every one of its 2 annotations is a crowd (iscrowd 1) or has no mask (1 object "
+            "has no usable mask and is, where masks count, a region to ignore: annotation 10 of image 1: segmentation: a "
+            "polygon of 4 numbers, expected x, y of at least 3 points",
         ),
         (
-            (ZERO_WIDTH,),
-            "no usable annotation (1 faulty ones, the first: annotation 10 of image 1: bbox [4, 4, 0, 9] has no "
-            "extent, expected width and height above 0)",
+            (NOTHING,),
+            "no usable annotation (1 annotation is left out: annotation 10 of image 1: bbox [4, 4, 0, 9], expected x, "
+            "y, width, height above 0 in its image of 64 x 64 pixels",
         ),
     ],
 )
@@ -382,7 +385,7 @@ def test_training_annotations_that_are_no_json(tmp_path: Path, capsys: pytest.Ca
     arguments = write_annotations(tmp_path, {})
     (tmp_path / "train.json").write_text("images: []")
     line = refusal(train.main(arguments), capsys)
-    assert re.search(r"train\.json: not JSON \(.+\); expected a COCO instances", line)
+    assert re.search(r"train\.json: not JSON \(.+ at character 0\)", line)
     assert not (tmp_path / "run").exists()
 
 
@@ -394,9 +397,10 @@ def test_training_leaves_faulty_annotations_out_and_counts_them(
     arguments = write_annotations(tmp_path, {}, TWO_POINTS, ZERO_WIDTH)
     assert train.main(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == (
-        "starting of 1 steps: 3 training images, 2 faulty annotations left out; 1 worker with 1 threads"
-    )
+    notes = [line for line in printed if line.startswith(f"note: {tmp_path}/train.json: ")]
+    assert sum("1 box, area, flag or size is mended: annotation 30" in line for line in notes) == 2  # also at the end
+    assert sum("1 object has no usable mask" in line for line in notes) == 2
+    assert any(line.startswith("starting of 1 steps: 3 training images") for line in printed)
     assert any(line.startswith("finished: 1 steps") for line in printed)
     line = refusal(train.main([*arguments, "--train.learning_rate", "0.5"]), capsys)
     assert f"{tmp_path}/run: belongs to a run with other settings: train.learning_rate was 0.001, now 0.5; " in line
@@ -406,8 +410,8 @@ def test_training_leaves_faulty_annotations_out_and_counts_them(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (UNKNOWN_CATEGORY, "annotation 10: category_id 99 is not among the categories; add or remove it"),
-        (TWO_POINTS, "annotation 10: a polygon of fewer than 6 numbers, expected x, y of at least 3 points; correct"),
+        (UNKNOWN_CATEGORY, "annotation 10: category_id 99 is not in section 'categories'. To mend: "),
+        ({"id": "ten"}, "annotation at position 0: id 'ten', expected a whole number"),
     ],
 )
 def test_annotations_that_cannot_be_scored_on(
