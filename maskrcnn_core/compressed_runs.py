@@ -19,7 +19,7 @@ _Int64 = npt.NDArray[np.int64]
 _Codes = npt.NDArray[np.uint8]
 
 # Some 20 bytes each while they are checked. So many masks at a time stay in a processor's caches.
-_CHARACTERS_AT_ONCE = 1 << 18
+_CHARACTERS_AT_ONCE = 1 << 16
 _MOST_CHARACTERS = 1 << 22
 
 # Seven characters hold 35 bits; a run of pycocotools, or the difference of two, has at most 33 with its sign.
