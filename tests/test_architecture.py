@@ -28,7 +28,7 @@ CORE_LAYERS = (
     RUN_CONFIGS,
     {"kernels"},
     {"cpu_kernels"},  # they share the switch
-    {"boxes", "masks", "run_lengths", "keypoints", "category_names"},
+    {"boxes", "masks", "run_lengths", "compressed_runs", "keypoints", "category_names"},
     {"data", "model", "weights"},
     {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
     {"report"},

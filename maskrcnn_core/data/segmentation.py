@@ -168,7 +168,7 @@ def run_lengths(
     if size is None or list(size) != [height, width]:
         raise ValueError(f"run lengths of size {size}, expected the image's [height, width] = [{height}, {width}]")
     if isinstance(counts, str | bytes):
-        runs = _decompress(counts.encode("latin-1", "replace") if isinstance(counts, str) else counts)
+        runs = _decompress(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         runs = np.asarray(counts, dtype=np.int64)
     else:

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pycocotools import mask as coco_mask
 
+from maskrcnn_core.compressed_runs import FAULTS, check_texts
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
 from maskrcnn_core.evaluation.facts import BoxFacts, FoundFacts, box_facts
 from maskrcnn_core.evaluation.scoring_states import IouType
-from maskrcnn_core.inference.rle_checks import FAULTS, check_runs
 
 _FARTHEST = 2.0**31  # pixels; no image reaches so far, and products of such numbers stay finite
 _LARGEST_ID = 1 << 63
+_NUMBERS = frozenset((int, float))
 _MOST_OUTLINE = 4e6  # pixels around one polygon; pycocotools takes some 100 bytes for each
 _MARGIN = 10.0  # pixels around an image beyond which a rectangle's edges change no pixel of it
 
@@ -97,13 +97,13 @@ def checked_result(entry: Any, number: int) -> CocoDict:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for NaN
+    return type(value) in _NUMBERS and abs(value) <= sys.float_info.max  # false for NaN
 
 
 def _are_numbers(value: Any, count: int | None) -> bool:
     if not isinstance(value, list) or (len(value) != count if count else len(value) % 3):
         return False
-    return all(type(one) in (int, float) and abs(one) < _FARTHEST for one in value)  # false for NaN
+    return _NUMBERS.issuperset(map(type, value)) and all(map(_FARTHEST.__gt__, map(abs, value)))  # false for NaN
 
 
 def _fault(entry: CocoDict, number: int, got: str, expected: str) -> AnnotationError:
@@ -185,6 +185,9 @@ def complete_results(numbered: Sequence[tuple[int, CocoDict]], layout: ResultsLa
     masks = _checked_masks(numbered, sizes)
     entries, replaced = [], 0
     for (number, entry), mask in zip(numbered, masks, strict=True):
+        if mask is not None and mask is entry["segmentation"] and (entry.get("bbox") or not layout.boxes):
+            entries.append(entry)  # nothing to add
+            continue
         made = {key: value for key, value in entry.items() if key != "segmentation"}
         if layout.boxes and not entry.get("bbox"):
             made["bbox"] = _box_of(entry, number, mask)
@@ -231,7 +234,10 @@ def _checked_masks(numbered: Sequence[tuple[int, CocoDict]], sizes: Sizes) -> li
         if not shape:
             continue
         size = sizes.get(entry["image_id"])
-        if isinstance(shape, dict):
+        if _is_plain(shape, size):
+            texts.append(place)
+            masks[place] = shape
+        elif isinstance(shape, dict):
             mask = _sized(shape, size, number, entry)
             if isinstance(mask["counts"], list):
                 mask = coco_mask.frPyObjects(mask, *mask["size"])
@@ -248,6 +254,14 @@ def _checked_masks(numbered: Sequence[tuple[int, CocoDict]], sizes: Sizes) -> li
                 )
     _require_sound([(numbered[place], masks[place] or {}) for place in texts])
     return masks
+
+
+def _is_plain(shape: Any, size: tuple[int, int] | None) -> bool:
+    """Run lengths as text, of the image's size, and nothing else: what `_sized` would make of them."""
+    if size is None or type(shape) is not dict or len(shape) != 2 or type(shape.get("counts")) is not str:
+        return False
+    given = shape.get("size")
+    return given == [*size] and type(given[0]) is type(given[1]) is int
 
 
 def _sized(shape: CocoDict, size: tuple[int, int] | None, number: int, entry: CocoDict) -> CocoDict:
@@ -273,10 +287,8 @@ def _sized(shape: CocoDict, size: tuple[int, int] | None, number: int, entry: Co
 
 def _require_sound(given: Sequence[tuple[tuple[int, CocoDict], CocoDict]]) -> None:
     """Compressed run lengths can be read, and end where their image ends."""
-    readable = [mask["counts"] if mask["counts"].isascii() else "\x7f" for _, mask in given]
-    texts = pa.array(readable, pa.large_string())
     pixels = np.array([mask["size"][0] * mask["size"][1] for _, mask in given], np.int64)
-    runs = check_runs(texts, pixels)
+    runs = check_texts([mask["counts"] for _, mask in given], pixels)
     for place in np.flatnonzero(runs.faults)[:1].tolist():
         (number, entry), mask = given[place]
         got = f"has run lengths {mask['counts']!r:.60}: {FAULTS[runs.faults[place]]}"

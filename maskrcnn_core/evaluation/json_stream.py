@@ -9,8 +9,7 @@ more memory than an entry, and no entry may be larger than `LONGEST_ENTRY`.
 import codecs
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskrcnn_core.data.json_text import encoding_of, json_fault, not_text
 from maskrcnn_core.errors import AnnotationError
@@ -26,8 +25,7 @@ _SPACE = " \t\n\r"
 _AFTER_NUMBER = _SPACE + ",]}"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """An element of a list, or the value of a key that is no list.
 
     Attributes:

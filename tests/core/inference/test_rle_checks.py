@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from maskrcnn_core import compressed_runs
+from maskrcnn_core.compressed_runs import check_texts
 from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.inference.rle_checks import FAULTS, check_runs
 
@@ -76,3 +78,31 @@ def test_what_is_sound_is_sound_by_the_slow_reader_too(text: str, height: int, w
         assert not fault_of(text, height, width)
         mask = coco_mask.decode({"size": [height, width], "counts": text.encode()})
         assert mask.sum() == runs[1::2].sum()
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
+def test_the_number_of_masks_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(compressed_runs, "_CHARACTERS_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    counts = [encode(rng.random((4, side)) < 0.5) for side in range(1, 20)]
+    counts[3:15:3] = ["", "0T", "0N", "ä"]
+    pixels = 4 * np.arange(1, 20)
+    checked = check_texts(counts, pixels)
+    assert [FAULTS[fault] for fault in checked.faults] == [
+        fault_of(text, 4, side) for side, text in enumerate(counts, 1)
+    ]
+    assert checked.faults.tolist() == check_runs(pa.array(counts), pixels).faults.tolist()
+    assert (checked.faults > 0).sum() == 4
+
+
+def test_sums_beyond_64_bits_are_not_taken_for_the_image() -> None:
+    """Differences that grow: 2^34 more in each run, so that all of them together wrap around."""
+    growing = "oooooo?"  # 2^34 - 1
+    runs = np.zeros(120_000, object)
+    for place in range(len(runs)):
+        runs[place] = (2**34 - 1) + (runs[place - 2] if place > 2 else 0)
+    pixels = int(runs.sum()) % 2**64
+    assert pixels < 2**63 < runs.sum()
+    assert check_texts([growing * len(runs)], np.array([pixels])).faults.tolist() == [
+        FAULTS.index("a run below 0, or longer than the image")
+    ]
