@@ -102,13 +102,18 @@ def test_a_certain_keypoint_has_probability_one_at_most() -> None:
     assert float(points[..., 2]) == 1.0
 
 
-@pytest.mark.own_shapes  # of a map that is zero all over, a GPU looks at some places
-def test_of_equal_maxima_the_first_in_reading_order() -> None:
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_of_equal_maxima_the_first_in_reading_order(fixed_size: bool) -> None:
     maps = torch.zeros(2, 1, 56, 56)
     maps[0, 0, 20, 40] = maps[0, 0, 30, 10] = 1.0
     boxes = torch.tensor([[0.0, 0, 56, 56]]).repeat(2, 1)
-    points, _ = decode_heatmaps(maps, boxes)
-    assert points[:, 0, :2].tolist() == [[40.5, 20.5], [0.5, 0.5]]
+    points, logits = decode_heatmaps(maps, boxes, max_side=56, fixed_size=fixed_size)
+    assert points[0, 0, :2].tolist() == [40.5, 20.5]
+    # A map that is zero all over has its maximum everywhere; a GPU, which looks at some places, may name any.
+    assert logits.tolist() == [[1.0], [0.0]]
+    if not fixed_size:
+        assert points[1, 0, :2].tolist() == [0.5, 0.5]
+    assert ((points[..., :2] > 0) & (points[..., :2] < 56)).all()
 
 
 @pytest.mark.parametrize("make", [realistic_maps, enlarged_noise])

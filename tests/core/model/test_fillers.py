@@ -17,7 +17,9 @@ from maskrcnn_core.data.coco import CocoImage, CocoObject
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.targets import ImageTargets, object_targets, pad_targets
 from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, merge_detections, mirrored
+from maskrcnn_core.model import region_detector
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.loss_counts import Normalizer
 from maskrcnn_core.model.region_detector import RegionDetector, _with_a_slot
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit
 from tests.core.model.test_region_detector import CONFIG
@@ -162,6 +164,36 @@ def test_training_in_every_order(as_on_a_gpu: Callable[[bool], None], images: in
         torch.testing.assert_close(losses, first, atol=1e-5, rtol=1e-4, msg=f"{order}")
     if images == 4:
         assert (first > 0).all()
+
+
+def test_a_region_that_fills_up_has_no_mask_to_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[Tensor] = []
+    counted: list[Tensor] = []
+    align, loss = torchvision.ops.roi_align, region_detector.mask_loss
+
+    def watched_align(maps: Tensor, rois: Tensor, *rest: object) -> Tensor:
+        if maps.shape[1:] == (1, 112, 112):
+            sampled.append(rois[:, 1:])
+        return align(maps, rois, *rest)
+
+    def watched_loss(output: Tensor, wanted: Tensor, real: Tensor, count: Normalizer) -> Tensor:
+        counted.append(real)
+        return loss(output, wanted, real, count)
+
+    monkeypatch.setattr(structures, "fixed_size_everywhere", True)
+    monkeypatch.setattr(torchvision.ops, "roi_align", watched_align)
+    monkeypatch.setattr(region_detector, "mask_loss", watched_loss)
+    detector = detector_of(2).train()
+    for images in (1, 2, 4):
+        for order in permutations(CONTENTS, images):
+            detector(images_of(order), targets_of(order))
+            real, regions = counted[-1], sampled[-1]
+            assert real.any() == ("some" in order or "tiny" in order)
+            # A negative is related to some object of its image, often far away or much smaller. It stands for none: the
+            # unit box on the unit box, that is, all of the mask's grid.
+            assert (regions[~real] == torch.tensor([0.0, 0.0, 112.0, 112.0])).all(), order
+            assert len(order) < 4 or not real.all()
+    assert len(sampled) == len(counted) == 40
 
 
 def proposals_of(counts: tuple[int, ...]) -> Proposals:
