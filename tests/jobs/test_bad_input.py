@@ -363,8 +363,8 @@ def write_annotations(folder: Path, *changes: dict[str, Any]) -> list[str]:
         (
             (TWO_POINTS, CROWD),
             "there is nothing to learn, every one of its 2 annotations is a crowd (iscrowd 1) or has no mask (1 object "
-            "has no usable mask and is, where masks count, a region to ignore: annotation 10 of image 1: segmentation: a "
-            "polygon of 4 numbers, expected x, y of at least 3 points",
+            "has no usable mask and is, where masks count, a region to ignore: annotation 10 of image 1: segmentation: "
+            "a polygon of 4 numbers, expected x, y of at least 3 points",
         ),
         (
             (NOTHING,),

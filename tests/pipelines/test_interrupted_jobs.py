@@ -103,8 +103,8 @@ def seconds_until(job: Job, has_come: Callable[[], bool]) -> float:
 
 
 def check_end(ended: Ended, number: int) -> None:
-    """One line, the signal's own code, soon, and nothing left. After SIGKILL Ray's agents have to end by themselves, and
-    on a busy machine they take their time."""
+    """One line, the signal's own code, soon, and nothing left. After SIGKILL Ray's agents end by themselves, and on a
+    busy machine they take their time."""
     assert ended.code == _CODES[signal.Signals(number)], ended
     if number == signal.SIGKILL:
         return
