@@ -142,7 +142,7 @@ class _Reading:
         return 1 if found is None else found
 
     def mask(self, has_sound_runs: bool) -> tuple[MaskShape | None, str]:
-        raw = self._entry.get("segmentation")
+        raw: Any = self._entry.get("segmentation")
         if not (self._width and self._height):
             return None, ""  # nobody can tell whether it lies in the image
         if has_sound_runs:
