@@ -82,7 +82,7 @@ def killed_again_and_again(
     dice.shuffle(numbers)
     for number, seconds in zip(numbers, moments(_SEED, longest, _ROUNDS), strict=True):
         ended = interrupted(Job(name, arguments, folder), seconds, number)
-        while ended is None:
+        while ended is None or ended.code == 0:  # a run that was just ending may end as if nothing had come
             print(f"{signal.Signals(number).name} after {seconds:.1f} s: over before", flush=True)
             undo()
             ended = interrupted(Job(name, arguments, folder), seconds, number)
