@@ -10,11 +10,10 @@ import torch
 from maskrcnn_core import structures
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """With FIXED_SIZE=1 in the environment tests compute in the shapes of a GPU, but for those marked `own_shapes`,
-    which say what is special about a CPU's."""
-    wanted = os.environ.get("FIXED_SIZE", "0") == "1"
-    structures.fixed_size_everywhere = wanted and item.get_closest_marker("own_shapes") is None
+@pytest.fixture(scope="session", autouse=True)
+def shapes_of_a_gpu() -> None:
+    """With FIXED_SIZE=1 in the environment all tests compute in the shapes of a GPU."""
+    structures.fixed_size_everywhere = os.environ.get("FIXED_SIZE", "0") == "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

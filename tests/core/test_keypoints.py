@@ -10,6 +10,7 @@ from torch.nn import functional
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
 from maskrcnn_core.keypoints import (
+    _INTERVALS_ON_A_GPU,
     COCO_SIGMAS,
     _find_maxima,
     decode_heatmaps,
@@ -122,7 +123,7 @@ def test_what_a_gpu_looks_at_holds_the_maximum(make: object, high: float) -> Non
     maps = make(100, 3, 11).flatten(0, 1)  # type: ignore[operator]
     pixels = (torch.rand(300, 2, generator=generator(5)) * high).clamp(min=1).ceil()
     step = -(-int(pixels.max()) // 56) + 1
-    every, some = (_find_maxima(maps, pixels, step, intervals) for intervals in (None, 128))
+    every, some = (_find_maxima(maps, pixels, step, intervals) for intervals in (None, _INTERVALS_ON_A_GPU))
     torch.testing.assert_close(some[0], every[0], atol=1e-5, rtol=0)
 
 
