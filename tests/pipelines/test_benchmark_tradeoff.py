@@ -165,7 +165,7 @@ def test_mistakes_come_before_any_work(run: TradeoffRun, tmp_path: Path, monkeyp
         benchmark_tradeoff(replace(run, images=str(tmp_path)))
     with pytest.raises(StorageError, match="output is a file"):
         benchmark_tradeoff(replace(run, output=run.annotations))
-    (tmp_path / "bad.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (tmp_path / "bad.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
     with pytest.raises(AnnotationError, match="there are no images"):
         benchmark_tradeoff(replace(run, annotations=str(tmp_path / "bad.json")))
     config = replace(CONFIG, rpn=RPNConfig(enabled=False))
