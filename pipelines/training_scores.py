@@ -49,7 +49,7 @@ def read_history(output: str) -> list[ScoredStep]:
     folder = storage.join(output, "validation")
     if not storage.is_folder(folder):
         return []
-    fields = {"step": int, "score": (float, int, NoneType)}
+    fields: dict[str, type | tuple[type, ...]] = {"step": int, "score": (float, int, NoneType)}
     documents = [read_object(uri, fields, _MEND) for uri in storage.list_files(folder, ".json")]
     return [ScoredStep(document["step"], document["score"]) for document in documents]
 
