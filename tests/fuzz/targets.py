@@ -140,7 +140,7 @@ def _damaged_table(table: pa.Table, random_: random.Random) -> pa.Table:
     if what < 0.4:
         name = random_.choice(table.column_names)
         odd = pa.array([random_.choice(("x", None))] * len(table))
-        return table.set_column(table.column_names.index(name), name, odd)
+        return table.set_column(table.column_names.index(name), pa.field(name, odd.type, nullable=True), odd)
     rows = table.to_pylist()
     _damage_row(random_.choice(rows), random_)
     return _table_of(rows, table.schema)
@@ -159,7 +159,8 @@ def _damage_row(row: dict[str, Any], random_: random.Random) -> None:
 
 def _table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The rows under the schema if it can hold them, else under what they look like, else nulls."""
-    for wanted in (schema, None):
+    nullable = pa.schema([field.with_nullable(True) for field in schema])
+    for wanted in (nullable, None):
         try:
             return pa.Table.from_pylist(rows, schema=wanted).replace_schema_metadata(schema.metadata)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError, ValueError):
