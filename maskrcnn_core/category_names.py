@@ -46,7 +46,8 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
     moved = []
     for number, name in found.items():
         there = annotated.get(number)
-        if name in ("", str(number)) or (there is None and number in annotated) or _is_same(name, there, times[0]):
+        is_nameless = name in ("", str(number)) or (there is None and number in annotated)
+        if is_nameless or _is_same(number, name, there, times[0]):
             continue
         if times[0][name] == times[1][name] == 1:
             ids[number] = ids_by_name[name]
@@ -63,13 +64,17 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
 
 
 def names_of(categories: Iterable[Mapping[str, Any]]) -> dict[int, str | None]:
-    """Names of an annotation file's categories by id; None where an entry has none."""
-    return {entry["id"]: name if isinstance(name := entry.get("name"), str) else None for entry in categories}
+    """Names of an annotation file's categories by id; None where an entry has none, or only the id's digits."""
+    names = {entry["id"]: entry.get("name") for entry in categories}
+    return {key: name if isinstance(name, str) and name != str(key) else None for key, name in names.items()}
 
 
-def _is_same(name: str, there: str | None, found: Mapping[str, int]) -> bool:
-    """Whether an id has one name on both sides; but for capitals and spaces, where no other category has it exactly."""
-    return there == name or (there is not None and _folded(there) == _folded(name) and not found.get(there))
+def _is_same(number: int, name: str, there: str | None, found: Mapping[str, int]) -> bool:
+    """Whether an id has one name on both sides; but for capitals and spaces, where no other category has it exactly,
+    and for the id behind a name that stands twice on one side (`distinct_names`)."""
+    if there is None or there in (name, f"{name} ({number})") or name == f"{there} ({number})":
+        return there is not None
+    return _folded(there) == _folded(name) and not found.get(there)
 
 
 def _folded(name: str) -> str:

@@ -47,9 +47,9 @@ def test_many_names_are_counted() -> None:
 
 
 def test_names_that_stand_twice() -> None:
-    assert distinct_names({1: "cell", 2: "cell", 3: "cell (1)"}) == {
+    assert distinct_names([(1, "cell"), (2, "cell"), (3, "cell (1)")]) == {
         1: "cell (1) (1)",
         2: "cell (2)",
-        3: "cell (1) (3)",
+        3: "cell (1)",
     }
     assert names_of([{"id": 1, "name": "red"}, {"id": 2, "name": "2"}]) == {1: "red", 2: None}
