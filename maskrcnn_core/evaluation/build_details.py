@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from maskrcnn_core.category_names import shown_names
 from maskrcnn_core.evaluation.bootstrap import ap_interval, compare_runs
 from maskrcnn_core.evaluation.calibration import calibrate
 from maskrcnn_core.evaluation.coco import NOT_DEFINED, summarize
@@ -118,7 +119,7 @@ def _federated(plan: ScoringPlan, shard: ShardScores, kind: IouType) -> Federate
 
 
 def _names(plan: ScoringPlan, kind: IouType) -> list[tuple[int, str]]:
-    names = {category["id"]: category["name"] for category in plan.categories}
+    names = shown_names(plan.categories)
     return [(category_id, names[category_id]) for category_id in plan.rules(kind).category_ids]
 
 

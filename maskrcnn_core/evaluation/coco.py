@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from maskrcnn_core.category_names import shown_names
 from maskrcnn_core.data.entry_faults import FaultKind, Faults
 from maskrcnn_core.evaluation.annotations import CocoDict, read_document
 from maskrcnn_core.evaluation.facts import ObjectFacts, require_known_categories
@@ -204,7 +205,7 @@ def _mean(values: FloatArray) -> float:
 def _category_scores(
     plan: ScoringPlan, objects: ObjectFacts, tables: Mapping[str, Tables]
 ) -> tuple[CategoryScore, ...]:
-    names = {category["id"]: category["name"] for category in plan.categories}
+    names = shown_names(plan.categories)
     ap = {
         kind: dict(
             zip(

@@ -100,7 +100,7 @@ def bad_cases() -> tuple[Case, ...]:
     return (
         Case("truncated.jpg", jpeg[: len(jpeg) // 2], (80, 64), "unreadable", "damaged JPEG: "),
         Case("empty.jpg", b"", (80, 64), "unreadable", "the file is empty"),
-        Case("text.jpg", b"not an image", (80, 64), "unreadable", "not an image: it begins with"),
+        Case("text.jpg", b"not an image", (80, 64), "unreadable", "not an image: it is text"),
         Case("dot.png", encoded(Image.new("RGB", (1, 1), (9, 9, 9)), "PNG"), (1, 1)),
         Case("huge.png", huge_header(30_000), (30_000, 30_000), "too_large", "30000 x 30000 = 900,000,000 pixels"),
         Case("print.jpg", encoded(photo.convert("CMYK"), "JPEG"), (80, 64)),

@@ -297,6 +297,7 @@ CASES = (
     Case("size_text", of_images(width="96")),
     Case("crowd_all", each(iscrowd=1), refused="there is nothing to learn", unscored="", bbox=-1.0, segm=-1.0),
     Case("seg_all_missing", without("segmentation"), refused="or has no mask", unscored="", segm=-1.0),
+    Case("cat_name_missing", lambda d: d["categories"][0].pop("name"), segm=1.0),
     Case("cat_name_number", lambda d: d["categories"][0].update(name=7), bbox=None, segm=None),
     Case("cat_name_null", lambda d: d["categories"][0].update(name=None), refused="category 1: name None, expected"),
 )
