@@ -97,7 +97,8 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     if is_claimed(run.output):
         claim(run, content)
         if (finished := read_summary(run.output)) is not None:
-            return TrainSummary(**{**finished, "resumed_from": finished["steps"]})
+            notes = tuple(finished.get("notes", ()))
+            return TrainSummary(**{**finished, "resumed_from": finished["steps"], "notes": notes})
     else:  # a run that goes on has been looked at, and no longer needs what it started from
         _check_images(run, data)
         if run.init:
