@@ -20,7 +20,7 @@ from maskrcnn_core.storage_config import StorageConfig
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.cluster import connect
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import evaluate, write_numbers
 from pipelines.image_reading import ImageReader
 from pipelines.label_progress import LabelProgress
 from pipelines.labelling import LabelSummary, label
@@ -138,6 +138,7 @@ def assert_scores_of_themselves(rows: list[dict]) -> None:
     storage.write_bytes_atomically("s3://bucket/truth.json", json.dumps(annotations).encode())
     output = "s3://bucket/scores.json"
     scored = evaluate(EvaluateRun(labels="s3://bucket/out", annotations="s3://bucket/truth.json", output=output))
+    write_numbers(output, scored)
     written = json.loads(storage.read_bytes(output))
     for kind in ("bbox", "segm"):
         assert list(scored.scores.stats[kind][:2]) == [1.0, 1.0]
