@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -262,19 +264,20 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path
 ) -> None:
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
-    # The loader waits for a writer of this pipe, so the worker is surely killed between steps 3 and 5.
-    blocking = Path(run.data.train.images, f"{image_of_step(4)}.png")
-    blocking.rename(blocking.with_suffix(".away"))
-    os.mkfifo(blocking)
     started = []
+    killed = threading.Event()
+    # It runs a tenth of the time, so that it is surely killed before it has another checkpoint.
+    slowed = threading.Thread(target=hold_back_train_workers, args=(killed,), daemon=True)
 
     def kill_after_first_checkpoint(event: TrainingEvent) -> None:
         if isinstance(event, TrainingStarted):
             started.append(event.step)
+            if event.step == 0:
+                slowed.start()
         if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
+            killed.set()
+            slowed.join()
             kill_train_workers()
-            blocking.unlink()
-            blocking.with_suffix(".away").rename(blocking)
 
     run = replace(run, data=replace(run.data, val=DatasetConfig()))
     summary = train(run, kill_after_first_checkpoint)
@@ -282,13 +285,25 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     assert_equal_weights(summary.last, straight[2].last)
 
 
+def train_workers() -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def kill_train_workers() -> None:
-    workers = [
-        pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    workers = train_workers()
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
+
+
+def hold_back_train_workers(until: threading.Event) -> None:
+    """Stops them again and again; they are stopped at the end."""
+    workers = train_workers()
+    while not until.is_set():
+        for number, seconds in ((signal.SIGCONT, 0.02), (signal.SIGSTOP, 0.2)):
+            for pid in workers:
+                os.kill(pid, number)
+            time.sleep(seconds)
 
 
 def descendants(pid: int) -> list[int]:
