@@ -153,6 +153,8 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> tuple[Header, Tensor]:
     file = open_jpeg(encoded)
     _check_size(file.header, max_pixels)
     jpeg_file.require_enough_data(file)
+    if not file.frame.progressive and not jpeg_file.has_all_scans(file):
+        raise ImageError("unreadable", "damaged JPEG: the scan of one of its components is missing")
     decode = _jpeg_decoder() or _jpeg_with_pillow
     try:
         pixels = decode(file.content)
@@ -168,7 +170,7 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> tuple[Header, Tensor]:
 
 def _without_end_mark(decode: Callable[[bytearray], Tensor], file: JpegFile, error: Exception) -> Tensor:
     """The pixels of a file that lacks nothing but its end mark; else what the decoder said of it, raised."""
-    if not file.frame.progressive or jpeg_file.has_all_scans(file):
+    if jpeg_file.has_all_scans(file):
         with suppress(Exception):
             pixels = decode(jpeg_file.with_end(file, b""))
             if _is_whole(decode, file, pixels):

@@ -115,9 +115,7 @@ def require_enough_data(file: JpegFile) -> None:
         raise _damaged(
             f"{there} bytes are too few for its {frame.width} x {frame.height} pixels; it is cut, or its size is wrong"
         )
-    if (frame.progressive or _scan_components(file, file.scan) < len(frame.sampling)) and (
-        len(_scans(file, _MOST_SCANS + 1)) > _MOST_SCANS
-    ):
+    if (frame.progressive or not _is_interleaved(file)) and len(_scans(file, _MOST_SCANS + 1)) > _MOST_SCANS:
         raise _damaged(f"it has more than {_MOST_SCANS} scans")
 
 
@@ -125,7 +123,8 @@ def with_end(file: JpegFile, filler: bytes) -> bytearray:
     """The file with `filler` where its data end, and an end marker behind: a decoder that has had all pixels before
     skips the filler, one that has not takes it for pixels."""
     content = file.content
-    found = _SCAN_END.search(content, file.scan + 2 + _scan_length(file, file.scan))
+    last = file.scan if _is_interleaved(file) else _scans(file, _MOST_SCANS)[-1]
+    found = _SCAN_END.search(content, last + 2 + _scan_length(file, last))
     if found is None or file.frame.progressive:  # progressive: the last scan's data are at the end
         stop = len(content)
         while content[stop - 1] == 0xFF:
@@ -135,13 +134,16 @@ def with_end(file: JpegFile, filler: bytes) -> bytearray:
 
 
 def has_all_scans(file: JpegFile) -> bool:
-    """Whether the scans of a progressive file bring every coefficient to its last bit."""
+    """Whether the scans have every component, and in a progressive file every coefficient of it to its last bit."""
+    if _is_interleaved(file) and not file.frame.progressive:
+        return True
     bits: dict[tuple[int, int], int] = {}
     for start in _scans(file, _MOST_SCANS):
         header = file.content[start + 4 : start + 2 + _scan_length(file, start)]
         if len(header) < 4 or len(header) < 4 + 2 * header[0]:
             return False
-        first, last, low = header[-3], header[-2], header[-1] & 15
+        # What a baseline file says of coefficients, decoders do not look at: a scan has all of them.
+        first, last, low = (header[-3], header[-2], header[-1] & 15) if file.frame.progressive else (0, 63, 0)
         for place in range(header[0]):
             bits |= {(header[1 + 2 * place], k): low for k in range(first, min(last, 63) + 1)}
     return len(bits) == 64 * len(file.frame.sampling) and not any(bits.values())
@@ -193,8 +195,10 @@ def _scan_length(file: JpegFile, start: int) -> int:
     return int.from_bytes(file.content[start + 2 : start + 4], "big")
 
 
-def _scan_components(file: JpegFile, start: int) -> int:
-    return file.content[start + 4] if start + 4 < len(file.content) else 0
+def _is_interleaved(file: JpegFile) -> bool:
+    """Whether the first scan has all components, as most encoders write; or there is none."""
+    place = file.scan + 4
+    return place >= len(file.content) or file.content[place] >= len(file.frame.sampling)
 
 
 def _damaged(how: str) -> ImageError:
