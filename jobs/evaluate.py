@@ -190,7 +190,7 @@ def print_recall(found: "ProposalEvaluation") -> None:
     coverage = found.coverage
     lines = [f"{found.proposals} proposals and {found.annotations} annotated objects in {coverage.images} images."]
     for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in found.notes]:
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
 
 
 def _stats_table(scores: "CocoScores") -> "Table":

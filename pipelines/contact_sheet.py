@@ -10,11 +10,13 @@ from PIL import Image
 
 from maskrcnn_core.category_names import shown_names
 from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.files import located
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
 from maskrcnn_core.inference.records import ImageRecord, record_from_row
 from pipelines import storage
 from pipelines.evaluation import load_annotations
 from pipelines.label_files import read_labels
+from pipelines.split_names import file_names
 
 _CELL = 420
 _MAX_PIXELS = 178_956_970
@@ -38,12 +40,13 @@ def write_contact_sheet(
     document = load_annotations(annotations)
     categories = shown_names(document.categories)
     objects = document.by_image()
-    files = {image_id: image["file_name"] for image_id, image in document.images.items() if "file_name" in image}
+    named = [image for image in document.images.values() if "file_name" in image]
+    files = dict(zip((image["id"] for image in named), file_names(images, named), strict=True))
     records = {row["image_id"]: record_from_row(row) for row in _rows(read_labels(labels), files)}
     chosen = _most_interesting(records, objects, rows * columns)
     pairs = []
     for image_id in chosen:
-        pixels = _pixels(storage.join(images, files[image_id]))
+        pixels = _pixels(located(images, files[image_id]))
         scale = fit_scale(pixels, _CELL)
         truth = objects_from_annotations(objects[image_id], categories, pixels.shape[0], pixels.shape[1])
         found = objects_from_record(records[image_id], min_score=min_score)

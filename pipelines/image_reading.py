@@ -49,6 +49,10 @@ class ImageReader:
             if not storage.is_local(uri):
                 return self._refusal(uri, error)
             content = ImageError("unreadable", one_line(error))
+        except StorageError as error:  # of the way to the object, as its bucket's region; or of its name
+            if isinstance(error.__cause__, OSError) and not storage.is_local(uri):
+                return self._refusal(uri, error.__cause__)
+            content = ImageError("unreadable", one_line(error))
         except Exception as error:  # whatever a library makes of a name: it is this image's fault alone
             content = ImageError("unreadable", one_line(error))
         with self._lock:

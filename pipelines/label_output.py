@@ -171,7 +171,7 @@ def read_footers(uris: Sequence[str]) -> list[tuple[Tally, str]]:
         return list(pool.map(read_footer, uris))
 
 
-def read_labels(uri: str) -> pa.Table:
+def read_rows(uri: str) -> pa.Table:
     """The rows of one label file.
 
     Raises:

@@ -129,7 +129,11 @@ def require_same_run(output: str, identity: RunIdentity) -> None:
     if stored.get("model") != wanted["model"] and not changed:
         changed.append(f"the model was {stored.get('model')}, now {wanted['model']}")
     if stored.get("code") != wanted["code"] and not changed:
-        changed.append(f"the code that decides about labels was {stored.get('code')}, now {wanted['code']}")
+        raise StorageError(
+            f"output: {output!r} was begun by another release (the code that decides about labels was "
+            f"{stored.get('code')}, now {wanted['code']}). What it has labelled stays valid; go on with that release, "
+            "or choose another --output"
+        )
     raise StorageError(another_run(output, "; ".join(changed) or "another label format"))
 
 

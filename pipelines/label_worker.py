@@ -30,7 +30,7 @@ from pipelines import label_run, storage
 from pipelines.cluster import physical_cores
 from pipelines.image_reading import ImageReader, one_line
 from pipelines.label_metrics import LabelMetrics
-from pipelines.label_output import Chunk, Tally, read_labels, read_tally, write_labels
+from pipelines.label_output import Chunk, Tally, read_rows, read_tally, write_labels
 from pipelines.label_progress import Board, Work
 from pipelines.manifest import Manifest
 from pipelines.proposal_files import open_proposals
@@ -166,7 +166,7 @@ class LabelWorker:
         uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
         assert manifest is not None
         if self._settings.retry_failed:
-            table = self._relabelled(read_labels(uri))
+            table = self._relabelled(read_rows(uri))
         elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
             return read_tally(uri)
         else:

@@ -7,7 +7,6 @@ written by the process that made them (see `label_run` for why nothing is lost o
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -294,7 +293,7 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
     config = run.label
     apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
     return WorkerSettings(
-        checkpoint=_absolute(run.checkpoint),
+        checkpoint=storage.absolute(run.checkpoint),
         predictor=PredictorSettings(
             device="cuda" if config.use_gpu else "cpu",
             precision=config.precision,
@@ -308,18 +307,13 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
             record=config.record,
             proposals=proposals.fingerprint if proposals is not None else "",
         ),
-        proposals=_absolute(run.proposals) if run.proposals else "",
+        proposals=storage.absolute(run.proposals) if run.proposals else "",
         threads=config.threads_per_worker,
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
         image_root=storage.absolute(run.image_root) if run.image_root else "",
     )
-
-
-def _absolute(uri: str) -> str:
-    """Ray's workers have working directories of their own."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:

@@ -39,6 +39,7 @@ from pipelines.evaluation import EvaluationSummary, load_annotations
 from pipelines.image_reading import read_image
 from pipelines.label_files import category_names, label_files
 from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
+from pipelines.split_names import file_names
 from pipelines.writable import require_writable_folder
 
 _MAX_PIXELS = 178_956_970
@@ -199,7 +200,9 @@ class _Artist:
         self._root, self._settings = run.images, run.pictures
         self._objects, self._category_ids = objects, category_ids
         images = {} if truth is None else truth.annotations.images
-        self._file_names = {image_id: image["file_name"] for image_id, image in images.items() if "file_name" in image}
+        named = [] if run.images is None else [image for image in images.values() if "file_name" in image]
+        names = file_names(run.images or "", named)
+        self._file_names = dict(zip((image["id"] for image in named), names, strict=True))
 
     def examples(self, scan: RowScan) -> tuple[list[Example], str]:
         """The galleries' examples in order, and a sentence about those that had to be left out."""

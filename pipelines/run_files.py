@@ -1,5 +1,5 @@
 """The small JSON files in which a run keeps its own books, checked as they are read: one that is torn is named, with
-what can be done about it, and never taken for something else. Each holds a digest of its own content."""
+what can be done about it, and never taken for something else. What nobody edits holds a digest of its content."""
 
 import hashlib
 import json

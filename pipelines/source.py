@@ -70,6 +70,9 @@ def open_source(images: str, image_root: str | None = None) -> Source:
     if image_root is not None and kind != "coco":
         raise ConfigError(f"image_root: only has a meaning with a COCO json, but images is {images!r}; drop it")
     absolute = storage.absolute(images)
+    if storage.is_local(images):  # names are joined to paths: to a URI they would have to be quoted
+        images = absolute
+        image_root = None if image_root is None else storage.absolute(image_root)
     if kind == "coco":
         parts: tuple[Part, ...] = (Part(kind, images, root=find_image_root(images, image_root)),)
     elif kind == "inventory":

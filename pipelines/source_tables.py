@@ -19,7 +19,7 @@ from maskrcnn_core.data.json_text import parse_json
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.source_parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Part
-from pipelines.split_names import names_below
+from pipelines.split_names import file_names
 
 # How many of a COCO file's images, spread over it, are looked for in each candidate folder before the next is tried.
 _ROOT_PROBES = 20
@@ -35,7 +35,7 @@ def coco_entries(part: Part) -> Iterator[Entries]:
         AnnotationError: the file is malformed.
     """
     images = _coco_images(part.place)
-    names = _names(part.root, images)
+    names = file_names(part.root, images)
     for start in range(0, len(images), BATCH_ROWS):
         some = images[start : start + BATCH_ROWS]
         yield Entries(
@@ -63,12 +63,6 @@ def _coco_images(images: str) -> list[dict[str, Any]]:
         raise AnnotationError(f"images: {images!r}: {error}") from None
 
 
-def _names(folder: str, entries: Sequence[dict[str, Any]]) -> list[str]:
-    """File names relative to a folder; those of a `coco_url` begin with a split, whose folder this one may be."""
-    names = [entry["file_name"] for entry in entries]
-    return names_below(folder, names) if any(entry.get("named_by_url") for entry in entries) else names
-
-
 def find_image_root(images: str, image_root: str | None) -> str:
     """The folder that a COCO json's file names are relative to."""
     entries = _coco_images(images)
@@ -80,7 +74,7 @@ def find_image_root(images: str, image_root: str | None) -> str:
     beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
     candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
-        if any(_is_there(candidate, name) for name in _names(candidate, entries)):
+        if any(_is_there(candidate, name) for name in file_names(candidate, entries)):
             return candidate
     if all(has_scheme(name) or name.startswith("/") for name in names):
         raise StorageError(
@@ -97,8 +91,9 @@ def _is_there(folder: str, name: str) -> bool:
     """Whether there is a file of this name; what cannot be one, as http://, is not there."""
     try:
         return storage.exists(_absolute(folder, name))
-    except StorageError:
-        if not has_scheme(folder) or has_scheme(name):
+    except StorageError as error:
+        is_unreachable = isinstance(error.__cause__, OSError)  # else the name is one that no path can have
+        if not is_unreachable or not has_scheme(folder) or has_scheme(name):
             return False
         raise  # the folder cannot be reached, whatever the name
 

@@ -1,9 +1,16 @@
 """File names that begin with the folder of their split (`train2017/1.jpg`), as those of a `coco_url` do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from maskrcnn_core.errors import StorageError
 from pipelines import storage
+
+
+def file_names(folder: str, images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """File names of clean image entries (`CocoSections`), as they are below a folder."""
+    names = [image["file_name"] for image in images]
+    return names_below(folder, names) if any(image.get("named_by_url") for image in images) else names
 
 
 def names_below(folder: str, names: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.train_config import TrainRun
 from pipelines import storage
 from pipelines.checkpoint_store import copy_file, list_checkpoints
-from pipelines.run_files import read_object
+from pipelines.run_files import object_bytes, read_object
 
 _FREE_TO_CHANGE = (
     "cluster.",
@@ -290,4 +290,4 @@ def read_summary(output: str) -> dict[str, Any] | None:
 
 def write_summary(output: str, summary: Mapping[str, Any]) -> None:
     """Mark the run as finished."""
-    storage.write_bytes_atomically(storage.join(output, "summary.json"), json.dumps(summary, indent=2).encode())
+    storage.write_bytes_atomically(storage.join(output, "summary.json"), object_bytes(summary))

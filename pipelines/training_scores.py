@@ -1,12 +1,11 @@
 """The validations of a run, one file each: OUTPUT/validation/00005000.json. They decide which checkpoint is best."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 
 from pipelines import storage
-from pipelines.run_files import read_object
+from pipelines.run_files import object_bytes, read_object
 from pipelines.training_validation import Scores
 
 _MEND = "delete it: the run then goes on without that validation"
@@ -37,7 +36,7 @@ def write_scores(output: str, step: int, scores: Scores, losses: Mapping[str, fl
         "failed_images": scores.failed_images,
     }
     uri = storage.join(output, "validation", f"{step:08d}.json")
-    storage.write_bytes_atomically(uri, json.dumps(document, indent=2).encode())
+    storage.write_bytes_atomically(uri, object_bytes(document))
 
 
 def read_history(output: str) -> list[ScoredStep]:

@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from botocore.exceptions import ClientError
 
 from maskrcnn_core.errors import StorageError
 from pipelines import storage
@@ -69,8 +72,10 @@ def _try_new_file(path: Path) -> None:
 
 
 def _try_upload(uri: str, path: str) -> None:
-    """An upload that is begun and given up: it needs the same right as a whole one, and leaves no object."""
+    """An upload that is begun and given up: it needs the same right as a whole one, and leaves no object. To give it up
+    needs a right of its own, without which the bucket's rules clear it away."""
     bucket, _, key = path.partition("/")
     with storage.naming(uri), naming_s3(uri):
         upload = s3_client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
-        s3_client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        with suppress(ClientError):
+            s3_client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)

@@ -14,7 +14,8 @@ and how to mend them. A fault of one image leaves this image out, where the read
 | two categories of one name | told apart by their ids wherever names are shown (`category_names`) |
 | no file_name, but a coco_url (LVIS v1) | the last two parts of the url: train2017/000000391895.jpg |
 | no name or no size of an image, or none that can be (0, -1, 10^9) | the size of the picture itself for training; else
-  the image is left out where it is needed; refused where that leaves none |
+  the image is left out where it is needed; refused where that leaves none. No name in labelling: refused, since every
+  image has its row |
 """
 
 from array import array
@@ -29,8 +30,8 @@ from maskrcnn_core.data.entry_faults import FaultList
 from maskrcnn_core.errors import AnnotationError
 
 CocoDict = dict[str, Any]
-SizeOf: TypeAlias = Callable[[str], tuple[int, int] | None]
-"""File name of an image -> (width, height), or None where it cannot be found out."""
+SizeOf: TypeAlias = Callable[[str, bool], tuple[int, int] | None]
+"""File name of an image, and whether a `coco_url` gave it -> (width, height); None where it cannot be found out."""
 
 _FAULTS_SHOWN = 5
 _LONGEST_SIDE = 1 << 20
@@ -46,7 +47,7 @@ class CocoSections:
         names: images need a file name; kept = those that have one keep it; bytes = they need one, which may be that of
             a file whose name is no text, as Python spells it.
         sizes: images need a width and a height; where they do not, an image may lack them. A function is asked for what
-            the file does not say: file name -> (width, height), or None.
+            the file does not say.
         keypoints: the categories' lists of keypoints are asked for, and have to be one.
 
     Attributes:
@@ -85,8 +86,10 @@ class CocoSections:
             return
         name, size = _file_name(entry, any_bytes=self._names == "bytes"), _size(entry)
         where = f"image {image_id}"
-        if size is None and name is not None and callable(self._sizes) and (size := self._sizes(name)) is not None:
-            self.faults.add("field", where, f"{_sides(entry)}; {size[0]} x {size[1]} from the picture")
+        if size is None and name is not None and callable(self._sizes):
+            size = self._sizes(name, not entry.get("file_name"))
+            if size is not None:
+                self.faults.add("field", where, f"{_sides(entry)}; {size[0]} x {size[1]} from the picture")
         if self._names in (True, "bytes") and name is None:
             self._leave_out(image_id, f"file_name {shown(entry.get('file_name'))}, expected text")
         elif self._sizes and size is None:
@@ -163,8 +166,10 @@ class CocoSections:
         Raises:
             AnnotationError: one is.
         """
-        for fault in self.faults.faults().first.get("image", ()):
+        faults = self.faults.faults()
+        for fault in faults.first.get("image", ()):
             self._refuse(fault)
+        self._number_wrong["entries"] += faults.counts.get("image", 0) - len(faults.first.get("image", ()))
         self._require_sound("entries", "correct these images, or remove them")
 
     def _identity(self, kind: str, entry: Any, most: int = 2**63 - 1) -> int | None:

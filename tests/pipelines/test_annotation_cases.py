@@ -296,6 +296,15 @@ def test_names_below_a_folder_of_the_split(pictures: Path, tmp_path: Path) -> No
         assert entries.uris[0] == str(folder / name)
 
 
+def test_a_report_finds_pictures_whose_names_begin_with_their_split(
+    labels: Path, pictures: Path, tmp_path: Path
+) -> None:
+    path = write(next(one for one in CASES if one.name == "lvis_v1"), tmp_path)
+    run = EvaluateRun(str(labels), path, images=str(pictures), report=str(tmp_path / "page"))
+    summary = evaluate(replace(run, report=None, images=None))
+    assert report_evaluation(run, summary, "").examples > 0
+
+
 @pytest.mark.parametrize("name", [one.name for one in CASES])
 def test_the_cases_beside_the_repository(name: str) -> None:
     """The same by files that were written without these tests, where they are there."""

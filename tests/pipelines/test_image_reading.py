@@ -203,3 +203,19 @@ def test_reading_that_hangs_ends_the_run_after_some_images() -> None:
         assert str(reader.late("/mnt/a.jpg", 600)) == "reading took longer than 600 s (label.image_timeout)"
     with pytest.raises(StorageError, match="16 images in a row could not be read"):
         reader.late("/mnt/a.jpg", 600)
+
+
+def test_a_region_that_cannot_be_found_out_is_no_fault_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(bucket: str) -> str:
+        raise OSError(
+            "When resolving region for bucket 'odd': AWS Error NETWORK_CONNECTION during HeadBucket operation"
+        )
+
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(storage.fs, "resolve_s3_region", offline)
+    reader = ImageReader(100)
+    for _ in range(15):
+        assert isinstance(reader.read("s3://odd/a.jpg"), ImageError)
+    with pytest.raises(StorageError, match="16 images in a row could not be read"):
+        reader.read("s3://odd/a.jpg")

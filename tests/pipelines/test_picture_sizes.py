@@ -82,7 +82,8 @@ def test_sizes_are_as_stored_and_names_may_begin_with_a_split(tmp_path: Path) ->
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
     size_of = picture_sizes(str(folder))
-    assert size_of("turned.jpg") == (30, 20)
-    assert size_of("train2017/turned.jpg") == (30, 20)
-    assert size_of("gone.jpg") is None
-    assert size_of("\x00") is None
+    assert size_of("turned.jpg", False) == (30, 20)
+    assert size_of("train2017/turned.jpg", True) == (30, 20)
+    assert size_of("train2017/turned.jpg", False) is None  # another file's name
+    assert size_of("gone.jpg", False) is None
+    assert size_of("\x00", True) is None

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 import pyarrow as pa
@@ -374,3 +375,23 @@ def test_names_in_a_local_json_lead_to_s3(s3_folder: str, tmp_path: Path) -> Non
     assert listed(coco(tmp_path, f"{there}/a.jpg", f"{there}/gone.jpg")) == [f"{there}/a.jpg", f"{there}/gone.jpg"]
     assert listed(coco(tmp_path, "a.jpg"), there) == [f"{there}/a.jpg"]
     assert uri_of(f"{there}/a.jpg") == f"{there}/a.jpg"
+
+
+@pytest.mark.parametrize("name", ["a%20b.jpg", "a b.jpg", "100%.jpg", "ä.jpg"])
+def test_a_file_uri_means_the_same_as_its_path(tmp_path: Path, name: str) -> None:
+    """Names in a json or a table are names, not parts of a URI, whatever the json itself is called by."""
+    folder = tmp_path / "a folder"
+    touch(folder, name)
+    coco(folder, name)
+    (folder / "set.csv").write_text(f"uri\n{name}\n")
+    address = f"file://{quote(str(folder))}"
+    for file in ("set.json", "set.csv"):
+        assert listed(f"{address}/{file}") == listed(folder / file) == [str(folder / name)]
+    assert listed(f"{address}/set.json", image_root=address) == [str(folder / name)]
+
+
+def test_an_odd_key_beside_good_ones_is_looked_for_elsewhere(s3_folder: str, tmp_path: Path) -> None:
+    client = boto3.client("s3")
+    client.put_object(Bucket="bucket", Key="odd/good.jpg", Body=b"x")
+    json_file = coco(tmp_path, "x//1.jpg", "good.jpg")
+    assert listed(json_file, image_root="s3://bucket/odd") == ["s3://bucket/odd/x//1.jpg", "s3://bucket/odd/good.jpg"]

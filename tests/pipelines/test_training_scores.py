@@ -29,3 +29,11 @@ def test_a_torn_file_is_named_with_what_to_do(tmp_path: Path, content: bytes) ->
     file.write_bytes(content)
     with pytest.raises(StorageError, match=r"00000100\.json: .*; delete it: the run then goes on without"):
         read_history(str(tmp_path))
+
+
+def test_a_score_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+    write_scores(str(tmp_path), 100, scores(0.4), {})
+    file = tmp_path / "validation" / "00000100.json"
+    file.write_text(file.read_text().replace("0.4", "9.4"))
+    with pytest.raises(StorageError, match="other content than when it was written"):
+        read_history(str(tmp_path))
