@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pipelines import storage
-from tests.pipelines.test_training_equivalence import descendants
+from tests.processes import descendants
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-the-test-" + "0" * 24

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,17 +28,20 @@ from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, Stora
 from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainConfig, TrainRun
 from maskrcnn_core.training.sampler import BatchPlan
 from maskrcnn_core.weights.checkpoint import load_checkpoint
-from pipelines import cluster
+from pipelines import cluster, training
 from pipelines.training import check_data, train
 from pipelines.training_progress import (
     CheckpointSaved,
+    ProgressLog,
     StepReport,
     StoppedEarly,
     TrainingEvent,
     TrainingStarted,
     ValidationReport,
+    WorkersLost,
 )
 from pipelines.training_samples import read_samples
+from tests.processes import descendants
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -261,58 +263,28 @@ def test_a_missing_image_ends_the_run_and_the_same_command_resumes(
 
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_changes_nothing(
-    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path
+    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class KillingLog(ProgressLog):
+        """Kills the workers when it hears of the first checkpoint. They wait for its answers, so they cannot be ahead
+        by more than a step."""
+
+        def add(self, event: TrainingEvent) -> None:
+            super().add(event)
+            if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
+                raylet = os.getppid()
+                for pid in descendants(raylet):
+                    if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(training, "start_progress_log", lambda: ray.remote(KillingLog).options(num_cpus=0).remote())
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
-    started = []
-    killed = threading.Event()
-    # It runs a tenth of the time, so that it is surely killed before it has another checkpoint.
-    slowed = threading.Thread(target=hold_back_train_workers, args=(killed,), daemon=True)
-
-    def kill_after_first_checkpoint(event: TrainingEvent) -> None:
-        if isinstance(event, TrainingStarted):
-            started.append(event.step)
-            if event.step == 0:
-                slowed.start()
-        if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
-            killed.set()
-            slowed.join()
-            kill_train_workers()
-
     run = replace(run, data=replace(run.data, val=DatasetConfig()))
-    summary = train(run, kill_after_first_checkpoint)
-    assert started == [0, 3]
+    events: list[TrainingEvent] = []
+    summary = train(run, events.append)
+    assert [event.step for event in events if isinstance(event, TrainingStarted)] == [0, 3]
+    assert [type(event) for event in events].count(WorkersLost) == 1
     assert_equal_weights(summary.last, straight[2].last)
-
-
-def train_workers() -> list[int]:
-    return [pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def kill_train_workers() -> None:
-    workers = train_workers()
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-
-
-def hold_back_train_workers(until: threading.Event) -> None:
-    """Stops them again and again; they are stopped at the end."""
-    workers = train_workers()
-    while not until.is_set():
-        for number, seconds in ((signal.SIGCONT, 0.02), (signal.SIGSTOP, 0.2)):
-            for pid in workers:
-                os.kill(pid, number)
-            time.sleep(seconds)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [
-        int(child)
-        for thread in Path(f"/proc/{pid}/task").iterdir()
-        for child in (thread / "children").read_text().split()
-    ]
-    return children + [below for child in children for below in descendants(child)]
 
 
 @pytest.mark.ray

@@ -23,6 +23,7 @@ from pipelines.training_output import resume_uri
 from pipelines.training_progress import CheckpointPassedOver, StepReport, TrainingEvent, TrainingStarted
 from pipelines.training_samples import read_samples
 from tests.pipelines.test_training import assert_equal_weights, small_run, write_data
+from tests.processes import descendants
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -134,15 +135,6 @@ def kill_group_at(step: int, output: Path, command: list[str]) -> None:
         except ProcessLookupError:
             continue
     process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return children + [below for child in children for below in descendants(child)]
 
 
 @pytest.mark.ray

@@ -23,7 +23,8 @@ from pipelines.training_output import resume_uri
 from pipelines.training_progress import CheckpointSaved, MachineLeaves, StepReport, TrainingEvent, TrainingStarted
 from pipelines.training_samples import read_samples
 from tests.pipelines.test_training import write_data
-from tests.pipelines.test_training_equivalence import descendants, unvalidated
+from tests.pipelines.test_training_equivalence import unvalidated
+from tests.processes import descendants
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.ray]
