@@ -206,6 +206,29 @@ def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tens
     return keep.view_as(valid) & valid
 
 
+def keep_best(
+    keep: Tensor, scores: Tensor, most: int, *, least: int = 0, fixed_size: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """The best of what suppression left in each image.
+
+    Args:
+        keep: [N, M] bool, the survivors; scores: [N, M] of 0 or more.
+        most: survivors wanted of an image.
+        least: slots to return where fewer are real, as far as there are slots.
+        fixed_size: as many slots whatever the data; None = on a GPU.
+
+    Returns:
+        Best first, of equal scores the earlier slot: slot [N, D] int64, of which the first `count` [N] int64 of each
+        image are survivors. D is min(most, M); unless `fixed_size` only as many as the fullest image needs.
+    """
+    # Survivors in front, by falling score; the sort is stable, so that ties keep the order of their slots.
+    order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices[:, :most]
+    count = keep.sum(dim=1).clamp(max=order.shape[1])
+    if not is_fixed_size(count, fixed_size):
+        order = order[:, : max([least, *count.tolist()])]
+    return order, count
+
+
 def soft_suppress(
     boxes: Tensor,
     scores: Tensor,

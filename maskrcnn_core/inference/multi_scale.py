@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from maskrcnn_core.boxes import clip_boxes, scale_boxes, suppress
+from maskrcnn_core.boxes import clip_boxes, keep_best, scale_boxes, suppress
 from maskrcnn_core.keypoints import scale_keypoints
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, is_fixed_size, real_or_unit, valid_slots
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, real_or_unit, valid_slots
 
 State = TypeVar("State")
 
@@ -158,11 +158,7 @@ def merge_detections(found: Sequence[Detections], rule: MergeRule, *, fixed_size
     )
     groups = labels if rule.nms_per_class else torch.zeros_like(labels)
     keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
-    ranked = torch.where(keep, scores, -1.0)
-    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.max_detections]
-    count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not is_fixed_size(count, fixed_size):
-        order = order[:, : int(count.max()) if len(count) else 0]
+    order, count = keep_best(keep, scores, rule.max_detections, fixed_size=fixed_size)
     real = valid_slots(count, order.shape[1])
     return Detections(
         boxes=real_or_unit(boxes.gather(1, order[..., None].expand(-1, -1, 4)), real),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, soft_suppress, suppress
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, keep_best, soft_suppress, suppress
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
@@ -252,9 +252,5 @@ def _survivors(
         max_kept=rule.max_detections,
         fixed_size=fixed_size,
     )
-    order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices
-    order = order[:, : rule.max_detections]
-    count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not fixed_size:
-        order = order[:, : max([0, *count.tolist()])]
+    order, count = keep_best(keep, scores, rule.max_detections, fixed_size=fixed_size)
     return order, scores.gather(1, order), count

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, suppress
+from maskrcnn_core.boxes import clip_boxes, decode_deltas, have_min_size, keep_best, suppress
 from maskrcnn_core.kernels.availability import use_kernels
 from maskrcnn_core.model.fused_conv import convolve
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.model.rpn_samples import outputs_at
-from maskrcnn_core.structures import Proposals, Targets, is_fixed_size, real_or_unit
+from maskrcnn_core.structures import Proposals, Targets, is_fixed_size, real_or_unit, valid_slots
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -139,13 +139,9 @@ def propose(
         keep = _suppress_levels(all_boxes, all_scores, valid, lengths, rule)
     else:
         keep = suppress(all_boxes, all_scores, all_levels, valid, rule.nms_overlap, fixed_size=False)
-    ranked = torch.where(keep, all_scores, -1.0)
-    # Stable, so that ties (saturated scores) keep the order of levels and of logits within a level.
-    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, : rule.post_nms]
-    count = keep.sum(dim=1).clamp(max=rule.post_nms)
-    if not is_fixed_size(count, fixed_size):
-        order = order[:, : max([1, *count.tolist()])]
-    real = torch.arange(order.shape[1], device=order.device) < count[:, None]
+    # Ties (saturated scores) keep the order of levels and of logits within a level.
+    order, count = keep_best(keep, all_scores, rule.post_nms, least=1, fixed_size=fixed_size)
+    real = valid_slots(count, order.shape[1])
     return Proposals(
         boxes=real_or_unit(all_boxes.gather(1, order[..., None].expand(-1, -1, 4)), real),
         scores=torch.where(real, all_scores.gather(1, order), 0.0),

@@ -17,6 +17,7 @@ from maskrcnn_core.boxes import (
     decode_deltas,
     encode_deltas,
     have_min_size,
+    keep_best,
     pairwise_coverage,
     pairwise_iou,
     scale_boxes,
@@ -295,3 +296,23 @@ def test_soft_suppress_of_nothing(images: int, slots: int, gaussian: bool, fixed
     order, kept = soft(boxes, scores, nothing.long(), nothing, gaussian, fixed_size=fixed_size)
     assert order.shape == kept.shape == (images, slots if fixed_size else 0)
     assert not kept.any()
+
+
+def test_the_best_that_were_kept_by_eye() -> None:
+    keep = torch.tensor([[True, False, True, True], [False, False, False, True]])
+    scores = torch.tensor([[0.2, 0.9, 0.7, 0.7], [0.9, 0.8, 0.7, 0.0]])
+    order, count = keep_best(keep, scores, 2)
+    # Of the first image the tie of slots 2 and 3, in their order; the second has one survivor.
+    assert (order[0].tolist(), order[1, 0].item(), count.tolist()) == ([2, 3], 3, [2, 1])
+    assert keep_best(keep[1:], scores[1:], 2)[0].shape == (1, 1)
+    assert keep_best(keep[1:], scores[1:], 2, fixed_size=True)[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "slots", "least", "width"), [(2, 0, 1, 0), (2, 3, 0, 0), (2, 3, 1, 1), (0, 3, 0, 0)]
+)
+def test_the_best_of_nothing(images: int, slots: int, least: int, width: int) -> None:
+    nothing = torch.zeros(images, slots)
+    order, count = keep_best(nothing.bool(), nothing, 5, least=least)
+    assert order.shape == (images, width)
+    assert count.tolist() == [0] * images
