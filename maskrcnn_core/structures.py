@@ -15,6 +15,7 @@ Conventions
                 belongs to no object: whoever relates it to one gets the unit box in place of both (`real_or_unit`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -24,14 +25,24 @@ from torch import Tensor
 _Structure = TypeVar("_Structure", bound=Any)
 
 
-def _move(structure: _Structure, device: torch.device | str) -> _Structure:
+def tensors_of(structure: Any) -> dict[str, Tensor]:
+    """The tensors of a structure, by field, in the fields' order; fields that are None are left out."""
     values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-    moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def map_tensors(structure: _Structure, change: Callable[[Tensor], Tensor]) -> _Structure:
+    """The same structure with each of its tensors changed; fields that are None stay."""
+    return replace(structure, **{name: change(tensor) for name, tensor in tensors_of(structure).items()})
+
+
+def _move(structure: _Structure, device: torch.device | str) -> _Structure:
+    moved = map_tensors(structure, lambda tensor: tensor.to(device, non_blocking=True))
     if torch.device(device).type == "cpu":
         # A copy from a GPU goes on in the background, into page-locked memory: all of them are waited for at once.
-        for source in {value.device for value in values.values() if isinstance(value, Tensor) and value.is_cuda}:
+        for source in {tensor.device for tensor in tensors_of(structure).values() if tensor.is_cuda}:
             torch.cuda.current_stream(source).synchronize()
-    return replace(structure, **moved)
+    return moved
 
 
 def valid_slots(count: Tensor, slots: int) -> Tensor:

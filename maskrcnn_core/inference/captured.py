@@ -12,13 +12,13 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from maskrcnn_core.structures import Detections, ImageBatch
+from maskrcnn_core.structures import Detections, ImageBatch, map_tensors, tensors_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ MOST_SHAPES = 32
 _SEEN_BEFORE = 3
 
 Compute = Callable[[ImageBatch], Detections]
-_Structure = TypeVar("_Structure", bound=Any)
 
 
 class Recording(Protocol):
@@ -121,7 +120,7 @@ class _Graph:
 
     def __init__(self, compute: Compute, images: ImageBatch, memory: _CommonMemory) -> None:
         self._memory = memory
-        self._inputs = _cloned(images)
+        self._inputs = map_tensors(images, Tensor.clone)
         self._graph = torch.cuda.CUDAGraph()
         device = images.pixels.device
         aside = torch.cuda.Stream(device)
@@ -137,14 +136,10 @@ class _Graph:
         stream = torch.cuda.current_stream(images.pixels.device)
         if self._memory.read is not None:
             stream.wait_event(self._memory.read)
-        for field in fields(images):
-            getattr(self._inputs, field.name).copy_(getattr(images, field.name), non_blocking=True)
+        given = tensors_of(images)
+        for name, recorded in tensors_of(self._inputs).items():
+            recorded.copy_(given[name], non_blocking=True)
         self._graph.replay()
-        found = _cloned(self._outputs)
+        found = map_tensors(self._outputs, Tensor.clone)
         self._memory.read = stream.record_event()
         return found
-
-
-def _cloned(structure: _Structure) -> _Structure:
-    values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-    return replace(structure, **{name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})

@@ -1,8 +1,9 @@
 """What the detector gives, one image of a batch at a time, as records: pasted, run-length encoded, in COCO's form."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
+from operator import itemgetter
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from maskrcnn_core.inference.proposal_records import ProposalRecord
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.masks import encode_masks
-from maskrcnn_core.structures import Detections, Proposals
+from maskrcnn_core.structures import Detections, Proposals, map_tensors
 
 
 def image_record(detections: Detections, index: int, size: tuple[int, int], config: ModelConfig) -> ImageRecord:
@@ -23,7 +24,7 @@ def image_record(detections: Detections, index: int, size: tuple[int, int], conf
         index: of the image in the batch; size: its (height, width).
         config: of the detector: categories, how masks are pasted, which categories have keypoints.
     """
-    found = _of_image(detections, index)
+    found = map_tensors(detections, itemgetter(slice(index, index + 1)))
     counts: list[str | None] = [None] * int(found.count)
     if found.masks is not None:
         covered = found.boxes if found.mask_boxes is None else found.mask_boxes
@@ -62,13 +63,6 @@ def records_with_device_masks(
         threshold=config.mask_head.threshold,
     )
     return _records(found, sizes, encoded, config)
-
-
-def _of_image(detections: Detections, index: int) -> Detections:
-    """A batch of one of its images."""
-    values = {field.name: getattr(detections, field.name) for field in fields(detections)}
-    sliced = {name: value[index : index + 1] for name, value in values.items() if value is not None}
-    return replace(detections, **sliced)
 
 
 def _records(

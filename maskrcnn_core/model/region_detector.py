@@ -5,7 +5,7 @@ Training and inference share the parts but no branches: `forward` gives losses, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from maskrcnn_core.model.region_rows import (
 from maskrcnn_core.model.region_stage import RegionStage
 from maskrcnn_core.model.roi_transform import RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, map_tensors, real_or_unit
 
 # Shapes of batches whose anchors are kept, a few megabytes each.
 _SHAPES_WITH_ANCHORS = 8
@@ -432,12 +432,10 @@ def _with_a_slot(targets: Targets) -> Targets:
     if targets.boxes.shape[1] > 0:
         return targets
 
-    def pad(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
+    def pad(tensor: Tensor) -> Tensor:
         return tensor.new_zeros(tensor.shape[0], 1, *tensor.shape[2:])
 
-    padded = {field.name: pad(getattr(targets, field.name)) for field in fields(targets) if field.name != "seeds"}
-    slot = Targets(**padded, seeds=targets.seeds)  # type: ignore[arg-type]
+    # The seeds are of images, not of objects.
+    slot = replace(map_tensors(replace(targets, seeds=None), pad), seeds=targets.seeds)
     mask_boxes = None if slot.mask_boxes is None else real_or_unit(slot.mask_boxes, slot.valid)
     return replace(slot, boxes=real_or_unit(slot.boxes, slot.valid), mask_boxes=mask_boxes)

@@ -8,17 +8,16 @@ on its seed alone.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
-
-_Structure = TypeVar("_Structure", bound=Any)
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets, map_tensors
 
 
 def accumulate_gradients(
@@ -47,7 +46,7 @@ def accumulate_gradients(
     if targets.seeds is None:
         targets = replace(targets, seeds=torch.randint(2**62, (len(images),)).to(targets.boxes.device))
     parts = [
-        tuple(_rows(whole, rows) for whole in (images, targets, proposals) if whole is not None)
+        tuple(map_tensors(whole, itemgetter(rows)) for whole in (images, targets, proposals) if whole is not None)
         for rows in _cut(len(images), pieces)
     ]
     original = detector.normalizer
@@ -77,11 +76,6 @@ def _in_turn(divisors: Sequence[Tensor]) -> Normalizer:
 def _cut(count: int, pieces: int) -> list[slice]:
     pieces = min(pieces, count)
     return [slice(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]
-
-
-def _rows(structure: _Structure, rows: slice) -> _Structure:
-    values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-    return replace(structure, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ the caller                takes a step; its stream, not the host, waits until th
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maskrcnn_core.data.prefetch import close
 from maskrcnn_core.model.timm_trunk import TIMM_PREFIX
+from maskrcnn_core.structures import map_tensors, tensors_of
 
 _Item = TypeVar("_Item")
 _Batch = TypeVar("_Batch", bound=tuple[Any, ...])
@@ -95,7 +96,7 @@ class _Copy(Generic[_Batch]):
         """The batch, for work on the stream, which waits for it."""
         stream.wait_event(self.arrived)
         for part in self.batch:
-            for tensor in _tensors(part).values() if is_dataclass(part) else ():
+            for tensor in tensors_of(part).values() if is_dataclass(part) else ():
                 # Its memory is the copying stream's, which would give it to a later batch while this stream reads.
                 tensor.record_stream(stream)
         return self.batch
@@ -106,7 +107,7 @@ def _copies(batches: Iterator[_Batch], device: torch.device) -> Generator[_Copy[
     stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(stream):  # which sets the device, too, in the thread that this runs in
-            locked = _with_each(batch, _page_locked)
+            locked = _with_each(batch, lambda part: map_tensors(part, Tensor.pin_memory))
             copied = _with_each(locked, lambda part: part.to(device))
             arrived = torch.cuda.Event()
             arrived.record(stream)
@@ -120,12 +121,3 @@ def _with_each(batch: _Batch, change: Callable[[Any], Any]) -> _Batch:
     make: Any = getattr(batch, "_make", tuple)
     made: _Batch = make(parts)
     return made
-
-
-def _page_locked(structure: Any) -> Any:
-    return replace(structure, **{name: tensor.pin_memory() for name, tensor in _tensors(structure).items()})
-
-
-def _tensors(structure: Any) -> dict[str, Tensor]:
-    values = {field.name: getattr(structure, field.name) for field in fields(structure)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, valid_slots
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, map_tensors, tensors_of, valid_slots
 
 
 def test_valid_slots_by_eye() -> None:
@@ -32,6 +32,15 @@ def test_moving_keeps_every_field_and_absent_ones_absent() -> None:
         else:
             assert (after.device.type, after.shape, after.dtype) == ("meta", before.shape, before.dtype)
     assert targets.boxes.device.type == "cpu"
+
+
+def test_a_change_reaches_every_tensor_and_leaves_absent_ones_absent() -> None:
+    boxes, scores, count = torch.zeros(2, 3, 4), torch.zeros(2, 3), torch.tensor([1, 3])
+    found = Detections(boxes, scores, torch.zeros(2, 3, dtype=torch.int64), count)
+    assert list(tensors_of(found)) == ["boxes", "scores", "labels", "count"]
+    second = map_tensors(found, lambda tensor: tensor[1:])
+    assert {name: len(tensor) for name, tensor in tensors_of(second).items()} == dict.fromkeys(tensors_of(found), 1)
+    assert (second.count.tolist(), second.masks, found.count.tolist()) == ([3], None, [1, 3])
 
 
 def test_image_batch_counts_images_and_is_frozen() -> None:
