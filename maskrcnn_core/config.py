@@ -29,6 +29,10 @@ _MAX_KEYPOINTS = 1000
 _MAX_LISTED = 100
 _MAX_PIXEL = 1e6
 
+MAX_PIXELS = 178_956_970
+"""Images of more are not decoded unless a run asks for them: above it Pillow, too, refuses to, as one may be made to
+fill the memory (twice its `Image.MAX_IMAGE_PIXELS`)."""
+
 
 @dataclass(frozen=True)
 class Category:

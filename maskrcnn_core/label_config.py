@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE
+from maskrcnn_core.config import MAX_PIXELS, MAX_REGIONS, MAX_SIDE
 from maskrcnn_core.config_checks import (
     require,
     require_between,
@@ -33,7 +33,7 @@ class LabelConfig:
     batch_pixels: int = 0
     """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
     where a batch only fills the caches, and 9,000,000 on a GPU."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Larger images become rows with status too_large, pixels."""
     exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
     """Turn images by their EXIF tag; auto = ignore where the source is COCO json (its ground truth is unturned)."""

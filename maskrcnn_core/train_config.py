@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.config import MAX_SIDE, ModelConfig
+from maskrcnn_core.config import MAX_PIXELS, MAX_SIDE, ModelConfig
 from maskrcnn_core.config_checks import (
     require,
     require_between,
@@ -54,7 +54,7 @@ class DataConfig:
     CPU on any machine of the cluster, those without a GPU first. Both give the same batches."""
     workers: int = 0
     """Loader processes (reader: local; 0 = one background thread) or actors (reader: ray) per training worker."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Larger images are refused, pixels."""
     check_images: int = 32
     """Images of each data set that are read and compared with their annotations before a new run starts."""

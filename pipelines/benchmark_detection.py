@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
+from maskrcnn_core.config import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
@@ -34,7 +35,6 @@ from pipelines.benchmarking import (
     write_figures,
 )
 
-_MAX_PIXELS = 178_956_970
 _SAME_BOX, _SAME_MASK, _SAME_POINT = 0.95, 0.95, 2.0  # IoU, IoU, pixels
 # Rounding decides who is the 100th.
 _LEAST_AGREEMENT = 0.95
@@ -89,7 +89,7 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
     """
     use_threads(run.threads)
     device = torch.device("cuda" if run.use_gpu else "cpu")
-    images = [decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
+    images = [decode_image(content, max_pixels=MAX_PIXELS, apply_exif=False) for content in contents_of(run)]
     if run.long_side:
         images = [brought_to(image, (run.short_side, run.long_side)) for image in images]
     peer = peer_of(run)

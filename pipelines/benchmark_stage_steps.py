@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
-from maskrcnn_core.config import InputConfig
+from maskrcnn_core.config import MAX_PIXELS, InputConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.inference import output
@@ -26,7 +26,6 @@ from maskrcnn_core.keypoints import scale_keypoints
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch
 
-_MAX_PIXELS = 178_956_970
 IN_FRAME = "boxes to the image's frame"
 
 # Parts of the detector in the order in which they run: attribute, name of its stage, name of what follows it.
@@ -244,7 +243,7 @@ def _bytes_of(value: Any) -> int:
 
 def decoded_image(content: bytes) -> Tensor:
     """[3, H, W] uint8 RGB, never turned."""
-    return decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=False)
+    return decode_image(content, max_pixels=MAX_PIXELS, apply_exif=False)
 
 
 def input_size(image: Tensor, rule: InputConfig) -> Size:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskrcnn_core.category_names import shown_names
+from maskrcnn_core.config import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import located
 from maskrcnn_core.draw import contact_sheet, draw_objects, fit_scale, objects_from_annotations, objects_from_record
@@ -19,7 +20,6 @@ from pipelines.label_files import read_labels
 from pipelines.split_names import file_names
 
 _CELL = 420
-_MAX_PIXELS = 178_956_970
 
 
 def write_contact_sheet(
@@ -74,6 +74,6 @@ def _most_interesting(
 
 
 def _pixels(uri: str) -> NDArray[np.uint8]:
-    image = decode_image(storage.read_bytes(uri), max_pixels=_MAX_PIXELS, apply_exif=False)
+    image = decode_image(storage.read_bytes(uri), max_pixels=MAX_PIXELS, apply_exif=False)
     pixels: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
     return pixels

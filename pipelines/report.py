@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskrcnn_core.category_names import CategoryMatch, match_categories, names_of
+from maskrcnn_core.config import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import ImageError, StorageError
@@ -42,7 +43,6 @@ from pipelines.report_rows import Chosen, RowScan, read_row, scan_labels
 from pipelines.split_names import file_names
 from pipelines.writable import require_writable_folder
 
-_MAX_PIXELS = 178_956_970
 _BASE64 = 4 / 3  # a picture's bytes in the page
 _DECODED_IMAGES = 8  # kept, because one image has several examples
 _PACKAGES = ("maskrcnn-ray", "torch", "pycocotools", "hotcoco")
@@ -270,7 +270,7 @@ def _pixels(uri: str, height: int, width: int) -> NDArray[np.uint8]:
     """The image as it was labelled, [H, W, 3]; whether its EXIF orientation was applied follows from the size."""
     content = read_image(uri)
     for apply_exif in (False, True):
-        image = decode_image(content, max_pixels=_MAX_PIXELS, apply_exif=apply_exif)
+        image = decode_image(content, max_pixels=MAX_PIXELS, apply_exif=apply_exif)
         if tuple(image.shape[-2:]) == (height, width):
             pixels: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
             return pixels

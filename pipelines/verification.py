@@ -30,7 +30,7 @@ from maskrcnn_core.inference.record_checks import (
     count_rows,
     one,
 )
-from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, schema_categories
+from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, VERSION_KEY, schema_categories
 from maskrcnn_core.verify_config import VerifyRun
 from pipelines import storage
 from pipelines.id_matching import IdPart, match_bucket, split_ids
@@ -39,8 +39,6 @@ from pipelines.parquet_seal import seal_of
 from pipelines.run_checks import RunFiles, find_run
 
 _Int64 = npt.NDArray[np.int64]
-
-_VERSION_KEY = b"maskrcnn.schema_version"
 
 # A batch with 100 masks an image takes some 60 MB while its run lengths are counted.
 _ROWS_PER_BATCH = 256
@@ -364,7 +362,7 @@ def _check_schema(schema: pa.Schema) -> Findings:
             findings += one("schema", got, "the columns of label records")
         elif schema.field(column.name).type != column.type:
             findings += one("schema", f"{column.name} of type {schema.field(column.name).type!s:.80}", str(column.type))
-    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
         findings += one("schema version", f"{version:.40}", f"{SCHEMA_VERSION}, as this release reads")
     return findings

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from maskrcnn_core.config import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
@@ -96,7 +97,7 @@ class CocoTrainingData:
         mask_size: int | None = 112,
         keypoints: bool = False,
         keypoint_offset: float = 0.5,
-        max_pixels: int = 178_956_970,
+        max_pixels: int = MAX_PIXELS,
         proposals: ProposalFiles | None = None,
         max_proposals: int = 1000,
         jitter: ScaleJitter | None = None,

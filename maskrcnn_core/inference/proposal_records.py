@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from maskrcnn_core.data.proposal_schema import PROPOSALS_KIND, PROPOSALS_TYPE, RECORD_KEY
-from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION
+from maskrcnn_core.inference.records import RECORD_FIELDS, SCHEMA_VERSION, VERSION_KEY
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def proposal_schema() -> pa.Schema:
         pa.field("proposals", PROPOSALS_TYPE, nullable=False) if field.name == "detections" else field
         for field in RECORD_FIELDS
     ]
-    return pa.schema(fields, metadata={b"maskrcnn.schema_version": SCHEMA_VERSION.encode(), RECORD_KEY: PROPOSALS_KIND})
+    return pa.schema(fields, metadata={VERSION_KEY: SCHEMA_VERSION.encode(), RECORD_KEY: PROPOSALS_KIND})
 
 
 def proposals_to_table(

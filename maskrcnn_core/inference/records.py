@@ -13,8 +13,10 @@ from maskrcnn_core.config import Category
 from maskrcnn_core.errors import StorageError
 
 SCHEMA_VERSION = "1"
-_METADATA_VERSION_KEY = b"maskrcnn.schema_version"
-_METADATA_CATEGORIES_KEY = b"maskrcnn.categories"
+VERSION_KEY = b"maskrcnn.schema_version"
+"""Where a label file's metadata holds the version of its schema."""
+CATEGORIES_KEY = b"maskrcnn.categories"
+"""And the categories, as JSON."""
 
 _DETECTION_TYPE = pa.struct(
     [
@@ -84,8 +86,8 @@ def record_schema(categories: Sequence[Category]) -> pa.Schema:
     """The Arrow schema of the labels, with its version and the category table in the metadata."""
     table = [{"id": category.id, "name": category.name} for category in categories]
     metadata = {
-        _METADATA_VERSION_KEY: SCHEMA_VERSION.encode(),
-        _METADATA_CATEGORIES_KEY: json.dumps(table, separators=(",", ":")).encode(),
+        VERSION_KEY: SCHEMA_VERSION.encode(),
+        CATEGORIES_KEY: json.dumps(table, separators=(",", ":")).encode(),
     }
     return pa.schema(RECORD_FIELDS, metadata=metadata)
 
@@ -96,7 +98,7 @@ def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
     Raises:
         StorageError: the metadata holds something else there; says nothing of the file.
     """
-    stored = (schema.metadata or {}).get(_METADATA_CATEGORIES_KEY)
+    stored = (schema.metadata or {}).get(CATEGORIES_KEY)
     if not stored:
         return ()
     try:
@@ -106,7 +108,7 @@ def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise StorageError(
-        f"its metadata have {stored[:60]!r} as {_METADATA_CATEGORIES_KEY.decode()}, expected a JSON list of "
+        f"its metadata have {stored[:60]!r} as {CATEGORIES_KEY.decode()}, expected a JSON list of "
         'categories such as {"id": 1, "name": "person"}, each id once'
     )
 
@@ -124,7 +126,7 @@ def require_version(schema: pa.Schema) -> None:
     Raises:
         StorageError: another version; says nothing of the file.
     """
-    version = (schema.metadata or {}).get(_METADATA_VERSION_KEY, SCHEMA_VERSION.encode())
+    version = (schema.metadata or {}).get(VERSION_KEY, SCHEMA_VERSION.encode())
     if version != SCHEMA_VERSION.encode():
         shown = version[:20].decode("utf-8", "replace")
         raise StorageError(f"label schema version {shown}; this release reads {SCHEMA_VERSION}")

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from maskrcnn_core.config import MAX_REGIONS, MAX_SIDE, ModelConfig
+from maskrcnn_core.config import MAX_PIXELS, MAX_REGIONS, MAX_SIDE, ModelConfig
 from maskrcnn_core.config_checks import (
     require,
     require_between,
@@ -68,7 +68,7 @@ class PredictorSettings:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_pixels: int = 0
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     apply_exif: bool = True
     min_score: float | None = None
     max_detections: int | None = None
