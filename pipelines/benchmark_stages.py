@@ -20,30 +20,21 @@ from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskrcnn_core.benchmark_config import BenchmarkRun
-from maskrcnn_core.config import InputConfig
-from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image
-from maskrcnn_core.inference.captured import CapturedByShape
-from maskrcnn_core.inference.device_preparation import DevicePreparation, Size
+from maskrcnn_core.config import MAX_PIXELS, InputConfig
+from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
+from maskrcnn_core.inference.device_preparation import Size
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.kernels.availability import without_kernels
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import Detections, ImageBatch
-from pipelines.benchmark_stage_steps import (
-    IN_FRAME,
-    PARTS,
-    Clock,
-    decoded_image,
-    found_in,
-    input_size,
-    one_batch,
-    preparation_of,
-    prepared_on_device,
-)
+from maskrcnn_core.structures import ImageBatch
+from pipelines.benchmark_stage_steps import IN_FRAME, PARTS, Clock, Work, in_stages, one_batch
 from pipelines.benchmarking import (
     arithmetic_rate,
     brought_to,
@@ -144,32 +135,32 @@ def benchmark_stages(run: BenchmarkRun) -> StageTable:
     if run.long_side and (run.use_gpu or run.batch > 1):
         contents = [_encoded_in(content, (run.short_side, run.long_side)) for content in contents]
     batches = batches_of_one_shape(contents, run.batch, predictor.config.input)
-    preparation = preparation_of(predictor)
+    clock = Clock(device)
+    staged = in_stages(predictor, pixels_at_once(batches, predictor.config.input), clock)
     plain = build_detector(predictor.config, load_pretrained=False)
     fold(plain.to(device).eval())
     flops = flops_of(predictor, plain, batches[0])
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
     peak, bandwidth = arithmetic_rate(device, dtype), copy_rate(device)
     for batch in batches * (_GPU_WARM_UPS if run.use_gpu else 1):
-        one_batch(predictor, preparation, batch, Clock(device))
-    clocks: list[Clock] = []
-    for _ in range(run.rounds):
-        for batch in batches:
-            clocks.append(Clock(device))
-            one_batch(predictor, preparation, batch, clocks[-1])
+        one_batch(staged, batch, clock)
+    measured: list[dict[str, Work]] = []
+    for batch in batches * run.rounds:
+        one_batch(staged, batch, clock)
+        measured.append(clock.work)
     stages = []
-    for name in clocks[0].work:
-        seconds = statistics.median(clock.work[name].seconds for clock in clocks if name in clock.work) / run.batch
-        moved = statistics.median(clock.work[name].bytes for clock in clocks if name in clock.work) / run.batch
+    for name in measured[0]:
+        seconds = statistics.median(work[name].seconds for work in measured if name in work) / run.batch
+        moved = statistics.median(work[name].bytes for work in measured if name in work) / run.batch
         floor = max(flops.get(name, 0.0) / peak, moved / bandwidth)
         if run.use_gpu and name in _OF_THE_HOST:
             floor = 0.0
         stages.append(Stage(name, seconds, flops.get(name, 0.0), moved, floor))
     in_one_go = None
-    if preparation is not None:
+    if "copy to the device" in measured[0]:
         names = [stage.name for stage in stages]
         network = sum(stage.seconds for stage in stages[names.index("trunk") : names.index(IN_FRAME) + 1])
-        in_one_go = InOneGo(network, *without_waiting(predictor, preparation, batches, run.rounds))
+        in_one_go = InOneGo(network, *without_waiting(predictor, batches, run.rounds))
     result = StageTable(
         stages=tuple(stages),
         total=sum(stage.seconds for stage in stages),
@@ -199,6 +190,45 @@ def batches_of_one_shape(contents: Sequence[bytes], size: int, rule: InputConfig
     return [[contents[place] for place in sorted(batch, key=lambda place: images[place].shape)] for batch in batches]
 
 
+def pixels_at_once(batches: Sequence[Sequence[bytes]], rule: InputConfig) -> int:
+    """Padded input pixels of the largest of the batches, each of one padded shape."""
+
+    def padded(content: bytes) -> int:
+        height, width = padded_size(input_size(decoded_image(content), rule), rule.divisor)
+        return height * width
+
+    return max(padded(batch[0]) * len(batch) for batch in batches)
+
+
+def network_input(images: Sequence[Tensor], rule: InputConfig) -> ImageBatch:
+    """Images [3, H, W] uint8 of one padded shape as the host makes a batch of them."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    pixels = [
+        prepare_image(
+            image,
+            size=input_size(image, rule),
+            mean=rule.mean,
+            std=rule.std,
+            channels=rule.channels,
+            scale=rule.scale,
+            resize=rule.resize,
+        )
+        for image in images
+    ]
+    return pad_batch(pixels, sizes, rule.divisor)
+
+
+def decoded_image(content: bytes) -> Tensor:
+    """[3, H, W] uint8 RGB, never turned."""
+    return decode_image(content, max_pixels=MAX_PIXELS, apply_exif=False)
+
+
+def input_size(image: Tensor, rule: InputConfig) -> Size:
+    """(height, width) in which the network sees an image."""
+    height, width = image.shape[-2:]
+    return resized_size(height, width, rule.short_side, rule.long_side, rule.resize)
+
+
 def _encoded_in(content: bytes, size: Size) -> bytes:
     """The image as JPEG of another (height, width)."""
     file = io.BytesIO()
@@ -207,31 +237,19 @@ def _encoded_in(content: bytes, size: Size) -> bytes:
     return file.getvalue()
 
 
-def without_waiting(
-    predictor: Predictor, preparation: DevicePreparation, batches: Sequence[list[bytes]], rounds: int
-) -> tuple[float, float, float]:
+def without_waiting(predictor: Predictor, batches: Sequence[list[bytes]], rounds: int) -> tuple[float, float, float]:
     """Seconds of an image, medians: the network as one CUDA graph, `predict` of one batch, and of several batches."""
     device = torch.device(predictor.settings.device)
     on_gpu = device.type == "cuda"
-    compute: Callable[[ImageBatch], Detections] = functools.partial(found_in, predictor)
-    if on_gpu:
-        compute = CapturedByShape(compute, lambda: list(predictor.detector.anchor_cache.values()))
-
-    @torch.inference_mode()
-    def detect(batch: ImageBatch) -> Detections:
-        return compute(batch)
-
-    inputs = [
-        prepared_on_device(predictor, preparation, [*map(decoded_image, contents)], Clock(device))
-        for contents in batches
-    ]
+    rule = predictor.config.input
+    inputs = [network_input([*map(decoded_image, contents)], rule).to(device) for contents in batches]
     # Several batches in one call shall have as many images each as one alone.
-    pixels = max(batch.pixels[:, 0].numel() for batch in inputs)
-    alone = Predictor(predictor.detector, predictor.config, replace(predictor.settings, batch_pixels=pixels))
+    settings = replace(predictor.settings, batch_pixels=pixels_at_once(batches, rule), cpu_layers=False, compile=False)
+    alone = Predictor(predictor.detector, predictor.config, settings)
     ways: list[list[float]] = [[], [], []]
     for contents, batch in zip(batches, inputs, strict=True):
         calls: tuple[Callable[[], object], ...] = (
-            functools.partial(detect, batch),
+            functools.partial(alone.detect_on_device, batch),
             functools.partial(alone.predict, contents),
             functools.partial(alone.predict, contents * _MANY_BATCHES),
         )
@@ -246,12 +264,9 @@ def without_waiting(
 @torch.inference_mode()
 def flops_of(predictor: Predictor, plain: RegionDetector, contents: Sequence[bytes]) -> dict[str, float]:
     """Operations of each part of the plain network for one image, the mean of a batch."""
-    rule = predictor.config.input
-    images = [decoded_image(content) for content in contents]
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    pixels = [prepare_image(image, size=input_size(image, rule), mean=rule.mean, std=rule.std) for image in images]
+    images = [*map(decoded_image, contents)]
     # The plain network has random weights and may find nothing: let the heads see what the real one would give them.
-    batch = pad_batch(pixels, sizes, rule.divisor).to(predictor.settings.device)
+    batch = network_input(images, predictor.config.input).to(predictor.settings.device)
     with predictor.arithmetic():
         proposals, found = predictor.detector.propose(batch), predictor.detector.detect(batch)
     counter = FlopCounterMode(display=False)

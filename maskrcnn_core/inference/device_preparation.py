@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maskrcnn_core.config import InputConfig
 from maskrcnn_core.data.transform import normalisation, padded_size, size_table
+from maskrcnn_core.inference.settings import Mark, no_mark
 from maskrcnn_core.structures import ImageBatch
 
 # Decoded pixels that become floating point together, 200 MB of them. Photographs have up to some 16 million; what is
@@ -73,6 +74,7 @@ class DevicePreparation:
         device: where.
         dtype: of the batches: float32, or what the first layer would round them to.
         pixels_at_once: how many decoded pixels become floating point together; one image is always taken.
+        mark: told of each stage.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class DevicePreparation:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         pixels_at_once: int = PIXELS_AT_ONCE,
+        mark: Mark = no_mark,
     ) -> None:
         assert rule.resize != "antialias"
         self._rule, self._device, self._dtype, self._pixels_at_once = rule, device, dtype, pixels_at_once
+        self._mark = mark
         factor, offset = normalisation(rule.mean, rule.std, rule.scale)
         self._factor, self._offset = (values.to(device)[:, None, None] for values in (factor, offset))
         # On a CPU twice as fast and the same values; torch's CUDA kernel would turn three channels back again.
@@ -97,6 +101,7 @@ class DevicePreparation:
         """
         pixels = packed.pixels.to(self._device, non_blocking=True)
         sizes = packed.sizes.to(self._device, non_blocking=True)
+        self._mark("copy to the device", 2 * pixels.nbytes)
         views = [self._zeros(size, len(packed.original_sizes)) for size in packed.input_sizes[0]]
         start, image = 0, 0
         for (height, width), count in self._runs(packed):
@@ -105,6 +110,7 @@ class DevicePreparation:
             for view, size in zip(views, packed.input_sizes[image], strict=True):
                 self._write(values, size, view[image : image + count])
             start, image = stop, image + count
+        self._mark("resize, normalise, pad", pixels.nbytes + sum(view.nbytes for view in views))
         return [ImageBatch(view, sizes[index], sizes[-1]) for index, view in enumerate(views)]
 
     def _runs(self, packed: PackedImages) -> list[tuple[Size, int]]:

@@ -11,9 +11,10 @@ from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.inference.device_masks import encode_on_device
 from maskrcnn_core.inference.proposal_records import ProposalRecord
 from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
+from maskrcnn_core.inference.settings import Mark, no_mark
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.masks import encode_masks
-from maskrcnn_core.structures import Detections, Proposals, map_tensors
+from maskrcnn_core.structures import Detections, Proposals, map_tensors, tensors_of
 
 
 def image_record(detections: Detections, index: int, size: tuple[int, int], config: ModelConfig) -> ImageRecord:
@@ -41,17 +42,19 @@ def image_record(detections: Detections, index: int, size: tuple[int, int], conf
 
 
 def records_with_device_masks(
-    detections: Detections, sizes: Sequence[tuple[int, int]], config: ModelConfig
+    detections: Detections, sizes: Sequence[tuple[int, int]], config: ModelConfig, mark: Mark = no_mark
 ) -> list[ImageRecord]:
     """`image_record` of each image of a batch whose detections, with masks, are on a device: the masks stay there, and
     only their run lengths and everything else are copied.
 
     Args:
         sizes: (height, width) of the images.
+        mark: told of each stage.
     """
     masks = detections.masks
     assert masks is not None
     found = replace(detections, masks=None).to("cpu")
+    mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
     images, slots = found.valid.numpy().nonzero()
     covered = found.boxes if found.mask_boxes is None else found.mask_boxes
     encoded = encode_on_device(
@@ -62,7 +65,10 @@ def records_with_device_masks(
         rule=config.mask_head.paste,
         threshold=config.mask_head.threshold,
     )
-    return _records(found, sizes, encoded, config)
+    mark("masks, run lengths", masks.nbytes)
+    records = _records(found, sizes, encoded, config)
+    mark("records", 0.0)
+    return records
 
 
 def _records(

@@ -27,13 +27,20 @@ from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, Prep
 from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.results import ImageResult
-from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint, with_overrides
+from maskrcnn_core.inference.settings import (
+    Mark,
+    PredictorSettings,
+    check_settings,
+    combined_fingerprint,
+    no_mark,
+    with_overrides,
+)
 from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
 from maskrcnn_core.model.cpu_inference import use_cpu_layers
 from maskrcnn_core.model.frozen_norm import fold
 from maskrcnn_core.model.half_weights import round_large_weights
 from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, tensors_of
 from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint, load_config
 from maskrcnn_core.weights.trained import check_fits, load_trained
 
@@ -46,6 +53,8 @@ class Predictor:
         config: its configuration.
         settings: how to run it.
         weights_fingerprint: of the checkpoint; empty for a detector that was never saved.
+        mark: told of each stage of `predict`. In order, and in one thread, with `prefetch` and `cuda_graphs` false and
+            one of `decode_threads`.
 
     Attributes:
         fingerprint: of the weights and the settings that change results, 32 hexadecimal digits.
@@ -59,13 +68,15 @@ class Predictor:
         config: ModelConfig,
         settings: PredictorSettings | None = None,
         weights_fingerprint: str = "",
+        *,
+        mark: Mark = no_mark,
     ) -> None:
         self.settings = settings or PredictorSettings()
         check_settings(config, self.settings)
         self.config = with_overrides(config, self.settings)
         self.categories = config.categories
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
-        self._device = usable_device(self.settings.device)
+        self._device, self._mark = usable_device(self.settings.device), mark
         fold(detector)
         half = self.settings.precision == "bfloat16"
         if self.settings.cpu_layers and self._device.type == "cpu" and not self.settings.compile:
@@ -99,8 +110,8 @@ class Predictor:
         self._pixel_type = torch.bfloat16 if half and on_gpu else torch.float32
         rule = self.config.input
         resizes = on_device and rule.resize != "antialias"
-        preparation = DevicePreparation(rule, self._device, self._pixel_type) if resizes else None
-        self._preparation = Preparation(rule, self.settings, preparation)
+        preparation = DevicePreparation(rule, self._device, self._pixel_type, mark=mark) if resizes else None
+        self._preparation = Preparation(rule, self.settings, preparation, mark)
         self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch)
         records = on_gpu and self.settings.cuda_graphs is not False
         self._recorded = (
@@ -199,7 +210,7 @@ class Predictor:
         views = self._preparation.views(batch)
         several = len(views) > 1 or self.settings.test_flip
         proposals = batch.proposals
-        found = self._merged(views, proposals) if several else self._detected(views[0], proposals)
+        found = self._merged(views, proposals) if several else self.detect_on_device(views[0], proposals)
         return batch.items, found
 
     @torch.inference_mode()
@@ -207,9 +218,12 @@ class Predictor:
         items, found = started
         sizes = [item.original_size for item in items]
         if found.masks is not None and self._device_masks:
-            return records_with_device_masks(found, sizes, self.config)
+            return records_with_device_masks(found, sizes, self.config, self._mark)
         found = found.to("cpu")
-        return [image_record(found, index, size, self.config) for index, size in enumerate(sizes)]
+        self._mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
+        records = [image_record(found, index, size, self.config) for index, size in enumerate(sizes)]
+        self._mark("paste, run lengths", 0.0 if found.masks is None else found.masks.nbytes)
+        return records
 
     @torch.inference_mode()
     def _start_proposals(self, batch: PreparedBatch) -> tuple[list[PreparedImage], Proposals]:
@@ -235,16 +249,18 @@ class Predictor:
             images: of `pad_batch`.
             proposals: in the original frame, instead of the RPN's.
         """
-        return self._detected(images, proposals).to("cpu")
+        return self.detect_on_device(images, proposals).to("cpu")
 
     @torch.inference_mode()
     def detect_in_views(self, sizes: Sequence[ImageBatch], proposals: Proposals | None = None) -> Detections:
         """As `detect`, merged over the images in several sizes and, with `test_flip`, mirrored in each."""
         return self._merged(sizes, proposals).to("cpu")
 
-    def _detected(self, images: ImageBatch, proposals: Proposals | None) -> Detections:
-        """`detect`, on the device."""
+    @torch.inference_mode()
+    def detect_on_device(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
+        """As `detect`, left on the device."""
         images = self._on_device(images)
+        self._mark("to the device", 0.0)
         if proposals is None:
             return self._recorded(images) if self._recorded is not None else self._found_in(images)
         proposals = proposals.to(self._device)
@@ -256,6 +272,7 @@ class Predictor:
         given = () if proposals is None else (proposals,)
         with self.arithmetic():
             found = self.detector.detect(images, *given)
+        self._mark("network", 0.0)
         boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
         keypoints = found.keypoints
         if keypoints is not None:
@@ -263,6 +280,7 @@ class Predictor:
         mask_boxes = found.mask_boxes
         if mask_boxes is not None:
             mask_boxes = scale_boxes(mask_boxes, images.input_sizes, images.original_sizes)
+        self._mark("boxes to the image's frame", 0.0)
         return replace(found, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes)
 
     def _merged(self, sizes: Sequence[ImageBatch], proposals: Proposals | None) -> Detections:
@@ -274,7 +292,9 @@ class Predictor:
             if self.settings.test_flip:
                 views.append(View(mirrored(images), flipped=True))
         with self.arithmetic():
-            return detect_in_views(self.detector, views, self._merge_rule, proposals)
+            found = detect_in_views(self.detector, views, self._merge_rule, proposals)
+        self._mark("network", 0.0)
+        return found
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._device)

@@ -17,7 +17,7 @@ from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, 
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, Size, pack
 from maskrcnn_core.inference.image_source import decoded
-from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.inference.settings import Mark, PredictorSettings, no_mark
 from maskrcnn_core.structures import ImageBatch, Proposals
 
 Failed = Callable[[int, ImageError], None]
@@ -71,12 +71,17 @@ class Preparation:
         settings: limits, views, and the device: for a GPU, batches lie in pinned memory, which it reads by itself while
             the host goes on.
         on_device: resizes on the device; None = the host does.
+        mark: told of each stage.
     """
 
     def __init__(
-        self, rule: InputConfig, settings: PredictorSettings, on_device: DevicePreparation | None = None
+        self,
+        rule: InputConfig,
+        settings: PredictorSettings,
+        on_device: DevicePreparation | None = None,
+        mark: Mark = no_mark,
     ) -> None:
-        self._rule, self._settings, self._on_device = rule, settings, on_device
+        self._rule, self._settings, self._on_device, self._mark = rule, settings, on_device, mark
         on_gpu = torch.device(settings.device).type == "cuda"
         self._pinned = on_gpu
         most = min(_MOST_DECODERS, torch.get_num_threads()) if on_gpu else 1
@@ -138,6 +143,7 @@ class Preparation:
         assert not isinstance(content, ImageError)
         assert not isinstance(proposals, ImageError)
         image = decoded(content, max_pixels=self._settings.max_pixels, apply_exif=self._settings.apply_exif)
+        self._mark("decode", image.nbytes + (content.nbytes if isinstance(content, Tensor) else len(content)))
         height, width = image.shape[-2:]
         if proposals is not None and proposals.size != (height, width):
             raise ImageError(
@@ -165,12 +171,14 @@ class Preparation:
         if images:
             assert len(images) == len(items)
             packed = pack(images, [item.input_sizes for item in items], pinned=self._pinned)
+            self._mark("pack", 2 * packed.pixels.nbytes)
             return PreparedBatch(items, packed, proposals)
         sizes = [item.original_size for item in items]
         views = [
             pad_batch(pixels, sizes, self._rule.divisor, pinned=self._pinned)
             for pixels in zip(*(item.views for item in items), strict=True)
         ]
+        self._mark("pad", sum(2 * view.nbytes for item in items for view in item.views))
         return PreparedBatch(items, views, proposals)
 
     def views(self, batch: PreparedBatch) -> list[ImageBatch]:
@@ -189,7 +197,7 @@ class Preparation:
     def _resized(self, image: Tensor, size: Size) -> Tensor:
         """[3, H, W] uint8 -> network input [3, *size]."""
         rule = self._rule
-        return prepare_image(
+        pixels = prepare_image(
             image,
             size=size,
             mean=rule.mean,
@@ -198,6 +206,8 @@ class Preparation:
             scale=rule.scale,
             resize=rule.resize,
         )
+        self._mark("resize, normalise", image.nbytes + pixels.nbytes)
+        return pixels
 
 
 def _by_size(items: list[PreparedImage]) -> list[PreparedImage]:

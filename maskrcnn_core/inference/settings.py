@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +28,31 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d{1,3})?")
 _DEVICES = "cpu, cuda, cuda:NUMBER or another device of torch (mps, xpu)"
 # Left out of a fingerprint while they hold these, so that labels made before they existed keep theirs.
 _LATER_ADDED: dict[str, Any] = {"test_short_sides": (), "test_flip": False, "record": "detections", "proposals": ""}
+
+Stage = Literal[
+    "decode",
+    "resize, normalise",
+    "pad",
+    "pack",
+    "copy to the device",
+    "resize, normalise, pad",
+    "to the device",
+    "network",
+    "boxes to the image's frame",
+    "results to the host",
+    "paste, run lengths",
+    "masks, run lengths",
+    "records",
+]
+"""What an image goes through in `Predictor.predict`. "network" is the detector as a whole."""
+
+Mark = Callable[[Stage, float], None]
+"""Told of each stage when it ends: its name, and the bytes that it had to read and write where they are worth counting.
+What was done since the call before belongs to the stage."""
+
+
+def no_mark(stage: Stage, moved: float) -> None:
+    """Nobody measures."""
 
 
 @dataclass(frozen=True)

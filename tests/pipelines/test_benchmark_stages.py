@@ -14,17 +14,18 @@ from jobs.benchmark import main
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from pipelines import benchmark_stages
-from pipelines.benchmark_stage_steps import Clock, one_batch, preparation_of
-from pipelines.benchmark_stages import batches_of_one_shape, flops_of
+from pipelines.benchmark_stage_steps import Clock, in_stages, one_batch
+from pipelines.benchmark_stages import batches_of_one_shape, flops_of, pixels_at_once
 from tests.core.inference.test_predictor_device import CONFIG, IMAGES, PLAIN, image_of, predictor_of
 
 ON_DEVICE = replace(PLAIN, device_preparation=True, device_masks=True)
 NETWORK = ["trunk", "pyramid", "RPN head", "proposals (top k, NMS)", "RoIAlign for boxes", "box head"]
 NETWORK += ["detections (softmax, NMS)", "RoIAlign for masks", "mask head", "masks into slots"]
 NETWORK += ["boxes to the image's frame"]
-HOST = ["decode", "resize, normalise", "pad", "to the device", *NETWORK, "paste, run lengths", "rows"]
-DEVICE = ["decode", "pack", "copy to the device", "resize, normalise, pad", *NETWORK, "results to the host"]
-DEVICE += ["records", "masks, run lengths", "rows"]
+DETECTED = ["to the device", *NETWORK, "results to the host"]
+HOST = ["decode", "resize, normalise", "pad", *DETECTED, "paste, run lengths", "rows"]
+DEVICE = ["decode", "pack", "copy to the device", "resize, normalise, pad", *DETECTED]
+DEVICE += ["masks, run lengths", "records", "rows"]
 
 
 def encoded(image: Tensor) -> bytes:
@@ -41,10 +42,9 @@ ALIKE = [CONTENTS[0], CONTENTS[4], CONTENTS[1]]
 @pytest.mark.parametrize(("settings", "names"), [(PLAIN, HOST), (ON_DEVICE, DEVICE)])
 def test_stages_give_the_records_of_the_predictor(settings: PredictorSettings, names: list[str]) -> None:
     predictor = predictor_of(settings)
-    preparation = preparation_of(predictor)
-    assert (preparation is None) == (settings is PLAIN)
     clock = Clock(torch.device("cpu"))
-    records = one_batch(predictor, preparation, ALIKE, clock)
+    staged = in_stages(predictor, pixels_at_once([ALIKE], CONFIG.input), clock)
+    records = one_batch(staged, ALIKE, clock)
     assert records == predictor.predict(ALIKE)
     assert sum(len(record.detections) for record in records) > 10
     assert list(clock.work) == names
@@ -55,7 +55,7 @@ def test_stages_give_the_records_of_the_predictor(settings: PredictorSettings, n
 def test_afterwards_nothing_is_marked() -> None:
     predictor = predictor_of(ON_DEVICE)
     clock = Clock(torch.device("cpu"))
-    one_batch(predictor, preparation_of(predictor), ALIKE, clock)
+    one_batch(in_stages(predictor, pixels_at_once([ALIKE], CONFIG.input), clock), ALIKE, clock)
     before = {name: work.seconds for name, work in clock.work.items()}
     predictor.predict(ALIKE)
     assert {name: work.seconds for name, work in clock.work.items()} == before

@@ -141,7 +141,7 @@ def one_a_batch(monkeypatch: pytest.MonkeyPatch) -> tuple[Predictor, Callable[[C
 def test_the_next_batch_is_started_before_the_last_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, watch = one_a_batch(monkeypatch)
     begun, finished, most = threading.Semaphore(0), [], []
-    detected = predictor._detected
+    detected = predictor.detect_on_device
 
     def detecting(*arguments: object) -> Detections:
         most.append(len(most) + 1 - len(finished))
@@ -154,7 +154,7 @@ def test_the_next_batch_is_started_before_the_last_is_finished(monkeypatch: pyte
             assert begun.acquire(timeout=60)
         finished.append((place, threading.current_thread().name.split("_")[0]))
 
-    monkeypatch.setattr(predictor, "_detected", detecting)
+    monkeypatch.setattr(predictor, "detect_on_device", detecting)
     watch(finishing)
     assert [record.status for record in predictor.predict(IMAGES)] == ["ok"] * 5
     assert finished == [(place, "finish") for place in range(5)]
@@ -200,7 +200,7 @@ class Fault(BaseException):
     """Not what an image can cause."""
 
 
-@pytest.mark.parametrize("place", ["_detected", "_finish_label"])
+@pytest.mark.parametrize("place", ["detect_on_device", "_finish_label"])
 def test_a_fault_ends_the_call_and_leaves_nothing_running(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = predictor_of(replace(AT_ONCE, batch_pixels=1))
     step, calls = getattr(predictor, place), []

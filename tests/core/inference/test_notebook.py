@@ -128,7 +128,7 @@ def test_a_failure_inside_is_an_error(detector: Predictor, monkeypatch: pytest.M
     def detect(*arguments: object) -> None:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(detector, "_detected", detect)
+    monkeypatch.setattr(detector, "detect_on_device", detect)
     with pytest.raises(ImageError, match=r"^ndarray: RuntimeError: no memory left$") as caught:
         detector(PIXELS)
     assert caught.value.status == "failed"

@@ -125,7 +125,7 @@ def test_work_ahead_gives_the_same_records() -> None:
 def test_the_next_batch_is_prepared_while_the_network_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = predictor_of(replace(PLAIN, prefetch=True, batch_pixels=1))
     second_ready = threading.Event()
-    prepare, detected = predictor._preparation.prepare, predictor._detected
+    prepare, detected = predictor._preparation.prepare, predictor.detect_on_device
     threads: set[str] = set()
 
     def preparing(place: int, *arguments: object) -> object:
@@ -141,7 +141,7 @@ def test_the_next_batch_is_prepared_while_the_network_computes(monkeypatch: pyte
         return detected(*arguments)
 
     monkeypatch.setattr(predictor._preparation, "prepare", preparing)
-    monkeypatch.setattr(predictor, "_detected", detecting)
+    monkeypatch.setattr(predictor, "detect_on_device", detecting)
     assert [record.status for record in predictor.predict(IMAGES[:2])] == ["ok"] * 2
     assert threads == {"prefetch"}
 
