@@ -119,9 +119,12 @@ class ConstantDetector:
         return [self._one(image) for image in encoded]
 
     def _one(self, image: bytes | ImageError) -> ImageRecord:
-        if isinstance(image, ImageError):
-            return ImageRecord(image.status, str(image), None, None)
-        pixels = decode_image(image, max_pixels=self._settings.max_pixels, apply_exif=False)
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            pixels = decode_image(image, max_pixels=self._settings.max_pixels, apply_exif=False)
+        except ImageError as error:
+            return ImageRecord(error.status, str(error), None, None)
         height, width = pixels.shape[-2:]
         found = DetectionRecord(_CATEGORY.id, _CATEGORY.name, 0.5, (0.0, 0.0, 1.0, 1.0), _first_pixel(height, width))
         return ImageRecord("ok", None, width, height, (found,))

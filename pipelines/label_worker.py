@@ -28,7 +28,7 @@ from maskrcnn_core.inference.records import ImageRecord, record_schema, records_
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import label_run, storage
 from pipelines.cluster import physical_cores
-from pipelines.image_reading import ImageReader, one_line
+from pipelines.image_reading import ImageReader
 from pipelines.label_metrics import LabelMetrics
 from pipelines.label_output import Chunk, Tally, read_rows, read_tally, write_labels
 from pipelines.label_progress import Board, Work
@@ -105,11 +105,11 @@ class Predicting(Protocol):
         ...
 
     def predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals = None) -> list[ImageRecord]:
-        """One record for each image, in order; `proposals` replace the RPN's."""
+        """One record for each image, in order, also for one that fails; `proposals` replace the RPN's."""
         ...
 
     def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        """The RPN's proposals of each image, in order."""
+        """The RPN's proposals of each image, in order, also for one that fails."""
         ...
 
 
@@ -247,10 +247,11 @@ class LabelWorker:
         started = time.monotonic()
         waited = 0.0 if self._idle_since is None else started - self._idle_since
         key = ids[0]
-        crashed = self._board.begin(key) > 1
-        records = None if crashed else self._try_together(encoded, proposals)
-        if records is None:
+        if self._board.begin(key) > 1:
             records = self._one_by_one(ids, encoded, proposals)
+        else:
+            with self._time_limit(len(encoded)):
+                records = self._predict(encoded, proposals)
         self._require_working(records)
         self._idle_since = time.monotonic()
         self._report(key, records, self._idle_since - started, waited)
@@ -267,13 +268,6 @@ class LabelWorker:
         if self._proposes:
             return [*self._predictor.propose(encoded)]
         return [*self._predictor.predict(encoded, *([] if proposals is None else [proposals]))]
-
-    def _try_together(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record] | None:
-        try:
-            with self._time_limit(len(encoded)):
-                return self._predict(encoded, proposals)
-        except Exception:  # its cause comes out image by image, as that image's row
-            return None
 
     @contextmanager
     def _time_limit(self, images: int) -> Iterator[None]:
@@ -294,30 +288,25 @@ class LabelWorker:
     def _one_by_one(
         self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals
     ) -> list[Record]:
-        """After the detector failed on a group: its images alone, so that only the culprits get `failed`."""
+        """After a group ended a process, which no predictor survives to tell the culprit: its images alone, so that
+        only those that end one again get `failed`."""
         records: list[Record] = []
         for place, (image_id, image) in enumerate(zip(ids, encoded, strict=True)):
             key = -1 - image_id  # a name of its own beside the group's
             crashes = self._board.begin(key) - 1
-            try:
-                if crashes >= _MOST_CRASHES:
-                    raise ImageError("failed", self._what_crashed(crashes))
+            if crashes >= _MOST_CRASHES:
+                records.append(self._given_up(crashes))
+            else:
                 with self._time_limit(1):
                     records += self._predict([image], None if proposals is None else [proposals[place]])
-            except ImageError as error:
-                records.append(self._failure(error.status, str(error)))
-            except Exception as error:
-                records.append(self._failure("failed", one_line(error)))
             self._board.done(key, Work())
         return records
 
-    def _what_crashed(self, crashes: int) -> str:
+    def _given_up(self, crashes: int) -> Record:
         limit = self._settings.image_timeout
         slow = f" or took longer than {limit:g} s (label.image_timeout)" if limit else ""
-        return f"ended the detector's process {crashes} times (crash, out of memory){slow}"
-
-    def _failure(self, status: str, error: str) -> Record:
-        return failed_proposals(status, error) if self._proposes else ImageRecord(status, error, None, None)
+        error = f"ended the detector's process {crashes} times (crash, out of memory){slow}"
+        return failed_proposals("failed", error) if self._proposes else ImageRecord("failed", error, None, None)
 
     def _require_working(self, records: Sequence[Record]) -> None:
         """Ends the run where the fault is not in the images, before all of them become failed rows."""

@@ -6,7 +6,8 @@
     finish          a thread      waits for that work, draws masks, encodes them, makes records
 
 While the records of one batch are made, the device computes the next. A batch that fails, at whatever stage, is tried
-again image by image, so that only the culprit is lost.
+again image by image, so that only the culprit is lost. Whatever is raised counts: what a library makes of a strange
+image has no one type, and a fault of the program shows in every image.
 """
 
 from collections import deque
@@ -35,9 +36,6 @@ _Finished = Generator[tuple[list[PreparedImage], Sequence[_Record | ImageRecord]
 # Batches started whose records are not there yet: one that the device computes and one that is finished. More would
 # hold memory and gain nothing.
 _MOST_STARTED = 2
-
-# What an image can cause; anything else is a fault of the program and ends it.
-_OF_AN_IMAGE = (RuntimeError, MemoryError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class BatchPipeline:
             for items in groups:
                 try:
                     batch = self._preparation.padded(items)
-                except (RuntimeError, MemoryError):
+                except Exception:  # it comes again when its steps are taken
                     batch = None
                 yield items, batch
         finally:
@@ -138,7 +136,7 @@ class BatchPipeline:
         """The records of a batch (None = not padded yet) to come; an error that an image can cause waits in it."""
         try:
             return finisher.submit(steps.finish, steps.start(batch or self._preparation.padded(items)))
-        except _OF_AN_IMAGE as error:
+        except Exception as error:
             never: Future[list[_Record]] = Future()
             never.set_exception(error)
             return never
@@ -148,7 +146,7 @@ class BatchPipeline:
     ) -> tuple[list[PreparedImage], Sequence[_Record | ImageRecord]]:
         try:
             return items, future.result()
-        except _OF_AN_IMAGE as error:
+        except Exception as error:
             return items, self._one_by_one(items, error, steps)
 
     def _now(
@@ -157,7 +155,7 @@ class BatchPipeline:
         """The records of a batch (None = not padded yet)."""
         try:
             return steps.finish(steps.start(batch or self._preparation.padded(items)))
-        except _OF_AN_IMAGE as error:
+        except Exception as error:
             return self._one_by_one(items, error, steps)
 
     def _one_by_one(

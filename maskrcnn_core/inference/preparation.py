@@ -107,7 +107,7 @@ class Preparation:
             except ImageError as error:
                 failed(place, error)
                 continue
-            except (RuntimeError, MemoryError, ValueError) as error:  # such as no memory for the resized pixels
+            except Exception as error:  # such as no memory for the resized pixels
                 failed(place, ImageError("failed", reason_of(error)))
                 continue
             shapes = [padded_size(size, self._rule.divisor) for size in item.input_sizes]

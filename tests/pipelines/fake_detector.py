@@ -35,11 +35,17 @@ class FakePredictor:
             _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
 
     def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
-        if self._mode == "broken":
-            raise RuntimeError("nothing works\nat all")
-        return [self._one(image) for image in encoded]
+        return [self._one_or_why_not(image) for image in encoded]
+
+    def _one_or_why_not(self, image: bytes | ImageError) -> ImageRecord:
+        try:
+            return self._one(image)
+        except (RuntimeError, ValueError) as error:
+            return ImageRecord("failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None, None)
 
     def _one(self, image: bytes | ImageError) -> ImageRecord:
+        if self._mode == "broken":
+            raise RuntimeError("nothing works\nat all")
         try:
             if isinstance(image, ImageError):
                 raise image

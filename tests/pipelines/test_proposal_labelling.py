@@ -41,11 +41,8 @@ class FakePredictor:
 
     def __init__(self, checkpoint: str, settings: PredictorSettings) -> None:
         self.fingerprint = combined_fingerprint(checkpoint, settings)
-        self._fails_together = "fails_together" in checkpoint
 
     def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        if self._fails_together and len(encoded) > 1:
-            raise RuntimeError("too many")
         return [self._propose_one(image) for image in encoded]
 
     def _propose_one(self, image: bytes | ImageError) -> ProposalRecord:
@@ -53,7 +50,7 @@ class FakePredictor:
             return failed_proposals(image.status, str(image))
         opened = Image.open(io.BytesIO(image))
         if opened.width == 13:
-            raise ValueError("cannot digest 13")
+            return failed_proposals("failed", "ValueError: cannot digest 13", opened.width, opened.height)
         boxes = np.array([[i, 1, 2, 2] for i in range(opened.width - 8)], np.float32).reshape(-1, 4)
         scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
         return ProposalRecord("ok", None, opened.width, opened.height, boxes, scores)
@@ -63,8 +60,6 @@ class FakePredictor:
         encoded: Sequence[bytes | ImageError],
         proposals: Sequence[ImageProposals | ImageError] | None = None,
     ) -> list[ImageRecord]:
-        if self._fails_together and len(encoded) > 1:
-            raise RuntimeError("too many")
         assert proposals is not None
         return [self._detect_one(image, found) for image, found in zip(encoded, proposals, strict=True)]
 
@@ -101,23 +96,22 @@ def as_rows(folder: Path) -> pa.Table:
     return pa.table({"image_id": list(range(len(uris))), "uri": uris})
 
 
-def worker(settings: PredictorSettings, proposals: str = "", checkpoint: str = "good") -> LabelWorker:
-    given = WorkerSettings(checkpoint, settings, proposals=proposals, threads=1, group_size=2)
+def worker(settings: PredictorSettings, proposals: str = "") -> LabelWorker:
+    given = WorkerSettings("good", settings, proposals=proposals, threads=1, group_size=2)
     return LabelWorker(load_fake, given, ProgressBoard())
 
 
-@pytest.mark.parametrize("checkpoint", ["good", "fails_together"])
-def test_worker_makes_proposals_and_detects_from_them(tmp_path: Path, checkpoint: str) -> None:
+def test_worker_makes_proposals_and_detects_from_them(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [8, 10, 9, 14, 11])
     (tmp_path / "images" / "005.png").symlink_to("nowhere.png")
     rows = as_rows(tmp_path / "images")
-    table = worker(PredictorSettings(record="proposals"), checkpoint=checkpoint).label(rows)
+    table = worker(PredictorSettings(record="proposals")).label(rows)
     assert is_proposals_schema(table.schema)
     assert [len(found) for found in table.column("proposals").to_pylist()] == [0, 2, 1, 6, 3, 0]
     assert table.column("status").to_pylist() == ["ok"] * 5 + ["missing"]
     pq.write_table(table, tmp_path / "proposals.parquet")
 
-    detects = worker(PredictorSettings(proposals="print"), str(tmp_path / "proposals.parquet"), checkpoint)
+    detects = worker(PredictorSettings(proposals="print"), str(tmp_path / "proposals.parquet"))
     detected = detects.label(rows).to_pylist()
     assert [len(row["detections"]) for row in detected] == [0, 2, 1, LIMIT, 3, 0]
     assert detected[1]["detections"][1]["bbox"] == [1.0, 1.0, 2.0, 2.0]

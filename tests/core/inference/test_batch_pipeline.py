@@ -161,7 +161,7 @@ def test_the_next_batch_is_started_before_the_last_is_finished(monkeypatch: pyte
     assert max(most) <= 2
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError, IndexError, TypeError])
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_what_fails_in_finishing_costs_only_its_image(
     error: type[Exception], prefetch: bool, monkeypatch: pytest.MonkeyPatch
