@@ -18,7 +18,7 @@ from pipelines.cluster import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
 from pipelines.label_output import Chunk, Tally
 from pipelines.label_planning import WorkerPlan, plan_workers
 from pipelines.label_progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
-from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
+from pipelines.label_worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, Task, WorkerSettings
 
 # Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
 _STALLED_SECONDS = 1800.0
@@ -45,12 +45,13 @@ def label_on_cluster(
     run: LabelRun,
     detector: Detector,
     settings: WorkerSettings,
+    task: Task,
     todo: Sequence[Chunk],
     before: Tally,
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
 ) -> Counts:
-    """Labels chunks; returns the counts of this start."""
+    """Labels chunks of a task; returns the counts of this start."""
     plan = plan_workers(run.label, nodes())
     settings = replace(settings, workers_per_node=plan.per_node)
     folder = label_run.write_todo(run.output, todo)
@@ -59,7 +60,7 @@ def label_on_cluster(
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
     try:
         with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
-            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
+            for row in _dataset(folder, plan, detector, settings, task, board).iter_rows():  # one for each chunk
                 poller.check()
                 if row["mistake"] is not None:
                     raise pickle.loads(row["mistake"])  # of a process of this job
@@ -68,7 +69,9 @@ def label_on_cluster(
         storage.delete_folder(folder)
 
 
-def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:
+def _dataset(
+    todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, task: Task, board: RemoteBoard
+) -> Any:
     filesystem, path = storage.filesystem_and_path(todo)
     size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
     pool = ray.data.ActorPoolStrategy(
@@ -80,6 +83,7 @@ def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSe
         .map_batches(
             LabelWorker,
             fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
+            fn_kwargs={"task": task},
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,

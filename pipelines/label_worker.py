@@ -66,8 +66,6 @@ class WorkerSettings:
         workers_per_node: how many workers share a node.
         group_size: images given to the detector at once.
         readers: files read at the same time.
-        manifest, output: of the run.
-        retry_failed: chunks have a file already, whose failed rows are labelled again.
         image_timeout: seconds for reading one image, and for detecting on it; 0 = no limit.
         image_root: the only folder that images are read of; empty = wherever they lie.
     """
@@ -79,11 +77,23 @@ class WorkerSettings:
     workers_per_node: int = 1
     group_size: int = 8
     readers: int = 16
-    manifest: Manifest | None = None
-    output: str = ""
-    retry_failed: bool = False
     image_timeout: float = 0.0
     image_root: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is labelled.
+
+    Attributes:
+        manifest: of the run, whose chunks are given.
+        output: folder of the run.
+        retry: the chunks have a file already, whose failed rows are labelled again.
+    """
+
+    manifest: Manifest
+    output: str
+    retry: bool = False
 
 
 class Predicting(Protocol):
@@ -141,45 +151,44 @@ class LabelWorker:
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
         self._metrics = LabelMetrics()
 
-    def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+    def __call__(self, chunks: pa.Table, task: Task) -> pa.Table:
+        """Label the chunks (part, start, stop) of a task and write a file for each; returns a row for each.
 
         A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
         """
-        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
+        rows = [self._row(Chunk(**row), task) for row in chunks.to_pylist()]
         return pa.table({"mistake": pa.array(rows, pa.binary())})
 
-    def _row(self, chunk: Chunk) -> bytes | None:
+    def _row(self, chunk: Chunk, task: Task) -> bytes | None:
         try:
-            self.label_chunk(chunk)
+            self.label_chunk(chunk, task)
         except UserError as error:
             return pickle.dumps(error)
         return None
 
-    def label_chunk(self, chunk: Chunk) -> Tally:
+    def label_chunk(self, chunk: Chunk, task: Task) -> Tally:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
 
         Raises:
             StorageError: storage refuses many images in a row, or all of them.
             UserError: the detector fails on many images in a row.
         """
-        uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
-        assert manifest is not None
-        if self._settings.retry_failed:
+        uri = chunk.uri(task.output)
+        if task.retry:
             table = self._relabelled(read_rows(uri))
         elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
             return read_tally(uri)
         else:
-            table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
-        if not storage.exists(label_run.identity_uri(self._settings.output)):
+            table = self.label(task.manifest.read(chunk.part, chunk.start, chunk.stop))
+        if not storage.exists(label_run.identity_uri(task.output)):
             raise StorageError(
-                f"output: the folder {self._settings.output!r} was deleted or moved while it was labelled; put it "
+                f"output: the folder {task.output!r} was deleted or moved while it was labelled; put it "
                 "back, or choose another, and give the command again"
             )
         try:
             tally = write_labels(table, uri)
         except StorageError:
-            if self._settings.retry_failed or not storage.exists(uri):
+            if task.retry or not storage.exists(uri):
                 raise
             return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()

@@ -25,7 +25,7 @@ from pipelines.label_output import NOTHING, FailedImage, Tally, are_readable, la
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress
 from pipelines.label_run import LabelFile, RunIdentity
-from pipelines.label_worker import WorkerSettings
+from pipelines.label_worker import Task, WorkerSettings
 from pipelines.manifest import (
     Manifest,
     Tasks,
@@ -131,7 +131,6 @@ def _label(
             label_run.claim_run(run.output, identity)
         if state == "finished":
             label_run.reopen_run(run.output)
-        settings = replace(settings, manifest=manifest)
         before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
     tally, files = _checked_files(run.output, manifest)
     label_run.close_run(run.output, tally, files)
@@ -259,14 +258,15 @@ def _label_chunks(
     before = sum(tallies, NOTHING)
     labelled_before = before.images
     counts = Counts()
+    task = Task(manifest, storage.absolute(run.output))
     if todo:
         ensure_cluster()
-        counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+        counts = label_on_cluster(run, detector, settings, task, todo, before, len(manifest), on_progress)
     if run.label.retry_failed and before.failed:
         ensure_cluster()
         faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
-        again = replace(settings, retry_failed=True)
-        retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        again = replace(task, retry=True)
+        retried = label_on_cluster(run, detector, settings, again, faulty, NOTHING, before.failed, on_progress)
         counts = retried if not todo else counts
         labelled_before -= before.failed
     return labelled_before, counts
@@ -310,7 +310,6 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
         proposals=storage.absolute(run.proposals) if run.proposals else "",
         threads=config.threads_per_worker,
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
-        output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
         image_root=storage.absolute(run.image_root) if run.image_root else "",
     )

@@ -13,7 +13,7 @@ from pipelines.cluster import NodeCapacity
 from pipelines.label_execution import Detector
 from pipelines.label_output import Chunk
 from pipelines.label_progress import Counts, ProgressBoard
-from pipelines.label_worker import LabelWorker, WorkerSettings
+from pipelines.label_worker import LabelWorker, Task, WorkerSettings
 from tests.pipelines.fake_detector import FAKE
 
 ROWS_PER_FILE = 2
@@ -35,9 +35,11 @@ def _without_cluster() -> Iterator[None]:
         yield
 
 
-def _label(run: LabelRun, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any) -> Counts:
+def _label(
+    run: LabelRun, detector: Detector, settings: WorkerSettings, task: Task, todo: Sequence[Chunk], *_: Any
+) -> Counts:
     board = ProgressBoard()
     worker = LabelWorker(detector.load, settings, board)
     for chunk in todo:
-        worker.label_chunk(chunk)
+        worker.label_chunk(chunk, task)
     return board.snapshot()
