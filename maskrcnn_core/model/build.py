@@ -10,6 +10,7 @@ from maskrcnn_core.model.mask_head import MaskHead, MaskMLP
 from maskrcnn_core.model.pyramids import Pyramid, build_pyramid
 from maskrcnn_core.model.region_detector import RegionDetector, RegionHeads, RoILossRule
 from maskrcnn_core.model.region_stage import RegionStage, take_region_stage
+from maskrcnn_core.model.roi_levels import LevelRule
 from maskrcnn_core.model.roi_transform import PyramidRoIAlign, PyramidRoIPool, PyramidRoIWarp, RoITransform
 from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule
 
@@ -141,12 +142,12 @@ def _heads(config: ModelConfig, pyramid: Pyramid, stage: RegionStage | None) -> 
 
 def _transform(roi: RoIConfig, resolution: int, pyramid: Pyramid) -> RoITransform:
     strides = pyramid.strides[: pyramid.num_roi_levels]
-    levels = (strides, roi.canonical_size, roi.canonical_level)
+    levels = LevelRule(tuple(strides), roi.canonical_size, roi.canonical_level)
     if roi.transform == "pool":
-        return PyramidRoIPool(resolution, *levels)
+        return PyramidRoIPool(resolution, levels)
     if roi.transform == "warp":
-        return PyramidRoIWarp(resolution, roi.sampling_ratio, *levels, roi.reduction)
-    return PyramidRoIAlign(resolution, roi.sampling_ratio, roi.aligned, *levels, roi.reduction)
+        return PyramidRoIWarp(resolution, roi.sampling_ratio, levels, roi.reduction)
+    return PyramidRoIAlign(resolution, roi.sampling_ratio, roi.aligned, levels, roi.reduction)
 
 
 def _mask_head(config: ModelConfig, width: int, resolution: int) -> MaskHead | MaskMLP:

@@ -26,8 +26,7 @@ class PyramidRoIAlign(nn.Module):
         resolution: bins a side of the output.
         sampling_ratio: samples per bin and axis; 0 = as many as the bin has cells of the map.
         aligned: sample at pixel centres (half-pixel shift).
-        strides: strides of the levels that are used, finest first (P2 to P5: 4, 8, 16, 32; C4: 16 alone).
-        canonical_size, canonical_level: a region of this size is cut from this level.
+        levels: which are used (P2 to P5: strides 4, 8, 16, 32; C4: 16 alone), and which region is cut from which.
         reduction: "average" or "max" of a bin's samples.
     """
 
@@ -36,15 +35,13 @@ class PyramidRoIAlign(nn.Module):
         resolution: int,
         sampling_ratio: int,
         aligned: bool,
-        strides: Sequence[int],
-        canonical_size: float,
-        canonical_level: int,
+        levels: LevelRule,
         reduction: str = "average",
     ) -> None:
         super().__init__()
         self.resolution, self.sampling_ratio, self.aligned = resolution, sampling_ratio, aligned
         self.grid = SamplingGrid(resolution, sampling_ratio, aligned, reduction)
-        self.levels = LevelRule(tuple(strides), canonical_size, canonical_level)
+        self.levels = levels
 
     def forward(self, pyramid: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """Features of each region.
@@ -70,13 +67,13 @@ class PyramidRoIPool(nn.Module):
     `aligned` is true: only the features are quantised, what a mask head has to draw lies in the exact region.
 
     Args:
-        resolution, strides, canonical_size, canonical_level: as in `PyramidRoIAlign`.
+        resolution, levels: as in `PyramidRoIAlign`.
     """
 
-    def __init__(self, resolution: int, strides: Sequence[int], canonical_size: float, canonical_level: int) -> None:
+    def __init__(self, resolution: int, levels: LevelRule) -> None:
         super().__init__()
         self.resolution, self.aligned = resolution, True
-        self.levels = LevelRule(tuple(strides), canonical_size, canonical_level)
+        self.levels = levels
 
     def forward(self, pyramid: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """Features of each region, as `PyramidRoIAlign.forward`; 0 for a bin that lies outside its map."""
@@ -99,22 +96,20 @@ class PyramidRoIWarp(nn.Module):
     `aligned` is true as in `PyramidRoIPool`.
 
     Args:
-        resolution, sampling_ratio, strides, canonical_size, canonical_level, reduction: as in `PyramidRoIAlign`.
+        resolution, sampling_ratio, levels, reduction: as in `PyramidRoIAlign`.
     """
 
     def __init__(
         self,
         resolution: int,
         sampling_ratio: int,
-        strides: Sequence[int],
-        canonical_size: float,
-        canonical_level: int,
+        levels: LevelRule,
         reduction: str = "average",
     ) -> None:
         super().__init__()
         self.resolution, self.sampling_ratio, self.aligned = resolution, sampling_ratio, True
         self.grid = SamplingGrid(resolution, sampling_ratio, True, reduction)
-        self.levels = LevelRule(tuple(strides), canonical_size, canonical_level)
+        self.levels = levels
 
     def forward(self, pyramid: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """Features of each region, as `PyramidRoIAlign.forward`."""

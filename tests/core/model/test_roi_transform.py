@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_pool
 
-from maskrcnn_core.model.roi_levels import _cut_masked
+from maskrcnn_core.model.roi_levels import LevelRule, _cut_masked
 from maskrcnn_core.model.roi_transform import (
     PyramidRoIAlign,
     PyramidRoIPool,
@@ -29,15 +29,15 @@ from tests.core.model.roi_reference import (
 
 
 def align(resolution: int = 3, strides: tuple[int, ...] = STRIDES, samples: int = 2) -> PyramidRoIAlign:
-    return PyramidRoIAlign(resolution, samples, True, strides, 224.0, 4)
+    return PyramidRoIAlign(resolution, samples, True, LevelRule(strides, 224.0, 4))
 
 
 def pool(resolution: int = 3, strides: tuple[int, ...] = STRIDES) -> PyramidRoIPool:
-    return PyramidRoIPool(resolution, strides, 224.0, 4)
+    return PyramidRoIPool(resolution, LevelRule(strides, 224.0, 4))
 
 
 def warp(resolution: int = 3, strides: tuple[int, ...] = STRIDES, samples: int = 2) -> PyramidRoIWarp:
-    return PyramidRoIWarp(resolution, samples, strides, 224.0, 4)
+    return PyramidRoIWarp(resolution, samples, LevelRule(strides, 224.0, 4))
 
 
 ALL = [align, pool, warp]
@@ -59,7 +59,7 @@ def test_pool_is_the_slow_reference_and_torchvisions(level: int) -> None:
 @pytest.mark.parametrize("reduction", ["average", "max"])
 def test_warp_is_the_slow_reference(reduction: str, samples: int, level: int) -> None:
     features, stride = pyramid()[level], STRIDES[level]
-    got = PyramidRoIWarp(3, samples, (stride,), 224.0, 4, reduction)([features], BOXES, IMAGES)
+    got = PyramidRoIWarp(3, samples, LevelRule((stride,), 224.0, 4), reduction)([features], BOXES, IMAGES)
     for region, (box, image) in enumerate(zip(BOXES, IMAGES, strict=True)):
         expected = slow_roi_warp(features[image], (box / stride).tolist(), 3, samples, reduction)
         torch.testing.assert_close(got[region], expected, atol=1e-10, rtol=1e-10)
@@ -124,7 +124,7 @@ def test_forward_puts_each_region_back_in_its_place(make: type[RoITransform]) ->
 @pytest.mark.parametrize("samples", [0, 2])
 def test_align_passes_its_settings_on(samples: int) -> None:
     features = pyramid()[1]
-    module = PyramidRoIAlign(2, samples, False, (8,), 224.0, 4, "max")
+    module = PyramidRoIAlign(2, samples, False, LevelRule((8,), 224.0, 4), "max")
     got = module([features], BOXES, IMAGES)
     assert (module.resolution, module.sampling_ratio, module.aligned) == (2, samples, False)
     for region, (box, image) in enumerate(zip(BOXES, IMAGES, strict=True)):
