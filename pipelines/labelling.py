@@ -307,11 +307,11 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
             record=config.record,
             proposals=proposals.fingerprint if proposals is not None else "",
         ),
-        proposals=storage.absolute(run.proposals) if run.proposals else "",
+        proposals=storage.absolute_or_empty(run.proposals),
         threads=config.threads_per_worker,
         group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
         image_timeout=config.image_timeout,
-        image_root=storage.absolute(run.image_root) if run.image_root else "",
+        image_root=storage.absolute_or_empty(run.image_root),
     )
 
 

@@ -76,6 +76,11 @@ def absolute(uri: str) -> str:
     return str(filesystem_and_path(uri)[1]) if is_local(uri) else uri.rstrip("/")
 
 
+def absolute_or_empty(uri: str | None) -> str:
+    """`absolute` of a setting that may be left out."""
+    return absolute(uri) if uri else ""
+
+
 def _s3_filesystem(bucket: str) -> fs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""

@@ -264,19 +264,16 @@ def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> No
 def _with_absolute_paths(run: TrainRun) -> TrainRun:
     """Ray's workers have working directories of their own."""
 
-    def absolute(uri: str) -> str:
-        return storage.filesystem_and_path(uri)[1] if uri and storage.is_local(uri) else uri
-
-    def located(source: DatasetConfig) -> DatasetConfig:
+    def found_anywhere(source: DatasetConfig) -> DatasetConfig:
         return DatasetConfig(
-            images=absolute(source.images),
-            annotations=absolute(source.annotations),
-            proposals=absolute(source.proposals),
+            images=storage.absolute_or_empty(source.images),
+            annotations=storage.absolute_or_empty(source.annotations),
+            proposals=storage.absolute_or_empty(source.proposals),
         )
 
-    data: DataConfig = replace(run.data, train=located(run.data.train), val=located(run.data.val))
-    init = ",".join(map(absolute, initial_checkpoints(run.init))) if run.init else None
-    return replace(run, output=absolute(run.output), data=data, init=init)
+    data: DataConfig = replace(run.data, train=found_anywhere(run.data.train), val=found_anywhere(run.data.val))
+    init = ",".join(map(storage.absolute_or_empty, initial_checkpoints(run.init))) if run.init else None
+    return replace(run, output=storage.absolute_or_empty(run.output), data=data, init=init)
 
 
 def _check_cluster(run: TrainRun) -> None:

@@ -20,7 +20,6 @@ from torch.utils.tensorboard import SummaryWriter
 from maskrcnn_core.data.coco import CocoDataset
 from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate, collate_proposals
 from maskrcnn_core.data.proposals import ProposalFiles
-from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.loss_counts import mean_count
@@ -37,6 +36,7 @@ from maskrcnn_core.training.sampler import BatchPlan, slots_of
 from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
+from maskrcnn_core.weights.trained import require_weights_of
 from pipelines import storage
 from pipelines.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.cluster import physical_cores
@@ -249,7 +249,9 @@ def _restore(
         return detector, optimizer, TrainingState(), None
     _, weights = load_checkpoint(checkpoint)
     learnt = load_learnt_weights(checkpoint)
-    _load_weights(detector, weights if learnt is None else learnt, checkpoint)
+    own = weights if learnt is None else learnt
+    require_weights_of(detector, {name: tuple(value.shape) for name, value in own.items()}, checkpoint)
+    detector.load_state_dict(own)
     return detector, optimizer, load_training_state(checkpoint, optimizer), None if learnt is None else weights
 
 
@@ -260,13 +262,6 @@ def _moving_average(detector: nn.Module, decay: float, stored: dict[str, Tensor]
     if stored is not None:
         average.load_state_dict(stored)
     return average
-
-
-def _load_weights(detector: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: weights do not fit the configured model ({error})") from error
 
 
 def _broadcast(detector: nn.Module) -> None:

@@ -1,8 +1,10 @@
 """A checkpoint folder -> the detector that it holds, built only once its weights are known to fit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from maskrcnn_core.config import ModelConfig
 from maskrcnn_core.errors import CheckpointError
@@ -23,12 +25,22 @@ def check_fits(folder: Path | str, config: ModelConfig) -> None:
         CheckpointError: weights are missing, left over or of another shape; the first is named.
         ConfigError: the configuration's parts do not fit together.
     """
-    found = weight_shapes(folder)
     with torch.device("meta"):
-        expected = {
-            name: tuple(value.shape)
-            for name, value in build_detector(config, load_pretrained=False).state_dict().items()
-        }
+        detector = build_detector(config, load_pretrained=False)
+    require_weights_of(detector, weight_shapes(folder), folder)
+
+
+def require_weights_of(detector: nn.Module, found: Mapping[str, tuple[int, ...]], folder: Path | str) -> None:
+    """Make sure that weights are those of a detector.
+
+    Args:
+        found: their shapes by name.
+        folder: the checkpoint that they come from.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape; the first is named.
+    """
+    expected = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
     faults = [f"Missing key {name}" for name in expected if name not in found]
     faults += [f"Unexpected key {printable(name)[:200]}" for name in found if name not in expected]
     faults += [
