@@ -1,4 +1,4 @@
-"""Keypoints as one-hot heatmaps over a region and back, left and right in a mirror, and COCO's similarity.
+"""Keypoints as one-hot heatmaps over a region and back, and left and right in a mirror.
 
 Letters: R regions, P keypoints, S cells a side of a heatmap, M = R * P maps. Coordinates are continuous, as those of
 boxes (see `structures`); COCO's files hold the index of a pixel instead, so that their pixel j is drawn at j + 0.5.
@@ -13,13 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from maskrcnn_core.structures import is_fixed_size
-
-COCO_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
-    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
-    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
-)
-"""How far annotators differ, as a share of an object's scale (the root of its area), for COCO's 17 keypoints."""
 
 KeypointRule = Literal["exact", "torchvision"]
 
@@ -250,23 +243,3 @@ def _cubic_weights(fraction: Tensor) -> Tensor:
     rest = 1.0 - fraction
     near = [((_A + 2) * t - (_A + 3)) * t * t + 1 for t in (fraction, rest)]
     return torch.stack((_A * fraction * rest * rest, near[0], near[1], _A * rest * fraction * fraction), dim=-1)
-
-
-def object_keypoint_similarity(found: Tensor, truth: Tensor, areas: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """COCO's OKS between every detection and every object (cocodataset.org/#keypoints-eval).
-
-    Args:
-        found: [D, P, 2 or 3] x, y.
-        truth: [G, P, 3] x, y, visibility.
-        areas: [G] of the objects, in pixels.
-        sigmas: P numbers, see `COCO_SIGMAS`.
-
-    Returns:
-        [D, G] in 0..1: mean over the object's visible keypoints of exp(-d^2 / (2 area (2 sigma)^2)); 0 where it has
-        none.
-    """
-    distances = (found[:, None, :, :2] - truth[None, :, :, :2]).square().sum(dim=-1)
-    spread = 2 * areas[:, None] * (2 * truth.new_tensor(sigmas)).square()
-    visible = truth[..., 2] > 0
-    similar = torch.where(visible, (-distances / spread.clamp(min=1e-12)).exp(), 0.0)
-    return similar.sum(dim=-1) / visible.sum(dim=-1).clamp(min=1)

@@ -9,7 +9,7 @@ from maskrcnn_core.data.files import MOST_IMAGE_BYTES, TooManyBytes, local_path,
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.printable import printable
 from pipelines import storage
-from pipelines.s3_client import read_object, why_denied
+from pipelines.s3_client import read_s3_object, why_denied
 from pipelines.s3_settings import error_code, explain, is_forbidden, is_hopeless
 
 # So many images in a row that storage refuses, with none in between, are no fault of the images.
@@ -111,7 +111,7 @@ def _read(uri: str, most_bytes: int) -> bytes:
         return read_local(storage.filesystem_and_path(uri)[1], most_bytes)
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if uri.startswith("s3://") and bucket and _is_no_path(key):
-        return read_object(uri, most_bytes)
+        return read_s3_object(uri, most_bytes)
     filesystem, path = storage.filesystem_and_path(uri)
     with filesystem.open_input_file(path) as stream:
         require_bytes(stream.size(), most_bytes)

@@ -50,7 +50,7 @@ def label_files(uri: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class OpenLabelFile:
     """A label file that is open; its schema is checked, and its rows are as they are read.
 
     Attributes:
@@ -157,7 +157,7 @@ def _with_nulls(wanted: pa.DataType) -> pa.DataType:
 
 
 @contextmanager
-def open_label_file(uri: str, *, proposals: bool = False, pre_buffer: bool = False) -> Iterator[LabelFile]:
+def open_label_file(uri: str, *, proposals: bool = False, pre_buffer: bool = False) -> Iterator[OpenLabelFile]:
     """A label file, open inside the block.
 
     Args:
@@ -176,7 +176,7 @@ def open_label_file(uri: str, *, proposals: bool = False, pre_buffer: bool = Fal
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
             _require_kind(uri, schema, proposals)
-            opened = LabelFile(uri, () if proposals else _categories(uri, schema), groups, file)
+            opened = OpenLabelFile(uri, () if proposals else _categories(uri, schema), groups, file)
         yield opened
 
 
@@ -218,7 +218,7 @@ def read_labels(uri: str) -> pa.Table:
     """The columns of label records that scoring needs, from `label_files(uri)`.
 
     Raises:
-        StorageError: as `LabelFile.batches`.
+        StorageError: as `OpenLabelFile.batches`.
     """
     tables = []
     for name in label_files(uri):
@@ -239,7 +239,7 @@ def read_label_batches(
         category_ids: as of `records.with_category_ids`.
 
     Raises:
-        StorageError: as `LabelFile.batches`.
+        StorageError: as `OpenLabelFile.batches`.
     """
     with open_label_file(uri, pre_buffer=True) as file:
         for _, batch in file.batches(_SCORED_COLUMNS, rows_at_once, row_groups):
@@ -252,7 +252,7 @@ class CategoryNames:
 
     names: dict[int, str] = field(default_factory=dict)
 
-    def add(self, file: LabelFile) -> None:
+    def add(self, file: OpenLabelFile) -> None:
         """Take the names of a file: of its table, or where there is none, of its rows.
 
         Raises:
@@ -279,7 +279,7 @@ def category_names(files: Sequence[str]) -> dict[int, str]:
     return dict(sorted(found.names.items()))
 
 
-def _named_in_rows(file: LabelFile) -> list[tuple[int, str]]:
+def _named_in_rows(file: OpenLabelFile) -> list[tuple[int, str]]:
     pairs: set[tuple[int, str]] = set()
     for _, batch in file.batches(_SCORED_COLUMNS):
         structs = pc.list_flatten(batch.column("detections"))

@@ -35,7 +35,7 @@ from pipelines import storage
 from pipelines.label_output import Chunk, Tally, labels_folder
 from pipelines.manifest import Manifest
 from pipelines.parquet_seal import seal_of, sealed
-from pipelines.run_files import object_bytes, read_object
+from pipelines.run_files import json_object_bytes, read_json_object
 
 _LAYOUT_VERSION = 2
 
@@ -58,7 +58,7 @@ class RunIdentity:
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class FinishedFile:
     """A label file as it was when its run was finished.
 
     Attributes:
@@ -106,7 +106,7 @@ def claim_run(output: str, identity: RunIdentity) -> None:
     Raises:
         StorageError: it is another.
     """
-    if not storage.create_bytes(identity_uri(output), object_bytes(asdict(identity))):
+    if not storage.create_bytes(identity_uri(output), json_object_bytes(asdict(identity))):
         require_same_run(output, identity)
 
 
@@ -143,7 +143,7 @@ def read_identity(output: str) -> dict[str, Any]:
     Raises:
         StorageError: it is damaged.
     """
-    return read_object(
+    return read_json_object(
         identity_uri(output),
         {"model": str, "settings": dict},
         f"put it back from a copy, or delete {output!r} and label again",
@@ -168,7 +168,7 @@ def chunk_rows(output: str, manifest: Manifest) -> int | None:
     if not storage.exists(place):
         return None
     mend = f"delete it together with {labels_folder(output)}, and give the command again"
-    content = read_object(place, {"rows": int}, mend)
+    content = read_json_object(place, {"rows": int}, mend)
     rows: int = content["rows"]
     if rows < 1:
         raise StorageError(f"{place}: rows is {rows}, expected 1 or more; {mend}")
@@ -183,7 +183,7 @@ def chunk_rows(output: str, manifest: Manifest) -> int | None:
 def settle_chunk_rows(output: str, rows: int, manifest: Manifest) -> None:
     """Chunks of this run have so many rows from now on, if nobody has settled it yet."""
     content = {"rows": rows, "manifest": manifest.digest}
-    storage.create_bytes(_run_file(output, "chunks.json"), object_bytes(content))
+    storage.create_bytes(_run_file(output, "chunks.json"), json_object_bytes(content))
 
 
 def chunks(manifest: Manifest, rows: int) -> Iterator[Chunk]:
@@ -231,7 +231,7 @@ def reopen_run(output: str) -> None:
     storage.delete_file(_run_file(output, "_SUCCESS"))
 
 
-def close_run(output: str, tally: Tally, files: Sequence[LabelFile]) -> None:
+def close_run(output: str, tally: Tally, files: Sequence[FinishedFile]) -> None:
     """Marks the run as finished, and clears away what workers that died left half-written."""
     storage.delete_torn_files(labels_folder(output))
     columns = {
@@ -240,7 +240,7 @@ def close_run(output: str, tally: Tally, files: Sequence[LabelFile]) -> None:
         "sha256": pa.array([file.sha256 for file in files], pa.string()),
     }
     storage.write_bytes_atomically(_run_file(output, "files.parquet"), sealed(pa.table(columns)))
-    storage.write_bytes_atomically(_run_file(output, "_SUCCESS"), object_bytes(asdict(tally)))
+    storage.write_bytes_atomically(_run_file(output, "_SUCCESS"), json_object_bytes(asdict(tally)))
 
 
 def finished_tally(output: str) -> Tally:
@@ -251,14 +251,14 @@ def finished_tally(output: str) -> Tally:
     """
     place = _run_file(output, "_SUCCESS")
     mend = "delete it and give the command again: only what is missing is labelled"
-    content = read_object(place, {"statuses": dict, "detections": int, "failures": list}, mend)
+    content = read_json_object(place, {"statuses": dict, "detections": int, "failures": list}, mend)
     try:
         return Tally.from_json(json.dumps(content))
     except ValueError as error:
         raise StorageError(f"{place}: {error}; {mend}") from error
 
 
-def finished_files(output: str) -> dict[str, LabelFile] | None:
+def finished_files(output: str) -> dict[str, FinishedFile] | None:
     """The label files of a finished run by name; None where an earlier release finished it, which did not say.
 
     Raises:
@@ -272,7 +272,7 @@ def finished_files(output: str) -> dict[str, LabelFile] | None:
         if (seal := seal_of(content)) is None or seal[0] != seal[1]:
             raise ValueError("other content than when it was written")
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
-        files = [LabelFile(str(row["name"]), int(row["size"]), str(row["sha256"])) for row in rows]
+        files = [FinishedFile(str(row["name"]), int(row["size"]), str(row["sha256"])) for row in rows]
     except StorageError:
         raise
     except Exception as error:  # whatever Arrow makes of a torn file

@@ -24,7 +24,7 @@ from pipelines.label_execution import Detector, label_on_cluster
 from pipelines.label_output import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
 from pipelines.label_planning import choose_chunk_rows, plan_workers
 from pipelines.label_progress import Counts, LabelProgress
-from pipelines.label_run import LabelFile, RunIdentity
+from pipelines.label_run import FinishedFile, RunIdentity
 from pipelines.label_worker import Task, WorkerSettings
 from pipelines.manifest import (
     Manifest,
@@ -320,7 +320,7 @@ def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
 
 
-def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[LabelFile]]:
+def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[FinishedFile]]:
     """Counts over all label files, and the files, after making sure that each chunk has one and each file its rows.
 
     Raises:
@@ -339,7 +339,7 @@ def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[LabelFi
             f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
             "Delete the wrong ones and repeat the command: what is missing is labelled"
         )
-    files = [LabelFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
+    files = [FinishedFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
     return sum((tally for tally, _ in footers), NOTHING), files
 
 

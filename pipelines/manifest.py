@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.parquet_seal import seal_of, sealed
-from pipelines.run_files import object_bytes, read_object
+from pipelines.run_files import json_object_bytes, read_json_object
 from pipelines.source import Source, entries, source_stamp
 from pipelines.source_parts import IMAGE_EXTENSIONS, Entries, Part
 
@@ -183,7 +183,7 @@ def publish_manifest(draft: Manifest) -> Manifest:
     Raises:
         StorageError: the folder cannot be written.
     """
-    if storage.create_bytes(storage.join(draft.folder, "manifest.json"), object_bytes(asdict(draft))):
+    if storage.create_bytes(storage.join(draft.folder, "manifest.json"), json_object_bytes(asdict(draft))):
         return draft
     discard_manifest(draft)
     published = open_manifest(draft.folder)
@@ -211,7 +211,7 @@ def open_manifest(folder: str) -> Manifest | None:
     if not storage.exists(place):
         return None
     texts = ("digest", "images", "kind", "stamp")
-    content = read_object(place, {"parts": list, **dict.fromkeys(texts, str)}, LIST_AGAIN)
+    content = read_json_object(place, {"parts": list, **dict.fromkeys(texts, str)}, LIST_AGAIN)
     parts = tuple(content["parts"])
     if not parts or any(type(rows) is not int or rows < 1 for rows in parts):
         raise StorageError(f"{place}: parts is {str(parts)[:60]}, expected the rows of each; {LIST_AGAIN}")

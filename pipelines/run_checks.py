@@ -14,9 +14,9 @@ from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.row_findings import NOTHING_FOUND, Findings, one
 from pipelines import label_run, storage
 from pipelines.label_output import labels_folder
-from pipelines.label_run import LabelFile
+from pipelines.label_run import FinishedFile
 from pipelines.manifest import Manifest, open_manifest
-from pipelines.run_files import read_object
+from pipelines.run_files import read_json_object
 
 _READ_THREADS = 16
 
@@ -124,7 +124,7 @@ def _rows_of(parts: Sequence[str], books: _Books) -> dict[str, int]:
 def _read_identity(output: str, books: _Books) -> str | None:
     place = storage.join(output, "_run", "run.json")
     mend = "without it nobody can say which model the run is of"
-    content = books.read(lambda: read_object(place, {"model": str}, mend))
+    content = books.read(lambda: read_json_object(place, {"model": str}, mend))
     return None if content is None else str(content["model"])
 
 
@@ -133,7 +133,7 @@ def _read_success(output: str, books: _Books) -> dict[str, Any] | None:
     place = storage.join(output, "_run", "_SUCCESS")
     if not storage.exists(place):
         return None
-    return books.read(lambda: read_object(place, {"statuses": dict}, "the counts of the run are lost")) or {}
+    return books.read(lambda: read_json_object(place, {"statuses": dict}, "the counts of the run are lost")) or {}
 
 
 def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: _Books) -> None:
@@ -143,7 +143,7 @@ def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: 
         books.read(lambda: label_run.chunks_done(output, manifest, rows, names))
 
 
-def _check_sizes(sizes: Mapping[str, int], known: Mapping[str, LabelFile]) -> Findings:
+def _check_sizes(sizes: Mapping[str, int], known: Mapping[str, FinishedFile]) -> Findings:
     """The files are those that were there when the run was finished."""
     findings = NOTHING_FOUND
     found = {uri.rsplit("/", 1)[-1]: (uri, size) for uri, size in sizes.items()}

@@ -12,8 +12,8 @@ from pipelines import storage
 _DIGEST = "sha256"
 
 
-def object_bytes(content: Mapping[str, Any]) -> bytes:
-    """A JSON object as `read_object` reads it."""
+def json_object_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as `read_json_object` reads it."""
     return json.dumps({**content, _DIGEST: _digest(content)}, indent=2).encode()
 
 
@@ -21,7 +21,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_object(uri: str, fields: Mapping[str, type | tuple[type, ...]], mend: str) -> dict[str, Any]:
+def read_json_object(uri: str, fields: Mapping[str, type | tuple[type, ...]], mend: str) -> dict[str, Any]:
     """The JSON object in a file, without the digest.
 
     Args:

@@ -93,7 +93,7 @@ def why_denied(uri: str) -> str:
     return "AccessDenied"
 
 
-def read_object(uri: str, most_bytes: int) -> bytes:
+def read_s3_object(uri: str, most_bytes: int) -> bytes:
     """The content of an object whatever its key: Arrow reads keys as paths, and refuses `a//b` or looks for `b` where
     `a/../b` is asked for.
 

@@ -27,7 +27,7 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.train_config import TrainRun
 from pipelines import storage
 from pipelines.checkpoint_store import copy_file, list_checkpoints
-from pipelines.run_files import object_bytes, read_object
+from pipelines.run_files import json_object_bytes, read_json_object
 
 _FREE_TO_CHANGE = (
     "cluster.",
@@ -151,7 +151,7 @@ def claim(run: TrainRun, content: Mapping[str, str] | None = None) -> bool:
     written = json.dumps(settings, indent=2).encode()
     if storage.create_bytes(uri, written):
         return True
-    stored = read_object(uri, {"train": dict, "data": dict}, _MEND)
+    stored = read_json_object(uri, {"train": dict, "data": dict}, _MEND)
     owner, ours = _flat(stored), _flat(settings)
     differences = _differences(owner, ours)
     if differences:
@@ -285,9 +285,9 @@ def read_summary(output: str) -> dict[str, Any] | None:
     if not storage.exists(uri):
         return None
     fields = {"checkpoint": str, "last": str, "steps": int, "images": int}
-    return read_object(uri, fields, "delete it and give the same command again")
+    return read_json_object(uri, fields, "delete it and give the same command again")
 
 
 def write_summary(output: str, summary: Mapping[str, Any]) -> None:
     """Mark the run as finished."""
-    storage.write_bytes_atomically(storage.join(output, "summary.json"), object_bytes(summary))
+    storage.write_bytes_atomically(storage.join(output, "summary.json"), json_object_bytes(summary))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import NoneType
 
 from pipelines import storage
-from pipelines.run_files import object_bytes, read_object
+from pipelines.run_files import json_object_bytes, read_json_object
 from pipelines.training_validation import Scores
 
 _MEND = "delete it: the run then goes on without that validation"
@@ -36,7 +36,7 @@ def write_scores(output: str, step: int, scores: Scores, losses: Mapping[str, fl
         "failed_images": scores.failed_images,
     }
     uri = storage.join(output, "validation", f"{step:08d}.json")
-    storage.write_bytes_atomically(uri, object_bytes(document))
+    storage.write_bytes_atomically(uri, json_object_bytes(document))
 
 
 def read_history(output: str) -> list[ScoredStep]:
@@ -49,7 +49,7 @@ def read_history(output: str) -> list[ScoredStep]:
     if not storage.is_folder(folder):
         return []
     fields: dict[str, type | tuple[type, ...]] = {"step": int, "score": (float, int, NoneType)}
-    documents = [read_object(uri, fields, _MEND) for uri in storage.list_files(folder, ".json")]
+    documents = [read_json_object(uri, fields, _MEND) for uri in storage.list_files(folder, ".json")]
     return [ScoredStep(document["step"], document["score"]) for document in documents]
 
 

@@ -47,25 +47,16 @@ class ImageTargets:
         return self.boxes.shape[0]
 
 
-def crop_masks(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+def mask_grid(found: ObjectMask, size: int) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
     """An object's mask as a grid over its tight rectangle, widened by one cell on each side.
 
     Args:
-        mask: [H, W] bool in the original frame.
+        found: with pixels.
         size: S, cells a side, at least 3.
 
     Returns:
-        [S, S] uint8 coverage 0..255, and the rectangle x1, y1, x2, y2 that it covers, in original pixels. Of an empty
-        mask: zeros over the unit box.
+        [S, S] uint8 coverage 0..255, and the rectangle x1, y1, x2, y2 that it covers, in original pixels.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return np.zeros((size, size), dtype=np.uint8), (0.0, 0.0, 1.0, 1.0)
-    tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return _grid(ObjectMask(tight, left=int(columns[0]), top=int(rows[0])), size)
-
-
-def _grid(found: ObjectMask, size: int) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
     inner = size - 2
     height, width = found.pixels.shape
     coverage = _average_cells(_average_cells(found.pixels.T.astype(np.float32), inner).T, inner)
@@ -100,7 +91,7 @@ def _mask_grids(image: CocoImage, size: int) -> tuple[Tensor, Tensor]:
             continue
         found = object_mask(_segmentation(item), image.height, image.width)
         if found.pixels.size:
-            grids[slot], rectangles[slot] = _grid(found, size)
+            grids[slot], rectangles[slot] = mask_grid(found, size)
         else:
             rectangles[slot] = item.box
     return torch.from_numpy(grids), torch.from_numpy(rectangles)

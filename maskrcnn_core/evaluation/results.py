@@ -200,11 +200,6 @@ def _box_facts(labels: pa.Table, detections: pa.StructArray) -> BoxFacts:
     return box_facts(_boxes(detections), heights, widths)
 
 
-def count_detections(labels: pa.Table) -> int:
-    """How many detections the label records hold."""
-    return len(_flatten(labels)[0])
-
-
 def _flatten(labels: pa.Table) -> tuple[list[int], pa.StructArray]:
     """All detections in one array, and the image id of each."""
     column = _one_array(labels.column("detections"))

@@ -197,22 +197,6 @@ Outputs = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Anchors [N, S] -> their objectness logits [N, S] and deltas [N, S, 4]."""
 
 
-def rpn_losses(
-    logits: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    anchors: Sequence[Tensor],
-    targets: Targets,
-    rule: RPNLossRule,
-    normalizer: Normalizer = own_count,
-) -> dict[str, Tensor]:
-    """`sampled_rpn_losses` from the outputs of all anchors.
-
-    Args:
-        logits: per level [N, A_l]; deltas: per level [N, A_l, 4]; anchors: per level [A_l, 4].
-    """
-    return sampled_rpn_losses(lambda index: _at(logits, deltas, index), anchors, targets, rule, normalizer)
-
-
 def sampled_rpn_losses(
     outputs: Outputs,
     anchors: Sequence[Tensor],

@@ -1,22 +1,17 @@
-"""Heatmaps to places and back, left and right, OKS: by eye, against torchvision, against slow references."""
+"""Heatmaps to places and back, left and right: by eye, against torchvision, against slow references."""
 
-import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
 from maskrcnn_core.keypoints import (
     _INTERVALS_ON_A_GPU,
-    COCO_SIGMAS,
     _find_maxima,
     decode_heatmaps,
     encode_heatmaps,
     mirror_keypoints,
-    object_keypoint_similarity,
     pixel_offset,
     scale_keypoints,
 )
@@ -206,38 +201,3 @@ def test_scaled() -> None:
     assert scale_keypoints(keypoints, sizes, others)[:, 0, 0, :2].tolist() == [[20, 5], [2, 6]]
     assert scale_keypoints(keypoints, sizes, others)[:, 0, 0, 2].tolist() == pytest.approx([0.5, 0.1])
     assert scale_keypoints(torch.zeros(2, 0, 17, 3), sizes, others).shape == (2, 0, 17, 3)
-
-
-def test_similarity_is_pycocotools() -> None:
-    random = np.random.default_rng(0)
-    truth = np.concatenate((random.uniform(0, 100, (4, 17, 2)), random.integers(0, 3, (4, 17, 1))), axis=2)
-    found = truth[random.integers(0, 4, 6), :, :2] + random.normal(0, 4, (6, 17, 2))
-    areas = random.uniform(400, 4000, 4)
-    coco = COCO()
-    coco.dataset = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "person"}], "annotations": []}
-    evaluation = COCOeval(coco, coco, "keypoints")
-    evaluation.params.maxDets = [20]
-    evaluation._gts = {
-        (1, 1): [
-            {"keypoints": points.ravel().tolist(), "bbox": [0, 0, 9, 9], "area": area}
-            for points, area in zip(truth, areas, strict=True)
-        ]
-    }
-    padded = np.concatenate((found, np.ones((6, 17, 1))), axis=2)
-    evaluation._dts = {(1, 1): [{"keypoints": points.ravel().tolist(), "score": 1.0} for points in padded]}
-    expected = evaluation.computeOks(1, 1)
-    got = object_keypoint_similarity(
-        torch.from_numpy(found), torch.from_numpy(truth), torch.from_numpy(areas), COCO_SIGMAS
-    )
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-9)
-    assert 0.01 < expected.mean() < 0.99
-
-
-def test_similarity_by_eye_and_of_nothing() -> None:
-    truth = torch.tensor([[[10.0, 10, 2], [90, 90, 0]], [[0, 0, 0], [0, 0, 0]]])
-    found = torch.tensor([[[10.0, 10], [0, 0]], [[12, 10], [90, 90]]])
-    # Area 100, sigma 0.1: 2 pixels away is exp(-4 / (2 * 100 * 0.04)) = exp(-0.5). The hidden keypoint doesn't count.
-    got = object_keypoint_similarity(found, truth, torch.tensor([100.0, 100]), (0.1, 0.1))
-    assert got[0].tolist() == [1.0, 0.0]
-    assert got[1].tolist() == pytest.approx([float(np.exp(-0.5)), 0.0])
-    assert object_keypoint_similarity(found[:0], truth, torch.ones(2), (0.1, 0.1)).shape == (0, 2)

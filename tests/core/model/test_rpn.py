@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss, nms
 
 from maskrcnn_core.boxes import decode_deltas, encode_deltas
-from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, rpn_losses
+from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule, propose, sampled_rpn_losses
 from maskrcnn_core.structures import Targets
 from tests.core.slots import trimmed
 
@@ -27,6 +27,18 @@ EVERYTHING = RPNLossRule(
 
 def boxes_at(*corners: tuple[float, float], side: float = 10.0) -> Tensor:
     return torch.tensor([[x, y, x + side, y + side] for x, y in corners])
+
+
+def rpn_losses(
+    logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Targets, rule: RPNLossRule
+) -> dict[str, Tensor]:
+    """`sampled_rpn_losses` from the outputs of all anchors, level by level."""
+    all_logits, all_deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+    def outputs(index: Tensor) -> tuple[Tensor, Tensor]:
+        return all_logits.gather(1, index), all_deltas.gather(1, index[..., None].expand(-1, -1, 4))
+
+    return sampled_rpn_losses(outputs, anchors, targets, rule)
 
 
 def test_head_is_position_major() -> None:
