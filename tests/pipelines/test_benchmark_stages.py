@@ -16,7 +16,8 @@ from maskrcnn_core.model.build import build_detector
 from pipelines import benchmark_stages
 from pipelines.benchmark_stage_steps import Clock, in_stages, one_batch
 from pipelines.benchmark_stages import batches_of_one_shape, flops_of, pixels_at_once
-from tests.core.inference.test_predictor_device import CONFIG, IMAGES, PLAIN, image_of, predictor_of
+from tests.core.inference.test_predictor_device import IMAGES, PLAIN, image_of, predictor_of
+from tests.small_detector import FINDING
 
 ON_DEVICE = replace(PLAIN, device_preparation=True, device_masks=True)
 NETWORK = ["trunk", "pyramid", "RPN head", "proposals (top k, NMS)", "RoIAlign for boxes", "box head"]
@@ -43,7 +44,7 @@ ALIKE = [CONTENTS[0], CONTENTS[4], CONTENTS[1]]
 def test_stages_give_the_records_of_the_predictor(settings: PredictorSettings, names: list[str]) -> None:
     predictor = predictor_of(settings)
     clock = Clock(torch.device("cpu"))
-    staged = in_stages(predictor, pixels_at_once([ALIKE], CONFIG.input), clock)
+    staged = in_stages(predictor, pixels_at_once([ALIKE], FINDING.input), clock)
     records = one_batch(staged, ALIKE, clock)
     assert records == predictor.predict(ALIKE)
     assert sum(len(record.detections) for record in records) > 10
@@ -55,24 +56,24 @@ def test_stages_give_the_records_of_the_predictor(settings: PredictorSettings, n
 def test_afterwards_nothing_is_marked() -> None:
     predictor = predictor_of(ON_DEVICE)
     clock = Clock(torch.device("cpu"))
-    one_batch(in_stages(predictor, pixels_at_once([ALIKE], CONFIG.input), clock), ALIKE, clock)
+    one_batch(in_stages(predictor, pixels_at_once([ALIKE], FINDING.input), clock), ALIKE, clock)
     before = {name: work.seconds for name, work in clock.work.items()}
     predictor.predict(ALIKE)
     assert {name: work.seconds for name, work in clock.work.items()} == before
 
 
 def test_batches_have_one_shape_and_are_full() -> None:
-    assert batches_of_one_shape(CONTENTS, 1, CONFIG.input) == [[content] for content in CONTENTS]
-    assert batches_of_one_shape(CONTENTS, 2, CONFIG.input) == [CONTENTS[:2]]
-    assert batches_of_one_shape(CONTENTS, 3, CONFIG.input) == [ALIKE]
-    four = batches_of_one_shape(CONTENTS, 4, CONFIG.input)
+    assert batches_of_one_shape(CONTENTS, 1, FINDING.input) == [[content] for content in CONTENTS]
+    assert batches_of_one_shape(CONTENTS, 2, FINDING.input) == [CONTENTS[:2]]
+    assert batches_of_one_shape(CONTENTS, 3, FINDING.input) == [ALIKE]
+    four = batches_of_one_shape(CONTENTS, 4, FINDING.input)
     assert four == [[CONTENTS[0], CONTENTS[0], CONTENTS[4], CONTENTS[1]]]
 
 
 def test_operations_are_those_of_an_image() -> None:
     predictor = predictor_of(ON_DEVICE)
     alone, together = (
-        flops_of(predictor, build_detector(CONFIG, load_pretrained=False).eval(), contents)
+        flops_of(predictor, build_detector(FINDING, load_pretrained=False).eval(), contents)
         for contents in ([CONTENTS[0]], [CONTENTS[0]] * 3)
     )
     assert alone["trunk"] > alone["RPN head"] > 0 < alone["mask head"]

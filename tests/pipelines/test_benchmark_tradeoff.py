@@ -18,7 +18,7 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines import benchmark_tradeoff as tradeoff
 from pipelines.benchmark_tradeoff import Setting, TradeoffPoint, benchmark_tradeoff, combinations, mark_front, measure
-from tests.core.inference.test_predictor import CONFIG
+from tests.small_detector import FINDING
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TradeoffRun:
     folder = tmp_path_factory.mktemp("tradeoff")
     annotations = generate_dataset(folder / "set", num_images=3, image_size=(64, 80))
     categories = tuple(Category(e["id"], e["name"]) for e in json.loads(annotations.read_text())["categories"])
-    config = replace(CONFIG, categories=categories)
+    config = replace(FINDING, categories=categories)
     torch.manual_seed(0)
     save_checkpoint(folder / "checkpoint", build_detector(config, load_pretrained=False).state_dict(), config)
     return TradeoffRun(
@@ -109,7 +109,7 @@ def test_table_and_plot(run: TradeoffRun, tmp_path: Path, monkeypatch: pytest.Mo
     ]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tradeoff.csv").read_text())))
     for one, row, stored in zip(found.points, rows, document["points"], strict=True):
-        assert 0 <= one.detections <= CONFIG.box_head.max_detections
+        assert 0 <= one.detections <= FINDING.box_head.max_detections
         assert one.milliseconds > 0
         assert one.megabytes > 50
         assert float(row["milliseconds"]) == one.milliseconds == stored["milliseconds"]
@@ -168,7 +168,7 @@ def test_mistakes_come_before_any_work(run: TradeoffRun, tmp_path: Path, monkeyp
     (tmp_path / "bad.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
     with pytest.raises(AnnotationError, match="there are no images"):
         benchmark_tradeoff(replace(run, annotations=str(tmp_path / "bad.json")))
-    config = replace(CONFIG, rpn=RPNConfig(enabled=False))
+    config = replace(FINDING, rpn=RPNConfig(enabled=False))
     save_checkpoint(tmp_path / "no_rpn", build_detector(config, load_pretrained=False).state_dict(), config)
     with pytest.raises(ConfigError, match="no detector with proposals of its own"):
         benchmark_tradeoff(replace(run, checkpoint=str(tmp_path / "no_rpn")))

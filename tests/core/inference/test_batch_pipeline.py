@@ -19,7 +19,8 @@ from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.structures import Detections, ImageBatch
-from tests.core.inference.test_predictor_device import CONFIG, IMAGES, PLAIN, image_of, predictor_of
+from tests.core.inference.test_predictor_device import IMAGES, PLAIN, image_of, predictor_of
+from tests.small_detector import FINDING
 
 AT_ONCE = replace(PLAIN, prefetch=True, decode_threads=3, device_masks=True, device_preparation=True)
 
@@ -88,7 +89,7 @@ def test_several_views() -> None:
 
 
 def test_the_rule_whose_values_are_pillows_is_kept_on_the_host() -> None:
-    config = replace(CONFIG, input=replace(CONFIG.input, resize="antialias"))
+    config = replace(FINDING, input=replace(FINDING.input, resize="antialias"))
     expected = predictor_of(PLAIN, config).predict(CONTENTS)
     assert predictor_of(AT_ONCE, config).predict(CONTENTS) == expected
 
@@ -241,6 +242,6 @@ def test_threads_are_kept_between_calls_and_end_with_the_predictor() -> None:
 
 
 def test_a_detector_without_masks() -> None:
-    config: ModelConfig = replace(CONFIG, mask_head=replace(CONFIG.mask_head, enabled=False))
+    config: ModelConfig = replace(FINDING, mask_head=replace(FINDING.mask_head, enabled=False))
     expected = predictor_of(PLAIN, config).predict(CONTENTS)
     assert_close(predictor_of(AT_ONCE, config).predict(CONTENTS), expected)

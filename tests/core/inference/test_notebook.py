@@ -14,46 +14,20 @@ from PIL import Image
 
 import maskrcnn_core
 from maskrcnn_core import ImageResult, Predictor, PredictorSettings, load_detector
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
 from maskrcnn_core.errors import CheckpointError, ImageError
-from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
+from tests.small_detector import FINDING, finding_detector
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CONFIG = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
-    rpn=RPNConfig(pre_nms_test=60, post_nms_test=20),
-    box_head=BoxHeadConfig(channels=32, max_detections=8),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
-    categories=(Category(7, "seven"), Category(3, "three")),
-)
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As README's lines expect it: a checkpoint and an image."""
-    torch.manual_seed(0)
-    detector = build_detector(CONFIG, load_pretrained=False)
-    with torch.no_grad():  # scores and masks that differ from place to place
-        detector.box_head.classes.weight.mul_(30)
-        detector.rpn_head.objectness.weight.mul_(30)
-        detector.mask_head.predictor.weight.mul_(100)
+    detector = finding_detector()
     folder = tmp_path_factory.mktemp("notebook")
-    save_checkpoint(folder / "runs/mine/checkpoints/best", detector.state_dict(), CONFIG)
+    save_checkpoint(folder / "runs/mine/checkpoints/best", detector.state_dict(), FINDING)
     Image.fromarray(PIXELS).save(folder / "image.png")
     Image.fromarray(PIXELS).save(folder / "image.jpg")
     return folder

@@ -12,17 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config import MaskHeadConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.data.transform import prepare_image
@@ -33,29 +23,14 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.structures import Detections, ImageBatch
 from maskrcnn_core.weights.checkpoint import save_checkpoint
-
-CONFIG = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
-    rpn=RPNConfig(pre_nms_test=60, post_nms_test=20),
-    box_head=BoxHeadConfig(channels=32, max_detections=8),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
-    categories=(Category(7, "seven"), Category(3, "three")),
-)
+from tests.small_detector import FINDING, finding_detector
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    detector = build_detector(CONFIG, load_pretrained=False)
-    with torch.no_grad():  # scores and masks that differ from place to place
-        detector.box_head.classes.weight.mul_(30)
-        detector.rpn_head.objectness.weight.mul_(30)
-        detector.mask_head.predictor.weight.mul_(100)
+    detector = finding_detector()
     folder = tmp_path_factory.mktemp("checkpoint")
-    save_checkpoint(folder, detector.state_dict(), CONFIG)
+    save_checkpoint(folder, detector.state_dict(), FINDING)
     return str(folder)
 
 
@@ -256,7 +231,7 @@ def test_fingerprint_is_known_without_the_network_and_follows_what_changes_resul
     prints = []
     for settings in SETTINGS:
         described, categories = describe_checkpoint(checkpoint, settings)
-        assert categories == CONFIG.categories
+        assert categories == FINDING.categories
         assert described == load_predictor(checkpoint, settings).fingerprint
         assert len(described) == 32
         assert set(described) <= set("0123456789abcdef")
@@ -267,7 +242,7 @@ def test_fingerprint_is_known_without_the_network_and_follows_what_changes_resul
 
 def test_fingerprint_follows_the_weights(checkpoint: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    save_checkpoint(tmp_path, build_detector(CONFIG, load_pretrained=False).state_dict(), CONFIG)
+    save_checkpoint(tmp_path, build_detector(FINDING, load_pretrained=False).state_dict(), FINDING)
     assert describe_checkpoint(str(tmp_path))[0] != describe_checkpoint(checkpoint)[0]
 
 
@@ -278,15 +253,15 @@ def test_no_checkpoint(read: Callable[[str], object], tmp_path: Path) -> None:
 
 
 def test_weights_of_another_configuration(tmp_path: Path) -> None:
-    state = build_detector(CONFIG, load_pretrained=False).state_dict()
+    state = build_detector(FINDING, load_pretrained=False).state_dict()
     del state["pyramid.laterals.0.bias"]
-    save_checkpoint(tmp_path, state, CONFIG)
+    save_checkpoint(tmp_path, state, FINDING)
     with pytest.raises(CheckpointError, match=r"do not fit config\.json \(Missing key.*pyramid\.laterals\.0\.bias"):
         load_predictor(str(tmp_path))
 
 
 def test_a_box_detector_gives_no_masks() -> None:
-    config = replace(CONFIG, mask_head=MaskHeadConfig(enabled=False))
+    config = replace(FINDING, mask_head=MaskHeadConfig(enabled=False))
     torch.manual_seed(0)
     predictor = Predictor(build_detector(config, load_pretrained=False), config, PredictorSettings())
     detections = predictor.predict([dim(0)])[0].detections

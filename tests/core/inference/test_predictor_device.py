@@ -9,49 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference import compiled
 from maskrcnn_core.inference import predictor as predictor_module
 from maskrcnn_core.inference.compiled import CompiledByShape
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
-from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.structures import Detections
+from tests.small_detector import FINDING, finding_detector
 
-CONFIG = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
-    rpn=RPNConfig(pre_nms_test=60, post_nms_test=20),
-    box_head=BoxHeadConfig(channels=32, max_detections=8),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
-    categories=(Category(7, "seven"), Category(3, "three")),
-)
 PLAIN = PredictorSettings(batch_pixels=4 * 64 * 96, device_masks=False, prefetch=False)
 
 
-def predictor_of(settings: PredictorSettings, config: ModelConfig = CONFIG) -> Predictor:
-    torch.manual_seed(0)
-    detector = build_detector(config, load_pretrained=False)
-    with torch.no_grad():  # scores and masks that differ from place to place
-        detector.box_head.classes.weight.mul_(30)
-        detector.rpn_head.objectness.weight.mul_(30)
-        if detector.mask_head is not None:
-            detector.mask_head.predictor.weight.mul_(100)
-    return Predictor(detector, config, settings)
+def predictor_of(settings: PredictorSettings, config: ModelConfig = FINDING) -> Predictor:
+    return Predictor(finding_detector(config), config, settings)
 
 
 def image_of(height: int, width: int, seed: int = 0) -> Tensor:
@@ -64,7 +36,7 @@ IMAGES = [image_of(*size, seed) for seed, size in enumerate([(60, 90), (64, 96),
 
 @pytest.mark.parametrize("paste", ["exact", "bicubic", "torchvision"])
 def test_masks_drawn_on_the_device_are_the_same_records(paste: str) -> None:
-    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, paste=paste))
+    config = replace(FINDING, mask_head=replace(FINDING.mask_head, paste=paste))
     expected = predictor_of(PLAIN, config).predict(IMAGES)
     got = predictor_of(replace(PLAIN, device_masks=True), config).predict(IMAGES)
     assert got == expected
@@ -82,7 +54,7 @@ def test_also_in_several_views_and_where_nothing_is_found(settings: PredictorSet
 
 
 def test_also_where_masks_are_drawn_on_proposals() -> None:
-    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, regions="proposals"))
+    config = replace(FINDING, mask_head=replace(FINDING.mask_head, regions="proposals"))
     expected = predictor_of(PLAIN, config).predict(IMAGES[:2])
     assert predictor_of(replace(PLAIN, device_masks=True), config).predict(IMAGES[:2]) == expected
 
@@ -90,8 +62,8 @@ def test_also_where_masks_are_drawn_on_proposals() -> None:
 def test_a_detector_without_masks_and_one_with_keypoints() -> None:
     keypoints = KeypointHeadConfig(enabled=True, names=("a", "b"), categories=("three",), channels=8, layers=1)
     for config in (
-        replace(CONFIG, mask_head=MaskHeadConfig(enabled=False)),
-        replace(CONFIG, keypoint_head=keypoints),
+        replace(FINDING, mask_head=MaskHeadConfig(enabled=False)),
+        replace(FINDING, keypoint_head=keypoints),
     ):
         expected = predictor_of(PLAIN, config).predict(IMAGES[:2])
         assert predictor_of(replace(PLAIN, device_masks=True), config).predict(IMAGES[:2]) == expected

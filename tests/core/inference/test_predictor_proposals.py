@@ -17,26 +17,15 @@ from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, lo
 from maskrcnn_core.inference.proposal_records import ProposalRecord, proposals_to_table
 from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint
-from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
-from tests.core.inference.test_predictor import CONFIG, encoded
+from tests.core.inference.test_predictor import encoded
+from tests.small_detector import FINDING, finding_detector
 
 PROPOSES = PredictorSettings(record="proposals")
 
 
-def detector_of(config: ModelConfig) -> torch.nn.Module:
-    torch.manual_seed(0)
-    detector = build_detector(config, load_pretrained=False)
-    with torch.no_grad():  # scores that differ from place to place
-        if config.box_head.enabled:
-            detector.box_head.classes.weight.mul_(30)
-        if config.rpn.enabled:
-            detector.rpn_head.objectness.weight.mul_(30)
-    return detector
-
-
-def predictor_of(settings: PredictorSettings, config: ModelConfig = CONFIG) -> Predictor:
-    return Predictor(detector_of(config), config, settings)
+def predictor_of(settings: PredictorSettings, config: ModelConfig = FINDING) -> Predictor:
+    return Predictor(finding_detector(config), config, settings)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def test_proposals_are_in_original_pixels_and_best_first(proposed: list[Proposal
     for record, (height, width) in zip(proposed, [(60, 90), (150, 100), (60, 90)], strict=True):
         assert (record.status, record.error, record.height, record.width) == ("ok", None, height, width)
         assert record.boxes.shape == (len(record.scores), 4)
-        assert 0 < len(record.scores) <= CONFIG.rpn.post_nms_test
+        assert 0 < len(record.scores) <= FINDING.rpn.post_nms_test
         assert (np.diff(record.scores) <= 0).all()
         corners = record.boxes[:, :2] + record.boxes[:, 2:]
         assert record.boxes.min() >= 0
@@ -80,7 +69,7 @@ def test_settings_limit_proposals(images: list[bytes], proposed: list[ProposalRe
     sure = predictor_of(replace(PROPOSES, min_score=limit)).propose(images[:1])[0]
     assert len(sure.scores) == 5
     many = predictor_of(replace(PROPOSES, max_detections=60)).propose(images[:1])[0]
-    assert len(many.scores) > CONFIG.rpn.post_nms_test
+    assert len(many.scores) > FINDING.rpn.post_nms_test
 
 
 def test_an_image_that_fails_costs_only_itself(images: list[bytes], proposed: list[ProposalRecord]) -> None:
@@ -97,14 +86,14 @@ def through_a_file(records: list[ProposalRecord], folder: Path) -> list[ImagePro
     ids = list(range(len(records)))
     pq.write_table(proposals_to_table(ids, ["x"] * len(ids), records, "model"), folder / "proposals.parquet")
     files = ProposalFiles([str(folder / "proposals.parquet")], fs.LocalFileSystem())
-    return [files.read(number, CONFIG.rpn.post_nms_test) for number in ids]
+    return [files.read(number, FINDING.rpn.post_nms_test) for number in ids]
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_given_the_rpns_own_proposals_the_detections_are_the_same(
     images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path, masks: bool
 ) -> None:
-    config = replace(CONFIG, mask_head=replace(CONFIG.mask_head, enabled=masks))
+    config = replace(FINDING, mask_head=replace(FINDING.mask_head, enabled=masks))
     expected = predictor_of(PredictorSettings(), config).predict(images)
     given = predictor_of(PredictorSettings(proposals="print"), config)
     found = given.predict(images, through_a_file(proposed, tmp_path))
@@ -125,10 +114,10 @@ def assert_same(got: ImageRecord, expected: ImageRecord) -> None:
 def test_a_model_without_an_rpn_detects_from_given_proposals(
     images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, rpn=replace(CONFIG.rpn, enabled=False))
-    detector = detector_of(config)
+    config = replace(FINDING, rpn=replace(FINDING.rpn, enabled=False))
+    detector = finding_detector(config)
     assert not any(name.startswith("rpn_head") for name in detector.state_dict())
-    whole = detector_of(CONFIG).state_dict()
+    whole = finding_detector(FINDING).state_dict()
     detector.load_state_dict({name: value for name, value in whole.items() if not name.startswith("rpn_head")})
     found = Predictor(detector, config, PredictorSettings(proposals="print"))
     expected = predictor_of(PredictorSettings()).predict(images)
@@ -145,7 +134,7 @@ def test_several_views_look_at_the_same_given_proposals(
     assert [record.status for record in records] == ["ok"] * 3
     for record in records:
         assert record.width is not None
-        assert 0 < len(record.detections) <= CONFIG.box_head.max_detections
+        assert 0 < len(record.detections) <= FINDING.box_head.max_detections
         assert max(found.bbox[0] + found.bbox[2] for found in record.detections) <= record.width + 1e-3
     mirrored = predictor_of(replace(settings, test_short_sides=())).predict(images[:1], given[:1])[0]
     plain = predictor_of(PredictorSettings(proposals="print")).predict(images[:1], given[:1])[0]
@@ -175,12 +164,12 @@ def test_proposals_that_do_not_fit_fail_their_image(images: list[bytes]) -> None
 # ---- what a model can do ---------------------------------------------------------------------------------------------
 
 NO_HEADS = replace(
-    CONFIG,
+    FINDING,
     box_head=BoxHeadConfig(enabled=False),
     mask_head=MaskHeadConfig(enabled=False),
     keypoint_head=KeypointHeadConfig(enabled=False),
 )
-NO_RPN = replace(CONFIG, rpn=RPNConfig(enabled=False))
+NO_RPN = replace(FINDING, rpn=RPNConfig(enabled=False))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +178,9 @@ NO_RPN = replace(CONFIG, rpn=RPNConfig(enabled=False))
         (NO_HEADS, PredictorSettings(), r"the checkpoint is an RPN alone; expected 'proposals'"),
         (NO_RPN, PredictorSettings(), r"the checkpoint has no RPN; give --proposals URI"),
         (NO_RPN, PROPOSES, r"label\.record: got 'proposals', but the checkpoint has no RPN"),
-        (CONFIG, replace(PROPOSES, proposals="print"), r"expected only one of the two"),
-        (CONFIG, replace(PROPOSES, test_flip=True), r"only detections are merged"),
-        (CONFIG, replace(PROPOSES, test_short_sides=(64,)), r"only detections are merged"),
+        (FINDING, replace(PROPOSES, proposals="print"), r"expected only one of the two"),
+        (FINDING, replace(PROPOSES, test_flip=True), r"only detections are merged"),
+        (FINDING, replace(PROPOSES, test_short_sides=(64,)), r"only detections are merged"),
     ],
 )
 def test_what_a_model_cannot_do_is_said_before_any_work(
@@ -199,16 +188,16 @@ def test_what_a_model_cannot_do_is_said_before_any_work(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_settings(config, settings)
-    save_checkpoint(tmp_path, detector_of(config).state_dict(), config)
+    save_checkpoint(tmp_path, finding_detector(config).state_dict(), config)
     for read in (describe_checkpoint, load_predictor):
         with pytest.raises(ConfigError, match=message):
             read(str(tmp_path), settings)
 
 
 def test_an_rpn_alone_proposes(images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path) -> None:
-    detector = detector_of(NO_HEADS)
+    detector = finding_detector(NO_HEADS)
     assert {name.split(".")[0] for name in detector.state_dict()} == {"trunk", "pyramid", "rpn_head"}
-    whole = detector_of(CONFIG).state_dict()
+    whole = finding_detector(FINDING).state_dict()
     detector.load_state_dict({name: whole[name] for name in detector.state_dict()})
     save_checkpoint(tmp_path, detector.state_dict(), NO_HEADS)
     records = load_predictor(str(tmp_path), PROPOSES).propose(images)

@@ -8,48 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
 from maskrcnn_core.data.transform import prepare_image, resized_size
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings, check_settings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.structures import Detections, ImageBatch
+from tests.small_detector import FINDING, finding_detector
 
-CONFIG = ModelConfig(
-    input=InputConfig(short_side=64, long_side=96),
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
-    rpn=RPNConfig(pre_nms_test=60, post_nms_test=20),
-    box_head=BoxHeadConfig(channels=32, max_detections=8),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
+CONFIG = replace(
+    FINDING,
     keypoint_head=KeypointHeadConfig(
         enabled=True, channels=16, layers=1, names=("left_a", "nose", "right_a"), categories=("three",)
     ),
-    categories=(Category(7, "seven"), Category(3, "three")),
 )
 
 
 def predictor_of(settings: PredictorSettings, config: ModelConfig = CONFIG) -> Predictor:
-    torch.manual_seed(0)
-    detector = build_detector(config, load_pretrained=False)
-    with torch.no_grad():  # scores and masks that differ from place to place
-        detector.box_head.classes.weight.mul_(30)
-        detector.rpn_head.objectness.weight.mul_(30)
-        detector.mask_head.predictor.weight.mul_(100)
-    return Predictor(detector, config, settings)
+    return Predictor(finding_detector(config), config, settings)
 
 
 def image_of(height: int = 64, width: int = 96, seed: int = 0) -> Tensor:

@@ -10,32 +10,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_core.boxes import soft_suppress, suppress
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config import BoxHeadConfig, Category, KeypointHeadConfig, ModelConfig, RPNConfig
 from maskrcnn_core.data.transform import pad_batch
 from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, merge_detections, mirrored
 from maskrcnn_core.model import roi_align, roi_transform
-from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.model.roi_levels import cut_by_level
 from maskrcnn_core.structures import Detections, ImageBatch
+from tests.small_detector import FINDING, finding_detector
 
-CONFIG = ModelConfig(
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
+CONFIG = replace(
+    FINDING,
     rpn=RPNConfig(pre_nms_test=100, post_nms_test=30),
     box_head=BoxHeadConfig(channels=32, max_detections=12, min_score=0.2),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
     keypoint_head=KeypointHeadConfig(enabled=True, names=("a", "b"), categories=("disc",), channels=8, layers=1),
     categories=(Category(1, "disc"), Category(5, "square"), Category(9, "cross")),
 )
@@ -98,11 +85,7 @@ class NeverWaits(TorchDispatchMode):
 
 
 def detector_of(config: ModelConfig, fixed_size: bool | None) -> RegionDetector:
-    torch.manual_seed(0)
-    detector = build_detector(config, load_pretrained=False)
-    with torch.no_grad():  # scores that differ from place to place
-        detector.box_head.classes.weight.mul_(30)
-        detector.rpn_head.objectness.weight.mul_(30)
+    detector = finding_detector(config)
     detector.fixed_size = fixed_size
     return detector.eval().requires_grad_(False)
 

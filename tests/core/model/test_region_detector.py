@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.config import (
-    AnchorConfig,
     BackboneConfig,
     BoxHeadConfig,
     Category,
@@ -25,15 +24,13 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import Detections, ImageBatch, Targets
 from tests.core.slots import trimmed
+from tests.small_detector import FINDING
 
-CONFIG = ModelConfig(
-    backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
-    pyramid=PyramidConfig(channels=16),
-    anchors=AnchorConfig(sizes=(16.0, 32.0, 64.0, 96.0, 128.0)),
+CONFIG = replace(
+    FINDING,
     rpn=RPNConfig(pre_nms_train=100, pre_nms_test=100, post_nms_train=50, post_nms_test=30, batch_size=64),
     roi=RoIConfig(batch_size=16),
     box_head=BoxHeadConfig(channels=32, max_detections=12),
-    mask_head=MaskHeadConfig(channels=16, layers=1),
     categories=(Category(1, "disc"), Category(5, "square"), Category(9, "cross")),
 )
 STEPS = 120  # of the run that learns two images
