@@ -289,3 +289,14 @@ def test_every_setting_in_backticks_is_one(path: Path, run_types: list[type[Any]
     known = {name for run_type in run_types for name in cli._leaf_types(run_type)}
     named = {name for span in spans(page(path).prose) for name in re.findall(r"(?<!\S)--([a-z][\w.]*)", span)}
     assert named <= {*known, "config", "help", "print_config", "section.name"}
+
+
+@pytest.mark.usefixtures("run_types")
+def test_every_system_of_the_table_can_be_trained() -> None:
+    settings = [
+        span for span in spans(page(REPOSITORY / "docs/systems.md").prose) if re.match("--(model|config)[. ]", span)
+    ]
+    whole = [span for span in settings if len(shlex.split(span)) % 2 == 0]  # else a name without a value
+    assert len(whole) > 12
+    for span in whole:
+        accept(f"jobs.train {span} --output runs/one")
