@@ -212,7 +212,7 @@ def commands(path: Path) -> list[str]:
             texts += re.findall(r"python -m jobs.*", "\n".join(strings(yaml.safe_load(code))))
         else:
             lines = code.replace("\\\n", " ").splitlines()
-            variables = dict(found.groups() for line in lines if (found := re.fullmatch(r'(\w+)="(.*)"', line)))
+            variables = dict(found.groups() for line in lines if (found := re.fullmatch(r'(\w+)="?([^"]*)"?', line)))
             texts += [re.sub(r"\$(\w+)", lambda name: variables[name[1]], line) for line in lines]  # noqa: B023
     return [found[1] for text in texts if (found := re.search(r"python -m (jobs\.\w.*)", text))]
 
