@@ -3,7 +3,7 @@
 Correctness comes first: a peer's detection counts as found where ours, in float32, has one of its class with the same
 box and the same mask or keypoints. Bfloat16 is measured beside it; its agreement is only told, since random weights
 put many scores next to each other and their scaled logits make much of every rounding (what it does to the AP of a
-trained network is in the README). Needs no Ray.
+trained network is in docs/results.md). Needs no Ray.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The queries that the README shows, run on generated labels and compared with plain Python."""
+"""The queries that docs/labels.md shows, run on generated labels and compared with plain Python."""
 
 import re
 from collections import Counter
@@ -9,24 +9,21 @@ import pytest
 
 from tests.generated_labels import failed_record, random_record, write_run
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-HEADING = "### Questions to the labels"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "labels.md"
+HEADING = "## Questions to the labels"
 
 Row = dict[str, Any]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Language and content of the code blocks below the heading, up to the next heading of its rank or higher."""
-    section = re.split(r"^#{1,3} ", text.split(HEADING, 1)[1], flags=re.MULTILINE)[0]
+    section = re.split(r"^#{1,2} ", text.split(HEADING, 1)[1], flags=re.MULTILINE)[0]
     return re.findall(r"^```(\w+)\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def cookbook() -> list[tuple[str, str]]:
-    text = README.read_text(encoding="utf-8")
-    if HEADING not in text:
-        pytest.skip(f"README.md has no section {HEADING!r}")
-    return blocks(text)
+    return blocks(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture

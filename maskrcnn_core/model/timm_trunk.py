@@ -18,7 +18,7 @@ from maskrcnn_core.model.trunk_stages import STRIDES, traced_stages
 
 TIMM_PREFIX = "timm:"
 LITE0 = "efficientnet_lite0"
-# Networks that the tutorial and README name, offered without the prefix.
+# Networks that the tutorial and docs/systems.md name, offered without the prefix.
 TIMM_NAMES = (LITE0, "inception_v3", "inception_v4", "inception_resnet_v2")
 # TensorFlow's EfficientNets were trained with this epsilon; timm builds the network with 1e-5.
 _LITE0_NORM_EPS = 1e-3

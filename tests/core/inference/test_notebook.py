@@ -1,4 +1,5 @@
-"""The notebook-sized API: `load_detector`, images of any kind in, results out, one clear error; and README's lines."""
+"""The notebook-sized API: `load_detector`, images of any kind in, results out, one clear error; and the lines of
+docs/labelling.md."""
 
 import io
 import os
@@ -128,9 +129,9 @@ def test_the_package_names_its_api_and_loads_it_late() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, env=os.environ)
 
 
-def test_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "load_detector" in block]
+def test_the_lines_in_docs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (REPOSITORY / "docs/labelling.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_detector" in block]
     assert len(blocks) == 1
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
