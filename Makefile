@@ -10,7 +10,7 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check fuzz format lock
+.PHONY: help setup demo test test-all check fuzz architecture format lock
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ check: setup ## Format, lint and types
 	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs in the files above; make format mends it." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+
+architecture: setup ## The rooms of the code, their imports, long files and functions; draws docs/architecture.svg
+	@$(BIN)/python -m tests.architecture --output docs/architecture.svg
 
 format: setup ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --quiet --fix . || true

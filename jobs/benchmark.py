@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import benchmark_accuracy, benchmark_scale, benchmark_speed
+from jobs.benchmarks import accuracy, scale, speed
 from jobs.cli import run_job
-from maskrcnn_core import benchmark_config as config
+from pipelines.benchmarks import config
 
 
 @dataclass(frozen=True)
@@ -23,51 +23,49 @@ BENCHMARKS = {
     "detect": Benchmark(
         "torchvision's Mask R-CNN, or Keypoint R-CNN, against ours, from uint8 image to COCO records",
         config.BenchmarkRun,
-        benchmark_speed.detect,
+        speed.detect,
     ),
     "stages": Benchmark(
         "where our time goes from JPEG to rows, beside the least that this machine needs for each stage",
         config.BenchmarkRun,
-        benchmark_speed.stages,
+        speed.stages,
     ),
     "encode": Benchmark(
         "soft masks to COCO run lengths: torchvision and pycocotools against ours",
         config.EncodingRun,
-        benchmark_speed.encode,
+        speed.encode,
     ),
     "train": Benchmark(
         "torchvision's training step of Mask R-CNN against ours; num_images is the batch",
         config.BenchmarkRun,
-        benchmark_speed.train,
+        speed.train,
     ),
     "label": Benchmark(
         "jobs.label on Ray against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,
-        benchmark_speed.label,
+        speed.label,
     ),
     "evaluate": Benchmark(
         "jobs.evaluate against plain pycocotools, boxes and masks of generated labels",
         config.EvaluationBenchmarkRun,
-        benchmark_accuracy.evaluate,
+        accuracy.evaluate,
     ),
     "tradeoff": Benchmark(
         "accuracy against speed: input sizes x checkpoints x numbers of proposals",
         config.TradeoffRun,
-        benchmark_accuracy.tradeoff,
+        accuracy.tradeoff,
     ),
     "scale": Benchmark(
         "jobs.label with a detector that costs nothing: time and memory for more and more images",
         config.ScaleRun,
-        benchmark_scale.scale,
+        scale.scale,
     ),
     "manifest": Benchmark(
         "the list of images of a synthetic S3 inventory: time and memory for more and more images",
         config.ScaleRun,
-        benchmark_scale.manifest,
+        scale.manifest,
     ),
-    "chaos": Benchmark(
-        "jobs.label while its processes, nodes and driver are killed", config.ChaosRun, benchmark_scale.chaos
-    ),
+    "chaos": Benchmark("jobs.label while its processes, nodes and driver are killed", config.ChaosRun, scale.chaos),
 }
 
 

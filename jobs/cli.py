@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 from jobs.interrupts import Interrupts, interrupts
 from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.printable import printable
+from maskrcnn_core.weights.format_1 import renamed_setting
 
 if TYPE_CHECKING:
     import yaml
@@ -46,6 +47,7 @@ def run_job(
     argv: Sequence[str] | None = None,
     interrupted: str = _STARTS_AFRESH,
     grace: float = _GRACE_SECONDS,
+    closing: str | None = None,
 ) -> int:
     """Parse the command line into `run_type`, call `action` with it, and turn the user's mistakes into one line.
 
@@ -56,6 +58,7 @@ def run_job(
         argv: arguments after the command; None = the process's own.
         interrupted: what to say of an interrupted job, where its `KeyboardInterrupt` says nothing better.
         grace: seconds that it may take to end after Ctrl-C or SIGTERM; a second signal ends it at once.
+        closing: what `--help` says below the settings; None = nothing.
 
     Returns:
         The exit code: the action's; 0 after `--help` or `--print_config`; 2 after a mistake in a setting, a file or a
@@ -63,7 +66,7 @@ def run_job(
     """
     with interrupts(f"interrupted: {interrupted}", grace) as taken:
         try:
-            return _finished(lambda: action(parse_run(run_type, prog=prog, argv=argv)), taken)
+            return _finished(lambda: action(parse_run(run_type, prog=prog, argv=argv, closing=closing)), taken)
         except KeyboardInterrupt as error:
             return _end(taken, f"interrupted {error}" if str(error) else f"interrupted: {interrupted}")
         except BaseException:
@@ -100,8 +103,8 @@ def _end(taken: Interrupts | None, line: str) -> int:
     return EXIT_SIGNALLED + taken.number
 
 
-def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = None) -> Run:
-    """Command line and YAML files as one `run_type`; later arguments win over earlier ones.
+def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = None, closing: str | None = None) -> Run:
+    """Command line and YAML files as one `run_type`; later arguments win over earlier ones. Arguments as `run_job`'s.
 
     Raises:
         ConfigError: a setting is unknown, missing, of the wrong type or out of range, or a file is not YAML settings.
@@ -115,7 +118,7 @@ def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = No
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
     sources = {key: path for key, path in sources.items() if key not in given}
     _require_flat(arguments)
-    parser = _build_parser(run_type, prog)
+    parser = _build_parser(run_type, prog, closing)
     try:
         parsed = parser.instantiate(parser.parse_args(arguments))
         run = run_type(**{field.name: parsed[field.name] for field in fields(run_type)})  # type: ignore[arg-type]
@@ -159,14 +162,18 @@ def _require_path_text(key: str, text: str, sources: dict[str, str]) -> None:
         ) from None
 
 
-def _build_parser(run_type: type[Any], prog: str) -> "ArgumentParser":
+def _build_parser(run_type: type[Any], prog: str, closing: str | None) -> "ArgumentParser":
     # Imported here, so that as little as possible has to be loaded before a signal finds a job that can answer it.
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # A shortened name would mean another setting on the day that one with the same beginning is added.
     parser = ArgumentParser(
-        prog=prog, exit_on_error=False, allow_abbrev=False, description=(run_type.__doc__ or "").split("\n")[0]
+        prog=prog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=(run_type.__doc__ or "").split("\n")[0],
+        epilog=closing,
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; may be given more than once.")
     parser.add_class_arguments(run_type)
@@ -219,7 +226,7 @@ def _require_shallow(path: str, text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else "?"
             raise ConfigError(f"{path}: line {line}: more than {_DEEPEST} lists or sections within each other")
 
 
@@ -249,6 +256,7 @@ def _example(section: str, hints: dict[str, Any]) -> str:
 
 def _suggestion(name: str, known: dict[str, Any], flag: str = "") -> str:
     """`; did you mean ...?` for the nearest known setting, or nothing."""
+    name = renamed_setting(name)
     sections = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     same_ending = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     longer = [key for key in known if key.startswith(name)]  # a shortened one

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import run_job
-from maskrcnn_core.convert_config import ConvertRun
 from maskrcnn_core.printable import printable
+from pipelines.conversion.config import ConvertRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,10 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: ConvertRun) -> int:
     """Convert, then say what the checkpoint is and what can be done with it."""
-    from maskrcnn_core.data.coco import load_categories
-    from maskrcnn_core.weights.convert import convert_file, read_foreign
-    from maskrcnn_core.weights.source_configs import parse_source_config
-    from maskrcnn_core.weights.translation import listed
+    from maskrcnn_core.data.coco.dataset import load_categories
+    from maskrcnn_core.importers.config_names import parse_source_config
+    from maskrcnn_core.importers.convert import convert_file, read_foreign
+    from maskrcnn_core.printable import listed
 
     categories = None
     if settings.annotations is not None:
@@ -41,8 +41,8 @@ def run(settings: ConvertRun) -> int:
     heads = (("boxes", config.box_head), ("masks", config.mask_head), ("keypoints", config.keypoint_head))
     parts += [name for name, head in heads if head.enabled] or ["proposals"]
     print(printable(f"checkpoint: {settings.output} ({', '.join(parts)}; {len(config.categories)} categories)"))
-    needs = "" if config.rpn.enabled else " --proposals URI"
-    needs += "" if config.box_head.enabled else " --label.record proposals"
+    needs = "" if config.dense.enabled else " --proposals URI"
+    needs += "" if config.finds == "detections" else " --label.record proposals"
     command = f"python -m jobs.label --checkpoint {shlex.quote(settings.output)} --images IMAGES --output LABELS{needs}"
     print(f"next:\n  {printable(command)}")
     return 0

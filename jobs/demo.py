@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, parse_run, run_job
+from jobs.demo_config import DemoRun
 from jobs.train import SECONDS_TO_SAVE_AND_END
-from maskrcnn_core.demo_config import DemoRun
-from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.label_config import LabelRun
-from maskrcnn_core.train_config import DatasetConfig, TrainRun
+from pipelines.evaluation.config import EvaluateRun
+from pipelines.labelling.config import LabelRun
+from pipelines.training.config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
     from maskrcnn_core.evaluation.coco import CocoScores
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: DemoRun) -> int:
     """Make, train, label, score, draw, and say what is where."""
     from jobs import evaluate, label, train
-    from pipelines.contact_sheet import write_contact_sheet
-    from pipelines.evaluation import evaluate as score
-    from pipelines.evaluation import write_numbers
+    from pipelines.evaluation.run import evaluate as score
+    from pipelines.evaluation.run import write_numbers
+    from pipelines.report.contact_sheet import write_contact_sheet
 
     output = Path(settings.output)
     _say(1, f"pictures: {settings.train_images} to learn from, {settings.val_images} held out")
@@ -68,7 +68,7 @@ def run(settings: DemoRun) -> int:
 
 def _dataset(folder: Path, num_images: int, seed: int, *, first_id: int) -> DatasetConfig:
     """The generated set in the folder, made if it is not there."""
-    from maskrcnn_core.data.generated import generate_dataset
+    from maskrcnn_core.data.generated.pictures import generate_dataset
 
     if not folder.is_dir():
         # Made beside its place and then renamed, so that a start that is broken off leaves no half of it.

@@ -10,20 +10,20 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from maskrcnn_core.evaluate_config import EvaluateRun
+from jobs.terminal import labelling_progress, new_table, plain_console, print_report, score_text, text_cell
 from maskrcnn_core.printable import printable
+from pipelines.evaluation.config import EvaluateRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.table import Table
-    from rich.text import Text
 
+    from maskrcnn_core.evaluation.analysis import CategoryDifference, ErrorAnalysis, KindDetails, RunDifference
     from maskrcnn_core.evaluation.coco import CocoScores
-    from maskrcnn_core.evaluation.details import ErrorAnalysis, KindDetails, RunDifference
     from maskrcnn_core.evaluation.results import Coverage
-    from pipelines.evaluation import EvaluationSummary
-    from pipelines.proposal_evaluation import ProposalEvaluation
+    from pipelines.evaluation.proposals import ProposalEvaluation
+    from pipelines.evaluation.run import EvaluationSummary
 
 _PROG = "python -m jobs.evaluate"
 _SHOWN_AT_EACH_END = 10
@@ -34,13 +34,21 @@ _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_job(EvaluateRun, lambda run: _evaluate(run, arguments), prog=_PROG, argv=arguments)
+    return run_job(EvaluateRun, lambda run: _evaluate_in_storage(run, arguments), prog=_PROG, argv=arguments)
+
+
+def _evaluate_in_storage(run: EvaluateRun, arguments: Sequence[str]) -> int:
+    """All that is read and written between the calls of the pipeline lies there too."""
+    from pipelines.storage.s3_settings import applied
+
+    with applied(run.storage):
+        return _evaluate(run, arguments)
 
 
 def _evaluate(run: EvaluateRun, arguments: Sequence[str]) -> int:
     # Imported here, so that --help and mistakes in settings answer at once.
-    from pipelines.evaluation import check_output, evaluate, write_numbers
-    from pipelines.proposal_evaluation import evaluate_proposals, holds_proposals
+    from pipelines.evaluation.proposals import evaluate_proposals, holds_proposals
+    from pipelines.evaluation.run import check_output, evaluate, write_numbers
 
     check_output(run)
     if not run.checkpoint and not run.labels.lower().endswith(".json") and holds_proposals(run.labels):
@@ -69,40 +77,34 @@ def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
     if not run.report:
         yield run
         return
-    from pipelines.evaluation import labels_of
-    from pipelines.report import on_labels  # loads torch, which scoring alone does without
+    from pipelines.evaluation.run import labels_of
+    from pipelines.report.run import on_labels  # loads torch, which scoring alone does without
 
     if not run.checkpoint:
         yield on_labels(run, run.labels)
         return
-    from jobs.label import progress
-
     with ExitStack() as stack:
-        with progress("detections") as show:
+        with labelling_progress("detections") as show:
             labels = stack.enter_context(labels_of(run, show))
         yield on_labels(run, labels)
 
 
 def _write_report(run: EvaluateRun, summary: "EvaluationSummary", arguments: Sequence[str]) -> None:
-    from jobs.report import print_report
-    from pipelines.report import report_evaluation
+    from pipelines.report.run import report_evaluation
 
     print_report(report_evaluation(run, summary, f"{_PROG} {shlex.join(arguments)}"))
 
 
 def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
-    from jobs.label import progress
-    from pipelines.evaluation import evaluate
+    from pipelines.evaluation.run import evaluate
 
-    with progress("detections") as show:
+    with labelling_progress("detections") as show:
         return evaluate(run, show)
 
 
 def print_scores(scores: "CocoScores") -> None:
     """The COCO numbers and the AP of each category as tables, and what was and was not scored."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     console.print(_stats_table(scores))
     if "keypoints" in scores.stats:
         console.print(_keypoint_table(scores))
@@ -113,9 +115,7 @@ def print_scores(scores: "CocoScores") -> None:
 
 def print_details(summary: "EvaluationSummary") -> None:
     """What there is beyond the numbers: errors, intervals, the comparison with another run, and notes."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     if summary.details:
         for kind, found in summary.details.kinds.items():
             for line in _detail_lines(found):
@@ -133,20 +133,20 @@ def print_details(summary: "EvaluationSummary") -> None:
 def _detail_lines(found: "KindDetails") -> list[str]:
     interval, calibration = found.interval, found.calibration
     lines = [
-        f"AP {_show(interval.value)}, {interval.level:.0%} interval {_show(interval.low)} to {_show(interval.high)} "
-        f"({interval.samples} bootstrap samples of the images).",
+        f"AP {score_text(interval.value)}, {interval.level:.0%} interval {score_text(interval.low)} to "
+        f"{score_text(interval.high)} ({interval.samples} bootstrap samples of the images).",
         f"scores are off by {calibration.ece:.3f} on average as probabilities of being right at IoU 0.50.",
     ]
     if found.boundary:
-        lines.append(f"boundary AP {_show(found.boundary[0])}.")
+        lines.append(f"boundary AP {score_text(found.boundary[0])}.")
     if found.federated:
         named = zip(found.federated.names, found.federated.stats, strict=True)
-        lines.append("LVIS " + ", ".join(f"{name} {_show(value)}" for name, value in named) + ".")
+        lines.append("LVIS " + ", ".join(f"{name} {score_text(value)}" for name, value in named) + ".")
     return lines
 
 
 def _error_table(title: str, errors: "ErrorAnalysis") -> "Table":
-    table = _new_table(f"What errors cost, {title} AP50 {_show(errors.ap)}", "", "errors", "AP50 lost")
+    table = new_table(f"What errors cost, {title} AP50 {score_text(errors.ap)}", "", "errors", "AP50 lost")
     for kind, cost in sorted(errors.ap_costs.items(), key=lambda entry: -entry[1]):
         table.add_row(kind, str(errors.counts[kind]), f"{cost:.3f}")
     table.add_row("all wrong detections", "", f"{errors.false_positive_cost:.3f}")
@@ -156,7 +156,7 @@ def _error_table(title: str, errors: "ErrorAnalysis") -> "Table":
 
 def _comparison_table(title: str, difference: "RunDifference") -> "Table":
     """AP of both runs, categories with the largest differences first."""
-    table = _new_table(
+    table = new_table(
         f"Comparison, {title} AP",
         "",
         "first",
@@ -166,26 +166,29 @@ def _comparison_table(title: str, difference: "RunDifference") -> "Table":
         "p",
     )
     ranked = sorted(difference.categories, key=lambda one: -abs(one.difference.value))[: 2 * _SHOWN_AT_EACH_END]
-    rows = [("all categories", difference), *((one.name, one) for one in ranked)]
-    for name, one in rows:
+    rows: list[tuple[str, RunDifference | CategoryDifference]] = [("all categories", difference)]
+    for name, one in [*rows, *((one.name, one) for one in ranked)]:
         interval = one.difference
         bounds = f"{interval.low:+.3f} to {interval.high:+.3f}"
         table.add_row(
-            _name(name), _show(one.first), _show(one.second), f"{interval.value:+.3f}", bounds, f"{one.p_value:.3f}"
+            text_cell(name),
+            score_text(one.first),
+            score_text(one.second),
+            f"{interval.value:+.3f}",
+            bounds,
+            f"{one.p_value:.3f}",
         )
     return table
 
 
 def print_recall(found: "ProposalEvaluation") -> None:
     """Average recall of proposals as a table, and what was and was not scored."""
-    from rich.console import Console
-
     from maskrcnn_core.evaluation.proposals import PROPOSAL_STAT_NAMES
 
-    table = _new_table("Average recall of proposals", "", "proposals")
+    table = new_table("Average recall of proposals", "", "proposals")
     for name, value in zip(PROPOSAL_STAT_NAMES, found.stats, strict=True):
-        table.add_row(name, _show(value))
-    console = Console(highlight=False, markup=False, emoji=False)
+        table.add_row(name, score_text(value))
+    console = plain_console()
     console.print(table)
     coverage = found.coverage
     lines = [f"{found.proposals} proposals and {found.annotations} annotated objects in {coverage.images} images."]
@@ -198,9 +201,9 @@ def _stats_table(scores: "CocoScores") -> "Table":
     from maskrcnn_core.evaluation.coco import STAT_NAMES
 
     columns = {_COLUMN_TITLES[kind]: values for kind, values in scores.stats.items() if kind != "keypoints"}
-    table = _new_table("COCO scores", "", *columns)
+    table = new_table("COCO scores", "", *columns)
     for index, name in enumerate(STAT_NAMES):
-        table.add_row(name, *(_show(values[index]) for values in columns.values()))
+        table.add_row(name, *(score_text(values[index]) for values in columns.values()))
     return table
 
 
@@ -208,9 +211,9 @@ def _keypoint_table(scores: "CocoScores") -> "Table":
     """The 10 numbers of keypoints, which are not the 12 of boxes."""
     from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES
 
-    table = _new_table("COCO keypoint scores", "", "keypoints")
+    table = new_table("COCO keypoint scores", "", "keypoints")
     for name, value in zip(KEYPOINT_STAT_NAMES, scores.stats["keypoints"], strict=True):
-        table.add_row(name, _show(value))
+        table.add_row(name, score_text(value))
     return table
 
 
@@ -221,37 +224,15 @@ def _category_table(scores: "CocoScores") -> "Table":
     ranked = sorted(scores.per_category, key=lambda category: (-category.ap[ranking], category.name))
     ranked = [category for category in ranked if category.annotations]
     hidden = max(0, len(ranked) - 2 * _SHOWN_AT_EACH_END)
-    table = _new_table("AP per category", "", *(_COLUMN_TITLES[kind] for kind in kinds), "objects")
+    table = new_table("AP per category", "", *(_COLUMN_TITLES[kind] for kind in kinds), "objects")
     for place, category in enumerate(ranked):
         if hidden and place == _SHOWN_AT_EACH_END:
             table.add_row(f"({hidden} more)", *("" for _ in kinds), "")
         if not hidden or place < _SHOWN_AT_EACH_END or place >= len(ranked) - _SHOWN_AT_EACH_END:
             table.add_row(
-                _name(category.name), *(_show(category.ap[kind]) for kind in kinds), str(category.annotations)
+                text_cell(category.name), *(score_text(category.ap[kind]) for kind in kinds), str(category.annotations)
             )
     return table
-
-
-def _new_table(title: str, first: str, *numbers: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column(first)
-    for number in numbers:
-        table.add_column(number, justify="right")
-    return table
-
-
-def _name(text: str) -> "Text":
-    """A category's name as a cell: no markup, no emoji codes, nothing that a terminal obeys."""
-    from rich.text import Text
-
-    return Text(printable(text))
-
-
-def _show(value: float) -> str:
-    return "-" if value == -1 else f"{value:.3f}"
 
 
 def _counts(scores: "CocoScores") -> list[str]:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, run_job
 from maskrcnn_core.printable import printable
-from maskrcnn_core.train_config import DatasetConfig, TrainRun
+from pipelines.training.config import DatasetConfig, TrainRun
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.text import Text
 
-    from pipelines.training import TrainSummary
-    from pipelines.training_progress import StepReport, TrainingEvent
+    from pipelines.training.events import StepReport, TrainingEvent
+    from pipelines.training.run import TrainSummary
 
     Work = Callable[[Callable[[TrainingEvent], None]], TrainSummary]
 
@@ -40,7 +40,7 @@ def run(settings: TrainRun) -> int:
 
 def train_with_progress(settings: TrainRun) -> "TrainSummary":
     """Train with a progress bar, or with lines of text where stdout is no terminal."""
-    from pipelines.training import train
+    from pipelines.training.run import train
 
     watch = _with_bar if sys.stdout.isatty() else _with_lines
     return watch(lambda show: train(settings, lambda event: _show_with_remarks(event, settings, show)))
@@ -48,7 +48,7 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
 
 def _show_with_remarks(event: "TrainingEvent", settings: TrainRun, show: Callable[["TrainingEvent"], None]) -> None:
     """Behind the line that a run starts with, what is odd about its schedule."""
-    from pipelines.training_progress import TrainingStarted
+    from pipelines.training.events import TrainingStarted
 
     show(event)
     if isinstance(event, TrainingStarted):
@@ -58,7 +58,7 @@ def _show_with_remarks(event: "TrainingEvent", settings: TrainRun, show: Callabl
 
 def event_line(event: "TrainingEvent") -> str:
     """One line of text for an event."""
-    from pipelines.training_progress import (
+    from pipelines.training.events import (
         CheckpointPassedOver,
         CheckpointSaved,
         DataNote,
@@ -110,7 +110,7 @@ def event_line(event: "TrainingEvent") -> str:
 
 
 def _started_line(event: "TrainingEvent") -> str:
-    from pipelines.training_progress import TrainingStarted
+    from pipelines.training.events import TrainingStarted
 
     assert isinstance(event, TrainingStarted)
     begin = f"resuming after step {event.step}" if event.step else "starting"
@@ -134,7 +134,7 @@ def _step_numbers(event: "StepReport") -> str:
 def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     """What came out, and the next commands."""
     already = summary.resumed_from >= summary.steps
-    name = "AP" if settings.model.box_head.enabled else "AR@1000"
+    name = "AP" if settings.model.finds == "detections" else "AR@1000"
     score = "" if summary.best_score is None else f", best {name} {summary.best_score:.3f} at step {summary.best_step}"
     lines = [
         f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
@@ -158,9 +158,9 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
 
 
 def _proposal_options(settings: TrainRun, dataset: DatasetConfig) -> str:
-    if not settings.model.box_head.enabled:
+    if settings.model.finds == "proposals":
         return " --label.record proposals"
-    return "" if settings.model.rpn.enabled else f" --proposals {shlex.quote(dataset.proposals)}"
+    return "" if settings.model.dense.enabled else f" --proposals {shlex.quote(dataset.proposals)}"
 
 
 def _with_lines(work: "Work") -> "TrainSummary":
@@ -181,7 +181,7 @@ def _with_bar(work: "Work") -> "TrainSummary":
 
 
 def _show(event: "TrainingEvent", bar: "Progress", task: "TaskID", numbers: "Text", console: "Console") -> None:
-    from pipelines.training_progress import StepReport, TrainingStarted
+    from pipelines.training.events import StepReport, TrainingStarted
 
     if isinstance(event, StepReport):
         bar.update(task, completed=event.step, total=event.steps)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
 from maskrcnn_core.printable import printable
-from maskrcnn_core.verify_config import VerifyRun
+from pipelines.verification.config import VerifyRun
 
 if TYPE_CHECKING:
-    from maskrcnn_core.inference.record_checks import Offence
-    from pipelines.verification import VerificationSummary
+    from maskrcnn_core.records.checks import Offence
+    from pipelines.verification.run import VerificationSummary
 
 _SHOWN = 20
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: VerifyRun) -> int:
     """Verify, then say what is there and what is wrong; 1 if anything is."""
-    from pipelines.verification import verify
+    from pipelines.verification.run import verify
 
     summary = verify(settings)
     print("\n".join(summary_lines(summary)))

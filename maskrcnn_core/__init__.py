@@ -6,14 +6,14 @@ In a notebook: `from maskrcnn_core import load_detector`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskrcnn_core.inference.image_result import ImageResult
     from maskrcnn_core.inference.predictor import Predictor, load_detector
-    from maskrcnn_core.inference.results import ImageResult
     from maskrcnn_core.inference.settings import PredictorSettings
 
 __all__ = ["ImageResult", "Predictor", "PredictorSettings", "load_detector"]
 
 _HOMES = {
-    "ImageResult": "maskrcnn_core.inference.results",
+    "ImageResult": "maskrcnn_core.inference.image_result",
     "Predictor": "maskrcnn_core.inference.predictor",
     "PredictorSettings": "maskrcnn_core.inference.settings",
     "load_detector": "maskrcnn_core.inference.predictor",

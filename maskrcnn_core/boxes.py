@@ -9,8 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from maskrcnn_core.kernels.availability import use_kernels
-from maskrcnn_core.structures import is_fixed_size
+from maskrcnn_core.kernels.gpu.availability import use_kernels
 
 # A regressed box is at most this much larger than its anchor (1000 / 16 pixels: Fast R-CNN's limit), so that exp
 # stays finite.
@@ -120,7 +119,7 @@ def suppress(
     *,
     ranked: bool = False,
     max_kept: int | None = None,
-    fixed_size: bool | None = None,
+    fixed_size: bool = False,
 ) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
 
@@ -131,7 +130,7 @@ def suppress(
         max_overlap: IoU above which the weaker of two boxes goes; of equal scores the earlier slot stays.
         ranked: the valid slots of each image come in order of falling score.
         max_kept: the best so many survivors of an image are enough; those after them may be left out. None = all.
-        fixed_size: one call for all images and groups, of a size that does not depend on data; None = on a GPU.
+        fixed_size: one call for all images and groups, of a size that does not depend on data.
 
     Returns:
         [N, M] bool, true for the survivors.
@@ -140,7 +139,7 @@ def suppress(
         return _suppress_by_kernel(boxes, scores, groups, valid, max_overlap, ranked=ranked, max_kept=max_kept)
     if groups is None:
         groups = torch.zeros_like(scores, dtype=torch.int64)
-    if is_fixed_size(boxes, fixed_size):
+    if fixed_size:
         return _suppress_at_once(boxes, scores, groups, valid, max_overlap)
     keep = torch.zeros_like(valid)
     # On a CPU the cost is quadratic within one call, so many small calls beat one large one.
@@ -169,7 +168,7 @@ def _suppress_by_kernel(
     max_kept: int | None,
 ) -> Tensor:
     """`suppress` in one launch that nobody waits for (`kernels/suppression.py`)."""
-    from maskrcnn_core.kernels.suppression import suppress_ranked
+    from maskrcnn_core.kernels.gpu.suppression import suppress_ranked
 
     if ranked:
         return suppress_ranked(boxes, groups, valid, max_overlap, max_kept)
@@ -207,7 +206,7 @@ def _suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tens
 
 
 def keep_best(
-    keep: Tensor, scores: Tensor, most: int, *, least: int = 0, fixed_size: bool | None = None
+    keep: Tensor, scores: Tensor, most: int, *, least: int = 0, fixed_size: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The best of what suppression left in each image.
 
@@ -215,7 +214,7 @@ def keep_best(
         keep: [N, M] bool, the survivors; scores: [N, M] of 0 or more.
         most: survivors wanted of an image.
         least: slots to return where fewer are real, as far as there are slots.
-        fixed_size: as many slots whatever the data; None = on a GPU.
+        fixed_size: as many slots whatever the data.
 
     Returns:
         Best first, of equal scores the earlier slot: slot [N, D] int64, of which the first `count` [N] int64 of each
@@ -224,7 +223,7 @@ def keep_best(
     # Survivors in front, by falling score; the sort is stable, so that ties keep the order of their slots.
     order = torch.sort(torch.where(keep, scores, -1.0), dim=1, descending=True, stable=True).indices[:, :most]
     count = keep.sum(dim=1).clamp(max=order.shape[1])
-    if not is_fixed_size(count, fixed_size):
+    if not fixed_size:
         order = order[:, : max([least, *count.tolist()])]
     return order, count
 
@@ -240,7 +239,7 @@ def soft_suppress(
     sigma: float,
     min_score: float,
     max_kept: int,
-    fixed_size: bool | None = None,
+    fixed_size: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Soft non-maximum suppression within each group of each image (Bodla et al., ICCV 2017, figure 2).
 
@@ -253,7 +252,7 @@ def soft_suppress(
         valid: [N, M] bool, other slots are never taken and lower nothing.
         gaussian: scores fall by exp(-IoU^2 / sigma) (Eq. 3); false = by 1 - IoU where IoU exceeds max_overlap (Eq. 2).
         min_score: boxes whose score has not stayed above this are not taken; 0 or more.
-        fixed_size: take D boxes of each image whatever the data; None = on a GPU.
+        fixed_size: take D boxes of each image whatever the data.
 
     Returns:
         Of the boxes taken, best first: slot [N, D] int64 and score [N, D], 0 where an image has no more. D is
@@ -263,7 +262,7 @@ def soft_suppress(
     slots, taken = [], []
     for _ in range(min(max_kept, scores.shape[1])):
         best, slot = left.max(dim=1, keepdim=True)
-        if not is_fixed_size(best, fixed_size) and not bool((best > min_score).any()):
+        if not fixed_size and not bool((best > min_score).any()):
             break
         slots.append(slot)
         taken.append(best)

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maskrcnn_core.structures import is_fixed_size
-
 KeypointRule = Literal["exact", "torchvision"]
 
 _A = -0.75  # of Keys' cubic convolution, as in torch's, OpenCV's and therefore the reference systems' bicubic resizing
@@ -86,7 +84,7 @@ def encode_heatmaps(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor
 
 
 def decode_heatmaps(
-    heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = None, fixed_size: bool | None = None
+    heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = None, fixed_size: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The place of each heatmap's maximum after bicubic resizing to its region's pixels.
 
@@ -102,7 +100,7 @@ def decode_heatmaps(
         boxes: [R, 4] x1, y1, x2, y2.
         max_side: no region is longer than this many pixels; the side of the input will do. On a CPU it is measured.
         fixed_size: look at the 256 highest bounds as on a GPU, with no shape that depends on data, and take `max_side`
-            as given; None = on a GPU.
+            as given.
 
     Returns:
         points [R, P, 3]: x, y in the frame of the boxes at pixel centres, and the softmax probability there, at most 1
@@ -115,13 +113,12 @@ def decode_heatmaps(
     maps, boxes = heatmaps.detach().float().flatten(0, 1), boxes.detach().float()
     lengths = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
     pixels = lengths.ceil()
-    fixed = is_fixed_size(maps, fixed_size)
-    if max_side is None or not fixed:
+    if max_side is None or not fixed_size:
         max_side = int(pixels.max())
     pixels_of_map = pixels.repeat_interleave(num_keypoints, dim=0)
     step = -(-max_side // side) + 1  # most pixels between two cells
     with torch.autocast(maps.device.type, enabled=False):
-        values, columns, rows = _find_maxima(maps, pixels_of_map, step, _INTERVALS_ON_A_GPU if fixed else None)
+        values, columns, rows = _find_maxima(maps, pixels_of_map, step, _INTERVALS_ON_A_GPU if fixed_size else None)
     places = torch.stack((columns, rows), dim=-1).view(num_regions, num_keypoints, 2)
     # A pixel of the resized map is a little narrower than one of the image where the region's sides are no integers.
     points = boxes[:, None, :2] + (places + 0.5) * (lengths / pixels)[:, None]

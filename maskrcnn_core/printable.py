@@ -6,10 +6,13 @@ stream can encode.
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 # Control characters, marks that are not seen (direction, joiners), lone surrogates, what Unicode has not assigned, and
 # the two separators that end a line.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
+
+_MAX_LISTED, _MAX_LENGTH = 8, 200
 
 
 def printable(text: str) -> str:
@@ -23,6 +26,13 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(one) if unicodedata.category(one) in _UNSEEN else one for one in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, fit for a terminal, and how many more there are."""
+    rest = len(names) - _MAX_LISTED
+    shown = (printable(name)[:_MAX_LENGTH] for name in names[:_MAX_LISTED])
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _escaped(one: str) -> str:

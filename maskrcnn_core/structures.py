@@ -8,6 +8,9 @@ Conventions
     Frames      *input*: the resized image that the network sees; *original*: the image file; *roi*: a region's grid.
     Shapes      N images, L levels, A anchors, R regions, D detections, G ground truth, K classes, P keypoints.
     Padding     every per-image list is padded to the batch's longest; a count or a boolean tells what is real.
+    Fixed sizes A GPU must not wait for a number before it knows the next shape, and records a computation only where no
+                shape depends on data. Functions with an argument `fixed_size` then fill all slots; on a CPU they
+                compute what is real. `Detector.features` decides by the device, once, and hands it down.
     Fillers     A slot that is not real is computed like any other on a GPU, so what it holds must be harmless: finite,
                 and of little work. A box in it is the unit box (0, 0, 1, 1), never a zero one, that something may be
                 divided by; a change of frame scales and mirrors it like any box. Everything else in it is zero: label,
@@ -57,15 +60,6 @@ def real_or_unit(boxes: Tensor, real: Tensor) -> Tensor:
     return torch.where(real[..., None], boxes, unit)
 
 
-fixed_size_everywhere = False
-"""Compute on a CPU, too, in the shapes of a GPU; for tests."""
-
-
-def is_fixed_size(tensor: Tensor, wanted: bool | None = None) -> bool:
-    """Whether no shape may depend on data, which on a GPU would make the host wait for it; None = on a GPU alone."""
-    return (tensor.is_cuda or fixed_size_everywhere) if wanted is None else wanted
-
-
 @dataclass(frozen=True)
 class ImageBatch:
     """Images as the network sees them.
@@ -87,6 +81,45 @@ class ImageBatch:
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return _move(self, device)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Per-image computation of a batch, that everything per position and per region starts from.
+
+    Attributes:
+        maps: pyramid levels, each [N, C, H_l, W_l], finest first.
+        strides: input pixels a cell of each level.
+        input_sizes: [N, 2] (height, width) of the images in the padded batch.
+        pixels: [N, 3, H, W] the padded batch itself.
+        fixed_size: no shape that is computed from here on may depend on data (see the conventions, "Fixed sizes").
+    """
+
+    maps: list[Tensor]
+    strides: tuple[int, ...]
+    input_sizes: Tensor
+    pixels: Tensor
+    fixed_size: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """(height, width) of the padded batch."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+
+@dataclass(frozen=True)
+class DenseOutputs:
+    """What a dense head says of every anchor, level by level; A_l anchors, position-major.
+
+    Attributes:
+        logits: [N, A_l, K] of each level; K = 1: an object or none.
+        deltas: [N, A_l, 4] of each level, in the code of a `BoxCoding`.
+        objectness: [N, A_l] of each level, where the head tells "an object" apart from "which"; else None.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    objectness: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +152,17 @@ class Targets:
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return _move(self, device)
+
+
+def with_a_slot(targets: Targets) -> Targets:
+    """The same targets with G >= 1, so that reductions over objects have something to reduce."""
+    if targets.boxes.shape[1] > 0:
+        return targets
+    padded = map_tensors(
+        replace(targets, seeds=None), lambda tensor: tensor.new_zeros(tensor.shape[0], 1, *tensor.shape[2:])
+    )
+    mask_boxes = None if padded.mask_boxes is None else real_or_unit(padded.mask_boxes, padded.valid)
+    return replace(padded, boxes=real_or_unit(padded.boxes, padded.valid), mask_boxes=mask_boxes, seeds=targets.seeds)
 
 
 @dataclass(frozen=True)

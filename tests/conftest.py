@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskrcnn_core import structures
+from maskrcnn_core.model.detector import Detector
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shapes_of_a_gpu() -> None:
-    """With FIXED_SIZE=1 in the environment all tests compute in the shapes of a GPU."""
-    structures.fixed_size_everywhere = os.environ.get("FIXED_SIZE", "0") == "1"
+    """With FIXED_SIZE=1 in the environment a detector computes in the shapes of a GPU unless it is told otherwise."""
+    if os.environ.get("FIXED_SIZE", "0") == "1":
+        defaults = Detector.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults["fixed_size_on"] = ("cpu", "cuda")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,7 @@
-"""The import rules, by syntax tree: jobs -> pipelines -> maskrcnn_core, and an order inside the core.
+"""The import rules, by syntax tree, without exceptions: jobs -> pipelines -> maskrcnn_core, and levels inside the two.
 
-    errors, config, structures <- kernels <- cpu_kernels <- geometry <- data, model, weights
-        <- training, inference, evaluation, export, draw <- report
-
-Packages of one place in that order may use each other only where `SAME_LAYER` says so.
+`tests/architecture.py` has the levels. A room imports rooms of lower levels, and of its own level as long as nothing
+runs in a circle.
 """
 
 import ast
@@ -13,77 +11,57 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("maskrcnn_core", "pipelines", "jobs")
+from tests.architecture import (
+    LEVELS,
+    PACKAGES,
+    REPOSITORY,
+    circles,
+    floors,
+    import_graph,
+    imported_names,
+    measure,
+    module_name,
+    room_graph,
+    room_of,
+    source_files,
+    without_shortcuts,
+)
 
 MAY_IMPORT = {"maskrcnn_core": {"maskrcnn_core"}, "pipelines": {"maskrcnn_core", "pipelines"}, "jobs": set(PACKAGES)}
 FORBIDDEN_OUTSIDE = {
-    "maskrcnn_core": {"ray", "argparse", "jsonargparse", "rich", "unittest"},
-    "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer", "unittest"},
-    "jobs": {"unittest"},  # nothing is patched outside of tests
+    "maskrcnn_core": {"ray", "argparse", "jsonargparse", "rich"},
+    "pipelines": {"argparse", "jsonargparse", "rich", "click", "typer"},
+    "jobs": set(),
 }
-RUN_CONFIGS = {file.stem for file in (REPOSITORY / "maskrcnn_core").glob("*_config.py")}
-CORE_LAYERS = (
-    {"errors", "printable", "category_names", "config_checks", "config", "structures"},
-    RUN_CONFIGS,
-    {"kernels"},
-    {"cpu_kernels"},  # they share the switch
-    {"boxes", "masks", "run_lengths", "compressed_runs", "keypoints", "category_names"},
-    {"data", "model", "weights"},
-    {"training", "inference", "evaluation", "export", "draw", "draw_keypoints"},
-    {"report"},
-)
-SAME_LAYER = {
-    ("config_checks", "errors"),
-    ("category_names", "errors"),
-    ("config_checks", "printable"),
-    ("config", "config_checks"),
-    *((job, shared) for job in RUN_CONFIGS for shared in ("cluster_config", "storage_config") if job != shared),
-    ("evaluate_config", "report_config"),
-    ("evaluate_config", "label_config"),  # from a checkpoint: label, then score
-    ("structures", "errors"),
-    ("masks", "boxes"),
-    ("keypoints", "boxes"),
-    ("evaluation", "inference"),  # the label record
-    ("export", "inference"),  # the label record
-    ("draw", "inference"),  # the label record
-    ("draw", "draw_keypoints"),
-    ("inference", "draw"),  # a result draws itself
-    ("weights", "model"),  # a checkpoint names its model
-    ("model", "weights"),  # a trunk's ImageNet weights, translated
-}
+FORBIDDEN_EVERYWHERE = {"unittest", "pytest", "tests"}
+# What commands share. A command imports no other; the demo runs them, and the benchmarks have a folder of their own.
+SHARED_BY_COMMANDS = {"cli", "interrupts", "terminal"}
+ALSO_IMPORTED = {"jobs/demo.py": {"demo_config", "evaluate", "label", "train"}, "jobs/benchmark.py": {"benchmarks"}}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "base", "misc", "engine", "core"}
 
 
-def core_layer(name: str) -> int | None:
-    return next((index for index, layer in enumerate(CORE_LAYERS) if name in layer), None)
+def level(package: str, room: str) -> int | None:
+    return next((number for number, rooms in enumerate(LEVELS[package]) if room in rooms), None)
 
 
-def imported_modules(path: str, tree: ast.Module) -> list[tuple[int, str]]:
-    """Line and absolute dotted name of everything imported, also inside functions."""
-    package = path.removesuffix(".py").removesuffix("/__init__").split("/")
-    is_package = path.endswith("__init__.py")
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parent = package[: len(package) - node.level + is_package] if node.level else []
-            origin = ".".join([*parent, *([node.module] if node.module else [])])
-            # `from maskrcnn_core import model` imports maskrcnn_core.model; a function's name does no harm here.
-            found += [(node.lineno, f"{origin}.{alias.name}") for alias in node.names]
-    return found
-
-
-def core_violation(path: str, name: str) -> str | None:
-    """Why a core file may not import a core module, or None."""
-    here, there = path.split("/")[1].removesuffix(".py"), [*name.split("."), ""][1]
-    own, other = core_layer(here), core_layer(there)
-    if here == there or own is None or other is None:
+def climbs(path: str, name: str) -> str | None:
+    """Why a file may not import a module of its own package, or None."""
+    package = path.split("/")[0]
+    here, there = room_of(module_name(path), package), room_of(name, package)
+    if package not in LEVELS or here is None or there is None or here == there:
         return None
-    if other < own or (here, there) in SAME_LAYER:
+    own, other = level(package, here), level(package, there)
+    if own is None or other is None or other <= own:
         return None
-    return f"maskrcnn_core.{here} may not import maskrcnn_core.{there}"
+    return f"{package}.{here} may not import {package}.{there}, which is above it"
+
+
+def imports_command(path: str, name: str) -> str | None:
+    """Why a file of `jobs` may not import a module of `jobs`, or None."""
+    there = room_of(name, "jobs")
+    if not path.startswith("jobs/") or there is None or there in SHARED_BY_COMMANDS | ALSO_IMPORTED.get(path, set()):
+        return None
+    return f"a command may not import another, jobs.{there}; what they share is in jobs/terminal.py"
 
 
 def violations(path: str, source: str) -> list[str]:
@@ -91,11 +69,13 @@ def violations(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
     package = path.split("/")[0]
     messages = []
-    for line, name in imported_modules(path, tree):
+    for line, name in imported_names(path, tree):
         root = name.split(".")[0]
         if (root in PACKAGES and root not in MAY_IMPORT[package]) or root in FORBIDDEN_OUTSIDE[package]:
             messages.append(f"{path}:{line}: {package} may not import {root}")
-        elif root == package == "maskrcnn_core" and (reason := core_violation(path, name)):
+        elif root in FORBIDDEN_EVERYWHERE:
+            messages.append(f"{path}:{line}: product code may not import {root}")
+        elif root == package and (reason := climbs(path, name) or imports_command(path, name)):
             messages.append(f"{path}:{line}: {reason}")
     if package != "jobs":
         messages += [f"{path}:{line}: {package} may not {what}" for line, what in talks_to_the_user(tree)]
@@ -114,12 +94,6 @@ def talks_to_the_user(tree: ast.Module) -> list[tuple[int, str]]:
     return found
 
 
-def source_files() -> list[str]:
-    return sorted(
-        str(file.relative_to(REPOSITORY)) for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")
-    )
-
-
 def test_every_file_keeps_the_rules() -> None:
     files = source_files()
     assert {file.split("/")[0] for file in files} == set(PACKAGES)
@@ -127,9 +101,44 @@ def test_every_file_keeps_the_rules() -> None:
     assert not found, "\n".join(found)
 
 
-def test_every_core_module_has_a_place_in_the_order() -> None:
-    names = {file.split("/")[1].removesuffix(".py") for file in source_files() if file.startswith("maskrcnn_core/")}
-    assert {name for name in names - {"__init__"} if core_layer(name) is None} == set()
+def test_every_room_has_a_level() -> None:
+    for package in LEVELS:
+        rooms = set(room_graph(import_graph(), package))
+        assert {room for room in rooms if level(package, room) is None} == set(), package
+        assert {room for rooms_of in LEVELS[package] for room in rooms_of} <= rooms, package
+
+
+def test_nothing_runs_in_a_circle() -> None:
+    graph = import_graph()
+    assert circles(graph) == []
+    for package in (*LEVELS, "maskrcnn_core.model"):
+        assert circles(room_graph(graph, package)) == [], package
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "f"}, "f": {"e"}}
+    assert circles(graph) == [["b", "c"], ["e", "f"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert floors({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == 3
+
+
+def test_shortcuts_are_left_out_of_the_picture() -> None:
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set(), "e": {"d"}}
+    assert without_shortcuts(graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set(), "e": {"d"}}
+
+
+def test_the_house_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "maskrcnn_core" / "model").mkdir(parents=True)
+    (tmp_path / "maskrcnn_core" / "boxes.py").write_text("x = 1\n" * 301)
+    (tmp_path / "maskrcnn_core" / "model" / "a.py").write_text("def f():\n" + "    x = 1\n" * 60)
+    (tmp_path / "maskrcnn_core" / "model" / "b.py").write_text(
+        "from maskrcnn_core import boxes\nimport maskrcnn_core.model.a\n"
+    )
+    found = measure(tmp_path)
+    assert found.rooms["maskrcnn_core"] == (2, 1, 2, 0)
+    assert found.rooms["maskrcnn_core.model"] == (2, 1, 2, 0)
+    assert found.long_files == [("maskrcnn_core/boxes.py", 301)]
+    assert found.long_functions == [("maskrcnn_core/model/a.py", "f", 61)]
 
 
 @pytest.mark.parametrize(
@@ -142,23 +151,37 @@ def test_every_core_module_has_a_place_in_the_order() -> None:
             ":2: maskrcnn_core may not import ray",
         ),
         ("maskrcnn_core/boxes.py", "from pipelines import storage", "may not import pipelines"),
-        ("maskrcnn_core/boxes.py", "import maskrcnn_core.model.rpn", "boxes may not import maskrcnn_core.model"),
+        ("maskrcnn_core/boxes.py", "import maskrcnn_core.model.build", "boxes may not import maskrcnn_core.model"),
         (
-            "maskrcnn_core/data/coco.py",
-            "from maskrcnn_core.model import fpn",
+            "maskrcnn_core/data/decode.py",
+            "from maskrcnn_core.model import build",
             "data may not import maskrcnn_core.model",
         ),
-        ("maskrcnn_core/data/coco.py", "from maskrcnn_core import model", "data may not import maskrcnn_core.model"),
-        ("maskrcnn_core/data/coco.py", "from ..training import step", "data may not import maskrcnn_core.training"),
+        ("maskrcnn_core/data/decode.py", "from maskrcnn_core import model", "data may not import maskrcnn_core.model"),
+        ("maskrcnn_core/data/decode.py", "from ..training import step", "data may not import maskrcnn_core.training"),
         ("maskrcnn_core/data/__init__.py", "from ..training import step", "data may not import maskrcnn_core.training"),
         ("maskrcnn_core/model/utils.py", "", "a name that says nothing: utils"),
         ("maskrcnn_core/common/boxes.py", "", "a name that says nothing: common"),
         ("maskrcnn_core/boxes.py", "print(1)", "may not print"),
-        ("pipelines/training.py", "import jobs.train", "may not import jobs"),
-        ("pipelines/training.py", "import argparse", "may not import argparse"),
-        ("pipelines/training.py", "from unittest.mock import patch", "may not import unittest"),
-        ("pipelines/training.py", "def f():\n    print(1)", ":2: pipelines may not print"),
-        ("pipelines/training.py", "import sys\nx = sys.argv", ":2: pipelines may not read sys.argv"),
+        ("pipelines/training/run.py", "import jobs.train", "may not import jobs"),
+        ("pipelines/training/run.py", "import argparse", "may not import argparse"),
+        (
+            "pipelines/storage/files.py",
+            "from pipelines.training import run",
+            "storage may not import",
+        ),
+        ("pipelines/training/run.py", "from unittest.mock import patch", "product code may not import unittest"),
+        ("pipelines/training/run.py", "def f():\n    print(1)", ":2: pipelines may not print"),
+        ("pipelines/training/run.py", "import sys\nx = sys.argv", ":2: pipelines may not read sys.argv"),
+        (
+            "jobs/evaluate.py",
+            "def f():\n    from jobs.label import run",
+            ":2: a command may not import another, jobs.label",
+        ),
+        ("jobs/report.py", "from jobs import evaluate", "may not import another, jobs.evaluate"),
+        ("jobs/terminal.py", "from jobs import evaluate", "may not import another, jobs.evaluate"),
+        ("jobs/benchmarks/speed.py", "import jobs.label", "may not import another, jobs.label"),
+        ("jobs/benchmark.py", "import jobs.label", "may not import another, jobs.label"),
     ],
 )
 def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
@@ -171,16 +194,19 @@ def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
     ("path", "source"),
     [
         (
-            "maskrcnn_core/data/coco.py",
-            "from maskrcnn_core.boxes import area\nfrom .decode import decode\nimport torch",
+            "maskrcnn_core/data/decode.py",
+            "from maskrcnn_core.boxes import area\nfrom .files import Folder\nimport torch",
         ),
-        ("maskrcnn_core/evaluation/coco.py", "from maskrcnn_core.inference.records import ImageRecord"),
+        ("maskrcnn_core/evaluation/coco.py", "from maskrcnn_core.records.labels import ImageRecord"),
         ("maskrcnn_core/training/step.py", "from maskrcnn_core.model import build"),
         (
-            "pipelines/training.py",
-            "import ray\nfrom maskrcnn_core.train_config import TrainRun\nfrom pipelines import storage",
+            "pipelines/training/run.py",
+            "import ray\nfrom pipelines.training.config import TrainRun\nfrom pipelines import storage",
         ),
-        ("jobs/train.py", "from pipelines.training import train\nfrom jobs.cli import run_job\nprint(1)"),
+        ("jobs/train.py", "from pipelines.training.run import train\nfrom jobs.cli import run_job\nprint(1)"),
+        ("jobs/label.py", "from jobs import terminal"),
+        ("jobs/demo.py", "from jobs import evaluate, label, train"),
+        ("jobs/benchmark.py", "from jobs.benchmarks import speed"),
     ],
 )
 def test_what_is_allowed_is_not_reported(path: str, source: str) -> None:
@@ -202,6 +228,6 @@ for name in sys.argv[1:]:
 
 
 def test_benchmarks_of_the_core_run_without_ray() -> None:
-    names = [f"pipelines.benchmark_{name}" for name in ("detection", "stages", "encoding", "training")]
+    names = [f"pipelines.benchmarks.{name}" for name in ("detection", "stages", "encoding", "training")]
     command = [sys.executable, "-c", _WITHOUT_RAY, "maskrcnn_core", "jobs.benchmark", *names]
     subprocess.run(command, check=True, cwd=REPOSITORY)

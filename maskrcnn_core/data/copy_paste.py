@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn_core.data.coco import CocoObject
+from maskrcnn_core.data.coco.dataset import CocoObject
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.segmentation import ObjectMask, tight_mask
 

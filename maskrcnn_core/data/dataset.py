@@ -6,20 +6,20 @@ repeated and resumed, on any number of workers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from maskrcnn_core.config import MAX_PIXELS
+from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
-from maskrcnn_core.data.coco import CocoDataset, CocoImage
+from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
-from maskrcnn_core.data.targets import ImageTargets, object_targets, pad_targets
-from maskrcnn_core.data.transform import ResizeRule, pad_batch, prepare_image, resized_size
+from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
+from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.errors import ConfigError, ImageError
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
@@ -69,10 +69,8 @@ class CocoTrainingData:
     Args:
         dataset: annotations.
         images: folder or URI that the file names are relative to.
-        long_side, mean, std, channels, scale, resize: as `InputConfig`.
-        mask_size: side of the mask crops, cells; 0 = input resolution; None = no masks (see `data.targets`).
-        keypoints: give keypoints too.
-        keypoint_offset: see `keypoints.pixel_offset`.
+        input: how an image becomes the network's input; each sample says its own short side.
+        targets: what the targets hold.
         max_pixels: larger images are refused.
         proposals: of every image, where no RPN makes them.
         max_proposals: best ones of an image that are used.
@@ -87,16 +85,9 @@ class CocoTrainingData:
         self,
         dataset: CocoDataset,
         images: str,
+        input: InputConfig,
+        targets: TargetRule,
         *,
-        long_side: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        channels: Literal["rgb", "bgr"] = "rgb",
-        scale: Literal["unit", "byte"] = "unit",
-        resize: ResizeRule = "float",
-        mask_size: int | None = 112,
-        keypoints: bool = False,
-        keypoint_offset: float = 0.5,
         max_pixels: int = MAX_PIXELS,
         proposals: ProposalFiles | None = None,
         max_proposals: int = 1000,
@@ -111,12 +102,8 @@ class CocoTrainingData:
         self._images = dataset.images
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
-        self._keypoint_names = self._names if keypoints else ()
-        self._keypoint_offset = keypoint_offset
         self._folder = Folder(images)
-        self._long_side, self._mean, self._std = long_side, tuple(mean), tuple(std)
-        self._channels, self._scale, self._resize = channels, scale, resize
-        self._mask_size, self._max_pixels = mask_size, max_pixels
+        self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
         self._jitter, self._colors = jitter, colors
 
@@ -139,7 +126,7 @@ class CocoTrainingData:
         if self._jitter is not None:
             return self._jittered_item(image, sample, self._jitter, rng)
         pixels = self._recolored(self._decode(image), rng)
-        size = resized_size(image.height, image.width, sample.short_side, self._long_side, self._resize)
+        size = resized_size(image.height, image.width, sample.short_side, self._input.long_side, self._input.resize)
         prepared = self._prepared(pixels.flip(-1) if sample.flip else pixels, size)
         targets = self._targets(image, size, flip=sample.flip)
         proposals = None
@@ -161,8 +148,8 @@ class CocoTrainingData:
             flip=sample.flip,
             partner=None if partner is None else lambda: scene(partner),
             keypoint_sources=mirror_keypoints(self._names),
-            keypoint_offset=self._keypoint_offset,
-            resize=self._resize,
+            keypoint_offset=self._rule.keypoint_offset,
+            resize=self._input.resize,
         )
         prepared = self._prepared(self._recolored(made.pixels, rng), made.size)
         changed = replace(image, height=made.size[0], width=made.size[1], objects=made.objects)
@@ -176,11 +163,11 @@ class CocoTrainingData:
         return prepare_image(
             pixels,
             size=size,
-            mean=self._mean,
-            std=self._std,
-            channels=self._channels,
-            scale=self._scale,
-            resize=self._resize,
+            mean=self._input.mean,
+            std=self._input.std,
+            channels=self._input.channels,
+            scale=self._input.scale,
+            resize=self._input.resize,
         )
 
     def _targets(self, image: CocoImage, size: tuple[int, int], *, flip: bool) -> ImageTargets:
@@ -189,9 +176,9 @@ class CocoTrainingData:
             self._label_of,
             input_size=size,
             flip=flip,
-            mask_size=self._mask_size,
-            keypoint_names=self._keypoint_names,
-            keypoint_offset=self._keypoint_offset,
+            mask_size=self._rule.mask_size,
+            keypoint_names=self._names if self._rule.keypoints else (),
+            keypoint_offset=self._rule.keypoint_offset,
         )
 
     def _read_proposals(self, files: ProposalFiles, image: CocoImage) -> ImageProposals:

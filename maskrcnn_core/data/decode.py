@@ -2,7 +2,7 @@
 
 JPEG goes through torchvision's decoder where it is installed (some 1.5 to 2 times as fast), everything else through
 Pillow. (torchvision's PNG decoder can crash the process on damaged files.) A decoder is never given the file itself:
-`jpeg_file`, `png_file` and their like read its structure, and leave in it the one size that is checked here and what
+The files of `containers` read its structure, and leave in it the one size that is checked here and what
 decides pixels, so that no metadata is unpacked, costs memory or makes a picture unreadable. What holds for all:
     alpha           dropped, the colour channels are taken as stored (as torchvision and COCO's tools do)
     16 bits         scaled from 0..65535 to 0..255 (Pillow's own conversion would clip to white)
@@ -25,13 +25,13 @@ import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from maskrcnn_core.data import jpeg_file, png_file
-from maskrcnn_core.data.gif_file import open_gif
-from maskrcnn_core.data.header import Header, read_orientation, sniff_format
-from maskrcnn_core.data.jpeg_file import JpegFile, open_jpeg
-from maskrcnn_core.data.png_file import open_png
-from maskrcnn_core.data.tiff_file import open_tiff
-from maskrcnn_core.data.webp_file import open_webp
+from maskrcnn_core.data.containers import jpeg, png
+from maskrcnn_core.data.containers.gif import open_gif
+from maskrcnn_core.data.containers.header import Header, read_orientation, sniff_format
+from maskrcnn_core.data.containers.jpeg import JpegFile, open_jpeg
+from maskrcnn_core.data.containers.png import open_png
+from maskrcnn_core.data.containers.tiff import open_tiff
+from maskrcnn_core.data.containers.webp import open_webp
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.printable import printable
 
@@ -152,8 +152,8 @@ def _one_line(error: BaseException) -> str:
 def _decode_jpeg(encoded: bytes, max_pixels: int) -> tuple[Header, Tensor]:
     file = open_jpeg(encoded)
     _check_size(file.header, max_pixels)
-    jpeg_file.require_enough_data(file)
-    if not file.frame.progressive and not jpeg_file.has_all_scans(file):
+    jpeg.require_enough_data(file)
+    if not file.frame.progressive and not jpeg.has_all_scans(file):
         raise ImageError("unreadable", "damaged JPEG: the scan of one of its components is missing")
     decode = _jpeg_decoder() or _jpeg_with_pillow
     try:
@@ -170,9 +170,9 @@ def _decode_jpeg(encoded: bytes, max_pixels: int) -> tuple[Header, Tensor]:
 
 def _without_end_mark(decode: Callable[[bytearray], Tensor], file: JpegFile, error: Exception) -> Tensor:
     """The pixels of a file that lacks nothing but its end mark; else what the decoder said of it, raised."""
-    if jpeg_file.has_all_scans(file):
+    if jpeg.has_all_scans(file):
         with suppress(Exception):
-            pixels = decode(jpeg_file.with_end(file, b""))
+            pixels = decode(jpeg.with_end(file, b""))
             if _is_whole(decode, file, pixels):
                 return pixels
     raise ImageError("unreadable", f"damaged JPEG: {_one_line(error)}") from None
@@ -181,7 +181,7 @@ def _without_end_mark(decode: Callable[[bytearray], Tensor], file: JpegFile, err
 def _is_whole(decode: Callable[[bytearray], Tensor], file: JpegFile, pixels: Tensor) -> bool:
     """Whether the decoder had all it needed: then what else stands before the end makes no difference."""
     try:
-        return bool(decode(jpeg_file.with_end(file, _FILLER)).equal(pixels))
+        return bool(decode(jpeg.with_end(file, _FILLER)).equal(pixels))
     except Exception:
         return False
 
@@ -216,7 +216,7 @@ def _decode_with_pillow(encoded: bytes, name: str, max_pixels: int) -> tuple[Hea
         header, content = _FILES[name](encoded)
         _check_size(header, max_pixels)
         if name == "PNG":
-            png_file.require_enough_data(content)
+            png.require_enough_data(content)
         image = _opened(content, name)
     _require_known_range(image, name)
     if image.size != (header.width, header.height):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from maskrcnn_core.data.coco import CocoObject
+from maskrcnn_core.data.coco.dataset import CocoObject
 from maskrcnn_core.data.segmentation import ObjectMask, Segmentation, object_mask, tight_mask
 from maskrcnn_core.data.transform import ResizeRule, resized_part
 

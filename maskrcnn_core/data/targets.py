@@ -17,10 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn_core.data.coco import CocoImage, CocoObject
+from maskrcnn_core.data.coco.dataset import CocoImage, CocoObject
 from maskrcnn_core.data.segmentation import ObjectMask, Segmentation, object_mask, rasterise
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Targets, real_or_unit, valid_slots
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """What targets hold of each object besides its box and label.
+
+    Attributes:
+        mask_size: side of the mask crops, cells; 0 = input resolution; None = no masks.
+        keypoints: keypoints too.
+        keypoint_offset: see `keypoints.pixel_offset`.
+    """
+
+    mask_size: int | None = 112
+    keypoints: bool = False
+    keypoint_offset: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_core.data.coco_annotations import Asked, read_annotations
-from maskrcnn_core.data.coco_sections import CocoDict, CocoSections
-from maskrcnn_core.data.entry_faults import Faults
+from maskrcnn_core.data.coco.annotations import Asked, read_annotations
+from maskrcnn_core.data.coco.entry_faults import Faults
+from maskrcnn_core.data.coco.sections import CocoDict, CocoSections
 from maskrcnn_core.errors import AnnotationError
 
 __all__ = ["Annotations", "CocoDict", "asked_of", "mask_objects", "notes_of_ids", "read_document"]

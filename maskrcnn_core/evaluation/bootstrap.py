@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from maskrcnn_core.evaluation.details import (
+from maskrcnn_core.evaluation.analysis import (
     CategoryDifference,
     ConfidenceInterval,
     RunDifference,

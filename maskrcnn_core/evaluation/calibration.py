@@ -6,7 +6,7 @@ COCO's matching gives it an object at IoU 0.50. Detections on crowd regions are 
 
 import numpy as np
 
-from maskrcnn_core.evaluation.details import Calibration, ReliabilityBin
+from maskrcnn_core.evaluation.analysis import Calibration, ReliabilityBin
 from maskrcnn_core.evaluation.matches import FOREGROUND, IGNORED, RIGHT, Matches
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from maskrcnn_core.category_names import shown_names
-from maskrcnn_core.data.entry_faults import FaultKind, Faults
+from maskrcnn_core.data.coco.category_names import shown_names
+from maskrcnn_core.data.coco.entry_faults import FaultKind, Faults
 from maskrcnn_core.evaluation.annotations import CocoDict, read_document
-from maskrcnn_core.evaluation.facts import ObjectFacts, require_known_categories
+from maskrcnn_core.evaluation.match_counts import ObjectFacts, require_known_categories
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.scoring_states import Engine, FloatArray, IouType, Tables
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, score_shard, scored_types

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from maskrcnn_core.compressed_runs import FAULTS, check_texts
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.evaluation.facts import BoxFacts, FoundFacts, box_facts
+from maskrcnn_core.evaluation.match_counts import BoxFacts, FoundFacts, box_facts
 from maskrcnn_core.evaluation.scoring_states import IouType
 
 _FARTHEST = 2.0**31  # pixels; no image reaches so far, and products of such numbers stay finite

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maskrcnn_core.evaluation.details import BestThreshold, PrecisionRecallCurve
+from maskrcnn_core.evaluation.analysis import BestThreshold, PrecisionRecallCurve
 from maskrcnn_core.evaluation.match_precision import Ranking
 from maskrcnn_core.evaluation.scoring_states import Tables
 

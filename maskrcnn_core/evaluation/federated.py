@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from maskrcnn_core.evaluation.analysis import FederatedScores
 from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.evaluation.details import FederatedScores
 from maskrcnn_core.evaluation.pycocotools_states import PycocotoolsState, match_with_pycocotools
 from maskrcnn_core.evaluation.scoring_states import FloatArray, ScoringRules, Tables
 

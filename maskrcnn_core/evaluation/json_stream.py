@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from maskrcnn_core.data.json_text import encoding_of, json_fault, not_text
+from maskrcnn_core.data.coco.json_text import encoding_of, json_fault, not_text
 from maskrcnn_core.errors import AnnotationError
 
 LONGEST_ENTRY = 1 << 27

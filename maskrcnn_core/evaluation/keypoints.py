@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.evaluation.facts import FoundFacts
+from maskrcnn_core.evaluation.match_counts import FoundFacts
 
 MAX_DETECTIONS = 20
 """Best detections of an image and category that count (COCO's number for keypoints)."""

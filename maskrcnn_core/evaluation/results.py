@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.evaluation.facts import BoxFacts, FoundFacts, box_facts
+from maskrcnn_core.evaluation.match_counts import BoxFacts, FoundFacts, box_facts
 from maskrcnn_core.evaluation.scoring_states import IouType
 
 _IDS_KEPT = 1000

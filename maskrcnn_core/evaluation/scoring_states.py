@@ -11,17 +11,12 @@ Engines get annotation ids of our own, 1 and up within a part: pycocotools takes
 none, and one of two objects with one id for the other. Nothing else of an id reaches the numbers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from maskrcnn_core.errors import AnnotationError, UserError
-from maskrcnn_core.evaluation.annotations import CocoDict
-from maskrcnn_core.printable import printable
 
 Engine = Literal["hotcoco", "pycocotools"]
 IouType = Literal["bbox", "segm", "keypoints"]
@@ -75,49 +70,6 @@ class ScoringState(Protocol):
     def finish(self) -> Tables:
         """The tables of its images."""
         ...
-
-
-def match_images(
-    rules: ScoringRules, images: Sequence[CocoDict], annotations: Sequence[CocoDict], results: Sequence[CocoDict]
-) -> ScoringState:
-    """Compare detections with annotated objects.
-
-    Args:
-        rules: what all parts share.
-        images: entries with `id`, and `width` and `height` where masks are scored.
-        annotations: COCO annotations of these images, of the categories of the rules; not changed.
-        results: detections in COCO's results format on these images; those of other categories are left out.
-    """
-    known = frozenset(rules.category_ids)
-    results = [result for result in results if result["category_id"] in known]
-    # Imported here, so that scoring with one engine does not need the other.
-    with engine_errors(rules.iou_type, images):
-        if rules.engine == "hotcoco":
-            from maskrcnn_core.evaluation.hotcoco_states import match_with_hotcoco
-
-            return match_with_hotcoco(rules, images, annotations, results)
-        from maskrcnn_core.evaluation.pycocotools_states import match_with_pycocotools
-
-        return match_with_pycocotools(rules, images, annotations, results)
-
-
-@contextmanager
-def engine_errors(what: str, images: Sequence[CocoDict]) -> Iterator[None]:
-    """Whatever an engine raises inside of the block, as an error of ours that says where.
-
-    Entries are clean before an engine sees them, so this is the last resort.
-
-    Raises:
-        AnnotationError: in place of anything that is no `UserError`.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # pycocotools raises just that
-        ids = [image["id"] for image in images]
-        where = f"{len(ids)} images ({min(ids)} to {max(ids)})" if ids else "no images"
-        raise AnnotationError(f"scoring {what} of {where}: {printable(str(error))[:300]}") from error
 
 
 def merge_states(states: Iterable[ScoringState]) -> ScoringState:

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskrcnn_core.data.entry_faults import Faults
+from maskrcnn_core.data.coco.entry_faults import Faults
 from maskrcnn_core.evaluation.annotations import CocoDict, mask_objects
 from maskrcnn_core.evaluation.boundary import match_boundaries
-from maskrcnn_core.evaluation.facts import FoundFacts, ObjectFacts, object_facts, reason_without_masks
 from maskrcnn_core.evaluation.federated import match_federated
 from maskrcnn_core.evaluation.keypoints import (
     MAX_DETECTIONS,
@@ -23,15 +22,15 @@ from maskrcnn_core.evaluation.keypoints import (
     keypoint_objects,
     reason_without_keypoints,
 )
+from maskrcnn_core.evaluation.match_counts import FoundFacts, ObjectFacts, object_facts, reason_without_masks
 from maskrcnn_core.evaluation.matches import Matches, match_everything, merge_matches
 from maskrcnn_core.evaluation.results import coco_results, facts_of_rows
+from maskrcnn_core.evaluation.scoring_engines import engine_errors, match_images
 from maskrcnn_core.evaluation.scoring_states import (
     Engine,
     IouType,
     ScoringRules,
     ScoringState,
-    engine_errors,
-    match_images,
     merge_states,
 )
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskrcnn_core.evaluation.details import ERROR_KINDS, ErrorAnalysis
+from maskrcnn_core.evaluation.analysis import ERROR_KINDS, ErrorAnalysis
 from maskrcnn_core.evaluation.match_precision import precision_at_recalls
 from maskrcnn_core.evaluation.matches import (
     BACKGROUND,

@@ -5,11 +5,13 @@ Format: cocodataset.org/#format-results. Boxes, masks and keypoints of a detecti
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
 
 def coco_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
@@ -45,3 +47,15 @@ def _result(found: DetectionRecord, image: ExportImage) -> dict[str, Any]:
 def to_json(content: object) -> str:
     """Compact JSON with letters of all scripts as they are."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _use(written: Written) -> str:
+    (file,) = written.files
+    return (
+        f"python -m jobs.evaluate --labels {shlex.quote(file)} --annotations ANNOTATIONS.json; in pycocotools "
+        f"COCO('ANNOTATIONS.json').loadRes({file!r}). Both file a mask as small, medium or large by the box beside it: "
+        "APs, APm and APl are others than those of the labels themselves"
+    )
+
+
+FORMAT = ExportFormat(coco_files, _use, keeps_empty=True, draws="never")

@@ -5,14 +5,16 @@ are compressed run lengths, or one polygon with `ExportStyle.polygons`. File nam
 images, which `info.image_root` names.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from maskrcnn_core.config import Category
-from maskrcnn_core.data.person import PERSON_SKELETON
+from maskrcnn_core.config.model import Category
+from maskrcnn_core.config.person import PERSON_SKELETON
 from maskrcnn_core.export.coco import to_json
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.source import (
     ExportFile,
@@ -25,7 +27,7 @@ from maskrcnn_core.export.source import (
     mask_area,
     mask_of,
 )
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
 _COCO_PERSON_KEYPOINTS = 17
 
@@ -103,3 +105,15 @@ def _annotation(found: DetectionRecord, image: ExportImage, style: ExportStyle) 
         keypoints = labelled_keypoints(found.keypoints, style.min_keypoint_score)
         entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
     return entry
+
+
+def _use(written: Written) -> str:
+    (file,) = written.files
+    return (
+        "any tool that reads COCO instances; python -m jobs.train --config jobs/configs/mask_rcnn_lite0_fpn.yaml "
+        f"--data.train.annotations {shlex.quote(file)} --data.train.images {shlex.quote(written.images)} "
+        "--output runs/corrected"
+    )
+
+
+FORMAT = ExportFormat(coco_dataset_files, _use, draws="outlines")

@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from maskrcnn_core.data.outlines import uncompressed_rle
 from maskrcnn_core.data.segmentation import ObjectMask
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.safe_names import xml_text
 from maskrcnn_core.export.source import (
@@ -22,7 +23,7 @@ from maskrcnn_core.export.source import (
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
 _LINE_ENDS = {"\r": "&#13;"}  # a reader would take it for a newline
 
@@ -97,3 +98,11 @@ def _mask_place(mask: ObjectMask) -> str:
     height, width = mask.pixels.shape
     runs = ", ".join(map(str, uncompressed_rle(mask.pixels.T)["counts"]))
     return f'rle="{runs}" left="{mask.left}" top="{mask.top}" width="{width}" height="{height}"'
+
+
+def _use(written: Written) -> str:
+    del written  # CVAT's own pages ask for the file
+    return "open a task with the same images and labels; upload annotations, CVAT for images 1.1"
+
+
+FORMAT = ExportFormat(cvat_files, _use)

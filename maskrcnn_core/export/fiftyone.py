@@ -1,4 +1,4 @@
-"""FiftyOne's import of a COCO data set from a folder: labels.json, and data.json that says where each image lies.
+"""FiftyOne's COCODetectionDataset: a folder with labels.json, and data.json that says where each image lies.
 
     fo.Dataset.from_dir(dataset_dir=PATH, dataset_type=fo.types.COCODetectionDataset, data_path="data.json",
                         label_types=["detections", "segmentations", "keypoints"])
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from maskrcnn_core.export.coco import to_json
 from maskrcnn_core.export.coco_dataset import dataset_pieces
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource
 
 
@@ -29,3 +30,13 @@ def _places(source: LabelSource) -> Iterator[str]:
         yield f"{separator}{to_json(image.name)}:{to_json(image.uri)}"
         separator = ",\n"
     yield "\n}\n"
+
+
+def _use(written: Written) -> str:
+    return (
+        f"fiftyone.Dataset.from_dir({written.files[0]!r}, dataset_type=fiftyone.types.COCODetectionDataset, "
+        'data_path="data.json", label_types=["segmentations"])'
+    )
+
+
+FORMAT = ExportFormat(fiftyone_files, _use, is_folder=True, draws="outlines")

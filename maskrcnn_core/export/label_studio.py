@@ -5,6 +5,7 @@ region (`format: rle`), packed as `rle_brush` says, or a polygon with `ExportSty
 rectangle. Keypoints are regions of their own, with their object as `parentID`.
 """
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 from maskrcnn_core.export.brush import rle_brush
 from maskrcnn_core.export.coco import to_json
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.safe_names import address
 from maskrcnn_core.export.source import (
@@ -26,7 +28,7 @@ from maskrcnn_core.export.source import (
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
 _FROM = {
     "brushlabels": "masks",
@@ -145,3 +147,11 @@ def _interface(survey: Survey, style: ExportStyle) -> str:
             lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]
             lines.append(f"  </{tag}>")
     return "\n".join([*lines, "</View>", ""])
+
+
+def _use(written: Written) -> str:
+    tasks, interface = map(shlex.quote, written.files)
+    return f"paste {interface} as the labelling interface, then import {tasks}"
+
+
+FORMAT = ExportFormat(label_studio_files, _use)

@@ -1,4 +1,4 @@
-"""YOLO's segmentation text: a .txt for each image with one object a line, and data.yaml.
+"""YOLO's segmentation text: a folder with a .txt for each image with one object a line, and data.yaml.
 
 Format: docs.ultralytics.com/datasets/segment: `class x1 y1 x2 y2 ...`, the class's place in data.yaml and a polygon as
 shares of the image's width and height; an object without a mask is `class x y width height` with the box's middle
@@ -7,10 +7,12 @@ images/NAME.jpg at labels/NAME.txt, so that the images belong into images/ of th
 """
 
 import posixpath
+import shlex
 from collections.abc import Iterator
 
 import yaml
 
+from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.polygons import mask_polygon
 from maskrcnn_core.export.source import (
     ExportFile,
@@ -22,9 +24,9 @@ from maskrcnn_core.export.source import (
     is_empty,
     mask_of,
 )
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
-IMAGES = "images"
+_IMAGES = "images"
 
 
 def yolo_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
@@ -33,7 +35,7 @@ def yolo_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     for labelled in source.labelled():
         name = posixpath.splitext(labelled.image.path)[0]
         yield ExportFile(f"labels/{name}.txt", iter([_label_text(labelled, classes, style)]))
-    yield ExportFile("images.txt", (f"./{IMAGES}/{image.path}\n" for image in source.images()))
+    yield ExportFile("images.txt", (f"./{_IMAGES}/{image.path}\n" for image in source.images()))
     yield ExportFile("data.yaml", iter([_data(source.survey)]))
 
 
@@ -61,3 +63,12 @@ def _place(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> st
     else:
         values = (mask_polygon(mask, style.tolerance) / (image.width, image.height)).ravel().tolist()
     return " ".join(f"{min(max(value, 0.0), 1.0):.6f}" for value in values)
+
+
+def _use(written: Written) -> str:
+    folder = shlex.quote(written.files[0])
+    train = f"yolo segment train data={folder}/data.yaml"
+    return train if written.has_images else f"put or link the images into {folder}/{_IMAGES}; {train}"
+
+
+FORMAT = ExportFormat(yolo_files, _use, is_folder=True, image_folder=_IMAGES)

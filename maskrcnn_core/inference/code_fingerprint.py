@@ -20,12 +20,16 @@ _ENTRY = "maskrcnn_core.inference.predictor"
 # weights before there is a checkpoint (those of a checkpoint have a fingerprint of their own).
 NO_LABEL_SEES = frozenset(
     {
-        "maskrcnn_core.draw",
-        "maskrcnn_core.inference.results",
+        "maskrcnn_core.drawing.objects",
+        "maskrcnn_core.inference.image_result",
+        "maskrcnn_core.layers.winograd_training",
+        "maskrcnn_core.model.dense.losses",
+        "maskrcnn_core.model.dense.sampled_outputs",
+        "maskrcnn_core.model.heads.mask_sampling",
         "maskrcnn_core.model.loss_counts",
         "maskrcnn_core.model.matching",
-        "maskrcnn_core.model.winograd_training",
-        "maskrcnn_core.weights.backbone_weights",
+        "maskrcnn_core.model.regions.sampling",
+        "maskrcnn_core.model.trunks.imagenet_weights",
     }
 )
 

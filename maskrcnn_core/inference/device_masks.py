@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn_core.kernels.availability import use_kernels
+from maskrcnn_core.kernels.gpu.availability import use_kernels
 from maskrcnn_core.masks import PasteRule, PixelSpans, pixel_spans
 from maskrcnn_core.run_lengths import encode_runs, to_device
 
@@ -143,7 +143,7 @@ def _runs_by_kernel(
     threshold: float,
 ) -> MaskRuns:
     """`mask_runs` in a dozen launches instead of a hundred a table (`kernels/mask_runs.py`)."""
-    from maskrcnn_core.kernels.mask_runs import count_and_write_runs
+    from maskrcnn_core.kernels.gpu.mask_runs import count_and_write_runs
 
     order = np.arange(len(places))
     columns = np.where(spans.count[:, 1] > 0, spans.count[:, 0], 0)

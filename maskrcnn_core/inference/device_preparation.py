@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn_core.config import InputConfig
+from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.transform import normalisation, padded_size, size_table
 from maskrcnn_core.inference.settings import Mark, no_mark
 from maskrcnn_core.structures import ImageBatch

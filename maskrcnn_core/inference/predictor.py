@@ -13,20 +13,17 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, scale_boxes
-from maskrcnn_core.config import Category, ModelConfig
+from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals
-from maskrcnn_core.errors import ConfigError, ImageError
-from maskrcnn_core.inference.batch_pipeline import BatchPipeline, Steps
-from maskrcnn_core.inference.captured import CapturedByShape
-from maskrcnn_core.inference.compiled import CompiledByShape
+from maskrcnn_core.errors import ImageError
+from maskrcnn_core.inference.batch_stream import BatchPipeline, Steps
+from maskrcnn_core.inference.cuda_graphs import CapturedByShape
+from maskrcnn_core.inference.device_form import choices, prepared, usable_device
 from maskrcnn_core.inference.device_preparation import DevicePreparation
+from maskrcnn_core.inference.encoding import image_record, proposal_record, records_with_device_masks
+from maskrcnn_core.inference.image_result import ImageResult
 from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, source_name
-from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, mirrored
-from maskrcnn_core.inference.output import image_record, proposal_record, records_with_device_masks
 from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage
-from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals
-from maskrcnn_core.inference.records import ImageRecord
-from maskrcnn_core.inference.results import ImageResult
 from maskrcnn_core.inference.settings import (
     Mark,
     PredictorSettings,
@@ -35,21 +32,21 @@ from maskrcnn_core.inference.settings import (
     no_mark,
     with_overrides,
 )
+from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, mirrored
 from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
-from maskrcnn_core.model.cpu_inference import use_cpu_layers
-from maskrcnn_core.model.frozen_norm import fold
-from maskrcnn_core.model.half_weights import round_large_weights
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.trained import check_fits, load_trained
+from maskrcnn_core.records.labels import ImageRecord
+from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, tensors_of
 from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint, load_config
-from maskrcnn_core.weights.trained import check_fits, load_trained
 
 
 class Predictor:
     """A detector with everything around it.
 
     Args:
-        detector: weights loaded; it is copied into inference form (affines folded, channels last) in place.
+        detector: weights loaded; it is brought into inference form, see `device_form.prepared`.
         config: its configuration.
         settings: how to run it.
         weights_fingerprint: of the checkpoint; empty for a detector that was never saved.
@@ -64,7 +61,7 @@ class Predictor:
 
     def __init__(
         self,
-        detector: RegionDetector,
+        detector: Detector,
         config: ModelConfig,
         settings: PredictorSettings | None = None,
         weights_fingerprint: str = "",
@@ -76,52 +73,21 @@ class Predictor:
         self.config = with_overrides(config, self.settings)
         self.categories = config.categories
         self.fingerprint = combined_fingerprint(weights_fingerprint, self.settings)
-        self._device, self._mark = usable_device(self.settings.device), mark
-        fold(detector)
-        half = self.settings.precision == "bfloat16"
-        if self.settings.cpu_layers and self._device.type == "cpu" and not self.settings.compile:
-            use_cpu_layers(detector, half=half)
-        if half:
-            round_large_weights(detector, torch.bfloat16)
-        detector.detection = replace(
-            detector.detection,
-            min_score=self.config.box_head.min_score,
-            max_detections=self.config.box_head.max_detections,
-        )
-        if self.settings.record == "proposals":
-            detector.test_proposals = replace(detector.test_proposals, post_nms=self.config.rpn.post_nms_test)
-        box_head, keypoint_head = self.config.box_head, self.config.keypoint_head
-        self._merge_rule = MergeRule(
-            nms_overlap=box_head.nms_overlap,
-            max_detections=box_head.max_detections,
-            nms_per_class=box_head.nms_per_class,
-            mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
-        )
-        detector = detector.to(self._device).to(memory_format=torch.channels_last)
-        self.detector = detector.eval().requires_grad_(False)
-        if self.settings.compile:
-            self.detector.compiled_maps = CompiledByShape(self.detector.maps)
-        on_gpu = self._device.type == "cuda"
-        self._prefetch, self._device_masks, on_device = (
-            on_gpu if wanted is None else wanted
-            for wanted in (self.settings.prefetch, self.settings.device_masks, self.settings.device_preparation)
-        )
-        # Under autocast the first convolution rounds its input anyway, so that on a GPU half the bytes are written.
-        self._pixel_type = torch.bfloat16 if half and on_gpu else torch.float32
-        rule = self.config.input
-        resizes = on_device and rule.resize != "antialias"
-        preparation = DevicePreparation(rule, self._device, self._pixel_type, mark=mark) if resizes else None
+        self._mark, self._choices = mark, choices(self.config, self.settings)
+        self.detector = prepared(detector, self.config, self.settings, self._choices)
+        self._merge_rule = _merge_rule(self.config)
+        device, pixel_type, rule = self._choices.device, self._choices.pixel_type, self.config.input
+        on_device = self._choices.device_preparation
+        preparation = DevicePreparation(rule, device, pixel_type, mark=mark) if on_device else None
         self._preparation = Preparation(rule, self.settings, preparation, mark)
-        self._pipeline = BatchPipeline(self._preparation, self._device, overlapped=self._prefetch)
-        records = on_gpu and self.settings.cuda_graphs is not False
-        self._recorded = (
-            CapturedByShape(self._found_in, lambda: list(self.detector.anchor_cache.values())) if records else None
-        )
+        self._pipeline = BatchPipeline(self._preparation, device, overlapped=self._choices.prefetch)
+        recorded = CapturedByShape(self._found_in, self.detector.kept_grids) if self._choices.cuda_graphs else None
+        self._detect = recorded or self._found_in
 
     @property
     def max_proposals(self) -> int:
         """How many given proposals of an image `predict` is made for."""
-        return self.config.rpn.post_nms_test
+        return self.config.dense.post_nms_test
 
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[ImageResult]: ...
@@ -217,7 +183,7 @@ class Predictor:
     def _finish_label(self, started: tuple[list[PreparedImage], Detections]) -> list[ImageRecord]:
         items, found = started
         sizes = [item.original_size for item in items]
-        if found.masks is not None and self._device_masks:
+        if found.masks is not None and self._choices.device_masks:
             return records_with_device_masks(found, sizes, self.config, self._mark)
         found = found.to("cpu")
         self._mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
@@ -262,8 +228,8 @@ class Predictor:
         images = self._on_device(images)
         self._mark("to the device", 0.0)
         if proposals is None:
-            return self._recorded(images) if self._recorded is not None else self._found_in(images)
-        proposals = proposals.to(self._device)
+            return self._detect(images)
+        proposals = proposals.to(self._choices.device)
         boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
         return self._found_in(images, replace(proposals, boxes=boxes))
 
@@ -285,7 +251,7 @@ class Predictor:
 
     def _merged(self, sizes: Sequence[ImageBatch], proposals: Proposals | None) -> Detections:
         """`detect_in_views`, on the device."""
-        proposals = None if proposals is None else proposals.to(self._device)
+        proposals = None if proposals is None else proposals.to(self._choices.device)
         views = []
         for images in map(self._on_device, sizes):
             views.append(View(images))
@@ -297,13 +263,13 @@ class Predictor:
         return found
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
-        images = images.to(self._device)
-        pixels = images.pixels.to(self._pixel_type, memory_format=torch.channels_last)
+        images = images.to(self._choices.device)
+        pixels = images.pixels.to(self._choices.pixel_type, memory_format=torch.channels_last)
         return replace(images, pixels=pixels)
 
     def arithmetic(self) -> torch.autocast:
         """The block in which `detector` computes as the settings say."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+        return torch.autocast(self._choices.device.type, torch.bfloat16, enabled=self._choices.half)
 
 
 def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -> Predictor:
@@ -319,20 +285,14 @@ def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -
     return Predictor(detector, config, settings, fingerprint(checkpoint))
 
 
-def usable_device(name: str) -> torch.device:
-    """The torch device of that name.
-
-    Raises:
-        ConfigError: this machine, or this torch, has none.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        others = f", cuda or cuda:0 .. cuda:{gpus - 1}" if gpus else " (torch finds no GPU)"
-        raise ConfigError(f"device: got {name!r}, which is not to be had here; expected cpu{others}") from error
-    return device
+def _merge_rule(config: ModelConfig) -> MergeRule:
+    box_head, keypoint_head = config.box_head, config.keypoint_head
+    return MergeRule(
+        nms_overlap=box_head.nms_overlap,
+        max_detections=box_head.max_detections,
+        nms_per_class=box_head.nms_per_class,
+        mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
+    )
 
 
 def load_detector(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import InputConfig
+from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.prefetch import MapAhead
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size

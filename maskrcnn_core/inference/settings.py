@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from maskrcnn_core.config import MAX_PIXELS, MAX_REGIONS, MAX_SIDE, ModelConfig
-from maskrcnn_core.config_checks import (
+from maskrcnn_core.config.checks import (
     require,
     require_between,
     require_fraction,
@@ -16,6 +15,8 @@ from maskrcnn_core.config_checks import (
     require_positive,
     require_typed,
 )
+from maskrcnn_core.config.limits import MAX_PIXELS, MAX_REGIONS, MAX_SIDE
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import ConfigError
 
 # Not part of a fingerprint: where and how fast it runs.
@@ -75,7 +76,7 @@ class PredictorSettings:
             `max_detections` are of proposals.
         proposals: fingerprint of the proposals that come with the images instead of the RPN's; empty = the RPN's.
         cpu_layers: on a CPU, layers with reused memory and, in float32, fewer multiplications
-            (`model/cpu_inference.py`); false = torch's own, the same up to rounding.
+            (`layers/cpu_layers.py`); false = torch's own, the same up to rounding.
         device_masks: draw masks on the device and copy only their runs (`device_masks.py`), the same up to rounding;
             None = on a GPU.
         device_preparation: resize, normalise and pad on the device what the host has decoded
@@ -84,9 +85,9 @@ class PredictorSettings:
         decode_threads: decode so many images at a time, ahead of the network; 0 = one after the other on a CPU, which
             has no time left over, and on a GPU as many as there are CPU threads, at most 8.
         prefetch: on threads of their own, while the device computes a batch, prepare the next one and make the records
-            of the one before (`batch_pipeline.py`); None = with a GPU.
+            of the one before (`batch_stream.py`); None = with a GPU.
         cuda_graphs: record what the device does for a shape of batch that comes again, and replay it as one launch
-            (`captured.py`); None = on a GPU.
+            (`cuda_graphs.py`); None = on a GPU.
         compile: compile the trunk and the pyramid for each shape of batch (`compiled.py`), the same up to rounding; it
             takes a while for each.
     """
@@ -137,7 +138,7 @@ def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
         ConfigError: it lacks the part that does it; says which and what to ask for instead.
     """
     if settings.record == "proposals":
-        if not config.rpn.enabled:
+        if not config.dense.enabled:
             raise ConfigError("label.record: got 'proposals', but the checkpoint has no RPN; expected 'detections'")
         if settings.proposals:
             raise ConfigError(
@@ -149,12 +150,12 @@ def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
                 "leave them out with label.record 'proposals'"
             )
     else:
-        if not config.box_head.enabled:
+        if config.finds == "proposals":
             raise ConfigError(
                 "label.record: got 'detections', but the checkpoint is an RPN alone; expected 'proposals' "
                 "(--label.record proposals)"
             )
-        if not config.rpn.enabled and not settings.proposals:
+        if not config.dense.enabled and not settings.proposals:
             raise ConfigError(
                 "proposals: not given, but the checkpoint has no RPN; give --proposals URI, the output of "
                 "jobs.label --label.record proposals with a checkpoint that has one"
@@ -170,8 +171,8 @@ def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
 def with_overrides(config: ModelConfig, settings: PredictorSettings) -> ModelConfig:
     """The model's configuration with the settings that replace parts of it."""
     if settings.record == "proposals":
-        most = settings.max_detections or config.rpn.post_nms_test
-        return replace(config, rpn=replace(config.rpn, post_nms_test=most))
+        most = settings.max_detections or config.dense.post_nms_test
+        return replace(config, dense=replace(config.dense, post_nms_test=most))
     box_head = config.box_head
     if settings.min_score is not None:
         box_head = replace(box_head, min_score=settings.min_score)

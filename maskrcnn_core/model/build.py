@@ -1,21 +1,32 @@
-"""Configuration -> detector. The only file of the model that reads the configuration."""
+"""Configuration -> detector, one function a part. The only file of the model that reads the configuration."""
 
-from maskrcnn_core.config import ModelConfig, RoIConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig
+from maskrcnn_core.config.model import ModelConfig
+from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.anchors import AnchorRule
-from maskrcnn_core.model.backbones import build_trunk
-from maskrcnn_core.model.box_head import BoxHead, DetectionRule
-from maskrcnn_core.model.keypoint_head import KeypointHead
-from maskrcnn_core.model.mask_head import MaskHead, MaskMLP
-from maskrcnn_core.model.pyramids import Pyramid, build_pyramid
-from maskrcnn_core.model.region_detector import RegionDetector, RegionHeads, RoILossRule
-from maskrcnn_core.model.region_stage import RegionStage, take_region_stage
-from maskrcnn_core.model.roi_levels import LevelRule
-from maskrcnn_core.model.roi_transform import PyramidRoIAlign, PyramidRoIPool, PyramidRoIWarp, RoITransform
-from maskrcnn_core.model.rpn import ProposalRule, RPNHead, RPNLossRule
+from maskrcnn_core.model.box_coding import DeltaCoding
+from maskrcnn_core.model.dense.anchors import AnchorRule
+from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
+from maskrcnn_core.model.dense.head import DenseHead
+from maskrcnn_core.model.dense.losses import SampledLoss
+from maskrcnn_core.model.dense.selection import ProposalRule
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.heads.box import BoxHead
+from maskrcnn_core.model.heads.keypoint import KeypointHead
+from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP
+from maskrcnn_core.model.pyramids.pyramid import Pyramid, build_pyramid
+from maskrcnn_core.model.regions.levels import LevelRule
+from maskrcnn_core.model.regions.parts import BoxLossRule, BoxPart, KeypointPart, MaskPart
+from maskrcnn_core.model.regions.region_stage import RegionStage
+from maskrcnn_core.model.regions.region_trunk import RegionTrunk, take_region_trunk
+from maskrcnn_core.model.regions.sampling import SamplingRule
+from maskrcnn_core.model.regions.transform import PyramidRoIAlign, PyramidRoIPool, PyramidRoIWarp, RoITransform
+from maskrcnn_core.model.survivors import DetectionRule
+from maskrcnn_core.model.trunks.trunk import Trunk, build_trunk
 
 
-def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetector:
+def build_detector(config: ModelConfig, *, load_pretrained: bool) -> Detector:
     """The detector that a configuration describes.
 
     Args:
@@ -29,13 +40,22 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
     """
     if len(config.categories) == 0:
         raise ConfigError("model.categories: got none, expected at least one category with id and name")
+    trunk = _trunk(config, load_pretrained)
+    region_trunk = take_region_trunk(trunk) if config.pyramid.kind == "c4" else None
+    pyramid = _pyramid(config, trunk)
+    dense = _dense_stage(config, pyramid) if config.dense.enabled else None
+    regions = _region_stage(config, pyramid, region_trunk) if config.box_head.enabled else None
+    return Detector(trunk, pyramid, dense, regions)
+
+
+def _trunk(config: ModelConfig, load_pretrained: bool) -> Trunk:
     backbone = config.backbone
     if backbone.norm == "sync_batch" and config.pyramid.kind == "c4":
         raise ConfigError(
             "model.backbone.norm: got sync_batch with model.pyramid.kind c4, whose last stage runs on regions, of "
             "which each worker has another number; use frozen or group, or another pyramid"
         )
-    trunk = build_trunk(
+    return build_trunk(
         backbone.name,
         pretrained=backbone.pretrained and load_pretrained and not backbone.weights,
         frozen_stages=backbone.frozen_stages,
@@ -44,8 +64,10 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
         weights=backbone.weights if load_pretrained else "",
         norm=backbone.norm,
     )
-    stage = take_region_stage(trunk) if config.pyramid.kind == "c4" else None
-    pyramid = build_pyramid(
+
+
+def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
+    return build_pyramid(
         config.pyramid.kind,
         trunk,
         channels=config.pyramid.channels,
@@ -53,101 +75,89 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> RegionDetec
         levels=config.pyramid.levels,
         extra=config.pyramid.extra,
     )
+
+
+def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
+    dense = config.dense
     anchors = AnchorRule(
-        config.anchors.sizes,
-        config.anchors.ratios,
-        config.anchors.rounded,
-        config.anchors.fitted_strides,
-        config.anchors.every_level,
+        dense.anchors.sizes,
+        dense.anchors.ratios,
+        dense.anchors.rounded,
+        dense.anchors.fitted_strides,
+        dense.anchors.every_level,
     )
-    return RegionDetector(
+    return DenseStage(
+        DenseHead(pyramid.channels, anchors.per_position, dense.convs),
+        anchors,
+        DeltaCoding(),
+        _dense_loss(dense),
+        DenseRules(
+            train=_proposal_rule(dense, dense.pre_nms_train, dense.post_nms_train),
+            test=_proposal_rule(dense, dense.pre_nms_test, dense.post_nms_test),
+            detection=detection_rule(config.box_head),
+        ),
+    )
+
+
+def _dense_loss(dense: DenseConfig) -> SampledLoss:
+    return SampledLoss(
+        positive_overlap=dense.positive_overlap,
+        negative_overlap=dense.negative_overlap,
+        batch_size=dense.batch_size,
+        positive_fraction=dense.positive_fraction,
+        crowd_overlap=dense.crowd_overlap,
+        smooth_l1_beta=dense.smooth_l1_beta,
+        box_loss=dense.box_loss,
+    )
+
+
+def _proposal_rule(dense: DenseConfig, pre_nms: int, post_nms: int) -> ProposalRule:
+    return ProposalRule(pre_nms, post_nms, dense.nms_overlap, dense.min_size, min_score=dense.min_score)
+
+
+def _region_stage(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> RegionStage:
+    regions = config.regions
+    return RegionStage(
+        _box_part(config, pyramid, trunk),
+        _mask_part(config, pyramid, trunk) if config.mask_head.enabled else None,
+        _keypoint_part(config, pyramid, trunk) if config.keypoint_head.enabled else None,
         trunk=trunk,
-        pyramid=pyramid,
-        rpn_head=RPNHead(pyramid.channels, anchors.per_position, config.rpn.convs) if config.rpn.enabled else None,
-        heads=_heads(config, pyramid, stage) if config.box_head.enabled else None,
+        sampling=SamplingRule(
+            positive_overlap=regions.positive_overlap,
+            batch_size=regions.batch_size,
+            positive_fraction=regions.positive_fraction,
+            add_ground_truth=regions.add_ground_truth,
+            crowd_overlap=regions.crowd_overlap,
+        ),
         num_classes=len(config.categories),
-        anchors=anchors,
-        train_proposals=_proposal_rule(config, config.rpn.pre_nms_train, config.rpn.post_nms_train),
-        test_proposals=_proposal_rule(config, config.rpn.pre_nms_test, config.rpn.post_nms_test),
-        rpn_loss=RPNLossRule(
-            positive_overlap=config.rpn.positive_overlap,
-            negative_overlap=config.rpn.negative_overlap,
-            batch_size=config.rpn.batch_size,
-            positive_fraction=config.rpn.positive_fraction,
-            crowd_overlap=config.roi.crowd_overlap,
-            smooth_l1_beta=config.rpn.smooth_l1_beta,
-            box_loss=config.rpn.box_loss,
-        ),
-        roi_loss=RoILossRule(
-            positive_overlap=config.roi.positive_overlap,
-            batch_size=config.roi.batch_size,
-            positive_fraction=config.roi.positive_fraction,
-            add_ground_truth=config.roi.add_ground_truth,
-            crowd_overlap=config.roi.crowd_overlap,
-            smooth_l1_beta=config.box_head.smooth_l1_beta,
-            soft_mask_targets=config.mask_head.soft_targets,
-            box_loss=config.box_head.box_loss,
-            keypoint_loss_weight=config.keypoint_head.loss_weight,
-        ),
-        detection=DetectionRule(
-            delta_weights=config.box_head.delta_weights,
-            min_score=config.box_head.min_score,
-            max_candidates=config.box_head.max_candidates,
-            nms_overlap=config.box_head.nms_overlap,
-            max_detections=config.box_head.max_detections,
-            min_size=config.box_head.min_size,
-            nms=config.box_head.nms,
-            soft_sigma=config.box_head.soft_sigma,
-            nms_per_class=config.box_head.nms_per_class,
-        ),
     )
 
 
-def _heads(config: ModelConfig, pyramid: Pyramid, stage: RegionStage | None) -> RegionHeads:
-    num_classes = len(config.categories)
-    width = pyramid.channels if stage is None else stage.channels
-    masks, keypoints = config.mask_head.enabled, config.keypoint_head.enabled
-
-    def side(resolution: int) -> int:
-        return resolution if stage is None else -(-resolution // stage.stride)
-
-    return RegionHeads(
-        stage=stage,
-        box_transform=_transform(config.roi, config.roi.box_resolution, pyramid),
-        box_head=BoxHead(
-            width,
-            side(config.roi.box_resolution),
-            config.box_head.channels,
-            config.box_head.layers,
-            num_classes,
-            class_agnostic=config.box_head.class_agnostic,
-            convs=config.box_head.convs,
-            conv_channels=config.box_head.conv_channels,
-            conv_norm=config.box_head.conv_norm,
-        ),
-        mask_transform=_transform(config.roi, config.roi.mask_resolution, pyramid) if masks else None,
-        mask_head=_mask_head(config, width, side(config.roi.mask_resolution)) if masks else None,
-        masks_on_proposals=masks and config.mask_head.regions == "proposals",
-        keypoint_transform=_transform(config.roi, config.roi.keypoint_resolution, pyramid) if keypoints else None,
-        keypoint_head=(
-            KeypointHead(
-                width, config.keypoint_head.channels, config.keypoint_head.layers, len(config.keypoint_head.names)
-            )
-            if keypoints
-            else None
-        ),
-        keypoint_labels=_keypoint_labels(config) if keypoints else (),
+def _box_part(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> BoxPart:
+    box, bins = config.box_head, config.regions.box_resolution
+    head = BoxHead(
+        _width(pyramid, trunk),
+        _side(bins, trunk),
+        box.channels,
+        box.layers,
+        len(config.categories),
+        class_agnostic=box.class_agnostic,
+        convs=box.convs,
+        conv_channels=box.conv_channels,
+        conv_norm=box.conv_norm,
     )
+    coding, loss = DeltaCoding(box.delta_weights), BoxLossRule(box.smooth_l1_beta, box.box_loss)
+    return BoxPart(_transform(config.regions, bins, pyramid), head, coding, loss, detection_rule(box))
 
 
-def _transform(roi: RoIConfig, resolution: int, pyramid: Pyramid) -> RoITransform:
-    strides = pyramid.strides[: pyramid.num_roi_levels]
-    levels = LevelRule(tuple(strides), roi.canonical_size, roi.canonical_level)
-    if roi.transform == "pool":
-        return PyramidRoIPool(resolution, levels)
-    if roi.transform == "warp":
-        return PyramidRoIWarp(resolution, roi.sampling_ratio, levels, roi.reduction)
-    return PyramidRoIAlign(resolution, roi.sampling_ratio, roi.aligned, levels, roi.reduction)
+def _mask_part(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> MaskPart:
+    bins = config.regions.mask_resolution
+    return MaskPart(
+        _transform(config.regions, bins, pyramid),
+        _mask_head(config, _width(pyramid, trunk), _side(bins, trunk)),
+        on_proposals=config.mask_head.regions == "proposals",
+        soft_targets=config.mask_head.soft_targets,
+    )
 
 
 def _mask_head(config: ModelConfig, width: int, resolution: int) -> MaskHead | MaskMLP:
@@ -172,6 +182,17 @@ def _mask_head(config: ModelConfig, width: int, resolution: int) -> MaskHead | M
     )
 
 
+def _keypoint_part(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> KeypointPart:
+    keypoints, bins = config.keypoint_head, config.regions.keypoint_resolution
+    return KeypointPart(
+        _transform(config.regions, bins, pyramid),
+        KeypointHead(_width(pyramid, trunk), keypoints.channels, keypoints.layers, len(keypoints.names)),
+        _keypoint_labels(config),
+        len(config.categories),
+        keypoints.loss_weight,
+    )
+
+
 def _keypoint_labels(config: ModelConfig) -> tuple[int, ...]:
     names = [category.name for category in config.categories]
     missing = [name for name in config.keypoint_head.categories if name not in names]
@@ -183,5 +204,35 @@ def _keypoint_labels(config: ModelConfig) -> tuple[int, ...]:
     return tuple(names.index(name) for name in config.keypoint_head.categories)
 
 
-def _proposal_rule(config: ModelConfig, pre_nms: int, post_nms: int) -> ProposalRule:
-    return ProposalRule(pre_nms, post_nms, config.rpn.nms_overlap, config.rpn.min_size, min_score=config.rpn.min_score)
+def _transform(regions: RegionsConfig, bins: int, pyramid: Pyramid) -> RoITransform:
+    strides = tuple(pyramid.strides[: pyramid.num_roi_levels])
+    levels = LevelRule(strides, regions.canonical_size, regions.canonical_level)
+    if regions.transform == "pool":
+        return PyramidRoIPool(bins, levels)
+    if regions.transform == "warp":
+        return PyramidRoIWarp(bins, regions.sampling_ratio, levels, regions.reduction)
+    return PyramidRoIAlign(bins, regions.sampling_ratio, regions.aligned, levels, regions.reduction)
+
+
+def _width(pyramid: Pyramid, trunk: RegionTrunk | None) -> int:
+    """Channels of region features as the heads see them."""
+    return pyramid.channels if trunk is None else trunk.channels
+
+
+def _side(bins: int, trunk: RegionTrunk | None) -> int:
+    """Side of region features as the heads see them."""
+    return bins if trunk is None else -(-bins // trunk.stride)
+
+
+def detection_rule(box_head: BoxHeadConfig) -> DetectionRule:
+    """Which scored boxes become detections."""
+    return DetectionRule(
+        min_score=box_head.min_score,
+        max_candidates=box_head.max_candidates,
+        nms_overlap=box_head.nms_overlap,
+        max_detections=box_head.max_detections,
+        min_size=box_head.min_size,
+        nms=box_head.nms,
+        soft_sigma=box_head.soft_sigma,
+        nms_per_class=box_head.nms_per_class,
+    )

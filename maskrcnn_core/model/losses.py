@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maskrcnn_core.boxes import box_areas, decode_deltas, encode_deltas
+from maskrcnn_core.boxes import box_areas
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.structures import real_or_unit
 
 _EPSILON = 1e-7
@@ -39,7 +40,7 @@ def box_regression_loss(
     wanted: Tensor,
     counted: Tensor,
     *,
-    weights: tuple[float, float, float, float],
+    coding: BoxCoding,
     kind: str,
     beta: float,
 ) -> Tensor:
@@ -50,7 +51,7 @@ def box_regression_loss(
         references: [..., 4] what the deltas move: anchors or proposals.
         wanted: [..., 4] the objects' boxes.
         counted: [...] bool; the other boxes add nothing, whatever they hold.
-        weights: of the delta coding.
+        coding: of the outputs.
         kind: "smooth_l1" compares deltas; "giou" and "ciou" compare boxes.
         beta: of smooth L1; 0 = L1.
 
@@ -61,12 +62,12 @@ def box_regression_loss(
         ConfigError: an unknown kind.
     """
     if kind == "smooth_l1":
-        return smooth_l1_sum(deltas, encode_deltas(wanted, references, weights), counted, beta)
+        return smooth_l1_sum(deltas, coding.encode(wanted, references), counted, beta)
     if kind not in ("giou", "ciou"):
         raise ConfigError(f"box_loss: got {kind!r}, expected 'smooth_l1', 'giou' or 'ciou'")
     # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
     moves = torch.where(counted[..., None], deltas, 0.0)
-    predicted = decode_deltas(moves, real_or_unit(references, counted), weights)
+    predicted = coding.decode(moves, real_or_unit(references, counted))
     losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, real_or_unit(wanted, counted))
     return torch.where(counted, losses, 0.0).sum()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.boxes import pairwise_coverage, pairwise_iou
-from maskrcnn_core.structures import Targets, is_fixed_size
+from maskrcnn_core.structures import Targets
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
@@ -54,6 +54,7 @@ def match(
     negative_overlap: float,
     rescue_best: bool,
     crowd_overlap: float,
+    fixed_size: bool = False,
 ) -> Matches:
     """Assign each candidate to the object that it overlaps most.
 
@@ -65,15 +66,16 @@ def match(
         rescue_best: for each object its best candidates are positive whatever their IoU above 0 (Faster R-CNN,
             3.1.2, rule i).
         crowd_overlap: a negative with more than this share of its area in a crowd region is ignored.
+        fixed_size: no shape depends on data, and nothing waits for the device.
     """
-    if is_fixed_size(candidates):
+    if fixed_size:
         best, objects, leading = _overlaps_at_once(candidates, targets, rescue_best=rescue_best)
     else:
         best, objects, leading = _overlaps_by_image(candidates, targets, rescue_best=rescue_best)
     kinds = torch.where(best < negative_overlap, NEGATIVE, IGNORED)
     kinds = torch.where((best >= positive_overlap) | leading, POSITIVE, kinds)
     # Looking first would make a GPU wait for the answer; on a CPU it saves the work of most batches.
-    if is_fixed_size(candidates) or bool(targets.crowd.any()):
+    if fixed_size or bool(targets.crowd.any()):
         in_crowd = pairwise_coverage(candidates, targets.boxes).masked_fill(~targets.crowd[:, None, :], 0.0)
         kinds = torch.where((in_crowd.amax(dim=2) > crowd_overlap) & (kinds == NEGATIVE), IGNORED, kinds)
     return Matches(kinds, objects)

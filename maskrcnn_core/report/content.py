@@ -1,11 +1,11 @@
-"""What a report shows, as plain facts; `pipelines/report.py` gathers them and `page.py` lays them out."""
+"""What a report shows, as plain facts; `pipelines/report/run.py` gathers them and `page.py` lays them out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from maskrcnn_core.evaluation.analysis import EvaluationDetails
 from maskrcnn_core.evaluation.coco import CocoScores
-from maskrcnn_core.evaluation.details import EvaluationDetails
 
 ExampleKind = Literal["right", "missed", "wrong", "mask", "sure", "unsure", "crowded"]
 JUDGED_KINDS: tuple[ExampleKind, ...] = ("right", "missed", "wrong", "mask")

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskrcnn_core.draw import DrawnObject, Pixels, draw_objects, objects_from_annotations, objects_from_record
-from maskrcnn_core.inference.records import ImageRecord
+from maskrcnn_core.drawing.objects import (
+    DrawnObject,
+    Pixels,
+    draw_objects,
+    objects_from_annotations,
+    objects_from_record,
+)
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.report.content import Panel
 
 _CONTEXT = 2.6  # side of the part shown, in sides of the object

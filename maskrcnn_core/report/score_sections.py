@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from maskrcnn_core.evaluation.analysis import ERROR_KINDS, CategoryDetails, KindDetails, PrecisionRecallCurve
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
-from maskrcnn_core.evaluation.details import ERROR_KINDS, CategoryDetails, KindDetails, PrecisionRecallCurve
 from maskrcnn_core.report.charts import (
     Axis,
     Line,

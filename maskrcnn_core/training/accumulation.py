@@ -16,28 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.model.loss_counts import Normalizer, own_count
-from maskrcnn_core.model.region_detector import RegionDetector
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets, map_tensors
 
 
 def accumulate_gradients(
     learner: nn.Module,
-    detector: RegionDetector,
     images: ImageBatch,
     targets: Targets,
     proposals: Proposals | None,
     *,
     pieces: int,
+    count: Normalizer = own_count,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
     """Forward and backward of a batch in pieces.
 
     Args:
-        learner: the detector, or what wraps it to average gradients over processes.
-        detector: whose `normalizer` says what losses are divided by. No norm in it may keep statistics of what it sees
-            (`BackboneConfig.norm` sync_batch): it sees everything twice.
+        learner: the detector, or what wraps it to average gradients over processes. No norm in it may keep statistics
+            of what it sees (`BackboneConfig.norm` sync_batch): it sees everything twice.
         targets: without seeds they get some from torch's default generator.
         pieces: at most so many, of nearly equal size.
+        count: what sums over the whole batch are divided by.
         context: in which the forward passes run (autocast).
 
     Returns:
@@ -49,28 +48,40 @@ def accumulate_gradients(
         tuple(map_tensors(whole, itemgetter(rows)) for whole in (images, targets, proposals) if whole is not None)
         for rows in _cut(len(images), pieces)
     ]
-    original = detector.normalizer
-    counts = [_counts(detector, part, context) for part in parts]
-    divisors = [original(torch.stack(column).sum()) for column in zip(*counts, strict=True)]
+    # First what each piece would be divided by, then the divisors of the whole batch.
+    counts = [_counts(learner, part, context) for part in parts]
+    divisors = [count(torch.stack(column).sum()) for column in zip(*counts, strict=True)]
     losses: dict[str, Tensor] = {}
-    try:
-        for number, part in enumerate(parts):
-            detector.normalizer = _in_turn(divisors)
-            with _unsynchronised(learner, number < len(parts) - 1):
-                with context():
-                    own: dict[str, Tensor] = learner(*part)
-                torch.stack([loss.float() for loss in own.values()]).sum().backward()
-            for name, loss in own.items():
-                losses[name] = losses.get(name, torch.zeros_like(loss)) + loss.detach()
-    finally:
-        detector.normalizer = original
+    for number, part in enumerate(parts):
+        with _unsynchronised(learner, number < len(parts) - 1):
+            with context():
+                own: dict[str, Tensor] = learner(*part, count=_InTurn(divisors))
+            torch.stack([loss.float() for loss in own.values()]).sum().backward()
+        for name, loss in own.items():
+            losses[name] = losses.get(name, torch.zeros_like(loss)) + loss.detach()
     return losses
 
 
-def _in_turn(divisors: Sequence[Tensor]) -> Normalizer:
-    """Gives one divisor after the other, whatever the count."""
-    left = iter(divisors)
-    return lambda _: next(left)
+class _InTurn:
+    """A `Normalizer` that gives one divisor after the other: losses ask for them in the same order as they asked while
+    they were counted."""
+
+    def __init__(self, divisors: Sequence[Tensor]) -> None:
+        self._left = iter(divisors)
+
+    def __call__(self, count: Tensor) -> Tensor:
+        return next(self._left)
+
+
+class _Noted:
+    """A `Normalizer` that keeps what it is asked for, in order."""
+
+    def __init__(self) -> None:
+        self.counts: list[Tensor] = []
+
+    def __call__(self, count: Tensor) -> Tensor:
+        self.counts.append(count)
+        return own_count(count)
 
 
 def _cut(count: int, pieces: int) -> list[slice]:
@@ -80,23 +91,14 @@ def _cut(count: int, pieces: int) -> list[slice]:
 
 @torch.no_grad()
 def _counts(
-    detector: RegionDetector, part: Sequence[Any], context: Callable[[], contextlib.AbstractContextManager[Any]]
+    learner: nn.Module, part: Sequence[Any], context: Callable[[], contextlib.AbstractContextManager[Any]]
 ) -> list[Tensor]:
     """What the losses of a piece would be divided by, in the order in which they ask."""
-    found: list[Tensor] = []
-
-    def note(count: Tensor) -> Tensor:
-        found.append(count)
-        return own_count(count)
-
-    original = detector.normalizer
-    detector.normalizer = note
-    try:
-        with context():
-            detector(*part)
-    finally:
-        detector.normalizer = original
-    return found
+    bare = learner.module if isinstance(learner, nn.parallel.DistributedDataParallel) else learner
+    noted = _Noted()
+    with context():
+        bare(*part, count=noted)
+    return noted.counts
 
 
 def _unsynchronised(learner: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:

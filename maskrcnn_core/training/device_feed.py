@@ -16,25 +16,23 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.data.prefetch import close
-from maskrcnn_core.model.timm_trunk import TIMM_PREFIX
 from maskrcnn_core.structures import map_tensors, tensors_of
 
 _Item = TypeVar("_Item")
 _Batch = TypeVar("_Batch", bound=tuple[Any, ...])
 
 
-def pixel_type(device: torch.device, *, bfloat16: bool, backbone: str) -> torch.dtype:
+def pixel_type(device: torch.device, *, bfloat16: bool, rounds_input: bool) -> torch.dtype:
     """What the host should write a batch's pixels in: half the bytes, wherever no result depends on it.
 
     Under autocast to bfloat16 a first layer that is a convolution rounds its input, to the nearest value as the host
-    does. It is one in every backbone that has a name of its own; of what timm:NAME may be nothing is known.
+    does.
 
     Args:
         bfloat16: the network runs under autocast.
-        backbone: `model.backbone.name`.
+        rounds_input: the trunk's first layer is one (`Trunk`).
     """
-    rounds = bfloat16 and not backbone.startswith(TIMM_PREFIX)
-    return torch.bfloat16 if rounds and device.type == "cuda" else torch.float32
+    return torch.bfloat16 if bfloat16 and rounds_input and device.type == "cuda" else torch.float32
 
 
 def feed(batches: Iterator[_Batch], device: torch.device) -> Generator[_Batch]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskrcnn_core.data.coco import CocoDataset
+from maskrcnn_core.data.coco.dataset import CocoDataset
 
 
 def repeat_factors(categories: Sequence[Collection[int]], threshold: float) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.weights.format_1 import renamed_weight
 
 _FILE = Path("training", "state.pt")
 
@@ -78,6 +79,7 @@ def load_learnt_weights(folder: Path) -> dict[str, Tensor] | None:
     path = folder / _FILE
     try:
         found: dict[str, Tensor] | None = torch.load(path, map_location="cpu", weights_only=True).get("weights")
-        return found
+        # A run may have begun when checkpoints had other names.
+        return None if found is None else {renamed_weight(name): value for name, value in found.items()}
     except Exception as error:
         raise CheckpointError(f"{path}: cannot resume from it ({error}); use a new output") from error

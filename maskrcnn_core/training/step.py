@@ -3,14 +3,14 @@
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_core.model.loss_counts import Normalizer, own_count
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.accumulation import accumulate_gradients
-from maskrcnn_core.training.guard import update_if_finite
+from maskrcnn_core.training.finite_update import update_if_finite
 from maskrcnn_core.training.optimizer import set_learning_rate
 
 
@@ -46,30 +46,33 @@ def training_step(
     skip_non_finite: bool = False,
     proposals: Proposals | None = None,
     accumulate: int = 1,
+    count: Normalizer = own_count,
 ) -> StepResult:
     """Forward, backward and update.
 
     Args:
         detector: in train mode; called with (images, targets), and the proposals where there are some, gives a
-            dictionary of scalar losses.
+            dictionary of scalar losses, divided by what its argument `count` says.
         images, targets, proposals: on the detector's device.
         clip_norm: upper limit of the gradients' L2 norm; 0 = none.
         bfloat16: run the forward pass under autocast.
         with_grad_norm: measure the norm also where it is not clipped.
         accumulate: pieces in which the batch is computed, see `accumulation`.
+        count: what sums of losses are divided by, see `loss_counts`.
         skip_non_finite: leave the weights as they are where a gradient is not finite (the norm is measured).
     """
     autocast = functools.partial(torch.autocast, images.pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16)
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad(set_to_none=True)
     if accumulate > 1:
-        bare: Any = detector.module if isinstance(detector, nn.parallel.DistributedDataParallel) else detector
-        losses = accumulate_gradients(detector, bare, images, targets, proposals, pieces=accumulate, context=autocast)
+        losses = accumulate_gradients(
+            detector, images, targets, proposals, pieces=accumulate, count=count, context=autocast
+        )
         stacked = torch.stack([loss.float() for loss in losses.values()])
     else:
         with autocast():
             given = (images, targets) if proposals is None else (images, targets, proposals)
-            losses = detector(*given)
+            losses = detector(*given, count=count)
         stacked = torch.stack([loss.float() for loss in losses.values()])
         stacked.sum().backward()
     grad_norm = None

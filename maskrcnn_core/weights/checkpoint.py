@@ -17,14 +17,15 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.printable import printable
+from maskrcnn_core.weights.format_1 import FORMAT_1, in_names_of_format_1, renamed_settings, renamed_weight
 from maskrcnn_core.weights.soundness import check_finite
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DIGEST = "weights_sha256"
 _MAX_CONFIG_BYTES = 1 << 24
 _MAX_TEXT = 200
@@ -60,7 +61,7 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]
         CheckpointError: a file is missing, cut short, not a checkpoint of this format, other than it was written, or
             holds values that are no finite numbers.
     """
-    config, digest = _read_config(folder)
+    version, config, digest = _read_config(folder)
     with _weights_errors(Path(folder) / WEIGHTS_NAME) as path:
         state = safetensors.torch.load_file(path)
         if digest is not None and file_digest(path) != digest:
@@ -69,7 +70,7 @@ def load_checkpoint(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]
                 f"again (if you have replaced it yourself, take {_DIGEST} out of {CONFIG_NAME})"
             )
     check_finite(state, str(path))
-    return config, state
+    return config, {_current_name(name, version): value for name, value in state.items()}
 
 
 def weight_shapes(folder: Path | str) -> dict[str, tuple[int, ...]]:
@@ -78,9 +79,14 @@ def weight_shapes(folder: Path | str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: see `load_checkpoint`.
     """
+    version = _read_config(folder)[0]
     with _weights_errors(Path(folder) / WEIGHTS_NAME) as path, safetensors.safe_open(path, "pt") as file:
         names: list[str] = list(file.keys())
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        return {_current_name(name, version): tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def _current_name(name: str, version: int) -> str:
+    return renamed_weight(name) if version == FORMAT_1 else name
 
 
 def check_weights(folder: Path | str) -> None:
@@ -112,25 +118,40 @@ def load_config(folder: Path | str) -> ModelConfig:
     Raises:
         CheckpointError: see `load_checkpoint`.
     """
-    return _read_config(folder)[0]
+    return _read_config(folder)[1]
 
 
-def _read_config(folder: Path | str) -> tuple[ModelConfig, str | None]:
-    """Configuration, and the digest of the weights where the folder has it."""
+def _read_config(folder: Path | str) -> tuple[int, ModelConfig, str | None]:
+    """Format, configuration, and the digest of the weights where the folder has it."""
     path = Path(folder) / CONFIG_NAME
     document = _read_document(path)
     version = document.get("format_version") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: got format_version {_shown(version)}, expected {FORMAT_VERSION}")
+    if type(version) is not int or version not in (FORMAT_1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: got format_version {_shown(version)}, expected {FORMAT_VERSION}, or {FORMAT_1}, which is read too"
+        )
     digest = document.get(_DIGEST)
     if digest is not None and (not isinstance(digest, str) or re.fullmatch("[0-9a-f]{64}", digest) is None):
         raise CheckpointError(f"{path}: {_DIGEST}: got {_shown(digest)}, expected the SHA-256 of {WEIGHTS_NAME}")
     if "model" not in document:
         raise CheckpointError(f"{path}: model is missing, expected the detector's settings; copy the file again")
+    read = _config_of_format_1 if version == FORMAT_1 else _config
     try:
-        return config_from_dict(ModelConfig, document["model"], "model"), digest
+        return version, read(document["model"]), digest
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _config(model: Any) -> ModelConfig:
+    return config_from_dict(ModelConfig, model, "model")
+
+
+def _config_of_format_1(model: Any) -> ModelConfig:
+    renamed = renamed_settings(model)
+    try:
+        return _config(renamed)
+    except ConfigError as error:
+        raise ConfigError(in_names_of_format_1(str(error))) from error
 
 
 def _read_document(path: Path) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
     """The layers whose rows belong to classes, by their module's name."""
     layouts: dict[str, ClassLayout] = {}
     if config.box_head.enabled:
-        layouts["box_head.classes"] = ClassLayout(background=True)
+        layouts["regions.box.head.classes"] = ClassLayout(background=True)
         if not config.box_head.class_agnostic:
-            layouts["box_head.deltas"] = ClassLayout(background=False)
+            layouts["regions.box.head.deltas"] = ClassLayout(background=False)
     if config.mask_head.enabled and not config.mask_head.class_agnostic:
-        layouts["mask_head.predictor"] = ClassLayout(background=config.mask_head.activation == "softmax")
+        layouts["regions.mask.head.predictor"] = ClassLayout(background=config.mask_head.activation == "softmax")
     return layouts
 
 

@@ -1,6 +1,6 @@
 """The 80 object categories of COCO with the ids of its annotation files (Lin et al., ECCV 2014)."""
 
-from maskrcnn_core.config import Category
+from maskrcnn_core.config.model import Category
 
 _NAMES_BY_ID = {
     1: "person",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.weights.checkpoint import check_weights, load_checkpoint, load_config
 from maskrcnn_core.weights.class_rows import are_same_categories, class_layouts, common_categories, copied_rows
@@ -35,8 +35,14 @@ class InitialWeights:
 
     @property
     def fresh_parts(self) -> tuple[str, ...]:
-        """Modules that hold the fresh weights, such as `box_head.classes`."""
-        return tuple(dict.fromkeys(".".join(name.split(".")[:2]) for name in self.fresh))
+        """Modules that hold the fresh weights, such as `regions.box.head.classes`."""
+        return tuple(dict.fromkeys(_module(name) for name in self.fresh))
+
+
+def _module(name: str) -> str:
+    """Of a head the layer (`dense.head.logits`), of everything else the part (`trunk.stages`)."""
+    names = name.split(".")
+    return ".".join(names[: names.index("head") + 2 if "head" in names else 2])
 
 
 def check_initial(config: ModelConfig, checkpoints: Sequence[Path | str]) -> None:
@@ -120,7 +126,7 @@ def _named_otherwise(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
     """Modules whose outputs stand for other things in the two models, though they may be equally many."""
     found = [] if are_same_categories(ours, theirs) else list(class_layouts(ours))
     if ours.keypoint_head.names != theirs.keypoint_head.names:
-        found.append("keypoint_head.deconv")
+        found.append("regions.keypoints.head.deconv")
     return found
 
 

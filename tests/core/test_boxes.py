@@ -1,6 +1,7 @@
 """Boxes against numbers by eye, literal references and torchvision."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -139,17 +140,20 @@ def all_valid(scores: Tensor) -> Tensor:
     return torch.ones_like(scores, dtype=torch.bool)
 
 
-def test_suppress_by_eye() -> None:
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_suppress_by_eye(fixed_size: bool) -> None:
     # Slots 0 and 1 overlap by 0.9; slot 2 is far; slot 3 is slot 1 in another group.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [0, 0, 10, 9]]])
     scores, groups = torch.tensor([[0.5, 0.9, 0.1, 0.2]]), torch.tensor([[0, 0, 0, 1]])
-    assert suppress(boxes, scores, groups, all_valid(scores), 0.5).tolist() == [[False, True, True, True]]
-    assert suppress(boxes, scores, groups, all_valid(scores), 0.95).all()
+    assert suppress(boxes, scores, groups, all_valid(scores), 0.5, fixed_size=fixed_size).tolist() == [
+        [False, True, True, True]
+    ]
+    assert suppress(boxes, scores, groups, all_valid(scores), 0.95, fixed_size=fixed_size).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("way", [suppress, _suppress_at_once])
-def test_suppress_is_torchvisions_in_each_image(way: object, seed: int) -> None:
+def test_suppress_is_torchvisions_in_each_image(way: Callable[..., Tensor], seed: int) -> None:
     boxes = random_boxes(3, 60, seed=seed, whole=True)
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 8, (3, 60), generator=generator) / 8  # with many ties
@@ -162,14 +166,14 @@ def test_suppress_is_torchvisions_in_each_image(way: object, seed: int) -> None:
 
 
 @pytest.mark.parametrize("way", [suppress, _suppress_at_once])
-def test_of_equal_scores_the_earlier_slot_stays(way: object) -> None:
+def test_of_equal_scores_the_earlier_slot_stays(way: Callable[..., Tensor]) -> None:
     boxes, scores = torch.tensor([[[5.0, 5, 9, 9]] * 6]), torch.full((1, 6), 0.5)
     keep = way(boxes, scores, torch.zeros(1, 6, dtype=torch.int64), all_valid(scores), 0.5)
     assert keep.tolist() == [[True] + [False] * 5]
 
 
 @pytest.mark.parametrize("way", [suppress, _suppress_at_once])
-def test_invalid_slots_are_as_if_absent(way: object) -> None:
+def test_invalid_slots_are_as_if_absent(way: Callable[..., Tensor]) -> None:
     boxes, groups = random_boxes(2, 40, whole=True), torch.zeros(2, 40, dtype=torch.int64)
     scores = torch.rand(2, 40, generator=torch.Generator().manual_seed(1))
     valid = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) > 0.5
@@ -181,10 +185,13 @@ def test_invalid_slots_are_as_if_absent(way: object) -> None:
         assert sorted(kept.tolist()) == keep[image].nonzero()[:, 0].tolist()
 
 
+@pytest.mark.parametrize("fixed_size", [False, True])
 @pytest.mark.parametrize("slots", [0, 3])
-def test_nothing_valid_keeps_nothing(slots: int) -> None:
+def test_nothing_valid_keeps_nothing(slots: int, fixed_size: bool) -> None:
     nothing = torch.zeros(2, slots, dtype=torch.bool)
-    keep = suppress(torch.zeros(2, slots, 4), torch.zeros(2, slots), nothing.long(), nothing, 0.5)
+    keep = suppress(
+        torch.zeros(2, slots, 4), torch.zeros(2, slots), nothing.long(), nothing, 0.5, fixed_size=fixed_size
+    )
     assert keep.shape == (2, slots)
     assert not keep.any()
 
@@ -196,7 +203,7 @@ def soft(
     valid: Tensor,
     gaussian: bool,
     max_kept: int = 1000,
-    fixed_size: bool | None = None,
+    fixed_size: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return soft_suppress(
         boxes,
@@ -265,23 +272,25 @@ def test_soft_suppress_is_the_slow_reference(gaussian: bool, seed: int, fixed_si
     assert lowered.sum() > 5  # boxes that overlap others stay, too
 
 
-def test_soft_suppress_by_eye() -> None:
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_soft_suppress_by_eye(fixed_size: bool) -> None:
     # Slot 1 covers 0.6 of slot 0 and 2 lies far away; 3 is 1 in another group. Linear: 0.8 * 0.4 = 0.32.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 6], [50, 50, 60, 60], [0, 0, 10, 6]]])
     scores, groups = torch.tensor([[0.9, 0.8, 0.4, 0.6]]), torch.tensor([[0, 0, 0, 1]])
-    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=False)
+    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=False, fixed_size=fixed_size)
     assert slots.tolist() == [[0, 3, 2, 1]]
     torch.testing.assert_close(kept, torch.tensor([[0.9, 0.6, 0.4, 0.32]]))
-    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=True)
+    slots, kept = soft(boxes, scores, groups, all_valid(scores), gaussian=True, fixed_size=fixed_size)
     assert slots.tolist() == [[0, 3, 2, 1]]
     torch.testing.assert_close(kept, torch.tensor([[0.9, 0.6, 0.4, 0.8 * math.exp(-0.72)]]))
 
 
-def test_soft_suppress_without_overlap_only_sorts() -> None:
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_soft_suppress_without_overlap_only_sorts(fixed_size: bool) -> None:
     corners = torch.arange(6.0)[:, None] * 20
     boxes = torch.cat((corners, corners, corners + 10, corners + 10), dim=1)[None]
     scores = torch.tensor([[0.3, 0.9, 0.04, 0.5, 0.5, 0.1]])
-    slots, kept = soft(boxes, scores, torch.zeros(1, 6).long(), all_valid(scores), gaussian=True)
+    slots, kept = soft(boxes, scores, torch.zeros(1, 6).long(), all_valid(scores), gaussian=True, fixed_size=fixed_size)
     taken = slots[kept > 0]
     assert taken.tolist() == [1, 3, 4, 0, 5]  # of equal scores the earlier slot first; the weakest not at all
     assert kept[0, :5].tolist() == scores[0, taken].tolist()

@@ -1,5 +1,7 @@
 """Heatmaps to places and back, left and right: by eye, against torchvision, against slow references."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,8 +57,8 @@ def smooth(number: int, keypoints: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(("low", "high"), [(0.3, 8.0), (8.0, 60.0), (60.0, 300.0)])
 @pytest.mark.parametrize("make", [realistic_maps, noise, enlarged_noise, smooth])
-def test_places_and_scores_are_torchvisions(make: object, low: float, high: float) -> None:
-    maps = make(25, 3, 7)  # type: ignore[operator]
+def test_places_and_scores_are_torchvisions(make: Callable[..., Tensor], low: float, high: float) -> None:
+    maps = make(25, 3, 7)
     boxes = random_boxes(25, low, high, seed=3)
     expected, scores = heatmaps_to_keypoints(maps, boxes)
     points, logits = decode_heatmaps(maps, boxes)
@@ -114,8 +116,8 @@ def test_of_equal_maxima_the_first_in_reading_order(fixed_size: bool) -> None:
 
 @pytest.mark.parametrize("make", [realistic_maps, enlarged_noise])
 @pytest.mark.parametrize("high", [60.0, 400.0])
-def test_what_a_gpu_looks_at_holds_the_maximum(make: object, high: float) -> None:
-    maps = make(100, 3, 11).flatten(0, 1)  # type: ignore[operator]
+def test_what_a_gpu_looks_at_holds_the_maximum(make: Callable[..., Tensor], high: float) -> None:
+    maps = make(100, 3, 11).flatten(0, 1)
     pixels = (torch.rand(300, 2, generator=generator(5)) * high).clamp(min=1).ceil()
     step = -(-int(pixels.max()) // 56) + 1
     every, some = (_find_maxima(maps, pixels, step, intervals) for intervals in (None, _INTERVALS_ON_A_GPU))

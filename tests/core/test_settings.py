@@ -13,31 +13,29 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_core.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    InputConfig,
-    KeypointHeadConfig,
-    ModelConfig,
-)
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig
+from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.config.model import Category, ModelConfig
+from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.train_config import AugmentConfig, TrainConfig, TrainRun
-from maskrcnn_core.training.draws import image_seeds
 from maskrcnn_core.training.optimizer import build_optimizer, learning_rate
 from maskrcnn_core.training.sampler import counter_generator
+from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.step import seed_step
+from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
 
-PACKAGE = Path(importlib.import_module("maskrcnn_core.config").__file__ or "").parent
+ROOT = Path(importlib.import_module("maskrcnn_core").__file__ or "").parents[1]
 HUGE = 10**18
 
 
 def configurations() -> list[type[Any]]:
     """Every dataclass of settings."""
-    names = ["config", *sorted(path.stem for path in PACKAGE.glob("*_config.py")), "inference.settings"]
-    modules = [importlib.import_module(f"maskrcnn_core.{name}") for name in names]
+    files = [*ROOT.glob("maskrcnn_core/config/*.py"), *ROOT.glob("pipelines/*/config.py")]
+    names = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
+    others = ["jobs.demo_config", "maskrcnn_core.inference.settings", "maskrcnn_core.report.settings"]
+    modules = [importlib.import_module(name) for name in [*names, *others]]
     found = [
         value
         for module in modules
@@ -66,7 +64,7 @@ def fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
     return ((name, hint) for name, hint in hints.items() if not dataclasses.is_dataclass(hint))
 
 
-def named(kinds: list[type[Any]]) -> Any:
+def named(kinds: list[type[Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.__name__)
 
 
@@ -87,12 +85,13 @@ def strange_values(hint: Any) -> list[Any]:
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return [None, "text", 3, *([value] * 3 for value in strange_values(item))]
-    return {
+    values: dict[Any, list[Any]] = {
         int: ["1", 1.5, True, float("nan"), math.inf, None, 2**63, -(2**63), -(10**5000), []],
         float: ["1", True, math.nan, math.inf, -math.inf, None, 10**400, []],
         bool: [1, 0, "true", None],
         str: [1, None, ["a"], b"a"],
-    }.get(hint, [])
+    }
+    return values.get(hint, [])
 
 
 def odd_values(hint: Any) -> list[Any]:
@@ -105,12 +104,13 @@ def odd_values(hint: Any) -> list[Any]:
         arguments = typing.get_args(hint)
         lengths = (0, 1, 2, 1000) if arguments[-1] is Ellipsis else (len(arguments), 0)
         return [(value,) * length for value in odd_values(arguments[0]) for length in lengths]
-    return {
+    values: dict[Any, list[Any]] = {
         int: [0, 1, -1, 3, 64, 1000, 10**6, HUGE, 2**63 - 1],
         float: [0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, 1e9, 1],
         bool: [True, False],
         str: ["", "x", "\0", "\x1b[2J", "x" * 200, "/nowhere", "resnet18"],
-    }.get(hint, [Category(1, "a"), Category(1, "b"), Category(-1, "")])
+    }
+    return values.get(hint, [Category(1, "a"), Category(1, "b"), Category(-1, "")])
 
 
 def one_line(error: ConfigError) -> str:
@@ -140,30 +140,57 @@ def test_odd_values_are_accepted_or_refused_in_one_line(kind: type[Any]) -> None
                 one_line(error)
 
 
-SECTIONS = {kind: name for name, kind in typing.get_type_hints(ModelConfig).items() if dataclasses.is_dataclass(kind)}
-USED = {  # the sections with all their parts in use, on a small trunk
-    "backbone": BackboneConfig(name="resnet18", pretrained=False),
-    "keypoint_head": KeypointHeadConfig(enabled=True, layers=2),
-    "box_head": BoxHeadConfig(convs=1),
-}
-CATEGORIES = (Category(1, "person"), Category(2, "cell"))
+def sections(kind: type[Any], *place: str) -> Iterator[tuple[type[Any], tuple[str, ...]]]:
+    """The sections of a configuration, and their own, with the place of each."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield hint, (*place, name)
+            yield from sections(hint, *place, name)
 
 
-def built(**sections: Any) -> None:
+SECTIONS = dict(sections(ModelConfig))
+USED = ModelConfig(  # all its parts in use, on a small trunk
+    backbone=BackboneConfig(name="resnet18", pretrained=False),
+    keypoint_head=KeypointHeadConfig(enabled=True, layers=2),
+    box_head=BoxHeadConfig(convs=1),
+    categories=(Category(1, "person"), Category(2, "cell")),
+)
+
+
+def changed(config: Any, place: tuple[str, ...], **settings: Any) -> Any:
+    """The configuration with other settings in the section at a place."""
+    if place:
+        settings = {place[0]: changed(getattr(config, place[0]), place[1:], **settings)}
+    return dataclasses.replace(config, **settings)
+
+
+def drawn(section: Any, rng: random.Random) -> Any:
+    """The section with some settings at the ends of what they can hold, its own sections' too."""
+    for name, hint in typing.get_type_hints(type(section)).items():
+        if dataclasses.is_dataclass(hint):
+            section = dataclasses.replace(section, **{name: drawn(getattr(section, name), rng)})
+        elif rng.random() < 0.15 and (type(section), name) not in _NETWORKS:
+            section = dataclasses.replace(section, **{name: rng.choice(odd_values(hint))})
+    return section
+
+
+_NETWORKS = ((BackboneConfig, "name"), (BackboneConfig, "weights"))
+
+
+def built(config: ModelConfig) -> None:
     with torch.device("meta"):
-        build_detector(ModelConfig(categories=CATEGORIES, **USED | sections), load_pretrained=False)
+        build_detector(config, load_pretrained=False)
 
 
 @pytest.mark.slow  # some hundred networks
 @named(list(SECTIONS))
 def test_what_a_model_may_be_can_be_built(kind: type[Any]) -> None:
-    base = USED.get(SECTIONS[kind]) or kind()
     for name, hint in fields(kind):
         for value in odd_values(hint):
             try:
-                section = dataclasses.replace(base, **{name: value})
+                config = changed(USED, SECTIONS[kind], **{name: value})
                 if kind is not InputConfig:  # which nothing is built from
-                    built(**{SECTIONS[kind]: section})
+                    built(config)
             except ConfigError as error:
                 one_line(error)
 
@@ -174,15 +201,10 @@ def test_what_a_model_may_be_in_many_ways_at_once_can_be_built(seed: int) -> Non
     rng = random.Random(seed)
     for _ in range(20):
         try:
-            sections = {}
-            for kind, place in SECTIONS.items():
-                section = USED.get(place) or kind()
-                for name, hint in fields(kind):
-                    if rng.random() < 0.15 and (place, name) not in (("backbone", "name"), ("backbone", "weights")):
-                        section = dataclasses.replace(section, **{name: rng.choice(odd_values(hint))})
-                sections[place] = section
-            sections["anchors"] = dataclasses.replace(sections["anchors"], every_level=True)
-            built(**sections)
+            outer = [place[0] for place in SECTIONS.values() if len(place) == 1]
+            chosen = {name: drawn(getattr(USED, name), rng) for name in outer}
+            chosen["dense"] = changed(chosen["dense"], ("anchors",), every_level=True)
+            built(dataclasses.replace(USED, **chosen))
         except ConfigError as error:
             one_line(error)
 
@@ -287,7 +309,7 @@ def test_contradictory_pairs() -> None:
         lambda: AugmentConfig(copy_paste=0.5),
         lambda: ModelConfig(categories=(Category(1, "a"), Category(1, "b"))),
         lambda: dataclasses.replace(ModelConfig().input, long_side=10),
-        lambda: dataclasses.replace(ModelConfig().rpn, negative_overlap=0.9),
+        lambda: dataclasses.replace(ModelConfig().dense, negative_overlap=0.9),
     ):
         with pytest.raises(ConfigError):
             make()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from maskrcnn_core.label_config import LabelConfig, LabelRun
-from pipelines import labelling
-from pipelines.cluster import NodeCapacity
-from pipelines.label_execution import Detector
-from pipelines.label_output import Chunk
-from pipelines.label_progress import Counts, ProgressBoard
-from pipelines.label_worker import LabelWorker, Task, WorkerSettings
+from pipelines.cluster.connection import NodeCapacity
+from pipelines.labelling import run as labelling
+from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.execution import Detector
+from pipelines.labelling.progress import Counts, ProgressBoard
+from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import FAKE
 
 ROWS_PER_FILE = 2
@@ -21,9 +21,13 @@ ROWS_PER_FILE = 2
 
 def label_here(images: Path, output: Path) -> labelling.LabelSummary:
     """Labels a folder of images with a detector without weights; raises as `labelling.label` does."""
-    settings = LabelRun("checkpoint", str(images), str(output), label=LabelConfig(rows_per_file=ROWS_PER_FILE))
+    return run_here(LabelRun("checkpoint", str(images), str(output), label=LabelConfig(rows_per_file=ROWS_PER_FILE)))
+
+
+def run_here(run: LabelRun) -> labelling.LabelSummary:
+    """The same for any run."""
     with _without_cluster():
-        return labelling.label(settings, detector=FAKE)
+        return labelling.label(run, detector=FAKE)
 
 
 @contextmanager
@@ -35,11 +39,9 @@ def _without_cluster() -> Iterator[None]:
         yield
 
 
-def _label(
-    run: LabelRun, detector: Detector, settings: WorkerSettings, task: Task, todo: Sequence[Chunk], *_: Any
-) -> Counts:
+def _label(run: LabelRun, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any) -> Counts:
     board = ProgressBoard()
     worker = LabelWorker(detector.load, settings, board)
     for chunk in todo:
-        worker.label_chunk(chunk, task)
+        worker.label_chunk(chunk)
     return board.snapshot()

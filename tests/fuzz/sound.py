@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn_core.data.generated import generate_dataset
+from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
-from tests.core.weights.synthetic_models import detectron2_state
+from tests.core.importers.synthetic_models import detectron2_state
 from tests.fuzz.labelling_here import label_here
 from tests.generated_labels import failed_record, random_record, write_run
 from tests.pipelines.fake_detector import write_images

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs import convert, evaluate, export, report, verify
-from maskrcnn_core.data.coco import load_coco
+from maskrcnn_core.data.coco.dataset import load_coco
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.targets import object_targets
 from maskrcnn_core.errors import ImageError, UserError
-from maskrcnn_core.export_config import ExportFormat
+from maskrcnn_core.export.formats import FORMATS
 from maskrcnn_core.weights.checkpoint import load_checkpoint
-from pipelines.data_summary import summarize
+from pipelines.training.data_summary import summarize
 from tests.fuzz.damage import ODD_VALUES, damaged_bytes, damaged_json, damaged_png
 from tests.fuzz.isolation import held_output
 from tests.fuzz.labelling_here import label_here
@@ -116,7 +116,7 @@ def _reader_of_labels(sound: SoundInputs, random_: random.Random, folder: Path, 
         return _job(report.main, ["--labels", run, "--output", folder / "page"])
     if what == "evaluate":
         return _job(evaluate.main, ["--labels", run, "--annotations", sound.truth, *_scoring_options(random_)])
-    form = random_.choice(get_args(ExportFormat))
+    form = random_.choice(FORMATS)
     options = ["--export.polygons", "true"] if random_.random() < 0.3 else []
     output = folder / "place" / "below" / "out"
     verdict = _job(export.main, ["--labels", run, "--format", form, "--output", output, *options])
@@ -153,7 +153,7 @@ def _damaged_table(table: pa.Table, random_: random.Random) -> pa.Table:
 def _damage_row(row: dict[str, Any], random_: random.Random) -> None:
     """A value of the row, or of one of its detections, becomes another."""
     holder: Any = row
-    key = random_.choice(list(row))
+    key: Any = random_.choice(list(row))
     while isinstance(holder[key], list | dict) and holder[key] and random_.random() < 0.85:
         holder = holder[key]
         key = random_.choice(list(holder)) if isinstance(holder, dict) else random_.randrange(len(holder))

@@ -4,13 +4,13 @@ Where each case is covered beside this file, by unit (u) or from end to end (e);
     truncated JPEG, empty file, text renamed .jpg, 30000 x 30000 header, CMYK JPEG, 16-bit PNG, animated GIF, rotated
     EXIF                              tests/core/data/test_decode.py (u)
     empty and damaged files, a file that is gone, beside good ones, with a detector without weights
-                                      tests/pipelines/test_labelling.py (u)
-    no images in a folder             tests/pipelines/test_manifest.py (u), tests/jobs/test_label.py (e)
-    a list of images that is no JSON  tests/pipelines/test_manifest.py (u)
-    annotations that are no JSON      tests/core/data/test_coco.py (u), tests/jobs/test_evaluate.py (e)
+                                      tests/pipelines/labelling/test_run.py (u)
+    no images in a folder             tests/pipelines/images/test_manifest.py (u), tests/jobs/test_label.py (e)
+    a list of images that is no JSON  tests/pipelines/images/test_manifest.py (u)
+    annotations that are no JSON      tests/core/data/coco/test_dataset.py (u), tests/jobs/test_evaluate.py (e)
     unknown category id, polygon of two points, box of zero width
-                                      tests/core/data/test_coco.py (u)
-    output that holds another run     tests/pipelines/test_labelling.py, tests/pipelines/test_training.py (u)
+                                      tests/core/data/coco/test_dataset.py (u)
+    output that holds another run     tests/pipelines/labelling/test_run.py, tests/pipelines/training/test_run.py (u)
     missing and wrong settings        tests/jobs/test_cli.py (e)
 """
 
@@ -33,12 +33,12 @@ import pytest
 from PIL import Image
 
 from jobs import evaluate, label, train
-from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.data.generated import CATEGORIES, generate_dataset
+from maskrcnn_core.data.generated.pictures import CATEGORIES, generate_dataset
 from maskrcnn_core.inference.predictor import load_predictor
-from maskrcnn_core.inference.records import DetectionRecord, ImageRecord, record_schema, records_to_table
 from maskrcnn_core.inference.settings import PredictorSettings
-from pipelines.cluster import connect
+from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.connection import connect
 from tests.small_detector import save_small_detector
 
 # Ray warns about settings of its own that it sets itself.
@@ -49,8 +49,8 @@ model:
   input: {short_side: 64, long_side: 96}
   backbone: {name: efficientnet_lite0, pretrained: false, frozen_stages: 0}
   pyramid: {channels: 8}
-  rpn: {batch_size: 16, pre_nms_train: 20, pre_nms_test: 20, post_nms_train: 10, post_nms_test: 10}
-  roi: {batch_size: 8}
+  dense: {batch_size: 16, pre_nms_train: 20, pre_nms_test: 20, post_nms_train: 10, post_nms_test: 10}
+  regions: {batch_size: 8}
   box_head: {channels: 8}
   mask_head: {channels: 4, layers: 1}
 train: {steps: 1, batch_size: 1, learning_rate: 0.001, threads_per_worker: 1}

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from jobs.benchmark import BENCHMARKS, main
-from maskrcnn_core.benchmark_config import BenchmarkRun
-from maskrcnn_core.cluster_config import ClusterConfig
-from maskrcnn_core.data.generated import generate_dataset
-from pipelines import benchmark_detection, benchmark_encoding, benchmark_labelling, benchmarking
-from pipelines.benchmark_detection import DetectionComparison, DetectionWay
-from pipelines.benchmark_labelling import LabellingComparison, LabellingWay
-from pipelines.cluster import connect
+from maskrcnn_core.data.generated.pictures import generate_dataset
+from pipelines.benchmarks import detection, encoding, labelling
+from pipelines.benchmarks import peer as benchmarking
+from pipelines.benchmarks.config import BenchmarkRun
+from pipelines.benchmarks.detection import DetectionComparison, DetectionWay
+from pipelines.benchmarks.labelling import LabellingComparison, LabellingWay
+from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.connection import connect
 
 SMALL = ["--num_images", "1", "--rounds", "1", "--short_side", "64", "--max_detections", "3", "--threads", "1"]
 HALF = ["--precision", "bfloat16"]
@@ -44,7 +45,7 @@ def test_report_of_detect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         measured.append(run)
         return FOUND
 
-    monkeypatch.setattr(benchmark_detection, "benchmark_detect", measure)
+    monkeypatch.setattr(detection, "benchmark_detect", measure)
     assert main(["detect", "--rounds", "5", "--short_side", "320"]) == 0
     assert measured == [BenchmarkRun(rounds=5, short_side=320)]
     assert capsys.readouterr().out.splitlines() == [
@@ -64,7 +65,7 @@ def test_report_of_label(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         LabellingWay("another way", 0.5, 0.25, 9 << 20, 6 << 20),
     )
     found = LabellingComparison(ways, 8, 100.0, 0.987, "a machine of this kind")
-    monkeypatch.setattr(benchmark_labelling, "benchmark_label", lambda run: found)
+    monkeypatch.setattr(labelling, "benchmark_label", lambda run: found)
     assert main(["label", "--rounds", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [
@@ -84,7 +85,7 @@ def test_report_of_label_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         LabellingWay("another way", 9.0, 0.05, 9 << 20, 6 << 20),
     )
     found = LabellingComparison(ways, 2000, 100.0, 0.987, "a machine of this kind", 64)
-    monkeypatch.setattr(benchmark_labelling, "benchmark_label", lambda run: found)
+    monkeypatch.setattr(labelling, "benchmark_label", lambda run: found)
     assert main(["label", "--use_gpu", "true"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:5] == [
@@ -184,25 +185,25 @@ def test_encoding_is_measured_where_the_bytes_are_equal(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  5 masks in 120 x 100 pixels, 2 rounds, medians; all bytes equal"
     assert float(lines[4].split()[-1]) > 0
-    monkeypatch.setattr(benchmark_encoding, "encode_masks", lambda masks, *_, **__: ["0"] * len(masks))
+    monkeypatch.setattr(encoding, "encode_masks", lambda masks, *_, **__: ["0"] * len(masks))
     with pytest.raises(RuntimeError, match="5 of 5 run lengths differ"):
         main(["encode", *small])
 
 
 def test_what_differs_is_not_compared(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
-    monkeypatch.setattr(benchmark_detection, "peer_of", lambda run: torch.nn.Identity())
-    monkeypatch.setattr(benchmark_detection, "imported_predictor", lambda peer, run: None)
+    monkeypatch.setattr(detection, "peer_of", lambda run: torch.nn.Identity())
+    monkeypatch.setattr(detection, "imported_predictor", lambda peer, run: None)
     label = {"category_id": 1, "score": 0.9, "bbox": [0.0, 0.0, 5.0, 5.0]}
-    monkeypatch.setattr(benchmark_detection, "peer_labels", lambda *_, **__: [[label]])
-    monkeypatch.setattr(benchmark_detection, "our_labels", lambda *_: [()])
+    monkeypatch.setattr(detection, "peer_labels", lambda *_, **__: [[label]])
+    monkeypatch.setattr(detection, "our_labels", lambda *_: [()])
     with pytest.raises(RuntimeError, match=r"ours has 0\.0% of torchvision's detections"):
         main(["detect", "--images", str(images), *SMALL])
 
 
 def test_the_pace_is_that_after_the_first_quarter() -> None:
     points = [(1, 5.0), (20, 14.0), (30, 16.0), (100, 30.0)]
-    assert benchmark_labelling._steady_rate(points) == 70 / 14
-    assert benchmark_labelling._steady_rate([(1, 0.5), (40, 9.0), (41, 10.0)]) == 4.1
+    assert labelling._steady_rate(points) == 70 / 14
+    assert labelling._steady_rate([(1, 0.5), (40, 9.0), (41, 10.0)]) == 4.1
 
 
 @pytest.mark.ray

@@ -4,7 +4,7 @@ import pytest
 
 from jobs.cli import parse_run
 from jobs.train import main
-from maskrcnn_core.train_config import TrainRun
+from pipelines.training.config import TrainRun
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -27,7 +27,7 @@ def test_the_configurations_are_there() -> None:
 
 def test_nuclei_has_small_anchors_and_a_short_schedule() -> None:
     run = parse(next(path for path in CONFIGS if path.stem == "nuclei"))
-    assert run.model.anchors.sizes == (8, 16, 32, 64, 128)
+    assert run.model.dense.anchors.sizes == (8, 16, 32, 64, 128)
     assert run.model.backbone.name == "efficientnet_lite0"
     assert run.train.warmup_steps < run.train.steps
 
@@ -58,21 +58,21 @@ def test_detectron2s_recipes(name: str, pyramid: str, backbone: str, schedule: s
     assert (train.warmup_steps, train.warmup_factor) == (1000, 0.001)
     assert (model.pyramid.kind, model.backbone.name, model.backbone.frozen_stages) == (pyramid, backbone, 2)
     assert model.input.resize == "antialias"
-    assert (model.roi.sampling_ratio, model.roi.aligned) == (0, True)
-    assert model.rpn.smooth_l1_beta == 0
+    assert (model.regions.sampling_ratio, model.regions.aligned) == (0, True)
+    assert model.dense.smooth_l1_beta == 0
     if name.startswith("keypoint"):
         assert model.keypoint_head.enabled
         assert not model.mask_head.enabled
-        assert (model.rpn.post_nms_train, model.box_head.smooth_l1_beta) == (1500, 0.5)
+        assert (model.dense.post_nms_train, model.box_head.smooth_l1_beta) == (1500, 0.5)
         return
     assert model.box_head.smooth_l1_beta == 0
     if pyramid == "fpn":
-        assert (model.rpn.pre_nms_train, model.rpn.post_nms_train, model.input.divisor) == (2000, 1000, 32)
+        assert (model.dense.pre_nms_train, model.dense.post_nms_train, model.input.divisor) == (2000, 1000, 32)
     else:
-        assert (model.rpn.pre_nms_train, model.rpn.post_nms_train, model.rpn.pre_nms_test) == (12_000, 2000, 6000)
-        assert model.anchors.every_level
+        assert (model.dense.pre_nms_train, model.dense.post_nms_train, model.dense.pre_nms_test) == (12_000, 2000, 6000)
+        assert model.dense.anchors.every_level
     if pyramid == "c4":
-        assert (model.box_head.layers, model.mask_head.layers, model.roi.box_resolution) == (0, 0, 14)
+        assert (model.box_head.layers, model.mask_head.layers, model.regions.box_resolution) == (0, 0, 14)
 
 
 def test_torchvisions_recipe() -> None:
@@ -81,9 +81,9 @@ def test_torchvisions_recipe() -> None:
     assert (run.train.steps, run.train.decay_steps) == (26 * epoch, (16 * epoch, 22 * epoch))
     assert (run.train.peak_learning_rate, run.train.batch_size, run.train.aspect_ratio_factor) == (0.02, 16, 3)
     assert run.train.weight_decay == run.train.weight_decay_bias == run.train.weight_decay_norm == 1e-4
-    assert not run.model.roi.aligned
-    assert run.model.anchors.rounded
-    assert run.model.rpn.post_nms_train == 2000
+    assert not run.model.regions.aligned
+    assert run.model.dense.anchors.rounded
+    assert run.model.dense.post_nms_train == 2000
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS if path.stem.endswith("100ep")])
@@ -95,7 +95,7 @@ def test_large_scale_jitter_recipes(name: str) -> None:
     assert run.train.augment.crop == (1024, 1024)
     assert run.train.augment.copy_paste == (0.5 if name.startswith("copy_paste") else 0.0)
     assert (run.train.peak_learning_rate, run.train.weight_decay) == (0.1, 4e-5)
-    assert (run.model.rpn.convs, run.model.box_head.convs, run.model.box_head.layers) == (2, 4, 1)
+    assert (run.model.dense.convs, run.model.box_head.convs, run.model.box_head.layers) == (2, 4, 1)
 
 
 def test_half_the_batch_has_half_the_rate() -> None:

@@ -13,11 +13,12 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from jobs.convert import main
-from maskrcnn_core.data.generated import generate_picture
-from maskrcnn_core.inference.predictor import Predictor, PredictorSettings, describe_checkpoint
+from maskrcnn_core.data.generated.pictures import generate_picture
+from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import load_checkpoint
-from tests.core.weights.synthetic_models import detectron2_state
+from tests.core.importers.synthetic_models import detectron2_state
 
 NUM_CLASSES = 3
 SIDE = 96
@@ -73,7 +74,7 @@ def test_the_converted_checkpoint_labels_as_torchvision_does(
     config = replace(
         config,
         input=replace(config.input, short_side=SIDE, long_side=2 * SIDE),
-        rpn=replace(config.rpn, post_nms_test=50),
+        dense=replace(config.dense, post_nms_test=50),
     )
     detector = build_detector(config, load_pretrained=False)
     detector.load_state_dict(state)

@@ -10,16 +10,16 @@ import yaml
 import jobs.evaluate
 import jobs.label
 import jobs.train
-import pipelines.contact_sheet
-import pipelines.evaluation
+import pipelines.evaluation.run
+import pipelines.report.contact_sheet
 from jobs import demo
-from maskrcnn_core.evaluate_config import EvaluateRun
 from maskrcnn_core.evaluation.coco import CocoScores
 from maskrcnn_core.evaluation.results import Coverage
-from maskrcnn_core.label_config import LabelRun
-from maskrcnn_core.train_config import TrainRun
-from pipelines.evaluation import EvaluationSummary
-from pipelines.training import TrainSummary
+from pipelines.evaluation.config import EvaluateRun
+from pipelines.evaluation.run import EvaluationSummary
+from pipelines.labelling.config import LabelRun
+from pipelines.training.config import TrainRun
+from pipelines.training.run import TrainSummary
 
 BOX, MASK = (0.5, 0.876, *[0.1] * 10), (0.4, 0.804, *[0.1] * 10)
 SCORES = CocoScores({"bbox": BOX, "segm": MASK}, (), Coverage(2, 2, 0, 0, 0), 5, 6, {}, {})
@@ -57,8 +57,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(jobs.train, "train_with_progress", train)
     monkeypatch.setattr(jobs.label, "label_with_progress", noted.label.append)
     monkeypatch.setattr(jobs.evaluate, "print_scores", lambda scores: print(f"scores: {scores is SCORES}"))
-    monkeypatch.setattr(pipelines.evaluation, "evaluate", score)
-    monkeypatch.setattr(pipelines.contact_sheet, "write_contact_sheet", draw)
+    monkeypatch.setattr(pipelines.evaluation.run, "evaluate", score)
+    monkeypatch.setattr(pipelines.report.contact_sheet, "write_contact_sheet", draw)
     return noted
 
 
@@ -153,8 +153,8 @@ def test_a_demo_without_pictures_is_one_line(
 @pytest.mark.slow  # trains, labels and scores on Ray: some 30 s
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns about settings of its own that it sets itself
 def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from maskrcnn_core.cluster_config import ClusterConfig
-    from pipelines.cluster import connect
+    from pipelines.cluster.config import ClusterConfig
+    from pipelines.cluster.connection import connect
 
     settings = yaml.safe_load(demo._CONFIG.read_text())
     settings["train"] |= {"steps": 2, "warmup_steps": 0, "batch_size": 1, "checkpoint_every": 1}

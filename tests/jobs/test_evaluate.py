@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import main
-from maskrcnn_core.inference.proposal_records import ProposalRecord, proposals_to_table
+from maskrcnn_core.records.proposals import ProposalRecord, proposals_to_table
 from tests.core.evaluation.synthetic import (
     CATEGORIES,
     HEIGHT,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.evaluation
+import pipelines.evaluation.run
 from jobs import evaluate, export, report
 from maskrcnn_core.errors import StorageError
-from pipelines.writable import require_writable, require_writable_folder
+from pipelines.storage.writable import require_writable, require_writable_folder
 from tests.core.evaluation.synthetic import annotation, annotation_file, detection, found, label_table, random_problem
 
 
@@ -31,7 +31,7 @@ def test_a_place_that_cannot_be_written_costs_no_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipelines.evaluation, "read_inputs", lambda *_: pytest.fail("has begun to work"))
+    monkeypatch.setattr(pipelines.evaluation.run, "read_inputs", lambda *_: pytest.fail("has begun to work"))
     output = place.format(folder=tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert evaluate.main([*arguments, "--output", output]) == 2

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 JOB = """
 import signal, subprocess, sys, time
 from jobs.cli import run_job
-from maskrcnn_core.verify_config import VerifyRun
+from pipelines.verification.config import VerifyRun
 def action(run):
     print("ready", flush=True)
     {action}
@@ -145,7 +145,7 @@ def _take_terminal() -> None:
 
 def test_a_job_that_has_ended_leaves_the_signals_as_they_were() -> None:
     from jobs.cli import run_job
-    from maskrcnn_core.verify_config import VerifyRun
+    from pipelines.verification.config import VerifyRun
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ()), signal.getsignal(signal.SIGINT)
     assert run_job(VerifyRun, lambda _: 7, prog="x", argv=["--labels", "l"]) == 7

@@ -1,18 +1,18 @@
-"""The words of jobs.label; the work is tested in tests/pipelines/test_labelling.py."""
+"""The words of jobs.label; the work is tested in tests/pipelines/labelling/test_run.py."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import label as job
-from maskrcnn_core.label_config import LabelConfig, LabelRun
-from pipelines.label_output import FailedImage
-from pipelines.label_progress import LabelProgress
-from pipelines.labelling import LabelSummary
+from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.run import LabelSummary
+from pipelines.labels.chunks import FailedImage
 
 
 def summary(**changes: object) -> LabelSummary:
-    values: dict = {
+    values: dict[str, Any] = {
         "images": 10,
         "statuses": {"missing": 1, "ok": 8, "unreadable": 1},
         "detections": 33,
@@ -28,7 +28,7 @@ def summary(**changes: object) -> LabelSummary:
     return LabelSummary(**values | changes)
 
 
-def settings(images: str = "photos", **label: object) -> LabelRun:
+def settings(images: str = "photos", **label: Any) -> LabelRun:
     return LabelRun("ckpt", images, "my out", label=LabelConfig(**label))
 
 
@@ -61,25 +61,6 @@ def test_exit_code_follows_the_share_of_failed_images(allowed: float, code: int)
     assert any("more than label.max_failed_fraction" in line for line in job.summary_lines(run, summary())) == bool(
         code
     )
-
-
-def test_progress_line() -> None:
-    state = LabelProgress(images=4000, done=400, detections=7, failed=0, images_per_second=1.0)
-    assert job.progress_numbers(state) == "1.00 images/s  7 detections  waiting 0%  left 1:00:00"
-    state = LabelProgress(images=4, done=0, detections=0, failed=0, images_per_second=0.0)
-    assert job.progress_numbers(state) == "0.00 images/s  0 detections"
-
-
-def test_plain_lines_become_rare(capsys: pytest.CaptureFixture[str]) -> None:
-    now = 0.0
-    show = job.PlainProgress(clock=lambda: now)
-    for second in range(1, 41):
-        now = float(second)
-        show(LabelProgress(100, second, 0, 0, 1.0))
-    lines = [dict(pair.split("=") for pair in line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert [int(line["done"]) for line in lines] == [5, 15, 35]
-    assert [int(line["seconds_left"]) for line in lines] == [95, 85, 65]
-    assert {line["event"] for line in lines} == {"progress"}
 
 
 @pytest.mark.parametrize(

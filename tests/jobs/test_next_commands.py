@@ -8,11 +8,11 @@ import pytest
 
 from jobs import evaluate, export, label, report, verify
 from jobs.cli import parse_run
-from maskrcnn_core.export_config import ExportFormat
-from maskrcnn_core.label_config import LabelConfig, LabelRun
-from maskrcnn_core.train_config import TrainRun
-from pipelines.labelling import LabelSummary
-from pipelines.verification import VerificationSummary  # noqa: F401 (the job's own import, made once)
+from maskrcnn_core.export.formats import FormatName
+from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.run import LabelSummary
+from pipelines.training.config import TrainRun
+from pipelines.verification.run import VerificationSummary  # noqa: F401 (the job's own import, made once)
 from tests.generated_labels import CATEGORIES, failed_record, random_record, write_run
 
 JOBS = {"evaluate": evaluate.main, "verify": verify.main, "report": report.main, "export": export.main}
@@ -57,7 +57,7 @@ def test_after_labelling(from_json: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["coco", "coco_dataset"])
-def test_after_an_export(format: ExportFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_an_export(format: FormatName, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write_run(tmp_path / "run", [random_record(seed) for seed in range(4)])
     output = str(tmp_path / "my labels.json")
     assert export.main(["--labels", str(tmp_path / "run"), "--format", format, "--output", output]) == 0

@@ -4,14 +4,18 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, report
-from maskrcnn_core.inference.records import record_from_row, record_schema, records_to_table, schema_categories
-from maskrcnn_core.report_config import PicturesConfig
+from maskrcnn_core.records.labels import record_from_row, record_schema, records_to_table, schema_categories
+from maskrcnn_core.report.settings import PicturesConfig
 from tests.pipelines.label_runs import write_label_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 BROWSER_ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -109,7 +113,7 @@ def test_pictures_stay_small_by_default() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
+def browser() -> Iterator["Browser"]:
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium on this machine")
@@ -124,7 +128,9 @@ def browser() -> Iterator[object]:
 class Opened:
     """The page in a browser window, with everything that it complained about or asked the network for."""
 
-    def __init__(self, browser, page: Path, width: int = 1280, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: "Browser", page: Path, width: int = 1280, scheme: Literal["light", "dark"] = "light"
+    ) -> None:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
@@ -143,14 +149,14 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser, page: Path) -> Iterator[Opened]:
+def opened(browser: "Browser", page: Path) -> Iterator[Opened]:
     one = Opened(browser, page)
     yield one
     one.context.close()
     assert one.complaints == []
 
 
-def column(window, table: str, number: int) -> list[str]:
+def column(window: "Page", table: str, number: int) -> list[str]:
     return window.locator(f"#{table} tbody tr > :nth-child({number})").all_inner_texts()
 
 
@@ -224,8 +230,8 @@ def test_category_opens_and_closes_by_keyboard(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-def test_themes(opened: Opened, browser, page: Path) -> None:
-    def paper(window) -> str:
+def test_themes(opened: Opened, browser: "Browser", page: Path) -> None:
+    def paper(window: "Page") -> str:
         return window.evaluate("getComputedStyle(document.body).backgroundColor")
 
     light = paper(opened.window)
@@ -242,14 +248,16 @@ def test_themes(opened: Opened, browser, page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_phone_scrolls_in_one_direction_only(browser, page: Path) -> None:
+def test_a_phone_scrolls_in_one_direction_only(browser: "Browser", page: Path) -> None:
     phone = Opened(browser, page, width=375)
     widths = "[document.documentElement.scrollWidth, document.body.scrollWidth]"
     assert max(phone.window.evaluate(widths)) <= 375
     phone.window.locator("[data-open]").first.click()
     assert max(phone.window.evaluate(widths)) <= 375
     phone.window.locator("#gallery-right .card").first.click()
-    assert phone.window.locator("#lightbox").bounding_box()["width"] <= 375
+    box = phone.window.locator("#lightbox").bounding_box()
+    assert box is not None
+    assert box["width"] <= 375
     assert phone.window.evaluate("document.querySelector('#lightbox').scrollWidth") <= 375
     phone.context.close()
     assert phone.complaints == []

@@ -1,5 +1,6 @@
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +9,13 @@ from PIL import Image
 
 from jobs import train as job
 from jobs.cli import parse_run
-from maskrcnn_core.evaluate_config import EvaluateRun
-from maskrcnn_core.label_config import LabelRun
-from maskrcnn_core.train_config import DataConfig, DatasetConfig, TrainRun
-from pipelines import training
-from pipelines.source import entries as entries_of
-from pipelines.source import open_source
-from pipelines.training import TrainSummary
-from pipelines.training_progress import (
+from pipelines.evaluation.config import EvaluateRun
+from pipelines.images.source import entries as entries_of
+from pipelines.images.source import open_source
+from pipelines.labelling.config import LabelRun
+from pipelines.training import run as training
+from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.events import (
     CheckpointPassedOver,
     CheckpointSaved,
     DataNote,
@@ -28,6 +28,7 @@ from pipelines.training_progress import (
     ValidationReport,
     WorkersLost,
 )
+from pipelines.training.run import TrainSummary
 
 STARTED = TrainingStarted(0, 600, 200, 73, 2, 4, 0)
 STEP = StepReport(
@@ -143,10 +144,10 @@ def test_summary_repeats_what_was_left_out() -> None:
 
 
 def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fake_train(run: TrainRun, on_progress: object) -> TrainSummary:
+    def fake_train(run: TrainRun, on_progress: Callable[[TrainingEvent], None]) -> TrainSummary:
         assert run.train.steps == 600
         for event in (STARTED, STEP, VALIDATION):
-            on_progress(event)  # type: ignore[operator]
+            on_progress(event)
         return SUMMARY
 
     monkeypatch.setattr(training, "train", fake_train)
@@ -163,9 +164,9 @@ def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     shown: list[TrainingEvent] = [STARTED, STEP, VALIDATION]
 
-    def fake_train(run: TrainRun, on_progress: object) -> TrainSummary:
+    def fake_train(run: TrainRun, on_progress: Callable[[TrainingEvent], None]) -> TrainSummary:
         for event in shown:
-            on_progress(event)  # type: ignore[operator]
+            on_progress(event)
         return SUMMARY
 
     monkeypatch.setattr(training, "train", fake_train)

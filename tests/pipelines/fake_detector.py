@@ -13,18 +13,25 @@ import numpy as np
 import pycocotools.mask
 from PIL import Image
 
-from maskrcnn_core.config import Category
+from maskrcnn_core.config.model import Category
+from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import CheckpointError, ImageError
-from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings
-from pipelines import storage
-from pipelines.label_execution import Detector
+from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
+from pipelines.labelling.execution import Detector
+from pipelines.storage import files
 
 CATEGORIES = (Category(1, "dark"), Category(7, "light"))
 
 
 class FakePredictor:
-    """Finds one object per image, named by the image's brightness; can be told to misbehave by `checkpoint`."""
+    """Finds one object per image, named by the image's brightness; can be told to misbehave by `checkpoint`.
+
+    It looks for objects itself: it takes no proposals, and makes none.
+    """
+
+    max_proposals = 0
 
     def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
         self.fingerprint = _fingerprint(checkpoint, min_score)
@@ -34,8 +41,14 @@ class FakePredictor:
         if self._mode == "dies_committing":
             _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
 
-    def predict(self, encoded: Sequence[bytes | ImageError]) -> list[ImageRecord]:
+    def predict(
+        self, encoded: Sequence[bytes | ImageError], proposals: Sequence[ImageProposals | ImageError] | None = None
+    ) -> list[ImageRecord]:
+        assert proposals is None
         return [self._one_or_why_not(image) for image in encoded]
+
+    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
+        return [failed_proposals("failed", "RuntimeError: it makes no proposals") for _ in encoded]
 
     def _one_or_why_not(self, image: bytes | ImageError) -> ImageRecord:
         try:
@@ -79,7 +92,7 @@ def _die_between_writing_and_committing(deaths: Path) -> None:
     """In this process each third label file is written in full under its temporary name, and then comes SIGKILL,
     three times in all."""
     written = 0
-    replace_file = storage.replace_file
+    replace_file = files.replace_file
 
     def deadly(temporary: Path, path: Path) -> None:
         nonlocal written
@@ -90,7 +103,7 @@ def _die_between_writing_and_committing(deaths: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace_file(temporary, path)
 
-    storage.replace_file = deadly
+    files.replace_file = deadly
 
 
 def _decode(image: bytes, max_pixels: int) -> np.ndarray:

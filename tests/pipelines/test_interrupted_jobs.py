@@ -19,11 +19,11 @@ import pytest
 import torch
 import yaml
 
-from maskrcnn_core.data.generated import generate_dataset
-from maskrcnn_core.verify_config import VerifyRun
+from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.weights.checkpoint import load_checkpoint
-from pipelines.benchmark_chaos import small_checkpoint
-from pipelines.verification import verify
+from pipelines.benchmarks.chaos import small_checkpoint
+from pipelines.verification.config import VerifyRun
+from pipelines.verification.run import verify
 from tests.pipelines.interruptions import Ended, Job, interrupted, moments
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(3600)]
@@ -38,14 +38,14 @@ _MODEL = {
     "input": {"short_side": 64, "long_side": 96},
     "backbone": {"name": "efficientnet_lite0", "pretrained": False, "frozen_stages": 0},
     "pyramid": {"channels": 8},
-    "rpn": {
+    "dense": {
         "batch_size": 16,
         "pre_nms_train": 20,
         "pre_nms_test": 20,
         "post_nms_train": 10,
         "post_nms_test": 10,
     },
-    "roi": {"batch_size": 8},
+    "regions": {"batch_size": 8},
     "box_head": {"channels": 8},
     "mask_head": {"channels": 4, "layers": 1},
 }

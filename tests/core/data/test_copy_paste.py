@@ -1,18 +1,25 @@
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn_core.data.coco import CocoObject
+from maskrcnn_core.data.coco.dataset import CocoObject
 from maskrcnn_core.data.copy_paste import choose_objects, on_canvas, pasted
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.segmentation import rasterise, tight_mask
 
 
-def an_object(mask: np.ndarray, identity: int, **others: object) -> CocoObject:
+def an_object(mask: np.ndarray, identity: int, **others: Any) -> CocoObject:
     tight = tight_mask(mask, left=0, top=0)
-    given = {"category_id": 1, "crowd": False, "keypoints": None, "area": float(mask.sum())} | others
+    given: dict[str, Any] = {"category_id": 1, "crowd": False, "keypoints": None, "area": float(mask.sum())} | others
     return CocoObject(annotation_id=identity, box=tight.box, segmentation=tight, **given)
+
+
+def dense(item: CocoObject, size: tuple[int, int]) -> np.ndarray:
+    assert item.segmentation is not None
+    return rasterise(item.segmentation, *size)
 
 
 def rectangle(size: tuple[int, int], top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -81,8 +88,7 @@ def test_visible_masks_are_the_old_ones_without_the_pasted(seed: int, under: int
 
     def random_scene(count: int, value: int, first: int) -> Scene:
         masks = [
-            rectangle(size, rng.integers(10), rng.integers(14), rng.integers(1, 8), rng.integers(1, 10))
-            & (rng.random(size) < 0.8)
+            rectangle(size, *rng.integers((0, 0, 1, 1), (10, 14, 8, 10)).tolist()) & (rng.random(size) < 0.8)
             for _ in range(count)
         ]
         kept = [mask for mask in masks if mask.any()]
@@ -93,15 +99,15 @@ def test_visible_masks_are_the_old_ones_without_the_pasted(seed: int, under: int
     found = pasted(base, source, chosen, min_visible=0.0)
     front = np.zeros(size, dtype=bool)
     for place in chosen:
-        front |= rasterise(source.objects[place].segmentation, *size)
+        front |= dense(source.objects[place], size)
     assert ((found.pixels[0].numpy() == 99) == front).all()
-    before = {item.annotation_id: rasterise(item.segmentation, *size) for item in base.objects}
+    before = {item.annotation_id: dense(item, size) for item in base.objects}
     assert [item for item in found.objects if item.annotation_id >= 100] == [source.objects[place] for place in chosen]
     left = {item.annotation_id: item for item in found.objects if item.annotation_id < 100}
     assert set(left) == {identity for identity, mask in before.items() if (mask & ~front).any()}
     for identity, item in left.items():
         visible = before[identity] & ~front
-        assert (rasterise(item.segmentation, *size) == visible).all()
+        assert (dense(item, size) == visible).all()
         ys, xs = np.nonzero(visible)
         assert item.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         assert item.area == visible.sum()

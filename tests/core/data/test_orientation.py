@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from maskrcnn_core.data.header import read_orientation
+from maskrcnn_core.data.containers.header import read_orientation
 
 
 def exif(order: str, kind: int, value: int) -> bytes:

@@ -1,5 +1,7 @@
 """Masks -> polygons and run lengths, against pycocotools' rasterisation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +15,8 @@ from maskrcnn_core.data.segmentation import rasterise
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.booleans())
 
 
-def _decoded(segmentation: object, mask: Mask) -> Mask:
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):  # type: ignore[index]
+def _decoded(segmentation: Any, mask: Mask) -> Mask:
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
         segmentation = coco_mask.frPyObjects(segmentation, *mask.shape)
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(segmentation)

@@ -21,7 +21,7 @@ def test_results_and_errors_come_in_order(threads: int) -> None:
             raise ValueError("four")
         return item * item
 
-    made = []
+    made: list[int | str] = []
     for result in MapAhead(threads, "test")(make, range(10)):
         try:
             made.append(result())
@@ -32,7 +32,7 @@ def test_results_and_errors_come_in_order(threads: int) -> None:
 
 
 def test_no_more_is_made_ahead_than_was_said() -> None:
-    begun = []
+    begun: list[int] = []
     results = MapAhead(2, "test", depth=2)(begun.append, range(50))
     for place in range(20):
         next(results)()

@@ -10,7 +10,6 @@ import torch
 from pyarrow import fs
 
 from maskrcnn_core.data import proposals as module
-from maskrcnn_core.data.proposal_schema import is_proposals_schema
 from maskrcnn_core.data.proposals import (
     ROWS_PER_GROUP,
     ImageProposals,
@@ -19,11 +18,14 @@ from maskrcnn_core.data.proposals import (
     resize_proposals,
 )
 from maskrcnn_core.errors import ImageError, StorageError
-from maskrcnn_core.inference.proposal_records import ProposalRecord, failed_proposals, proposals_to_table
-from maskrcnn_core.inference.records import record_schema, records_to_table
+from maskrcnn_core.records.labels import record_schema, records_to_table
+from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals, proposals_to_table
+from maskrcnn_core.records.schema import is_proposals_schema
 
 
-def found(*boxes: tuple[float, float, float, float], scores: tuple[float, ...] = (), size=(100, 200)) -> ProposalRecord:
+def found(
+    *boxes: tuple[float, float, float, float], scores: tuple[float, ...] = (), size: tuple[int, int] = (100, 200)
+) -> ProposalRecord:
     """A row of boxes x, y, width, height in an image of `size` (height, width)."""
     values = np.array(boxes, np.float32).reshape(-1, 4)
     given = scores or tuple(np.linspace(0.9, 0.1, len(boxes)))

@@ -1,5 +1,6 @@
 from array import array
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from maskrcnn_core.data.coco import CocoObject
+from maskrcnn_core.data.coco.dataset import CocoObject
 from maskrcnn_core.data.scene import Placement, Scene, mirrored, placed
 from maskrcnn_core.data.segmentation import rasterise
-from maskrcnn_core.data.transform import resized_part
+from maskrcnn_core.data.transform import ResizeRule, resized_part
 
 
-def an_object(segmentation: object, box: tuple[float, ...], **others: object) -> CocoObject:
-    given = {"annotation_id": 1, "category_id": 1, "area": 1.0, "crowd": False, "keypoints": None} | others
-    return CocoObject(box=box, segmentation=segmentation, **given)
+def an_object(segmentation: Any, box: tuple[float, float, float, float], **others: Any) -> CocoObject:
+    given: dict[str, Any] = {"annotation_id": 1, "category_id": 1, "area": 1.0, "crowd": False, "keypoints": None}
+    return CocoObject(box=box, segmentation=segmentation, **given | others)
 
 
 def rle(mask: np.ndarray) -> dict:
@@ -26,7 +27,7 @@ def rle(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def scene_of(mask: np.ndarray, segmentation: object | None = None, **others: object) -> Scene:
+def scene_of(mask: np.ndarray, segmentation: Any = None, **others: Any) -> Scene:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
     pixels = torch.from_numpy(mask).to(torch.uint8).expand(3, *mask.shape) * 200
@@ -34,6 +35,7 @@ def scene_of(mask: np.ndarray, segmentation: object | None = None, **others: obj
 
 
 def dense(item: CocoObject, size: tuple[int, int]) -> np.ndarray:
+    assert item.segmentation is not None
     return rasterise(item.segmentation, *size)
 
 
@@ -49,8 +51,9 @@ def test_mirrored_by_eye() -> None:
     # The left keypoint is the right one now, in column 8 - 1 - 1; one that is not annotated stays at zero.
     assert found.objects[0].keypoints == (0.0, 0.0, 0.0, 6.0, 1.0, 2.0)
     polygons = scene_of(mask, [[1.0, 0.0, 3.0, 0.0, 3.0, 1.0, 1.0, 1.0]])
-    (found,) = mirrored(polygons).objects[0].segmentation
-    assert list(found) == [7.0, 0.0, 5.0, 0.0, 5.0, 1.0, 7.0, 1.0]
+    turned: Any = mirrored(polygons).objects[0].segmentation
+    (polygon,) = turned
+    assert list(polygon) == [7.0, 0.0, 5.0, 0.0, 5.0, 1.0, 7.0, 1.0]
 
 
 @pytest.mark.parametrize("times", [0.5, 1, 3, 8])
@@ -178,7 +181,7 @@ def test_polygons_beyond_the_part_are_those_drawn_on_the_whole_and_cut() -> None
 
 @pytest.mark.parametrize("rule", ["float", "antialias"])
 @pytest.mark.parametrize("size", [(9, 14), (40, 33), (17, 23)])
-def test_a_part_of_the_resized_image(rule: str, size: tuple[int, int]) -> None:
+def test_a_part_of_the_resized_image(rule: ResizeRule, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 17, 23), generator=generator, dtype=torch.uint8)
     found = resized_part(image, size, 2, 3, (6, 8), rule)

@@ -1,6 +1,7 @@
 """Pixels of polygons and run lengths, against pycocotools and by eye."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,8 @@ def test_large_numbers_in_the_text_form() -> None:
 
 
 def test_empty_segmentations() -> None:
-    for empty in ([], {"size": [4, 5], "counts": [20]}):
+    nothing: tuple[Any, ...] = ([], {"size": [4, 5], "counts": [20]})
+    for empty in nothing:
         assert object_mask(empty, 4, 5).pixels.shape == (0, 0)
         assert not rasterise(empty, 4, 5).any()
 

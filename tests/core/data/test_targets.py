@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from maskrcnn_core.data.coco import CocoImage, CocoObject, load_coco, rasterise
+from maskrcnn_core.data.coco.dataset import CocoImage, CocoObject, load_coco, rasterise
 from maskrcnn_core.data.segmentation import ObjectMask
 from maskrcnn_core.data.targets import mask_grid, object_targets, pad_targets, targets_from_dense
 
@@ -185,7 +185,8 @@ def test_objects_without_keypoints_have_zeros() -> None:
 
 def test_a_mirrored_real_person_is_the_person_in_a_mirror(shared_data: Path) -> None:
     dataset = load_coco(str(shared_data / "coco/annotations/person_keypoints_val.json"), require_masks=False)
-    image = next(i for i in dataset.images if i.objects and sum(v == 2 for v in i.objects[0].keypoints[2::3]) > 12)
+    firsts = ((image, image.objects[0].keypoints or ()) for image in dataset.images if image.objects)
+    image = next(image for image, keypoints in firsts if sum(v == 2 for v in keypoints[2::3]) > 12)
     plain, mirrored = (
         object_targets(
             image,
@@ -196,6 +197,8 @@ def test_a_mirrored_real_person_is_the_person_in_a_mirror(shared_data: Path) -> 
         ).keypoints
         for flip in (False, True)
     )
+    assert plain is not None
+    assert mirrored is not None
     left, right = (dataset.keypoint_names.index(f"{side}_shoulder") for side in ("left", "right"))
     assert mirrored[0, left, 0] == pytest.approx(image.width - float(plain[0, right, 0]))
     assert mirrored[0, left, 1:].tolist() == plain[0, right, 1:].tolist()
@@ -282,7 +285,7 @@ def test_input_resolution_masks_of_real_objects_are_torchvisions(shared_data: Pa
         reference = targets_from_dense(targets.boxes, targets.labels, expected)
         assert torch.equal(targets.masks, reference.masks)  # type: ignore[arg-type]
         real = ~targets.crowd
-        assert torch.equal(targets.mask_boxes[real], reference.mask_boxes[real])  # type: ignore[index]
+        assert torch.equal(targets.mask_boxes[real], reference.mask_boxes[real])
 
 
 def test_crops_of_real_objects_lie_on_them(shared_data: Path) -> None:

@@ -1,5 +1,7 @@
 """Resizing and normalising, against torchvision's own transform and against Pillow."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_values_of_torchvision(height: int, width: int) -> None:
 @pytest.mark.parametrize("size", [(20, 31), (97, 61), (64, 48), (130, 200), (1, 9), (48, 64)])
 def test_antialias_gives_the_values_of_pillow(size: tuple[int, int]) -> None:
     image = image_of(48, 64)
-    settings = {"mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte", "resize": "antialias"}
+    settings: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte", "resize": "antialias"}
     prepared = prepare_image(image, size=size, channels="bgr", **settings)
     pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     assert prepared.shape == (3, *size)
@@ -130,7 +132,7 @@ def test_antialias_gives_the_values_of_pillow(size: tuple[int, int]) -> None:
 def test_shrinking_averages_with_antialias_and_samples_without() -> None:
     stripes = torch.zeros(3, 8, 64, dtype=torch.uint8)
     stripes[..., ::4] = 200  # every fourth column: a quarter of the light
-    settings = {"size": (1, 8), "mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte"}
+    settings: dict[str, Any] = {"size": (1, 8), "mean": (0, 0, 0), "std": (1, 1, 1), "scale": "byte"}
     smooth = prepare_image(stripes, resize="antialias", **settings)
     assert smooth[:, :, 1:-1].sub(50).abs().max() <= 1
     assert prepare_image(stripes, resize="float", **settings).max() == 100  # between a bright and a dark column

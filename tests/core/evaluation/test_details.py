@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskrcnn_core.evaluation.analyse import build_comparison, build_details
+from maskrcnn_core.evaluation.analysis import EvaluationDetails
 from maskrcnn_core.evaluation.bootstrap import ap_interval, compare_runs
 from maskrcnn_core.evaluation.boundary import inner_border, match_boundaries
-from maskrcnn_core.evaluation.build_details import build_comparison, build_details
 from maskrcnn_core.evaluation.calibration import calibrate
 from maskrcnn_core.evaluation.coco import finish_scores, summarize
 from maskrcnn_core.evaluation.curves import best_threshold
-from maskrcnn_core.evaluation.details import EvaluationDetails
 from maskrcnn_core.evaluation.federated import FEDERATED_STAT_NAMES, match_federated, summarize_federated
 from maskrcnn_core.evaluation.match_precision import average_precision, rankings
 from maskrcnn_core.evaluation.matches import Matches, match_everything, merge_matches

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from maskrcnn_core.evaluation.federated import MAX_DETECTIONS, match_federated, summarize_federated
-from tests.core.evaluation.test_details import rules_for
+from tests.core.evaluation.test_scoring_states import rules_for
 
 
 def scores_with(wrong: int) -> dict[str, float]:

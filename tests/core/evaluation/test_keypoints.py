@@ -23,7 +23,7 @@ from maskrcnn_core.evaluation.coco import (
     stat_names,
 )
 from maskrcnn_core.evaluation.scoring_states import Engine
-from maskrcnn_core.inference.records import DetectionRecord, ImageRecord
+from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
 from tests.core.evaluation.synthetic import annotation, annotation_file, detection, found, label_table
 
 ENGINES: tuple[Engine, ...] = ("hotcoco", "pycocotools")
@@ -100,7 +100,7 @@ def random_problem(seed: int, number: int = 17) -> tuple[dict[str, Any], pa.Tabl
             box = [int(x), int(y), side, side]
             annotations.append(person(len(annotations) + 1, image_id, box, points, int(random.random() < 0.1)))
             for _ in range(random.integers(0, 12)):
-                moved = points.copy()
+                moved = points.astype(np.float64)
                 moved[:, :2] += random.normal(0, side * random.choice([0.02, 0.06, 0.2]), (number, 2))
                 moved[:, 2] = random.random(number)
                 detections.append(with_points(moved, round(float(random.random()), 1)))
@@ -231,8 +231,8 @@ def test_names_of_the_numbers() -> None:
 @pytest.mark.parametrize("name", ["person_keypoints_val", "instances_and_keypoints_val"])
 def test_real_annotations(shared_data: Path, name: str) -> None:
     """Ground truth moved by some pixels; of 80 categories, those of persons are scored."""
-    from maskrcnn_core.config import Category
-    from maskrcnn_core.inference.records import record_schema, records_to_table
+    from maskrcnn_core.config.model import Category
+    from maskrcnn_core.records.labels import record_schema, records_to_table
 
     annotations = json.loads((shared_data / f"coco/annotations/{name}.json").read_text())
     random = np.random.default_rng(0)

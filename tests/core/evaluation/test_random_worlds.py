@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn_core.evaluation.annotations import read_document
-from maskrcnn_core.evaluation.scoring_states import Engine, IouType, ScoringRules, Tables, match_images, merge_states
+from maskrcnn_core.evaluation.scoring_engines import match_images
+from maskrcnn_core.evaluation.scoring_states import Engine, IouType, ScoringRules, Tables, merge_states
 
 ENGINES: tuple[Engine, ...] = ("hotcoco", "pycocotools")
 IMAGE_IDS = [0, 1, 2, 5, 17, 2**31 + 5, 2**40, 999, 12]

@@ -3,7 +3,7 @@ import pytest
 
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.results import Coverage, coco_results, match_labels
-from maskrcnn_core.inference.records import ImageRecord
+from maskrcnn_core.records.labels import ImageRecord
 from tests.core.evaluation.synthetic import HEIGHT, WIDTH, detection, found, label_table, rectangle_rle
 
 IMAGES = {image_id: {"id": image_id, "width": WIDTH, "height": HEIGHT} for image_id in (1, 2, 3)}

@@ -18,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.keypoints import keypoint_categories, keypoint_objects
 from maskrcnn_core.evaluation.results import coco_results
-from maskrcnn_core.evaluation.scoring_states import Engine, IouType, ScoringRules, Tables, match_images, merge_states
+from maskrcnn_core.evaluation.scoring_engines import match_images
+from maskrcnn_core.evaluation.scoring_states import Engine, IouType, ScoringRules, Tables, merge_states
 from tests.core.evaluation.synthetic import annotation_file, detection, found, label_table, random_problem
 from tests.core.evaluation.test_keypoints import random_problem as random_keypoints
 

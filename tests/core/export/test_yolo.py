@@ -4,7 +4,7 @@ import pytest
 
 from maskrcnn_core.export.source import ExportImage, ExportStyle
 from maskrcnn_core.export.yolo import _place
-from maskrcnn_core.inference.records import DetectionRecord
+from maskrcnn_core.records.labels import DetectionRecord
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class Watch(TorchDispatchMode):
     """Counts operations and the elements of the largest result."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: dict[str, int] = {}
         self.largest = 0
 

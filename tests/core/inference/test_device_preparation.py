@@ -1,12 +1,13 @@
 """Resizing, normalising and padding on the device: the numbers of the host's, and no operation that waits."""
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import InputConfig
+from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.inference.device_preparation import DevicePreparation, pack
 from maskrcnn_core.inference.preparation import Preparation
@@ -71,7 +72,7 @@ def test_the_numbers_of_the_host(images: list[Tensor], pixels_at_once: int) -> N
 
 
 @pytest.mark.parametrize(("channels", "scale"), [("bgr", "byte"), ("rgb", "byte"), ("bgr", "unit")])
-def test_channels_and_scale(channels: str, scale: str) -> None:
+def test_channels_and_scale(channels: Literal["rgb", "bgr"], scale: Literal["unit", "byte"]) -> None:
     mean = (103.5, 116.3, 123.7) if scale == "byte" else (0.4, 0.45, 0.5)
     rule = replace(RULE, channels=channels, scale=scale, mean=mean, std=(1.0, 0.5, 2.0))
     packed = pack(IMAGES, [input_sizes(image, 64) for image in IMAGES], pinned=False)
@@ -110,7 +111,7 @@ def test_one_pixel() -> None:
 # ---- which images are left to it
 
 
-def preparation_of(**settings: object) -> Preparation:
+def preparation_of(**settings: Any) -> Preparation:
     asked = PredictorSettings(batch_pixels=10**6, **settings)
     return Preparation(RULE, asked, DevicePreparation(RULE, CPU))
 

@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_every_source_gives_the_same_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
-    sources = [
+    sources: list[Any] = [
         png(),
         bytearray(png()),
         memoryview(png()),
@@ -191,7 +192,7 @@ def test_a_pil_image_whose_file_only_lacks_its_end_mark(tmp_path: Path) -> None:
         ("gs://a/b.jpg", "unreadable", r"gs:// is not read"),
     ],
 )
-def test_what_is_no_image(source: object, status: str, message: str) -> None:
+def test_what_is_no_image(source: Any, status: str, message: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         bytes_or_pixels(source, apply_exif=True)
     assert caught.value.status == status

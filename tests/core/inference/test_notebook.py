@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As README's lines expect it: a checkpoint and an image."""
+    """As the page's lines expect it: a checkpoint and an image."""
     detector = finding_detector()
     folder = tmp_path_factory.mktemp("notebook")
     save_checkpoint(folder / "runs/mine/checkpoints/best", detector.state_dict(), FINDING)
@@ -89,9 +90,7 @@ def test_settings(folder: Path) -> None:
         (PIXELS[..., 0], "unsupported", r"^ndarray: got pixels \[48, 70\] uint8, expected"),
     ],
 )
-def test_an_image_that_cannot_be_used_is_an_error(
-    image: object, status: str, message: str, detector: Predictor
-) -> None:
+def test_an_image_that_cannot_be_used_is_an_error(image: Any, status: str, message: str, detector: Predictor) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         detector(image)
     assert caught.value.status == status
@@ -125,7 +124,7 @@ def test_the_package_names_its_api_and_loads_it_late() -> None:
         assert getattr(maskrcnn_core, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'load_detectr'"):
         _ = maskrcnn_core.load_detectr
-    code = "import sys, maskrcnn_core.config; assert 'torch' not in sys.modules"
+    code = "import sys, maskrcnn_core.config.model; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, env=os.environ)
 
 

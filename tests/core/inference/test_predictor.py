@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -12,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from maskrcnn_core.config import MaskHeadConfig
+from maskrcnn_core.config.heads import MaskHeadConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
 from maskrcnn_core.data.transform import prepare_image
 from maskrcnn_core.errors import CheckpointError, ImageError
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
-from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.structures import Detections, ImageBatch
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from tests.small_detector import FINDING, finding_detector
@@ -134,7 +135,7 @@ class Watched(nn.Module):
         return self.detector.detect(images)
 
 
-def watch(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Watched:
+def watch(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Watched:
     watched = Watched(predictor.detector, *arguments)
     monkeypatch.setattr(predictor, "detector", watched)
     return watched
@@ -163,7 +164,7 @@ def test_an_image_that_fails_costs_only_itself(
 def test_an_image_that_cannot_be_resized_costs_only_itself(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(image: Tensor, **settings: object) -> Tensor:
+    def prepare(image: Tensor, **settings: Any) -> Tensor:
         if image.shape[-1] == 40:
             raise MemoryError("not enough memory")
         return prepare_image(image, **settings)

@@ -4,15 +4,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
+from maskrcnn_core.config.heads import KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import ImageError
-from maskrcnn_core.inference import compiled
-from maskrcnn_core.inference import predictor as predictor_module
+from maskrcnn_core.inference import device_form
 from maskrcnn_core.inference.compiled import CompiledByShape
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
@@ -35,7 +36,7 @@ IMAGES = [image_of(*size, seed) for seed, size in enumerate([(60, 90), (64, 96),
 
 
 @pytest.mark.parametrize("paste", ["exact", "bicubic", "torchvision"])
-def test_masks_drawn_on_the_device_are_the_same_records(paste: str) -> None:
+def test_masks_drawn_on_the_device_are_the_same_records(paste: Literal["exact", "bicubic", "torchvision"]) -> None:
     config = replace(FINDING, mask_head=replace(FINDING.mask_head, paste=paste))
     expected = predictor_of(PLAIN, config).predict(IMAGES)
     got = predictor_of(replace(PLAIN, device_masks=True), config).predict(IMAGES)
@@ -100,14 +101,14 @@ def test_the_next_batch_is_prepared_while_the_network_computes(monkeypatch: pyte
     prepare, detected = predictor._preparation.prepare, predictor.detect_on_device
     threads: set[str] = set()
 
-    def preparing(place: int, *arguments: object) -> object:
+    def preparing(place: int, *arguments: Any) -> object:
         threads.add(threading.current_thread().name)
         item = prepare(place, *arguments)
         if place == 1:
             second_ready.set()
         return item
 
-    def detecting(*arguments: object) -> Detections:
+    def detecting(*arguments: Any) -> Detections:
         # The first image's batch computes only once the second image is there.
         assert second_ready.wait(timeout=60)
         return detected(*arguments)
@@ -155,7 +156,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         calls.append(arguments)
         return compute
 
-    monkeypatch.setattr(compiled.torch, "compile", compile_)
+    monkeypatch.setattr(torch, "compile", compile_)
     return calls
 
 
@@ -189,7 +190,7 @@ def test_compiled_maps_are_those_of_the_network() -> None:
     plain, fast = (predictor_of(replace(PLAIN, compile=compile_, cpu_layers=False)) for compile_ in (False, True))
     batch = plain._preparation.padded([plain._preparation.prepare(0, IMAGES[0])]).views[0]
     expected, got = plain.detect(batch), fast.detect(batch)
-    assert isinstance(fast.detector.compiled_maps, CompiledByShape)
+    assert isinstance(fast.detector._compiled_maps, CompiledByShape)
     assert got.count.equal(expected.count)
     torch.testing.assert_close(got.boxes, expected.boxes, atol=1e-2, rtol=1e-4)
     torch.testing.assert_close(got.scores, expected.scores, atol=1e-4, rtol=1e-3)
@@ -197,8 +198,8 @@ def test_compiled_maps_are_those_of_the_network() -> None:
 
 def test_the_defaults_follow_the_device() -> None:
     on_cpu = predictor_of(PredictorSettings())
-    assert not on_cpu._prefetch
-    assert not on_cpu._device_masks
+    assert not on_cpu._choices.prefetch
+    assert not on_cpu._choices.device_masks
     assert on_cpu._preparation.prepare(0, IMAGES[0]).pixels is None  # resized on the host
-    assert predictor_module.CompiledByShape is CompiledByShape
-    assert on_cpu.detector.compiled_maps is None
+    assert vars(device_form)["CompiledByShape"] is CompiledByShape
+    assert on_cpu.detector._compiled_maps is None

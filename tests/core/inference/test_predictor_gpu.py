@@ -2,13 +2,14 @@
 time gives the records of one thing after the other."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from maskrcnn_core.inference.device_preparation import DevicePreparation, pack
 from maskrcnn_core.structures import Proposals
-from tests.core.inference.test_batch_pipeline import AT_ONCE, CONTENTS, assert_close
+from tests.core.inference.test_batch_stream import AT_ONCE, CONTENTS, assert_close
 from tests.core.inference.test_device_preparation import IMAGES, RULE, assert_same, input_sizes, on_host
 from tests.core.inference.test_predictor_device import PLAIN, predictor_of
 
@@ -51,8 +52,14 @@ def test_images_are_prepared_as_on_the_host_without_waiting(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("views", [{}, {"test_short_sides": (48, 64), "test_flip": True, "batch_pixels": 80_000}])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_all_stages_at_once_give_the_records_of_one_after_the_other(precision: str, views: dict[str, object]) -> None:
-    on_gpu = {"device": "cuda", "precision": precision, "device_masks": True, "device_preparation": True, **views}
+def test_all_stages_at_once_give_the_records_of_one_after_the_other(precision: str, views: dict[str, Any]) -> None:
+    on_gpu: dict[str, Any] = {
+        "device": "cuda",
+        "precision": precision,
+        "device_masks": True,
+        "device_preparation": True,
+        **views,
+    }
     expected = predictor_of(replace(PLAIN, **on_gpu)).predict(CONTENTS)
     assert {record.status for record in expected} == {"ok", "unreadable", "missing"}
     at_once = predictor_of(replace(AT_ONCE, **on_gpu))

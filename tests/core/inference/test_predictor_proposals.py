@@ -10,13 +10,15 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
-from maskrcnn_core.config import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, ModelConfig, RPNConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles
 from maskrcnn_core.errors import ConfigError, ImageError
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
-from maskrcnn_core.inference.proposal_records import ProposalRecord, proposals_to_table
-from maskrcnn_core.inference.records import ImageRecord
 from maskrcnn_core.inference.settings import PredictorSettings, check_settings, combined_fingerprint
+from maskrcnn_core.records.labels import ImageRecord
+from maskrcnn_core.records.proposals import ProposalRecord, proposals_to_table
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from tests.core.inference.test_predictor import encoded
 from tests.small_detector import FINDING, finding_detector
@@ -42,7 +44,7 @@ def test_proposals_are_in_original_pixels_and_best_first(proposed: list[Proposal
     for record, (height, width) in zip(proposed, [(60, 90), (150, 100), (60, 90)], strict=True):
         assert (record.status, record.error, record.height, record.width) == ("ok", None, height, width)
         assert record.boxes.shape == (len(record.scores), 4)
-        assert 0 < len(record.scores) <= FINDING.rpn.post_nms_test
+        assert 0 < len(record.scores) <= FINDING.dense.post_nms_test
         assert (np.diff(record.scores) <= 0).all()
         corners = record.boxes[:, :2] + record.boxes[:, 2:]
         assert record.boxes.min() >= 0
@@ -51,7 +53,7 @@ def test_proposals_are_in_original_pixels_and_best_first(proposed: list[Proposal
 
 
 def test_the_input_frame_is_scaled_to_the_original_one(images: list[bytes], proposed: list[ProposalRecord]) -> None:
-    """As `RegionDetector.propose` has them, times original / input: 96 x 64 for 90 x 60."""
+    """As `Detector.propose` has them, times original / input: 96 x 64 for 90 x 60."""
     predictor = predictor_of(PROPOSES)
     item = predictor._preparation.prepare(0, images[0])
     found = predictor.detector.propose(predictor._preparation.padded([item]).views[0])
@@ -69,7 +71,7 @@ def test_settings_limit_proposals(images: list[bytes], proposed: list[ProposalRe
     sure = predictor_of(replace(PROPOSES, min_score=limit)).propose(images[:1])[0]
     assert len(sure.scores) == 5
     many = predictor_of(replace(PROPOSES, max_detections=60)).propose(images[:1])[0]
-    assert len(many.scores) > FINDING.rpn.post_nms_test
+    assert len(many.scores) > FINDING.dense.post_nms_test
 
 
 def test_an_image_that_fails_costs_only_itself(images: list[bytes], proposed: list[ProposalRecord]) -> None:
@@ -86,7 +88,7 @@ def through_a_file(records: list[ProposalRecord], folder: Path) -> list[ImagePro
     ids = list(range(len(records)))
     pq.write_table(proposals_to_table(ids, ["x"] * len(ids), records, "model"), folder / "proposals.parquet")
     files = ProposalFiles([str(folder / "proposals.parquet")], fs.LocalFileSystem())
-    return [files.read(number, FINDING.rpn.post_nms_test) for number in ids]
+    return [files.read(number, FINDING.dense.post_nms_test) for number in ids]
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -114,11 +116,11 @@ def assert_same(got: ImageRecord, expected: ImageRecord) -> None:
 def test_a_model_without_an_rpn_detects_from_given_proposals(
     images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path
 ) -> None:
-    config = replace(FINDING, rpn=replace(FINDING.rpn, enabled=False))
+    config = replace(FINDING, dense=replace(FINDING.dense, enabled=False))
     detector = finding_detector(config)
-    assert not any(name.startswith("rpn_head") for name in detector.state_dict())
+    assert not any(name.startswith("dense.") for name in detector.state_dict())
     whole = finding_detector(FINDING).state_dict()
-    detector.load_state_dict({name: value for name, value in whole.items() if not name.startswith("rpn_head")})
+    detector.load_state_dict({name: value for name, value in whole.items() if not name.startswith("dense.")})
     found = Predictor(detector, config, PredictorSettings(proposals="print"))
     expected = predictor_of(PredictorSettings()).predict(images)
     for one, other in zip(found.predict(images, through_a_file(proposed, tmp_path)), expected, strict=True):
@@ -169,7 +171,7 @@ NO_HEADS = replace(
     mask_head=MaskHeadConfig(enabled=False),
     keypoint_head=KeypointHeadConfig(enabled=False),
 )
-NO_RPN = replace(FINDING, rpn=RPNConfig(enabled=False))
+NO_RPN = replace(FINDING, dense=DenseConfig(enabled=False))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_what_a_model_cannot_do_is_said_before_any_work(
 
 def test_an_rpn_alone_proposes(images: list[bytes], proposed: list[ProposalRecord], tmp_path: Path) -> None:
     detector = finding_detector(NO_HEADS)
-    assert {name.split(".")[0] for name in detector.state_dict()} == {"trunk", "pyramid", "rpn_head"}
+    assert {name.split(".")[0] for name in detector.state_dict()} == {"trunk", "pyramid", "dense"}
     whole = finding_detector(FINDING).state_dict()
     detector.load_state_dict({name: whole[name] for name in detector.state_dict()})
     save_checkpoint(tmp_path, detector.state_dict(), NO_HEADS)

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
+from maskrcnn_core.config.heads import KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.transform import prepare_image, resized_size
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.predictor import Predictor
@@ -78,7 +80,7 @@ def test_all_views_are_looked_at_and_batches_stay_within_the_pixels(monkeypatch:
     seen: list[list[tuple[int, ...]]] = []
     detect = predictor._merged
 
-    def watched(sizes: list[ImageBatch], *arguments: object) -> Detections:
+    def watched(sizes: list[ImageBatch], *arguments: Any) -> Detections:
         seen.append([tuple(images.pixels.shape) for images in sizes])
         return detect(sizes, *arguments)
 

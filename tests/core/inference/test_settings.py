@@ -1,10 +1,12 @@
 """Which settings belong to a fingerprint, and how they replace a checkpoint's."""
 
 import json
+from typing import Any
 
 import pytest
 
-from maskrcnn_core.config import BoxHeadConfig, ModelConfig
+from maskrcnn_core.config.heads import BoxHeadConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.settings import (
     PredictorSettings,
@@ -48,7 +50,8 @@ def test_deciding_settings_come_back_from_json() -> None:
 
 
 def test_a_list_of_sizes_will_do() -> None:
-    settings = PredictorSettings(test_short_sides=[400, 500])
+    sizes: Any = [400, 500]
+    settings = PredictorSettings(test_short_sides=sizes)
     assert settings == PredictorSettings(test_short_sides=(400, 500))
     assert hash(settings) == hash(PredictorSettings(test_short_sides=(400, 500)))
 

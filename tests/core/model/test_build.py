@@ -1,49 +1,52 @@
 """Every setting of the configuration arrives at the part that it is for."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.model import Category, ModelConfig
+from maskrcnn_core.config.pyramid import PyramidConfig
+from maskrcnn_core.config.regions import RegionsConfig
+from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.anchors import AnchorRule
-from maskrcnn_core.model.box_head import DetectionRule
+from maskrcnn_core.model.box_coding import DeltaCoding
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RoILossRule
-from maskrcnn_core.model.roi_levels import LevelRule
-from maskrcnn_core.model.rpn import ProposalRule, RPNLossRule
+from maskrcnn_core.model.dense.anchors import AnchorRule
+from maskrcnn_core.model.dense.losses import SampledLoss
+from maskrcnn_core.model.dense.selection import ProposalRule
+from maskrcnn_core.model.regions.levels import LevelRule
+from maskrcnn_core.model.regions.parts import BoxLossRule
+from maskrcnn_core.model.regions.sampling import SamplingRule
+from maskrcnn_core.model.survivors import DetectionRule
 
 # No two numbers alike, and none a default.
 CONFIG = ModelConfig(
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=3),
     pyramid=PyramidConfig(channels=12),
-    anchors=AnchorConfig(sizes=(9.0, 18.0, 36.0, 72.0, 144.0), ratios=(0.4, 1.5), rounded=True, fitted_strides=True),
-    rpn=RPNConfig(
+    dense=DenseConfig(
+        anchors=AnchorConfig(
+            sizes=(9.0, 18.0, 36.0, 72.0, 144.0), ratios=(0.4, 1.5), rounded=True, fitted_strides=True
+        ),
         convs=2,
         positive_overlap=0.61,
         negative_overlap=0.21,
         batch_size=33,
         positive_fraction=0.41,
+        crowd_overlap=0.66,
         pre_nms_train=111,
         pre_nms_test=112,
         post_nms_train=113,
         post_nms_test=114,
         nms_overlap=0.62,
+        min_score=0.02,
         min_size=1.25,
         smooth_l1_beta=0.15,
     ),
-    roi=RoIConfig(
+    regions=RegionsConfig(
         positive_overlap=0.63,
         batch_size=34,
         positive_fraction=0.42,
@@ -75,27 +78,64 @@ CONFIG = ModelConfig(
 
 def test_rules() -> None:
     detector = build_detector(CONFIG, load_pretrained=True)
-    assert detector.anchors == AnchorRule((9.0, 18.0, 36.0, 72.0, 144.0), (0.4, 1.5), True, True)
-    assert detector.train_proposals == ProposalRule(111, 113, 0.62, 1.25)
-    assert detector.test_proposals == ProposalRule(112, 114, 0.62, 1.25)
-    assert detector.rpn_loss == RPNLossRule(0.61, 0.21, 33, 0.41, 0.64, 0.15)
-    assert detector.roi_loss == RoILossRule(0.63, 34, 0.42, False, 0.64, 0.35, False)
-    assert detector.detection == DetectionRule((1.0, 2.0, 3.0, 4.0), 0.07, 115, 0.65, 35, 2.25)
+    dense, regions = detector.dense, detector.regions
+    assert dense is not None
+    assert regions is not None
+    detection = DetectionRule(0.07, 115, 0.65, 35, 2.25)
+    assert dense.anchors == AnchorRule((9.0, 18.0, 36.0, 72.0, 144.0), (0.4, 1.5), True, True)
+    assert dense.coding == DeltaCoding()
+    assert dense.loss == SampledLoss(0.61, 0.21, 33, 0.41, 0.66, 0.15)
+    assert dense.rules.train == ProposalRule(111, 113, 0.62, 1.25, 0.02)
+    assert dense.rules.test == ProposalRule(112, 114, 0.62, 1.25, 0.02)
+    assert dense.rules.detection == detection
+    assert regions.sampling == SamplingRule(0.63, 34, 0.42, False, 0.64)
+    assert regions.box.coding == DeltaCoding((1.0, 2.0, 3.0, 4.0))
+    assert regions.box.loss == BoxLossRule(0.35)
+    assert regions.box.detection == detection
+    assert not regions.mask.soft_targets
+    assert not regions.mask.on_proposals
+
+
+def test_settings_of_other_kinds() -> None:
+    config = replace(
+        CONFIG,
+        dense=replace(CONFIG.dense, box_loss="giou"),
+        box_head=replace(CONFIG.box_head, box_loss="ciou", nms="soft_linear", soft_sigma=0.25, nms_per_class=False),
+        mask_head=replace(CONFIG.mask_head, regions="proposals", soft_targets=True),
+        keypoint_head=KeypointHeadConfig(
+            enabled=True, channels=8, layers=2, names=("x", "y"), categories=("b",), loss_weight=0.7
+        ),
+    )
+    detector = build_detector(config, load_pretrained=False)
+    regions = detector.regions
+    assert detector.dense.loss.box_loss == "giou"
+    assert regions.box.loss == BoxLossRule(0.35, "ciou")
+    rule = DetectionRule(0.07, 115, 0.65, 35, 2.25, nms="soft_linear", soft_sigma=0.25, nms_per_class=False)
+    assert regions.box.detection == detector.dense.rules.detection == rule
+    assert regions.mask.soft_targets
+    assert regions.mask.on_proposals
+    assert regions.keypoints.has_keypoints.tolist() == [False, True, False]
+    assert regions.keypoints.loss_weight == 0.7
+    assert len(regions.keypoints.head.convs) == 2
+    assert regions.keypoints.head.deconv.out_channels == 2
+    assert regions.keypoints.transform.bins == 14
 
 
 def test_parts() -> None:
     detector = build_detector(CONFIG, load_pretrained=True)
-    assert detector.num_classes == 2
-    for part, resolution in ((detector.box_transform, 5), (detector.mask_transform, 6)):
-        assert (part.resolution, part.sampling_ratio, part.aligned) == (resolution, 3, False)
-        assert part.levels == LevelRule((4, 8, 16, 32), 100.0, 3)
-    assert len(detector.rpn_head.convs) == 2
-    assert detector.rpn_head.objectness.weight.shape == (2, 12, 1, 1)
-    assert [tuple(layer.weight.shape) for layer in detector.box_head.layers] == [(20, 300), (20, 20), (20, 20)]
-    assert detector.box_head.classes.out_features == 3
-    assert detector.box_head.deltas.out_features == 4
-    assert len(detector.mask_head.convs) == 5
-    assert detector.mask_head.predictor.weight.shape == (1, 14, 1, 1)
+    assert detector.regions.num_classes == 2
+    for part, bins in ((detector.regions.box, 5), (detector.regions.mask, 6)):
+        transform = part.transform
+        assert (transform.bins, transform.sampling_ratio, transform.aligned) == (bins, 3, False)
+        assert transform.levels == LevelRule((4, 8, 16, 32), 100.0, 3)
+    assert len(detector.dense.head.convs) == 2
+    assert detector.dense.head.logits.weight.shape == (2, 12, 1, 1)
+    assert [layer.weight.shape for layer in detector.regions.box.head.layers] == [(20, 300), (20, 20), (20, 20)]
+    assert detector.regions.box.head.classes.out_features == 3
+    assert detector.regions.box.head.deltas.out_features == 4
+    mask_head: Any = detector.regions.mask.head
+    assert len(mask_head.convs) == 5
+    assert mask_head.predictor.weight.shape == (1, 14, 1, 1)
     learnt = [name for name, parameter in detector.trunk.named_parameters() if parameter.requires_grad]
     assert learnt
     assert not [name for name in learnt if name.startswith(("network.conv_stem", "network.blocks.2"))]
@@ -104,15 +144,22 @@ def test_parts() -> None:
 def test_heads_for_each_class() -> None:
     config = replace(CONFIG, box_head=BoxHeadConfig(channels=20), mask_head=MaskHeadConfig(channels=14))
     detector = build_detector(config, load_pretrained=False)
-    assert detector.box_head.deltas.out_features == 8
-    assert detector.mask_head.predictor.out_channels == 2
+    assert detector.regions.box.head.deltas.out_features == 8
+    assert detector.regions.mask.head.predictor.out_channels == 2
 
 
 def test_without_mask_head() -> None:
     detector = build_detector(replace(CONFIG, mask_head=MaskHeadConfig(enabled=False)), load_pretrained=False)
-    assert detector.mask_head is None
-    assert detector.mask_transform is None
+    assert detector.regions.mask is None
+    assert detector.regions.keypoints is None
     assert not any("mask" in key for key in detector.state_dict())
+
+
+def test_without_a_stage() -> None:
+    proposing = replace(CONFIG, box_head=BoxHeadConfig(enabled=False), mask_head=MaskHeadConfig(enabled=False))
+    assert build_detector(proposing, load_pretrained=False).regions is None
+    given = replace(CONFIG, dense=replace(CONFIG.dense, enabled=False))
+    assert build_detector(given, load_pretrained=False).dense is None
 
 
 def test_backbone_weights_are_loaded_only_where_both_say_so() -> None:

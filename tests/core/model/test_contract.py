@@ -5,7 +5,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    Category,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.model import Category, ModelConfig
+from maskrcnn_core.config.pyramid import PyramidConfig
+from maskrcnn_core.config.regions import RegionsConfig
+from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.model.timm_trunk import TimmTrunk
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.trunks.timm_network import TimmTrunk
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.weights.checkpoint import load_checkpoint, save_checkpoint
+from tests.core.model.test_detector import part_of
 
 TRUNKS = (
     "resnet18",
@@ -74,12 +69,17 @@ class Combination:
         return ModelConfig(
             backbone=BackboneConfig(self.trunk, pretrained=False, frozen_stages=2),
             pyramid=PyramidConfig(kind, channels=12, levels=levels),
-            anchors=AnchorConfig(
-                sizes=(16.0, 32.0, 64.0) if one_map else (8.0, 16.0, 32.0, 64.0, 96.0)[: len(levels) + 1],
-                every_level=one_map,
+            dense=DenseConfig(
+                anchors=AnchorConfig(
+                    sizes=(16.0, 32.0, 64.0) if one_map else (8.0, 16.0, 32.0, 64.0, 96.0)[: len(levels) + 1],
+                    every_level=one_map,
+                ),
+                enabled=self.heads != "given proposals",
+                batch_size=32,
+                post_nms_train=24,
+                post_nms_test=12,
             ),
-            rpn=RPNConfig(enabled=self.heads != "given proposals", batch_size=32, post_nms_train=24, post_nms_test=12),
-            roi=RoIConfig(
+            regions=RegionsConfig(
                 transform=any_transform,
                 reduction="max" if detail == "max" else "average",
                 sampling_ratio=0 if detail == "adaptive" else 2,
@@ -143,7 +143,7 @@ def expected_losses(heads: str) -> set[str]:
     return names | ({"roi_mask"} if "mask" in heads else set()) | ({"roi_keypoint"} if "keypoints" in heads else set())
 
 
-def alive(detector: RegionDetector) -> RegionDetector:
+def alive(detector: Detector) -> Detector:
     """The detector with weights that keep the features' scale. As timm draws them for Inception, and without a batch
     norm that adapts, the features fade to nothing."""
     for name, parameter in detector.trunk.named_parameters():
@@ -152,7 +152,7 @@ def alive(detector: RegionDetector) -> RegionDetector:
     return detector
 
 
-def build(combination: Combination) -> RegionDetector | None:
+def build(combination: Combination) -> Detector | None:
     """The detector, or None where the combination is refused with a clear line."""
     torch.manual_seed(0)
     try:
@@ -163,7 +163,7 @@ def build(combination: Combination) -> RegionDetector | None:
     return None
 
 
-def check_training(detector: RegionDetector, combination: Combination) -> None:
+def check_training(detector: Detector, combination: Combination) -> None:
     batch = images()
     given = needed(combination, batch)
     losses = detector(batch, targets(), *given)
@@ -175,20 +175,20 @@ def check_training(detector: RegionDetector, combination: Combination) -> None:
     without = [name for name, parameter in learnt if parameter.grad is None]
     assert without == []
     assert all(bool(torch.isfinite(p.grad).all()) for _, p in learnt if p.grad is not None)
-    parts = {name.split(".")[0] for name, p in learnt if p.grad is not None and bool(p.grad.abs().sum() > 0)}
-    wanted = {"trunk"} | ({"rpn_head"} if combination.heads != "given proposals" else set())
-    wanted |= set() if combination.heads == "rpn" else {"box_head"}
-    wanted |= {"mask_head"} if "mask" in combination.heads else set()
-    wanted |= {"keypoint_head"} if "keypoints" in combination.heads else set()
+    parts = {part_of(name) for name, p in learnt if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    wanted = {"trunk"} | ({"dense"} if combination.heads != "given proposals" else set())
+    wanted |= set() if combination.heads == "rpn" else {"regions.box"}
+    wanted |= {"regions.mask"} if "mask" in combination.heads else set()
+    wanted |= {"regions.keypoints"} if "keypoints" in combination.heads else set()
     assert wanted <= parts
     frozen = [name for name, p in detector.named_parameters() if not p.requires_grad]
-    assert all(name.startswith(("trunk.", "region_stage.")) for name in frozen)
+    assert all(name.startswith(("trunk.", "regions.trunk.")) for name in frozen)
     nothing = detector(batch, targets(objects=0), *given)
     assert set(nothing) == set(losses)
     assert all(bool(torch.isfinite(loss)) for loss in nothing.values())
 
 
-def check_detections(detector: RegionDetector, combination: Combination) -> None:
+def check_detections(detector: Detector, combination: Combination) -> None:
     detector.eval()
     batch = images()
     if combination.heads == "rpn":
@@ -217,7 +217,7 @@ def check_detections(detector: RegionDetector, combination: Combination) -> None
     assert bool((found.scores[:, 1:] <= found.scores[:, :-1] + 1e-6).all())
 
 
-def check_one_by_one(detector: RegionDetector, combination: Combination) -> None:
+def check_one_by_one(detector: Detector, combination: Combination) -> None:
     if combination.heads == "rpn":
         return
     batch = images()
@@ -231,18 +231,16 @@ def check_one_by_one(detector: RegionDetector, combination: Combination) -> None
     torch.testing.assert_close(together.scores[1, :count], alone.scores[0, :count], rtol=1e-3, atol=1e-4)
 
 
-def check_no_detections(detector: RegionDetector, combination: Combination) -> None:
+def check_no_detections(detector: Detector, combination: Combination) -> None:
     if combination.heads == "rpn":
         return
     batch = images()
-    rule = detector.detection
-    detector.detection = replace(rule, min_score=1.0)
-    nothing = detector.detect(batch, *needed(combination, batch))
-    detector.detection = rule
+    sure = detector.adapted(min_score=1.0, max_detections=5, max_proposals=12)
+    nothing = sure.detect(batch, *needed(combination, batch))
     assert nothing.count.tolist() == [0, 0]
 
 
-def check_round_trip(detector: RegionDetector, combination: Combination, folder: Path) -> None:
+def check_round_trip(detector: Detector, combination: Combination, folder: Path) -> None:
     save_checkpoint(folder, detector.state_dict(), combination.config())
     config, state = load_checkpoint(folder)
     (folder / "model.safetensors").unlink()

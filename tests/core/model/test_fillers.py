@@ -1,7 +1,7 @@
 """What fills a slot is harmless: in the shapes of a GPU, images with objects, without, with a crowd alone and with tiny
 objects learn and are looked at in every order, at a bounded cost, with the numbers that the real slots alone give."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
 
@@ -11,18 +11,20 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskrcnn_core import structures
-from maskrcnn_core.config import Category, KeypointHeadConfig, ModelConfig, RoIConfig
-from maskrcnn_core.data.coco import CocoImage, CocoObject
+from maskrcnn_core.config.heads import KeypointHeadConfig
+from maskrcnn_core.config.model import Category, ModelConfig
+from maskrcnn_core.config.regions import RegionsConfig
+from maskrcnn_core.data.coco.dataset import CocoImage, CocoObject
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.targets import ImageTargets, object_targets, pad_targets
-from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, merge_detections, mirrored
-from maskrcnn_core.model import region_detector
+from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, merge_detections, mirrored
 from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.heads.mask import mask_loss
 from maskrcnn_core.model.loss_counts import Normalizer
-from maskrcnn_core.model.region_detector import RegionDetector, _with_a_slot
-from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit
-from tests.core.model.test_region_detector import CONFIG
+from maskrcnn_core.model.regions import parts
+from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit, with_a_slot
+from tests.core.model.test_detector import CONFIG
 
 SIZE = (64, 96)
 CONTENTS = ("some", "none", "crowd", "tiny")
@@ -31,9 +33,11 @@ NAMES = ("left_a", "right_a")
 # In a bin of a region: of the whole image in 7 bins of cells of 4 pixels, or of a mask twice as large as its box.
 MOST_SAMPLES = 64
 
+Corners = tuple[float, float, float, float]
+
 
 def objects(content: str) -> tuple[CocoObject, ...]:
-    def of(box: tuple[float, ...], mask: tuple[float, ...] | None = None, crowd: bool = False) -> CocoObject:
+    def of(box: Corners, mask: Corners | None = None, crowd: bool = False) -> CocoObject:
         x1, y1, x2, y2 = mask or box
         polygon = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         points = (x1, y1, 2.0, x2 - 1, y2 - 1, 1.0)
@@ -86,24 +90,37 @@ class Levels(nn.Module):
         return [functional.avg_pool2d(features, stride, ceil_mode=True) for stride in (4, 8, 16, 32, 64)]
 
 
-def detector_of(sampling_ratio: int) -> RegionDetector:
+def with_levels(detector: Detector, *, fixed_size: bool) -> Detector:
+    """The detector's stages on `Levels`, always the same, in the shapes of a CPU or of a GPU."""
+    assert detector.dense is not None or detector.regions is not None
+    torch.manual_seed(1)
+    return Detector(
+        detector.trunk,
+        detector.pyramid,
+        detector.dense,
+        detector.regions,
+        fixed_size_on=("cpu",) if fixed_size else (),
+        maps=Levels(CONFIG.pyramid.channels),
+    )
+
+
+def detector_of(sampling_ratio: int, *, fixed_size: bool, on_proposals: bool = False) -> Detector:
+    """Always the same weights."""
     keypoints = KeypointHeadConfig(enabled=True, channels=8, layers=1, names=NAMES, categories=("person",))
     config = replace(
         CONFIG,
-        roi=replace(RoIConfig(batch_size=16), sampling_ratio=sampling_ratio),
+        regions=replace(RegionsConfig(batch_size=16), sampling_ratio=sampling_ratio),
+        mask_head=replace(CONFIG.mask_head, regions="proposals" if on_proposals else "refined"),
         keypoint_head=keypoints,
         categories=(Category(1, "person"), *CONFIG.categories[1:]),
     )
     assert isinstance(config, ModelConfig)
     torch.manual_seed(0)
     detector = build_detector(config, load_pretrained=False)
-    levels = Levels(config.pyramid.channels)
-    detector.levels = levels
-    detector.compiled_maps = levels
+    assert detector.regions is not None
     with torch.no_grad():  # scores that differ from place to place
-        assert detector.box_head is not None
-        detector.box_head.classes.weight.mul_(10)
-    return detector
+        detector.regions.box.head.classes.weight.mul_(10)
+    return with_levels(detector, fixed_size=fixed_size)
 
 
 class Samples:
@@ -127,15 +144,15 @@ class Samples:
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
-    """Sets the switch; meanwhile no more samples than a few are asked for."""
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No more samples than a few are asked for."""
     samples = Samples()
     monkeypatch.setattr(torchvision.ops, "roi_align", samples)
-    yield lambda fixed: monkeypatch.setattr(structures, "fixed_size_everywhere", fixed)
+    yield
     assert samples.calls > 0
 
 
-def losses_and_gradients(detector: RegionDetector, order: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
+def losses_and_gradients(detector: Detector, order: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
     detector.zero_grad()
     losses = torch.stack(list(detector(images_of(order), targets_of(order)).values()))
     losses.sum().backward()
@@ -148,14 +165,12 @@ def losses_and_gradients(detector: RegionDetector, order: tuple[str, ...]) -> tu
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
-def test_training_in_every_order(as_on_a_gpu: Callable[[bool], None], images: int, sampling_ratio: int) -> None:
-    detector = detector_of(sampling_ratio).train()
+def test_training_in_every_order(few_samples: None, images: int, sampling_ratio: int) -> None:
+    free, fixed = (detector_of(sampling_ratio, fixed_size=fixed_size).train() for fixed_size in (False, True))
     in_any_order: dict[frozenset[str], Tensor] = {}
     for order in permutations(CONTENTS, images):
-        as_on_a_gpu(False)
-        expected, wanted = losses_and_gradients(detector, order)
-        as_on_a_gpu(True)
-        losses, gradients = losses_and_gradients(detector, order)
+        expected, wanted = losses_and_gradients(free, order)
+        losses, gradients = losses_and_gradients(fixed, order)
         torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-4, msg=f"{order}")
         for one, other in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=f"{order}")
@@ -169,7 +184,7 @@ def test_training_in_every_order(as_on_a_gpu: Callable[[bool], None], images: in
 def test_a_region_that_fills_up_has_no_mask_to_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled: list[Tensor] = []
     counted: list[Tensor] = []
-    align, loss = torchvision.ops.roi_align, region_detector.mask_loss
+    align, loss = torchvision.ops.roi_align, mask_loss
 
     def watched_align(maps: Tensor, rois: Tensor, *rest: object) -> Tensor:
         if maps.shape[1:] == (1, 112, 112):
@@ -180,10 +195,9 @@ def test_a_region_that_fills_up_has_no_mask_to_sample(monkeypatch: pytest.Monkey
         counted.append(real)
         return loss(output, wanted, real, count)
 
-    monkeypatch.setattr(structures, "fixed_size_everywhere", True)
     monkeypatch.setattr(torchvision.ops, "roi_align", watched_align)
-    monkeypatch.setattr(region_detector, "mask_loss", watched_loss)
-    detector = detector_of(2).train()
+    monkeypatch.setattr(parts, "mask_loss", watched_loss)
+    detector = detector_of(2, fixed_size=True).train()
     for images in (1, 2, 4):
         for order in permutations(CONTENTS, images):
             detector(images_of(order), targets_of(order))
@@ -217,26 +231,26 @@ def assert_fillers(found: Detections) -> None:
 
 @pytest.mark.parametrize("in_views", [False, True])
 @pytest.mark.parametrize("on_proposals", [False, True])
-def test_detection_in_every_order(as_on_a_gpu: Callable[[bool], None], on_proposals: bool, in_views: bool) -> None:
-    detector = detector_of(0).eval().requires_grad_(False)
-    detector.masks_on_proposals = on_proposals and not in_views
+def test_detection_in_every_order(few_samples: None, on_proposals: bool, in_views: bool) -> None:
+    free, fixed = (
+        detector_of(0, fixed_size=fixed_size, on_proposals=on_proposals and not in_views).eval().requires_grad_(False)
+        for fixed_size in (False, True)
+    )
     rule = MergeRule(nms_overlap=0.5, max_detections=12, mirrored_keypoints=(1, 0))
 
-    def found_in(order: tuple[str, ...], counts: tuple[int, ...]) -> Detections:
+    def found_in(detector: Detector, order: tuple[str, ...], counts: tuple[int, ...]) -> Detections:
         images, proposals = images_of(order), proposals_of(counts)
         if not in_views:
             return detector.detect(images, proposals)
         return detect_in_views(detector, [View(images), View(mirrored(images), flipped=True)], rule, proposals)
 
-    as_on_a_gpu(False)
     number = dict(zip(CONTENTS, (0, 1, 5, 30), strict=True))
-    alone = {content: found_in((content,), (number[content],)) for content in CONTENTS}
+    alone = {content: found_in(free, (content,), (number[content],)) for content in CONTENTS}
     counts = [int(alone[content].count) for content in CONTENTS]
     assert 0 == counts[0] < counts[1] < counts[3]
-    as_on_a_gpu(True)
     for images in (1, 2, 4):
         for order in permutations(CONTENTS, images):
-            found = found_in(order, tuple(number[content] for content in order))
+            found = found_in(fixed, order, tuple(number[content] for content in order))
             assert_fillers(found)
             for place, content in enumerate(order):
                 count, expected = int(found.count[place]), alone[content]
@@ -257,20 +271,21 @@ def test_no_slot_holds_a_box_without_area() -> None:
     targets, proposals = targets_of(order), proposals_of((0, 3, 1))
     assert with_area(targets.boxes)
     assert with_area(targets.mask_boxes)
-    padded = _with_a_slot(targets_of(("none", "none")))
+    padded = with_a_slot(targets_of(("none", "none")))
     assert with_area(padded.boxes)
     assert with_area(padded.mask_boxes)
     assert not padded.valid.any()
     assert not padded.crowd.any()
     assert with_area(proposals.boxes)
-    detector = detector_of(2).eval().requires_grad_(False)
-    detector.masks_on_proposals = True
-    detector.fixed_size = True
+    detector = detector_of(2, fixed_size=True, on_proposals=True).eval().requires_grad_(False)
     found = detector.detect(images_of(order), proposals)
     assert with_area(found.boxes)
     assert with_area(found.mask_boxes)
-    detector.test_proposals = replace(detector.test_proposals, min_score=1.0)  # nothing is proposed
-    nothing = detector.propose(images_of(order))
+    dense = detector.dense
+    assert dense is not None
+    rules = replace(dense.rules, test=replace(dense.rules.test, min_score=1.0))  # nothing is proposed
+    silent = Detector(detector.trunk, detector.pyramid, dense.with_rules(rules), detector.regions)
+    nothing = with_levels(silent, fixed_size=True).propose(images_of(order))
     assert nothing.count.tolist() == [0, 0, 0]
     assert with_area(nothing.boxes)
     assert with_area(merge_detections([found, found], MergeRule(0.5, 40), fixed_size=True).boxes)

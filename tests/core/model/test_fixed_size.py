@@ -1,7 +1,7 @@
 """Detection as a GPU does it, on the CPU: the same detections, and no operation that would make the host wait."""
 
 from dataclasses import replace
-from functools import partial
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,18 +10,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_core.boxes import soft_suppress, suppress
-from maskrcnn_core.config import BoxHeadConfig, Category, KeypointHeadConfig, ModelConfig, RPNConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig
+from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.transform import pad_batch
-from maskrcnn_core.inference.multi_scale import MergeRule, View, detect_in_views, merge_detections, mirrored
-from maskrcnn_core.model import roi_align, roi_transform
-from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.model.roi_levels import cut_by_level
+from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, mirrored
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.regions import align, transform
+from maskrcnn_core.model.regions.levels import cut_by_level
 from maskrcnn_core.structures import Detections, ImageBatch
 from tests.small_detector import FINDING, finding_detector
 
 CONFIG = replace(
     FINDING,
-    rpn=RPNConfig(pre_nms_test=100, post_nms_test=30),
+    dense=DenseConfig(pre_nms_test=100, post_nms_test=30),
     box_head=BoxHeadConfig(channels=32, max_detections=12, min_score=0.2),
     keypoint_head=KeypointHeadConfig(enabled=True, names=("a", "b"), categories=("disc",), channels=8, layers=1),
     categories=(Category(1, "disc"), Category(5, "square"), Category(9, "cross")),
@@ -59,17 +61,17 @@ class NeverWaits(TorchDispatchMode):
     """Raises at an operation that waits; counts calls of non-maximum suppression, which waits once each."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.suppressions = 0
         self._never_reads = NeverReads()
 
     def __enter__(self) -> "NeverWaits":
-        self._never_reads.__enter__()
-        return super().__enter__()
+        self._never_reads.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._never_reads.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._never_reads.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.overloadpacket.__name__
@@ -84,9 +86,8 @@ class NeverWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def detector_of(config: ModelConfig, fixed_size: bool | None) -> RegionDetector:
-    detector = finding_detector(config)
-    detector.fixed_size = fixed_size
+def detector_of(config: ModelConfig, fixed_size: bool) -> Detector:
+    detector = finding_detector(config, fixed_size_on=("cpu",) if fixed_size else ())
     return detector.eval().requires_grad_(False)
 
 
@@ -98,8 +99,9 @@ def batch() -> ImageBatch:
 
 @pytest.fixture
 def regions_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roi_transform, "roi_align", roi_align.align_by_operator)
-    monkeypatch.setattr(roi_align, "cut_by_level", partial(cut_by_level, fixed_size=True))
+    """RoI transforms decide by the device of the regions."""
+    monkeypatch.setattr(transform, "roi_align", align.align_by_operator)
+    monkeypatch.setattr(align, "cut_by_level", lambda *given, fixed_size: cut_by_level(*given, fixed_size=True))
 
 
 def assert_same(fixed: Detections, free: Detections) -> None:
@@ -115,7 +117,7 @@ def assert_same(fixed: Detections, free: Detections) -> None:
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft_gaussian"])
-def test_the_same_detections_without_waiting(regions_as_on_a_gpu: None, nms: str) -> None:
+def test_the_same_detections_without_waiting(regions_as_on_a_gpu: None, nms: Literal["hard", "soft_gaussian"]) -> None:
     config = replace(CONFIG, box_head=replace(CONFIG.box_head, nms=nms))
     images = batch()
     free, fixed = detector_of(config, False).detect(images), detector_of(config, True)
@@ -138,14 +140,12 @@ def test_proposals_without_waiting(regions_as_on_a_gpu: None) -> None:
     torch.testing.assert_close(found.boxes[:, : expected.boxes.shape[1]], expected.boxes)
 
 
-def test_several_views_wait_only_to_merge(regions_as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "maskrcnn_core.inference.multi_scale.merge_detections", partial(merge_detections, fixed_size=True)
-    )
+def test_several_views_wait_only_to_merge(regions_as_on_a_gpu: None) -> None:
     images, fixed = batch(), detector_of(CONFIG, True)
     views = [View(images), View(mirrored(images), flipped=True)]
     rule = MergeRule(nms_overlap=0.5, max_detections=12, mirrored_keypoints=(1, 0))
-    expected = detect_in_views(fixed, views, rule)
+    expected = detect_in_views(detector_of(CONFIG, False), views, rule)
+    detect_in_views(fixed, views, rule)  # anchors of this shape are made once, on the host
     with NeverWaits() as watch:
         found = detect_in_views(fixed, views, rule)
     assert watch.suppressions == 5
@@ -199,7 +199,7 @@ def test_nothing_to_suppress(slots: int) -> None:
     nothing = torch.zeros(2, slots, dtype=torch.bool)
     empty = torch.zeros(2, slots, 4), torch.zeros(2, slots), nothing.long(), nothing
     assert not suppress(*empty, 0.5, fixed_size=True).any()
-    rule = {"gaussian": True, "max_overlap": 0.5, "sigma": 0.5, "min_score": 0.1, "max_kept": 2}
+    rule: dict[str, Any] = {"gaussian": True, "max_overlap": 0.5, "sigma": 0.5, "min_score": 0.1, "max_kept": 2}
     _, kept = soft_suppress(*empty, **rule, fixed_size=True)
     assert kept.shape == (2, min(slots, 2))
     assert not kept.any()

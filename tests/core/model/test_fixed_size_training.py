@@ -1,20 +1,21 @@
 """Losses as a GPU computes them, on the CPU: the same numbers and gradients, and nothing that makes the host wait."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core import structures
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
-from maskrcnn_core.model import region_rows, roi_align, roi_transform
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
-from maskrcnn_core.model.roi_levels import cut_by_level
+from maskrcnn_core.model.dense import head
+from maskrcnn_core.model.dense.sampled_outputs import outputs_at
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.regions import align, rows, transform
+from maskrcnn_core.model.regions.levels import cut_by_level
 from maskrcnn_core.structures import Targets
 from tests.core.model.test_fixed_size import CONFIG, NeverWaits, batch
+from tests.small_detector import with_fixed_size_on
 
 
 def targets_of() -> Targets:
@@ -30,25 +31,27 @@ def targets_of() -> Targets:
     return replace(pad_targets([some, none]), keypoints=points, seeds=torch.tensor([5, 7]))
 
 
-def learner() -> RegionDetector:
+def learner(*, fixed_size: bool) -> Detector:
     torch.manual_seed(0)
-    return build_detector(CONFIG, load_pretrained=False).train()
+    detector = build_detector(CONFIG, load_pretrained=False)
+    return with_fixed_size_on(detector, ("cpu",) if fixed_size else ()).train()
 
 
-def losses_and_gradients(detector: RegionDetector) -> tuple[dict[str, Tensor], list[Tensor]]:
+def losses_and_gradients(detector: Detector) -> tuple[dict[str, Tensor], list[Tensor]]:
     losses = detector(batch(), targets_of())
     torch.stack(list(losses.values())).sum().backward()
     return losses, [p.grad for p in detector.parameters() if p.grad is not None]
 
 
 def test_the_same_losses_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, gradients = losses_and_gradients(learner())
-    monkeypatch.setattr(structures, "fixed_size_everywhere", True)
-    monkeypatch.setattr(roi_transform, "roi_align", roi_align.align_by_operator)
-    monkeypatch.setattr(roi_align, "cut_by_level", partial(cut_by_level, fixed_size=True))
+    expected, gradients = losses_and_gradients(learner(fixed_size=False))
+    # What decides by the device of its input.
+    monkeypatch.setattr(transform, "roi_align", align.align_by_operator)
+    monkeypatch.setattr(align, "cut_by_level", lambda *given, fixed_size: cut_by_level(*given, fixed_size=True))
+    monkeypatch.setattr(head, "outputs_at", lambda *given, fixed_size: outputs_at(*given, fixed_size=True))
     # On a GPU the number comes while the box head is computed.
-    monkeypatch.setattr(region_rows.DelayedCount, "read", lambda self: 70)
-    detector = learner()
+    monkeypatch.setattr(rows.DelayedCount, "read", lambda self: 70)
+    detector = learner(fixed_size=True)
     images, targets = batch(), targets_of()
     detector(images, targets)  # anchors of this shape are made once, on the host
     with NeverWaits():
@@ -64,8 +67,8 @@ def test_the_same_losses_without_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65])
-def test_positive_regions_are_rounded_up(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskrcnn_core.model.box_head import RoISamples
+def test_positive_regions_are_rounded_up(count: int) -> None:
+    from maskrcnn_core.model.heads.box import RoISamples
 
     positive = torch.zeros(2, 100, dtype=torch.bool)
     positive[0, : count // 2] = True
@@ -79,10 +82,11 @@ def test_positive_regions_are_rounded_up(count: int, monkeypatch: pytest.MonkeyP
         valid=torch.ones(2, 100, dtype=torch.bool),
         max_positives=50,
     )
-    monkeypatch.setattr(structures, "fixed_size_everywhere", True)
-    front = region_rows.PositiveRegions(
-        samples, region_rows.image_index_of(samples.labels), region_rows.DelayedCount(positive)
-    )
+    image_index, number = rows.image_index_of(samples.labels), rows.DelayedCount(positive)
+    alone = rows.PositiveRegions(samples, image_index, number, fixed_size=False)
+    assert alone.slots.equal(positive.flatten().nonzero()[:, 0])
+    front = rows.PositiveRegions(samples, image_index, number, fixed_size=True)
+    assert front.slots[:count].equal(alone.slots)
     assert len(front.slots) == {0: 64, 1: 64, 64: 64, 65: 100}[count]
     assert int(front.positive.sum()) == count
     assert front.positive[:count].all()

@@ -27,10 +27,20 @@ def targets_of(boxes: list[list[float]], crowd: list[bool] | None = None, paddin
     return Targets(padded, torch.zeros(padded.shape[:2], dtype=torch.int64), real & ~crowds, crowds)
 
 
-def rpn_match(candidates: list[list[float]] | Tensor, targets: Targets, rescue: bool = True) -> Matches:
-    boxes = torch.as_tensor(candidates, dtype=torch.float32)
+each_size = pytest.mark.parametrize("fixed_size", [False, True])
+
+
+def rpn_match(
+    candidates: list[list[float]] | Tensor, targets: Targets, fixed_size: bool, rescue: bool = True
+) -> Matches:
     return match(
-        boxes[None], targets, positive_overlap=0.7, negative_overlap=0.3, rescue_best=rescue, crowd_overlap=0.7
+        torch.as_tensor(candidates, dtype=torch.float32)[None],
+        targets,
+        positive_overlap=0.7,
+        negative_overlap=0.3,
+        rescue_best=rescue,
+        crowd_overlap=0.7,
+        fixed_size=fixed_size,
     )
 
 
@@ -39,13 +49,15 @@ OBJECT = [0.0, 0, 10, 10]
 CANDIDATES = [OBJECT, [0.0, 0, 10, 7], [0.0, 0, 10, 5], [0.0, 0, 10, 3], [0.0, 0, 10, 2], [50.0, 50, 60, 60]]
 
 
-def test_bands_by_eye() -> None:
-    found = rpn_match(CANDIDATES, targets_of([OBJECT]))
+@each_size
+def test_bands_by_eye(fixed_size: bool) -> None:
+    found = rpn_match(CANDIDATES, targets_of([OBJECT]), fixed_size)
     assert found.kinds.tolist() == [[POSITIVE, POSITIVE, IGNORED, IGNORED, NEGATIVE, NEGATIVE]]
     assert found.objects[0, :2].tolist() == [0, 0]
 
 
-def test_one_threshold_leaves_no_band() -> None:
+@each_size
+def test_one_threshold_leaves_no_band(fixed_size: bool) -> None:
     found = match(
         torch.tensor([CANDIDATES]),
         targets_of([OBJECT]),
@@ -53,54 +65,63 @@ def test_one_threshold_leaves_no_band() -> None:
         negative_overlap=0.5,
         rescue_best=False,
         crowd_overlap=0.7,
+        fixed_size=fixed_size,
     )
     assert found.kinds.tolist() == [[POSITIVE] * 3 + [NEGATIVE] * 3]
 
 
-def test_the_best_candidates_of_an_object_are_rescued() -> None:
+@each_size
+def test_the_best_candidates_of_an_object_are_rescued(fixed_size: bool) -> None:
     # The second object's best overlaps are twice 0.2: both are rescued; 0.1 is not.
     second = [100.0, 0, 110, 10]
     candidates = [OBJECT, [100.0, 0, 110, 2], [100.0, 8, 110, 10], [100.0, 0, 110, 1]]
     targets = targets_of([OBJECT, second])
-    assert rpn_match(candidates, targets).kinds.tolist() == [[POSITIVE, POSITIVE, POSITIVE, NEGATIVE]]
-    assert rpn_match(candidates, targets).objects[0, :3].tolist() == [0, 1, 1]
-    assert rpn_match(candidates, targets, rescue=False).kinds.tolist() == [[POSITIVE] + [NEGATIVE] * 3]
+    assert rpn_match(candidates, targets, fixed_size).kinds.tolist() == [[POSITIVE, POSITIVE, POSITIVE, NEGATIVE]]
+    assert rpn_match(candidates, targets, fixed_size).objects[0, :3].tolist() == [0, 1, 1]
+    assert rpn_match(candidates, targets, fixed_size, rescue=False).kinds.tolist() == [[POSITIVE] + [NEGATIVE] * 3]
 
 
-def test_an_object_that_nothing_touches_rescues_nothing() -> None:
-    assert (rpn_match(CANDIDATES, targets_of([[500.0, 500, 510, 510]])).kinds == NEGATIVE).all()
+@each_size
+def test_an_object_that_nothing_touches_rescues_nothing(fixed_size: bool) -> None:
+    assert (rpn_match(CANDIDATES, targets_of([[500.0, 500, 510, 510]]), fixed_size).kinds == NEGATIVE).all()
 
 
-def test_crowds_are_never_positive_and_hide_negatives() -> None:
+@each_size
+def test_crowds_are_never_positive_and_hide_negatives(fixed_size: bool) -> None:
     # 0.8 of the second candidate lies in the crowd, 0.6 of the third.
     crowd = [100.0, 0, 200, 100]
     candidates = [crowd, [98.0, 0, 108, 10], [96.0, 0, 106, 10], [0.0, 0, 10, 10]]
-    assert rpn_match(candidates, targets_of([crowd], [True])).kinds.tolist() == [[IGNORED, IGNORED, NEGATIVE, NEGATIVE]]
+    assert rpn_match(candidates, targets_of([crowd], [True]), fixed_size).kinds.tolist() == [
+        [IGNORED, IGNORED, NEGATIVE, NEGATIVE]
+    ]
     inside = [100.0, 0, 110, 10]
-    found = rpn_match([inside], targets_of([crowd, inside], [True, False]))
+    found = rpn_match([inside], targets_of([crowd, inside], [True, False]), fixed_size)
     assert (found.kinds.item(), found.objects.item()) == (POSITIVE, 1)
 
 
-def test_padding_changes_nothing_even_with_garbage_in_it() -> None:
+@each_size
+def test_padding_changes_nothing_even_with_garbage_in_it(fixed_size: bool) -> None:
     bare, padded = targets_of([OBJECT]), targets_of([OBJECT], padding=2)
     padded.boxes[0, 1:] = torch.tensor([50.0, 50, 60, 60])  # exactly the last candidate
-    one, other = rpn_match(CANDIDATES, bare), rpn_match(CANDIDATES, padded)
+    one, other = rpn_match(CANDIDATES, bare, fixed_size), rpn_match(CANDIDATES, padded, fixed_size)
     assert torch.equal(one.kinds, other.kinds)
     assert torch.equal(one.objects[one.kinds == POSITIVE], other.objects[one.kinds == POSITIVE])
 
 
-def test_without_objects_everything_is_negative() -> None:
-    assert (rpn_match(CANDIDATES, targets_of([], padding=1)).kinds == NEGATIVE).all()
+@each_size
+def test_without_objects_everything_is_negative(fixed_size: bool) -> None:
+    assert (rpn_match(CANDIDATES, targets_of([], padding=1), fixed_size).kinds == NEGATIVE).all()
 
 
+@each_size
 @pytest.mark.parametrize("rescue", [True, False])
-def test_is_torchvisions_matcher(rescue: bool) -> None:
+def test_is_torchvisions_matcher(rescue: bool, fixed_size: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(220, 2, generator=generator) * 60
     boxes = torch.cat((corners, corners + 5 + torch.rand(220, 2, generator=generator) * 40), dim=1)
     objects, candidates = boxes[:6], boxes
     expected = Matcher(0.7, 0.3, allow_low_quality_matches=rescue)(pairwise_iou(objects, candidates))
-    found = rpn_match(candidates, targets_of(objects.tolist()), rescue)
+    found = rpn_match(candidates, targets_of(objects.tolist()), fixed_size, rescue)
     kinds = torch.where(expected == -2, IGNORED, torch.where(expected == -1, NEGATIVE, POSITIVE))
     assert torch.equal(found.kinds[0], kinds)
     assert {-1, 0, 1} <= set(kinds.tolist())

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from maskrcnn_core.config import ModelConfig
-from maskrcnn_core.data.generated import generate_picture
+from maskrcnn_core.config.model import ModelConfig
+from maskrcnn_core.data.generated.pictures import generate_picture
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
-from maskrcnn_core.inference.output import image_record
+from maskrcnn_core.importers.torchvision import import_torchvision
+from maskrcnn_core.inference.encoding import image_record
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import Targets
-from maskrcnn_core.weights.torchvision_models import import_torchvision
 from tests.core.model.torchvision_reference import as_batch
 
 HEIGHT, WIDTH = 192, 256
@@ -97,20 +97,20 @@ def peer(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def ours(peer: nn.Module) -> tuple[ModelConfig, RegionDetector]:
+def ours(peer: nn.Module) -> tuple[ModelConfig, Detector]:
     """Imported without a word about the model: the keys tell."""
     config, state = import_torchvision(peer.state_dict())
     config = replace(
         config,
         input=replace(config.input, short_side=HEIGHT, long_side=WIDTH),
-        rpn=replace(
-            config.rpn,
+        dense=replace(
+            config.dense,
             post_nms_test=NUM_PROPOSALS["test"],
             post_nms_train=NUM_PROPOSALS["train"],
             batch_size=EVERYTHING,
             positive_fraction=1.0,
         ),
-        roi=replace(config.roi, batch_size=EVERYTHING, positive_fraction=1.0),
+        regions=replace(config.regions, batch_size=EVERYTHING, positive_fraction=1.0),
         box_head=replace(config.box_head, max_detections=NUM_DETECTIONS),
     )
     detector = build_detector(config, load_pretrained=False)
@@ -126,13 +126,13 @@ def image() -> Tensor:
 
 
 @torch.no_grad()
-def test_detections(peer: nn.Module, ours: tuple[ModelConfig, RegionDetector], image: Tensor) -> None:
+def test_detections(peer: nn.Module, ours: tuple[ModelConfig, Detector], image: Tensor) -> None:
     config, detector = ours
     expected = peer.eval()([image.float() / 255])[0]
     found = detector.eval().detect(as_batch(config, [image], [(HEIGHT, WIDTH)]))
     count = int(found.count[0])
     assert count == len(expected["scores"]) > 5
-    if config.anchors.every_level:
+    if config.dense.anchors.every_level:
         assert 0 < int(detector.propose(as_batch(config, [image], [(HEIGHT, WIDTH)])).count[0]) < NUM_PROPOSALS["test"]
     assert (found.labels[0, :count] + 1).tolist() == expected["labels"].tolist()
     assert (found.scores[0, :count] - expected["scores"]).abs().max() < 1e-4
@@ -178,9 +178,7 @@ def objects(config: ModelConfig) -> tuple[dict[str, Tensor], Targets]:
 
 
 @torch.no_grad()
-def test_losses_when_everything_is_sampled(
-    peer: nn.Module, ours: tuple[ModelConfig, RegionDetector], image: Tensor
-) -> None:
+def test_losses_when_everything_is_sampled(peer: nn.Module, ours: tuple[ModelConfig, Detector], image: Tensor) -> None:
     config, detector = ours
     peer.train()
     for module in peer.modules():

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import resized_size
-from maskrcnn_core.inference.output import image_record
+from maskrcnn_core.inference.encoding import image_record
 from maskrcnn_core.inference.predictor import Predictor
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import ImageBatch
 from tests.core.model.torchvision_reference import as_batch, imported, pictures, reference_model
 
@@ -37,7 +37,7 @@ def reference() -> MaskRCNN:
 
 
 @pytest.fixture(scope="module")
-def ours(reference: MaskRCNN) -> tuple[ModelConfig, RegionDetector]:
+def ours(reference: MaskRCNN) -> tuple[ModelConfig, Detector]:
     config, detector = imported(reference)
     return replace(config, input=replace(config.input, short_side=SHORT, long_side=LONG)), detector
 
@@ -58,9 +58,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def test_trunk_and_rpn_outputs(
-    reference: MaskRCNN, ours: tuple[ModelConfig, RegionDetector], images: list[Tensor]
-) -> None:
+def test_trunk_and_rpn_outputs(reference: MaskRCNN, ours: tuple[ModelConfig, Detector], images: list[Tensor]) -> None:
     config, detector = ours
     for image in images:
         batch = batch_of(config, [image])
@@ -70,21 +68,19 @@ def test_trunk_and_rpn_outputs(
         their_pyramid = list(reference.backbone(theirs.tensors).values())
         their_logits, their_deltas = reference.rpn.head(their_pyramid)
         pyramid = detector.features(batch).maps
-        assert detector.rpn_head is not None
-        logits, deltas = detector.rpn_head(pyramid)
+        assert detector.dense is not None
+        outputs = detector.dense.head(pyramid)
         for got, expected in zip(pyramid, their_pyramid, strict=True):
             assert relative_error(got, expected) < 1e-4
-        for got, expected in zip(logits, their_logits, strict=True):
-            assert relative_error(got, expected.permute(0, 2, 3, 1).flatten(1)) < 1e-4
-        for got, expected in zip(deltas, their_deltas, strict=True):
+        for got, expected in zip(outputs.logits, their_logits, strict=True):
+            assert relative_error(got[..., 0], expected.permute(0, 2, 3, 1).flatten(1)) < 1e-4
+        for got, expected in zip(outputs.deltas, their_deltas, strict=True):
             expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 4)
             assert relative_error(got, expected) < 1e-4
 
 
 @torch.no_grad()
-def test_detections_and_masks(
-    reference: MaskRCNN, ours: tuple[ModelConfig, RegionDetector], images: list[Tensor]
-) -> None:
+def test_detections_and_masks(reference: MaskRCNN, ours: tuple[ModelConfig, Detector], images: list[Tensor]) -> None:
     config, _ = ours
     predictor = Predictor(imported(reference)[1], config)
     for image in images:
@@ -119,9 +115,7 @@ def test_losses_when_everything_is_sampled(images: list[Tensor]) -> None:
     for module in reference.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    config, detector = imported(reference)
-    detector.rpn_loss = replace(detector.rpn_loss, batch_size=everything, positive_fraction=1.0)
-    detector.roi_loss = replace(detector.roi_loss, batch_size=everything, positive_fraction=1.0)
+    config, detector = imported(reference, batch_size=everything, positive_fraction=1.0)
     # pictures of the size that the network sees, so that neither side resamples a mask
     image = torch.nn.functional.interpolate(images[0][None].float(), size=(320, 480))[0].to(torch.uint8)
     masks = torch.zeros(3, 320, 480, dtype=torch.uint8)
@@ -151,7 +145,7 @@ def test_losses_when_everything_is_sampled(images: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def test_batch_of_equal_sizes_is_one_by_one(ours: tuple[ModelConfig, RegionDetector], images: list[Tensor]) -> None:
+def test_batch_of_equal_sizes_is_one_by_one(ours: tuple[ModelConfig, Detector], images: list[Tensor]) -> None:
     config, detector = ours
     equal = [torch.nn.functional.interpolate(i[None].float(), size=(320, 448))[0].to(torch.uint8) for i in images]
     together = detector.detect(batch_of(config, equal))
@@ -167,7 +161,7 @@ def test_batch_of_equal_sizes_is_one_by_one(ours: tuple[ModelConfig, RegionDetec
 
 @torch.no_grad()
 def test_mixed_sizes_in_a_batch_are_torchvisions(
-    reference: MaskRCNN, ours: tuple[ModelConfig, RegionDetector], images: list[Tensor]
+    reference: MaskRCNN, ours: tuple[ModelConfig, Detector], images: list[Tensor]
 ) -> None:
     config, _ = ours
     mixed = [images[0], images[2].transpose(1, 2)[:, :200].contiguous()]

@@ -2,30 +2,31 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn_core.config import ModelConfig
+from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.generated import generate_dataset
+from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.transform import pad_batch, prepare_image
+from maskrcnn_core.importers.torchvision import import_torchvision
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import ImageBatch
-from maskrcnn_core.weights.torchvision_models import import_torchvision
-from pipelines.benchmarking import PEER_NORM_EPS, peer_model
+from pipelines.benchmarks.peer import PEER_NORM_EPS, peer_model
 
 
-def reference_model(min_size: int = 320, max_size: int = 533, seed: int = 0, **settings: object) -> MaskRCNN:
+def reference_model(min_size: int = 320, max_size: int = 533, seed: int = 0, **settings: Any) -> MaskRCNN:
     """The benchmark's peer: random weights with many confident detections."""
     return peer_model(min_size, max_size, seed, **settings)
 
 
-def imported(model: MaskRCNN, **rpn_settings: float) -> tuple[ModelConfig, RegionDetector]:
-    """Ours with the same weights and conventions."""
+def imported(model: MaskRCNN, **sampling: Any) -> tuple[ModelConfig, Detector]:
+    """Ours with the same weights and conventions; `sampling` is that of both stages."""
     config, state = import_torchvision(model.state_dict(), norm_eps=PEER_NORM_EPS)
-    config = replace(config, rpn=replace(config.rpn, **rpn_settings))
+    config = replace(config, dense=replace(config.dense, **sampling), regions=replace(config.regions, **sampling))
     detector = build_detector(config, load_pretrained=False)
     detector.load_state_dict(state)
     return config, detector.eval()

@@ -3,12 +3,12 @@
 import io
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from maskrcnn_core.evaluation.coco import CategoryScore, CocoScores
-from maskrcnn_core.evaluation.details import (
+from maskrcnn_core.evaluation.analysis import (
     BestThreshold,
     Calibration,
     CategoryDetails,
@@ -21,8 +21,9 @@ from maskrcnn_core.evaluation.details import (
     PrecisionRecallCurve,
     ReliabilityBin,
 )
+from maskrcnn_core.evaluation.coco import CategoryScore, CocoScores
 from maskrcnn_core.evaluation.results import Coverage
-from maskrcnn_core.report.content import CategoryCount, Example, FailedRow, Histogram, Panel, ReportContent
+from maskrcnn_core.report.content import CategoryCount, Example, ExampleKind, FailedRow, Histogram, Panel, ReportContent
 
 IOUS = tuple(0.5 + 0.05 * step for step in range(10))
 
@@ -34,7 +35,7 @@ def picture(side: int = 32) -> bytes:
     return stream.getvalue()
 
 
-def example(kind: str, category_id: int | None, title: str, source: str = "image.jpg") -> Example:
+def example(kind: ExampleKind, category_id: int | None, title: str, source: str = "image.jpg") -> Example:
     panels = tuple(Panel(name, picture(), 32, 32, (0.25, 0.25, 0.5, 0.5)) for name in ("ground truth", "prediction"))
     return Example(kind, category_id, title, f"a note on {title}", source, panels)
 
@@ -102,7 +103,7 @@ def kind_details(names: list[str], scale: float) -> KindDetails:
     )
 
 
-def content(names: list[str], **changes: object) -> ReportContent:
+def content(names: list[str], **changes: Any) -> ReportContent:
     """A page with ground truth, boxes and masks; category ids count from 1."""
     federated = FederatedScores(("AP", "APr"), (0.123, 0.045))
     masks = replace(kind_details(names, 0.8), boundary=(0.321, *(0.2,) * 11), federated=federated)

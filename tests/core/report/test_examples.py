@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maskrcnn_core.inference.records import ImageRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.report.examples import (
     IGNORED,
     NOTHING,
@@ -119,7 +119,7 @@ def test_matching_agrees_with_the_scoring_of_coco() -> None:
     from pycocotools.cocoeval import COCOeval
 
     from maskrcnn_core.evaluation.results import coco_results
-    from maskrcnn_core.inference.records import record_from_row
+    from maskrcnn_core.records.labels import record_from_row
     from tests.core.evaluation.synthetic import random_problem
 
     annotations, labels = random_problem(5)

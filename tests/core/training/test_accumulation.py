@@ -1,19 +1,22 @@
 """A batch in pieces gives the gradients of the whole batch, whatever each piece holds."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from maskrcnn_core.config import Category, KeypointHeadConfig, ModelConfig
+from maskrcnn_core.config.heads import KeypointHeadConfig
+from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.targets import ImageTargets, pad_targets, targets_from_dense
 from maskrcnn_core.data.transform import pad_batch
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import ImageBatch, Targets
+from maskrcnn_core.training.accumulation import accumulate_gradients
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.step import training_step
-from tests.core.model.test_region_detector import CONFIG
+from tests.core.model.test_detector import CONFIG
 
 
 def objects(count: int, size: tuple[int, int], seed: int) -> ImageTargets:
@@ -38,7 +41,7 @@ def batch() -> tuple[ImageBatch, Targets]:
 
 
 @pytest.fixture(scope="module")
-def detector() -> RegionDetector:
+def detector() -> Detector:
     config = ModelConfig(
         **{
             **vars(CONFIG),
@@ -51,7 +54,7 @@ def detector() -> RegionDetector:
 
 
 @pytest.mark.parametrize("pieces", [3, 9])
-def test_gradients_and_losses_are_those_of_the_whole_batch(detector: RegionDetector, pieces: int) -> None:
+def test_gradients_and_losses_are_those_of_the_whole_batch(detector: Detector, pieces: int) -> None:
     results = []
     for accumulate in (1, pieces):
         model = copy.deepcopy(detector)
@@ -69,7 +72,7 @@ def test_gradients_and_losses_are_those_of_the_whole_batch(detector: RegionDetec
         assert (gradients[name] - gradient).abs().max() <= 1e-5 * max(scale, 1.0), name
 
 
-def test_means_of_means_would_be_something_else(detector: RegionDetector) -> None:
+def test_means_of_means_would_be_something_else(detector: Detector) -> None:
     """What the test above could not tell if every piece had equally many samples."""
     images, targets = batch()
     targets = Targets(**{**vars(targets), "seeds": torch.tensor([5, 6, 7, 8])})
@@ -77,16 +80,34 @@ def test_means_of_means_would_be_something_else(detector: RegionDetector) -> Non
         whole = detector(images, targets)["roi_mask"]
         halves = []
         for rows in (slice(0, 2), slice(2, 4)):
-            part = [
-                type(s)(**{k: None if v is None else v[rows] for k, v in vars(s).items()}) for s in (images, targets)
-            ]
+            part = [replace(s, **{k: v[rows] for k, v in vars(s).items() if v is not None}) for s in (images, targets)]
             halves.append(detector(*part)["roi_mask"])
     assert abs(whole - sum(halves) / 2) > 1e-3
 
 
-def test_without_seeds_both_passes_draw_the_same(detector: RegionDetector) -> None:
+def test_each_divisor_is_the_count_of_the_whole_batch(detector: Detector) -> None:
+    """What losses ask `count` for: once for the whole batch, in the order of a batch that is not in pieces."""
+    images, targets = batch()
+    targets = Targets(**{**vars(targets), "seeds": torch.tensor([5, 6, 7, 8])})
+    asked: list[list[int]] = []
+    for pieces in (1, 2, 4):
+        numbers: list[int] = []
+        asked.append(numbers)
+
+        def count(number: torch.Tensor, numbers: list[int] = numbers) -> torch.Tensor:
+            numbers.append(int(number))
+            return number.clamp(min=1)
+
+        accumulate_gradients(copy.deepcopy(detector), images, targets, None, pieces=pieces, count=count)
+    assert asked[0] == asked[1] == asked[2]
+    assert len(asked[0]) == 4  # anchors, regions, masks, keypoints
+    assert min(asked[0]) > 0
+
+
+def test_without_seeds_both_passes_draw_the_same(detector: Detector) -> None:
     model = copy.deepcopy(detector)
     optimizer = build_optimizer(model, learning_rate=0.0, momentum=0.9, weight_decay=0.0)
     found = training_step(model, *batch(), optimizer, learning_rate=0.0, accumulate=2)
     assert torch.isfinite(found.losses).all()
-    assert model.normalizer is detector.normalizer
+    again = training_step(copy.deepcopy(detector), *batch(), optimizer, learning_rate=0.0, accumulate=2)
+    assert not torch.equal(again.losses, found.losses)  # each step draws anew

@@ -9,38 +9,43 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config import ModelConfig, RoIConfig, RPNConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.model import ModelConfig
+from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.targets import pad_targets
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector, _with_a_slot
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.model.dense import losses as dense_losses
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.matching import Samples, sample
+from maskrcnn_core.model.regions import sampling
+from maskrcnn_core.model.regions.sampling import sample_regions
+from maskrcnn_core.structures import ImageBatch, Proposals, Targets, with_a_slot
 from maskrcnn_core.training.accumulation import accumulate_gradients
-from tests.core.model.test_fillers import SIZE, Levels, image_targets
-from tests.core.model.test_region_detector import CONFIG
+from tests.core.model.test_detector import CONFIG
+from tests.core.model.test_fillers import SIZE, image_targets, with_levels
 
 # What is in each image of the batch, and how many proposals a file has for it.
 CONTENTS = ("some", "none", "some", "tiny", "crowd")
 COUNTS = (12, 150, 400, 3, 0)
 SOURCES = ("rpn", "file", "both", "beside")
 
+each_size = pytest.mark.parametrize("fixed_size", [False, True])
+
 Share = tuple[ImageBatch, Targets, Proposals | None]
 
 
-def detector_of(source: str) -> RegionDetector:
+def detector_of(source: str, *, fixed_size: bool) -> Detector:
     """`both`: the file's and the objects themselves; `beside`: the same, and an RPN learns too."""
     config = replace(
         CONFIG,
-        rpn=replace(CONFIG.rpn, enabled=source in ("rpn", "beside")),
-        roi=RoIConfig(batch_size=32, add_ground_truth=source != "file"),
+        dense=replace(CONFIG.dense, enabled=source in ("rpn", "beside")),
+        regions=RegionsConfig(batch_size=32, add_ground_truth=source != "file"),
     )
     assert isinstance(config, ModelConfig)
-    assert isinstance(config.rpn, RPNConfig)
+    assert isinstance(config.dense, DenseConfig)
     torch.manual_seed(0)
-    detector = build_detector(config, load_pretrained=False).train()
-    detector.levels = Levels(config.pyramid.channels)
-    detector.compiled_maps = detector.levels
-    return detector
+    return with_levels(build_detector(config, load_pretrained=False), fixed_size=fixed_size).train()
 
 
 def file_proposals(place: int) -> ImageProposals:
@@ -68,54 +73,62 @@ def share_of(places: Sequence[int], source: str) -> Share:
     return ImageBatch(pixels, sizes, sizes), targets, proposals
 
 
-def gradients_of(
-    detector: RegionDetector, shares: Sequence[Share], accumulate: int
-) -> tuple[dict[str, float], list[Tensor]]:
+def gradients_of(detector: Detector, shares: Sequence[Share], pieces: int) -> tuple[dict[str, float], list[Tensor]]:
     """Losses and gradients, averaged over the workers as data-parallel training does."""
     counts: list[list[Tensor]] = []
-    original = detector.normalizer
     for share in shares:
         own: list[Tensor] = []
-        detector.normalizer = lambda count, own=own: own.append(count) or count.clamp(min=1)  # type: ignore[misc, func-returns-value]
-        accumulate_gradients(detector, detector, *share, pieces=accumulate)
         counts.append(own)
+
+        def noted(count: Tensor, own: list[Tensor] = own) -> Tensor:
+            own.append(count)
+            return count.clamp(min=1)
+
+        accumulate_gradients(detector, *share, pieces=pieces, count=noted)
     joint = [torch.stack(column).sum().clamp(min=1) / len(shares) for column in zip(*counts, strict=True)]
     detector.zero_grad()
     losses: dict[str, float] = {}
     for share in shares:
         left: Iterator[Tensor] = iter(joint)
-        detector.normalizer = lambda _, left=left: next(left)  # type: ignore[misc]
-        for name, value in accumulate_gradients(detector, detector, *share, pieces=accumulate).items():
+
+        def joined(count: Tensor, left: Iterator[Tensor] = left) -> Tensor:
+            return next(left)
+
+        for name, value in accumulate_gradients(detector, *share, pieces=pieces, count=joined).items():
             losses[name] = losses.get(name, 0.0) + float(value) / len(shares)
-    detector.normalizer = original
     return losses, [p.grad / len(shares) for p in detector.parameters() if p.grad is not None]
 
 
+@each_size
 @pytest.mark.parametrize("source", SOURCES)
-def test_any_number_of_workers_and_pieces(source: str) -> None:
-    detector = detector_of(source)
+def test_any_number_of_workers_and_pieces(source: str, fixed_size: bool) -> None:
+    detector = detector_of(source, fixed_size=fixed_size)
     expected, wanted = gradients_of(detector, [share_of(range(5), source)], 1)
     assert all(value > 0 for value in expected.values())
     scale = max(float(gradient.abs().max()) for gradient in wanted)
-    for workers, accumulate in ((1, 2), (1, 4), (2, 1), (2, 2), (3, 1)):
+    for workers, pieces in ((1, 2), (1, 4), (2, 1), (2, 2), (3, 1)):
         ends = [worker * 5 // workers for worker in range(workers + 1)]
         shares = [share_of(range(ends[w], ends[w + 1]), source) for w in range(workers)]
-        losses, gradients = gradients_of(detector, shares, accumulate)
-        assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6), (workers, accumulate)
+        losses, gradients = gradients_of(detector, shares, pieces)
+        assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6), (workers, pieces)
         for one, other in zip(gradients, wanted, strict=True):
-            assert (one - other).abs().max() <= 1e-5 * scale, (workers, accumulate)
+            assert (one - other).abs().max() <= 1e-5 * scale, (workers, pieces)
 
 
+@each_size
 @pytest.mark.parametrize("source", SOURCES)
-def test_what_is_drawn_of_an_image_is_its_own(source: str) -> None:
-    detector = detector_of(source)
+def test_what_is_drawn_of_an_image_is_its_own(source: str, fixed_size: bool) -> None:
+    detector = detector_of(source, fixed_size=fixed_size)
+    regions = detector.regions
+    assert regions is not None
 
     def drawn(places: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         images, targets, proposals = share_of(places, source)
         if proposals is None:
             proposals = detector.propose(images)
-        with torch.no_grad():
-            samples = detector._sample_regions(proposals, _with_a_slot(targets))
+        samples = sample_regions(
+            proposals, with_a_slot(targets), regions.num_classes, regions.sampling, fixed_size=fixed_size
+        )
         found = {}
         for row, place in enumerate(places):
             positive, real = samples.positive[row], samples.valid[row]
@@ -134,17 +147,15 @@ def test_what_is_drawn_of_an_image_is_its_own(source: str) -> None:
 
 def test_the_anchors_and_the_regions_of_an_image_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    from maskrcnn_core.model import region_detector, rpn
-    from maskrcnn_core.model.matching import Samples, sample
 
     def watched(kinds: Tensor, number: int, fraction: float, seeds: Tensor | None = None) -> Samples:
         assert seeds is not None
         seen.append(seeds)
         return sample(kinds, number, fraction, seeds)
 
-    monkeypatch.setattr(rpn, "sample", watched)
-    monkeypatch.setattr(region_detector, "sample", watched)
+    monkeypatch.setattr(dense_losses, "sample", watched)
+    monkeypatch.setattr(sampling, "sample", watched)
     images, targets, _ = share_of(range(3), "rpn")
-    detector_of("rpn")(images, targets)
+    detector_of("rpn", fixed_size=False)(images, targets)
     anchors, regions = seen
     assert len(set(anchors.tolist()) | set(regions.tolist())) == 6

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch._inductor import config as inductor
 
-from maskrcnn_core.config import BackboneConfig, Category
+from maskrcnn_core.config.model import Category
+from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.region_detector import RegionDetector
+from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import ImageBatch, Targets
 from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.step import StepResult, training_step
-from tests.pipelines.test_training import SIDE, SMALL
+from tests.pipelines.training.test_run import SIDE, SMALL
 
 CPU = torch.device("cpu")
 
@@ -40,7 +41,7 @@ def batch() -> tuple[ImageBatch, Targets]:
     return ImageBatch(pixels, sizes, sizes), targets
 
 
-def step(detector: RegionDetector) -> StepResult:
+def step(detector: Detector) -> StepResult:
     torch.manual_seed(0)
     optimizer = build_optimizer(detector, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     return training_step(detector.train(), *batch(), optimizer, learning_rate=0.01, with_grad_norm=True)

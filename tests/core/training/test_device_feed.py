@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from maskrcnn_core.model.backbones import build_trunk
+from maskrcnn_core.model.trunks.trunk import build_trunk
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.device_feed import feed, one_ahead, pixel_type
 
@@ -142,10 +142,10 @@ def test_on_a_cpu_closing_closes_the_source() -> None:
 
 def test_pixels_are_rounded_only_where_the_network_would() -> None:
     cuda = torch.device("cuda:0")
-    assert pixel_type(cuda, bfloat16=True, backbone="resnet50") == torch.bfloat16
-    assert pixel_type(cuda, bfloat16=False, backbone="resnet50") == torch.float32
-    assert pixel_type(CPU, bfloat16=True, backbone="resnet50") == torch.float32
-    assert pixel_type(cuda, bfloat16=True, backbone="timm:convnext_pico") == torch.float32
+    assert pixel_type(cuda, bfloat16=True, rounds_input=True) == torch.bfloat16
+    assert pixel_type(cuda, bfloat16=False, rounds_input=True) == torch.float32
+    assert pixel_type(CPU, bfloat16=True, rounds_input=True) == torch.float32
+    assert pixel_type(cuda, bfloat16=True, rounds_input=False) == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_prefetch_works_ahead_by_its_depth() -> None:
         time.sleep(0.01)
     time.sleep(0.1)
     assert made == [0, 1, 2, 3]  # one taken, two waiting, one that found the queue full
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 

@@ -15,7 +15,7 @@ def network(value: float) -> nn.Sequential:
 def test_average_by_hand() -> None:
     model = network(1.0)
     average = MovingAverage(model, decay=0.5)
-    nn.init.constant_(model[0].weight, 2.0)
+    nn.init.constant_(model.get_parameter("0.weight"), 2.0)
     average.update(1)  # decay min(0.5, 2 / 11): 1 + 9 / 11 (2 - 1)
     assert average.state_dict()["0.weight"].tolist() == [pytest.approx([1 + 9 / 11] * 2)]
     average.update(1000)  # decay 0.5
@@ -27,7 +27,7 @@ def test_frozen_weights_and_counters_are_the_networks_own() -> None:
     model = network(1.0)
     model[0].weight.requires_grad_(False)
     average = MovingAverage(model, decay=0.9)
-    nn.init.constant_(model[0].weight, 5.0)
+    nn.init.constant_(model.get_parameter("0.weight"), 5.0)
     model[1].num_batches_tracked.fill_(7)
     model[1].running_mean.fill_(1.0)
     average.update(1000)

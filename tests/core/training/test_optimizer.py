@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from maskrcnn_core.train_config import TrainConfig
 from maskrcnn_core.training.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from pipelines.training.config import TrainConfig
 
 
 def network() -> nn.Sequential:
@@ -58,7 +60,7 @@ def test_cosine_schedule(step: int, expected: float) -> None:
 
 
 def test_warm_up_longer_than_the_run_and_none_at_all() -> None:
-    fixed = {"peak": 1.0, "warmup_factor": 0.0, "schedule": "cosine"}
+    fixed: dict[str, Any] = {"peak": 1.0, "warmup_factor": 0.0, "schedule": "cosine"}
     assert learning_rate(5, steps=10, warmup_steps=20, **fixed) == pytest.approx(0.25)
     assert learning_rate(0, steps=10, warmup_steps=0, **fixed) == 1.0
 

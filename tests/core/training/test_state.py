@@ -60,3 +60,12 @@ def test_weights_that_are_not_the_checkpoints_own(tmp_path: Path) -> None:
     assert torch.equal(found["weight"], model.weight)
     with pytest.raises(CheckpointError, match="cannot resume"):
         load_learnt_weights(tmp_path / "nothing")
+
+
+def test_weights_of_a_run_that_began_with_other_names(tmp_path: Path) -> None:
+    _, optimizer = learner()
+    old = {"rpn_head.objectness.weight": torch.ones(1), "box_head.classes.bias": torch.zeros(1)}
+    save_training_state(tmp_path, TrainingState(step=1), optimizer, old)
+    found = load_learnt_weights(tmp_path)
+    assert found is not None
+    assert list(found) == ["dense.head.logits.weight", "regions.box.head.classes.bias"]

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_core.model.loss_counts import Normalizer
 from maskrcnn_core.structures import ImageBatch, Proposals, Targets
 from maskrcnn_core.training.step import StepResult, seed_step, training_step
 
@@ -14,7 +17,7 @@ class Pull(nn.Module):
         self.weight = nn.Parameter(torch.tensor([[1.0]]))
         self.seen_dtype: torch.dtype | None = None
 
-    def forward(self, images: ImageBatch, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, images: ImageBatch, targets: Targets, *, count: Normalizer) -> dict[str, Tensor]:
         product = images.pixels.flatten()[:, None] @ self.weight
         self.seen_dtype = product.dtype
         return {"mean": product.mean(), "share": product.mean() * torch.rand(())}
@@ -27,7 +30,7 @@ def inputs(value: float) -> tuple[ImageBatch, Targets]:
     return images, Targets(torch.zeros(1, 0, 4), empty.long(), empty.bool(), empty.bool())
 
 
-def step(model: Pull, value: float = 2.0, **options: float | bool) -> StepResult:
+def step(model: Pull, value: float = 2.0, **options: Any) -> StepResult:
     optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
     return training_step(model, *inputs(value), optimizer, learning_rate=0.1, **options)
 
@@ -81,7 +84,9 @@ def test_proposals_reach_the_detector() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(()))
 
-        def forward(self, images: ImageBatch, targets: Targets, proposals: Proposals) -> dict[str, Tensor]:
+        def forward(
+            self, images: ImageBatch, targets: Targets, proposals: Proposals, *, count: Normalizer
+        ) -> dict[str, Tensor]:
             return {"count": self.weight * proposals.count.sum()}
 
     model = Counts()
@@ -91,3 +96,27 @@ def test_proposals_reach_the_detector() -> None:
     )
     assert result.losses.tolist() == [3.0]
     assert model.weight.item() == pytest.approx(1.0 - 0.3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_count_reaches_the_detector(accumulate: int) -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, images: ImageBatch, targets: Targets, *, count: Normalizer) -> dict[str, Tensor]:
+            return {"mean": self.weight * images.pixels.sum() / count(torch.tensor(images.pixels.numel()))}
+
+    model, (images, targets) = Sums(), inputs(4.0)
+    result = training_step(
+        model,
+        images,
+        targets,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        learning_rate=0.5,
+        accumulate=accumulate,
+        count=lambda number: number * 2.0,
+    )
+    assert result.losses.tolist() == [2.0]
+    assert model.weight.item() == pytest.approx(1.0 - 0.5 * 2.0)

@@ -19,7 +19,7 @@ SPARE = 1 << 30
 READ = f"""
 import resource, signal, sys
 from maskrcnn_core.errors import UserError
-from maskrcnn_core.weights.convert import read_foreign
+from maskrcnn_core.importers.convert import read_foreign
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + {SPARE}, -1))
 for path in sys.argv[1:]:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_core.config import BackboneConfig, Category, InputConfig, ModelConfig
+from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.config.model import Category, ModelConfig
+from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.initial import check_initial, load_initial_weights
@@ -21,9 +23,10 @@ class Detector(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(width, 3), nn.BatchNorm1d(3))
         if rpn:
-            self.rpn_head = nn.ModuleDict({"objectness": nn.Linear(3, 1)})
+            self.dense = nn.ModuleDict({"head": nn.ModuleDict({"logits": nn.Linear(3, 1)})})
         if heads:
-            self.box_head = nn.ModuleDict({"layers": nn.Linear(3, 3), "classes": nn.Linear(3, classes)})
+            box = nn.ModuleDict({"layers": nn.Linear(3, 3), "classes": nn.Linear(3, classes)})
+            self.regions = nn.ModuleDict({"box": nn.ModuleDict({"head": box})})
         with torch.no_grad():
             for tensor in self.state_dict().values():
                 tensor.fill_(value)
@@ -45,8 +48,8 @@ def test_what_fits_is_taken_and_the_rest_is_named(tmp_path: Path) -> None:
     found = values(detector)
     assert {name for name, value in found.items() if value == 5.0} == set(report.taken)
     assert {name for name, value in found.items() if value == 1.0} == set(report.fresh)
-    assert report.fresh_parts == ("rpn_head.objectness", "box_head.classes")
-    assert set(report.unused) == {"box_head.classes.weight", "box_head.classes.bias"}
+    assert report.fresh_parts == ("dense.head.logits", "regions.box.head.classes")
+    assert set(report.unused) == {"regions.box.head.classes.weight", "regions.box.head.classes.bias"}
     assert "trunk.1.running_mean" in report.taken  # buffers as well: a frozen norm is one
 
 
@@ -57,7 +60,7 @@ def test_the_first_of_several_checkpoints_wins(tmp_path: Path) -> None:
     detector = Detector(1.0)
     report = load_initial_weights(detector, CONFIG, [rpn, heads])
     assert report.fresh == report.unused == ()
-    expected = {"trunk": 5.0, "rpn_head": 5.0, "box_head": 6.0}
+    expected = {"trunk": 5.0, "dense": 5.0, "regions": 6.0}
     assert all(value == expected[name.split(".")[0]] for name, value in values(detector).items())
 
 

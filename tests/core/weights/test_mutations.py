@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from maskrcnn_core.config import Category, ModelConfig
+from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import UserError
+from maskrcnn_core.importers.convert import read_foreign
 from maskrcnn_core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_checkpoint, save_checkpoint
-from maskrcnn_core.weights.convert import read_foreign
 
 STATE = {
     "backbone.body.conv1.weight": torch.arange(8.0).view(2, 4),

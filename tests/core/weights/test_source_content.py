@@ -19,7 +19,7 @@ from maskrcnn_core.weights.pickle_machine import Budget, Unbuilt
 from maskrcnn_core.weights.source_content import open_content
 from maskrcnn_core.weights.source_files import read_source, read_state
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3),
     "fortran": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
     "part": np.arange(12, dtype=np.float32).reshape(3, 4)[:, 1:3],
@@ -280,5 +280,6 @@ def test_tensors_without_plain_values_are_named(kind: str, tmp_path: Path) -> No
 def test_whole_numbers_that_are_no_sizes(tmp_path: Path) -> None:
     """Keys that are no text are never compared: equal hashes in thousands would take minutes."""
     prime = 2**61 - 1
-    path = written(tmp_path / "a.pkl", {"w": ARRAYS["float32"], **{i * prime: 1 for i in range(2000)}, (1, (2,)): 3})
+    content: dict[Any, Any] = {"w": ARRAYS["float32"], **{i * prime: 1 for i in range(2000)}, (1, (2,)): 3}
+    path = written(tmp_path / "a.pkl", content)
     assert set(read_state(path)) == {"w"}

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_core.errors import CheckpointError
-from maskrcnn_core.weights.backbone_weights import is_classifier
-from maskrcnn_core.weights.convert import read_foreign
+from maskrcnn_core.importers.convert import read_foreign
+from maskrcnn_core.model.trunks.imagenet_weights import is_classifier
 from maskrcnn_core.weights.source_files import SourceFile, read_source, read_state
 
 KEYS = {
@@ -64,7 +64,7 @@ def surroundings() -> dict[str, Any]:
     """What trainings keep beside the weights."""
     layer = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(2)).sum().backward()  # type: ignore[no-untyped-call]
+    layer(torch.ones(2)).sum().backward()
     optimizer.step()
     return {
         "optimizer": optimizer.state_dict(),

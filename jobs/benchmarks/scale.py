@@ -1,0 +1,56 @@
+"""What `jobs.benchmark` measures and prints about large and disturbed runs."""
+
+from typing import TYPE_CHECKING
+
+from pipelines.benchmarks.config import ChaosRun, ScaleRun
+
+if TYPE_CHECKING:
+    from pipelines.benchmarks.chaos import ChaosRound
+    from pipelines.benchmarks.scale import ScalePoint
+
+
+def scale(run: ScaleRun) -> int:
+    """Labelling of ever more images with a detector that costs nothing."""
+    from pipelines.benchmarks.scale import benchmark_scale
+
+    benchmark_scale(run, _show_point)
+    return 0
+
+
+def manifest(run: ScaleRun) -> int:
+    """Manifests of ever more images."""
+    from pipelines.benchmarks.scale import benchmark_manifest
+
+    benchmark_manifest(run, _show_point)
+    return 0
+
+
+def _show_point(point: "ScalePoint") -> None:
+    verified = "" if point.verify_seconds is None else f"  verified in {point.verify_seconds:.1f} s"
+    print(
+        f"  {point.images:>12,}  {point.seconds:8.1f} s  {point.milliseconds:8.4f} ms/image  "
+        f"driver {point.driver_bytes / 2**20:6.0f} MiB  worker {point.worker_bytes / 2**20:6.0f} MiB{verified}",
+        flush=True,
+    )
+
+
+def chaos(run: ChaosRun) -> int:
+    """Labelling under SIGKILL; exit code 1 if anything was lost, repeated, torn or changed."""
+    from pipelines.benchmarks.chaos import benchmark_chaos
+
+    print(f"  {run.num_images} images, {run.rounds} rounds", flush=True)
+    rounds = benchmark_chaos(run, _show_round)
+    lost, repeated, torn, changed = (
+        sum(getattr(found, name) for found in rounds) for name in ("lost", "repeated", "torn", "different")
+    )
+    print(f"  lost / repeated / torn: {lost} / {repeated} / {torn}; rows unlike an undisturbed run's: {changed}")
+    return int(lost + repeated + torn + changed > 0 or not all(found.verified for found in rounds))
+
+
+def _show_round(found: "ChaosRound") -> None:
+    killed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in found.killed.items())
+    print(
+        f"  seed {found.seed}: killed {killed}; lost {found.lost}, repeated {found.repeated}, torn {found.torn}, "
+        f"changed {found.different}, verified {'yes' if found.verified else 'NO'}; {found.seconds:.0f} s",
+        flush=True,
+    )

@@ -1,0 +1,98 @@
+"""The model's typed configuration, a file for each part of the formula: frozen dataclasses, each field with its meaning
+and unit, each value checked there.
+
+`ModelConfig` is what a checkpoint carries: architecture, conventions and inference settings, so that it loads with no
+flags. What belongs to one run is in `config.py` of its pipeline. Networks take plain arguments; data, inference and
+importers may take a section; only `model/build.py` and `pipelines/` see the whole tree.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maskrcnn_core.config.checks import require, require_typed
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
+from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.config.limits import MAX_CATEGORIES
+from maskrcnn_core.config.pyramid import PyramidConfig
+from maskrcnn_core.config.regions import RegionsConfig
+from maskrcnn_core.config.trunk import BackboneConfig
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of objects, as the COCO format names it."""
+
+    id: int
+    """COCO category id, as in the annotation file and in the label records."""
+    name: str
+    """Category name."""
+
+    def __post_init__(self) -> None:
+        require_typed("model.categories", self)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The detector: trunk, pyramid, dense stage, region stage with its heads, and the conventions of its weights."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    """Image size and normalisation."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Trunk network."""
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    """Feature maps that everything else is computed from."""
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    """The dense stage: anchors, and what is predicted for each."""
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    """The region stage: which regions are learnt from, and how they are cut out."""
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+    """Classification and box regression."""
+    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    """Masks."""
+    keypoint_head: KeypointHeadConfig = field(default_factory=KeypointHeadConfig)
+    """Keypoints."""
+    categories: tuple[Category, ...] = ()
+    """Classes in label order 0 .. K-1. Training fills it from the annotation file."""
+
+    def __post_init__(self) -> None:
+        require_typed("model", self)
+        require(
+            len(self.categories) <= MAX_CATEGORIES,
+            "model.categories",
+            f"{len(self.categories):,}",
+            f"at most {MAX_CATEGORIES:,}",
+        )
+        ids = [category.id for category in self.categories]
+        require(len(set(ids)) == len(ids), "model.categories", ids, "unique category ids")
+        levels = self.pyramid.num_levels
+        require(
+            self.dense.anchors.every_level or len(self.dense.anchors.sizes) == levels,
+            "model.dense.anchors.sizes",
+            self.dense.anchors.sizes,
+            f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
+        )
+        require(
+            self.dense.enabled or self.box_head.enabled,
+            "model.dense.enabled",
+            self.dense.enabled,
+            "true where model.box_head.enabled is false: nothing would be left to learn",
+        )
+        for name, head in (("mask_head", self.mask_head), ("keypoint_head", self.keypoint_head)):
+            require(
+                self.box_head.enabled or not head.enabled,
+                f"model.{name}.enabled",
+                head.enabled,
+                "false where model.box_head.enabled is false: masks and keypoints are predicted on its boxes",
+            )
+        require(
+            self.box_head.layers > 0 or self.box_head.convs == 0,
+            "model.box_head.convs",
+            self.box_head.convs,
+            "0 where model.box_head.layers is 0",
+        )
+
+    @property
+    def finds(self) -> Literal["proposals", "detections"]:
+        """What the last stage gives: regions without a class, or objects."""
+        return "detections" if self.box_head.enabled else "proposals"

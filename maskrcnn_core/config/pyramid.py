@@ -1,0 +1,50 @@
+"""The feature maps that everything else is computed from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskrcnn_core.config.checks import require, require_between, require_typed
+from maskrcnn_core.config.limits import MAX_CHANNELS
+
+
+@dataclass(frozen=True)
+class PyramidConfig:
+    """What the regions are cut from: the trunk's feature maps, made alike."""
+
+    kind: Literal["fpn", "in_network", "c4", "dc5"] = "fpn"
+    """fpn = top-down pathway with lateral connections (Lin et al., CVPR 2017); in_network = the trunk's own maps, each
+    projected, without the top-down pathway; c4 = one map of stride 16, the last stage runs on each region; dc5 = one
+    map of stride 16, the last stage dilated."""
+    channels: int = 256
+    """Width of every level (fpn, in_network)."""
+    norm: Literal["none", "frozen_batch", "group"] = "none"
+    """Normalisation after each convolution (fpn); frozen_batch = constant affine, from imported weights."""
+    levels: tuple[int, ...] = (2, 3, 4, 5)
+    """Trunk stages that enter (fpn, in_network): 2 = stride 4 .. 5 = stride 32."""
+    extra: Literal["max_pool", "none"] = "max_pool"
+    """One more level for the RPN: the coarsest one subsampled by two (fpn, in_network)."""
+
+    def __post_init__(self) -> None:
+        require_typed("model.pyramid", self)
+        require_between("model.pyramid.channels", self.channels, 1, MAX_CHANNELS)
+        require(
+            len(self.levels) > 0
+            and tuple(sorted(set(self.levels))) == tuple(self.levels)
+            and all(2 <= level <= 5 for level in self.levels),
+            "model.pyramid.levels",
+            self.levels,
+            "increasing numbers from 2 to 5",
+        )
+        require(
+            self.norm == "none" or self.kind == "fpn",
+            "model.pyramid.norm",
+            self.norm,
+            f"none where model.pyramid.kind is {self.kind}",
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """How many maps the RPN slides over."""
+        if self.kind in ("c4", "dc5"):
+            return 1
+        return len(self.levels) + (self.extra == "max_pool")

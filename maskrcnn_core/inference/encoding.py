@@ -1,0 +1,122 @@
+"""What the detector gives, one image of a batch at a time, as records: pasted, run-length encoded, in COCO's form."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from operator import itemgetter
+
+import numpy as np
+
+from maskrcnn_core.config.model import ModelConfig
+from maskrcnn_core.inference.device_masks import encode_on_device
+from maskrcnn_core.inference.settings import Mark, no_mark
+from maskrcnn_core.keypoints import pixel_offset
+from maskrcnn_core.masks import encode_masks
+from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.proposals import ProposalRecord
+from maskrcnn_core.structures import Detections, Proposals, map_tensors, tensors_of
+
+
+def image_record(detections: Detections, index: int, size: tuple[int, int], config: ModelConfig) -> ImageRecord:
+    """The label record of one image.
+
+    Args:
+        detections: of a batch, on the host, in the original frame.
+        index: of the image in the batch; size: its (height, width).
+        config: of the detector: categories, how masks are pasted, which categories have keypoints.
+    """
+    found = map_tensors(detections, itemgetter(slice(index, index + 1)))
+    counts: list[str | None] = [None] * int(found.count)
+    if found.masks is not None:
+        covered = found.boxes if found.mask_boxes is None else found.mask_boxes
+        counts = [
+            *encode_masks(
+                found.masks[0, : len(counts)].float().numpy(),
+                covered[0, : len(counts)].numpy(),
+                *size,
+                rule=config.mask_head.paste,
+                threshold=config.mask_head.threshold,
+            )
+        ]
+    return _records(found, [size], counts, config)[0]
+
+
+def records_with_device_masks(
+    detections: Detections, sizes: Sequence[tuple[int, int]], config: ModelConfig, mark: Mark = no_mark
+) -> list[ImageRecord]:
+    """`image_record` of each image of a batch whose detections, with masks, are on a device: the masks stay there, and
+    only their run lengths and everything else are copied.
+
+    Args:
+        sizes: (height, width) of the images.
+        mark: told of each stage.
+    """
+    masks = detections.masks
+    assert masks is not None
+    found = replace(detections, masks=None).to("cpu")
+    mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
+    images, slots = found.valid.numpy().nonzero()
+    covered = found.boxes if found.mask_boxes is None else found.mask_boxes
+    encoded = encode_on_device(
+        masks.flatten(0, 1),
+        images * masks.shape[1] + slots,
+        covered.numpy()[images, slots],
+        np.array(sizes, dtype=np.int64).reshape(-1, 2)[images],
+        rule=config.mask_head.paste,
+        threshold=config.mask_head.threshold,
+    )
+    mark("masks, run lengths", masks.nbytes)
+    records = _records(found, sizes, encoded, config)
+    mark("records", 0.0)
+    return records
+
+
+def _records(
+    detections: Detections, sizes: Sequence[tuple[int, int]], counts: Sequence[str | None], config: ModelConfig
+) -> list[ImageRecord]:
+    """The records of a batch on the host; `counts` are the run lengths of all its detections, image after image."""
+    # The whole batch becomes numbers at once: for one image it takes as long.
+    valid = detections.valid.numpy()
+    boxes = detections.boxes.numpy()[valid]
+    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
+    scores, labels = (values.numpy()[valid].tolist() for values in (detections.scores, detections.labels))
+    keypoints = _keypoint_lists(detections, labels, config)
+    categories = [(category.id, category.name) for category in config.categories]
+    named = (categories[label] for label in labels)
+    found = [
+        DetectionRecord(category_id, category, score, (x, y, w, h), rle, points)
+        for (category_id, category), score, (x, y, w, h), rle, points in zip(
+            named, scores, sides, counts, keypoints, strict=True
+        )
+    ]
+    ends = [0, *accumulate(detections.count.tolist())]
+    return [
+        ImageRecord("ok", None, width, height, tuple(found[start:end]))
+        for (height, width), (start, end) in zip(sizes, pairwise(ends), strict=True)
+    ]
+
+
+def _keypoint_lists(
+    detections: Detections, labels: Sequence[int], config: ModelConfig
+) -> list[tuple[float, ...] | None]:
+    """Keypoints of a batch's detections, whose labels are given, as COCO writes them, None where the category has
+    none."""
+    if detections.keypoints is None:
+        return [None] * len(labels)
+    settings = config.keypoint_head
+    points = detections.keypoints.float().numpy()[detections.valid.numpy()]
+    points[..., :2] -= pixel_offset(settings.decode)
+    with_keypoints = [category.name in settings.categories for category in config.categories]
+    flat = points.reshape(len(labels), points.shape[1] * points.shape[2]).tolist()
+    return [tuple(values) if with_keypoints[label] else None for label, values in zip(labels, flat, strict=True)]
+
+
+def proposal_record(found: Proposals, index: int, size: tuple[int, int], min_score: float) -> ProposalRecord:
+    """The proposal record of one image (arguments as `image_record`); proposals below `min_score` are left out."""
+    height, width = size
+    count = int(found.count[index])
+    scores = found.scores[index, :count].numpy()
+    count = int((scores >= min_score).sum())  # best first
+    boxes = found.boxes[index, :count].numpy()
+    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+    return ProposalRecord("ok", None, width, height, sides, scores[:count])

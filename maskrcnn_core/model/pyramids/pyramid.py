@@ -1,0 +1,87 @@
+"""The tutorial's pyramids: what regions and RPN see of a trunk's maps. FPN, in-network, C4 and dilated C5."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.pyramids.fpn import FPN, Extra, Norm
+from maskrcnn_core.model.trunks.trunk import Trunk
+
+PyramidKind = Literal["fpn", "in_network", "c4", "dc5"]
+
+
+class SingleMap(nn.Module):
+    """A pyramid of one level: the trunk's last map as it is.
+
+    Attributes:
+        channels, strides: of the level.
+        num_roi_levels: 1.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.strides: tuple[int, ...] = (stride,)
+        self.num_roi_levels = 1
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The trunk's maps -> the last one."""
+        return [maps[-1]]
+
+
+Pyramid = FPN | SingleMap
+
+
+def build_pyramid(
+    kind: PyramidKind,
+    trunk: Trunk,
+    *,
+    channels: int = 256,
+    norm: Norm = "none",
+    levels: Sequence[int] = (2, 3, 4, 5),
+    extra: Extra = "max_pool",
+) -> Pyramid:
+    """The pyramid on a trunk.
+
+    Args:
+        kind: fpn = Feature Pyramid Network; in_network = the same without top-down pathway; c4 = C4 alone, of a trunk
+            whose last stage `take_region_trunk` has taken; dc5 = C5 alone, of a trunk made with `dilated=True`.
+        trunk: its stages above the last level are removed, since nothing would use them.
+        channels, norm, extra: as `FPN`; single maps have the trunk's width.
+        levels: which of the trunk's maps fpn and in_network stand on, finest first.
+
+    Raises:
+        ConfigError: the trunk does not have such maps.
+    """
+    if kind == "c4" or kind == "dc5":
+        if trunk.strides[-1] != 16:
+            raise ConfigError(
+                f"model.pyramid.kind: {kind} needs a last map of stride 16, the backbone's has {trunk.strides[-1]}; "
+                "use fpn or another backbone"
+            )
+        return SingleMap(trunk.channels[-1], trunk.strides[-1])
+    _check_levels(levels, trunk)
+    while trunk.levels[-1] != levels[-1]:
+        trunk.take_last_stage()
+    used = [trunk.levels.index(level) for level in levels]
+    return FPN(
+        [trunk.channels[index] for index in used],
+        channels,
+        strides=[trunk.strides[index] for index in used],
+        maps_used=used,
+        norm=norm,
+        extra=extra,
+        top_down=kind == "fpn",
+    )
+
+
+def _check_levels(levels: Sequence[int], trunk: Trunk) -> None:
+    if not levels or not set(levels) <= set(trunk.levels):
+        raise ConfigError(
+            f"model.pyramid.levels: got {tuple(levels)}, expected some of {trunk.levels}, the backbone's maps"
+        )
+    if any(after != before + 1 for before, after in pairwise(levels)):
+        raise ConfigError(f"model.pyramid.levels: got {tuple(levels)}, expected neighbouring levels, finest first")

@@ -1,0 +1,276 @@
+"""Scoring of labels against a COCO annotation file: read into shards, score them, merge, and write the numbers."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from maskrcnn_core.data.coco.json_text import parse_json, without_garbage_collection
+from maskrcnn_core.errors import AnnotationError
+from maskrcnn_core.evaluation.analyse import build_comparison, build_details
+from maskrcnn_core.evaluation.analysis import EvaluationDetails, RunComparison
+from maskrcnn_core.evaluation.annotations import Annotations, read_document
+from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
+from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
+from maskrcnn_core.evaluation.match_counts import notes_of
+from maskrcnn_core.evaluation.results import Coverage
+from maskrcnn_core.evaluation.scoring_states import Engine
+from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
+from pipelines import storage
+from pipelines.evaluation.config import EvaluateRun
+from pipelines.evaluation.shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
+from pipelines.labelling.config import LabelRun
+from pipelines.labels.files import label_files
+from pipelines.storage.s3_settings import applied, settings_environment
+from pipelines.storage.writable import require_writable
+
+if TYPE_CHECKING:
+    from pipelines.labelling.progress import LabelProgress
+
+# Less than this one process scores in the time that a cluster needs to start.
+_SMALL_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """What one evaluation found.
+
+    Attributes:
+        run: what was asked for.
+        scores: the numbers.
+        models: fingerprints of the models that made the label rows, sorted.
+        engine: that was used.
+        notes: what else a reader of the numbers should know.
+        details: beyond the 12 numbers, where asked for.
+        comparison: with the second run's labels, where given.
+    """
+
+    run: EvaluateRun
+    scores: CocoScores
+    models: tuple[str, ...]
+    engine: Engine = "hotcoco"
+    notes: tuple[str, ...] = ()
+    details: EvaluationDetails | None = None
+    comparison: RunComparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
+        scores = self.scores
+        return {
+            "stats": {kind: list(values) for kind, values in scores.stats.items()},
+            "names": list(STAT_NAMES),
+            "keypoint_names": list(KEYPOINT_STAT_NAMES),
+            "per_category": [
+                {"id": category.id, "name": category.name, "annotations": category.annotations, **category.ap}
+                for category in scores.per_category
+            ],
+            "images": coverage_counts(scores.coverage),
+            "images_left_out": scores.coverage.left_out,
+            "images_without_labels": list(scores.coverage.without_labels),
+            "annotations": scores.annotations,
+            "detections": scores.detections,
+            "skipped": dict(scores.skipped),
+            "unknown_categories": dict(scores.unknown_categories),
+            "notes": list(self.notes),
+            "engine": self.engine,
+            "max_detections": self.run.evaluate.max_detections,
+            "source": {"labels": self.run.labels, "annotations": self.run.annotations, "models": list(self.models)},
+            **({} if self.run.checkpoint is None else {"checkpoint": self.run.checkpoint}),
+            **({} if self.details is None else {"details": self.details.to_json()}),
+            **({} if self.comparison is None else {"comparison": self.comparison.to_json()}),
+        }
+
+
+def coverage_counts(coverage: Coverage) -> dict[str, int]:
+    """How labels and annotated images fit together, for the JSON of a scoring."""
+    return {
+        "annotated": coverage.images,
+        "labelled": coverage.labelled,
+        "failed": coverage.failed,
+        "unlabelled": coverage.unlabelled,
+        "unknown": coverage.unknown,
+    }
+
+
+def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
+    """Score the labels of a run; `write_numbers` writes the summary where `run.output` says so.
+
+    Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
+    cluster, are scored as Ray tasks; small ones in this process, without starting Ray.
+
+    Args:
+        run: what to score.
+        on_progress: called while images are labelled, as of `labelling.label`.
+
+    Raises:
+        ConfigError: keypoint sigmas of another number than the keypoints; or as `labelling.label`.
+        CheckpointError: as `labelling.label`.
+        StorageError: labels or annotations are missing, are not what they should be, or the output cannot be written.
+        AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
+    """
+    with applied(run.storage):
+        check_output(run)
+        with labels_of(run, on_progress) as labels:
+            return _score_labels(run, labels)
+
+
+class Numbers(Protocol):
+    """The summary of an evaluation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+
+def write_numbers(output: str, summary: Numbers) -> None:
+    """Write a summary as a JSON file; apart from `evaluate`, so that the numbers can be shown first.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    storage.write_bytes_atomically(output, json.dumps(summary.to_json(), indent=2).encode() + b"\n")
+
+
+@contextmanager
+def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> Iterator[str]:
+    """The labels of a run, inside the block: those that are there, or those that its checkpoint makes.
+
+    Raises:
+        ConfigError, CheckpointError, StorageError, AnnotationError: as `labelling.label`.
+    """
+    if not run.checkpoint:
+        yield run.labels
+        return
+    from pipelines.labelling.run import label  # heavy, and not needed where labels are there
+
+    with tempfile.TemporaryDirectory() as scratch:
+        output = run.labels or scratch
+        wanted = LabelRun(
+            run.checkpoint,
+            run.annotations,
+            output,
+            image_root=run.images,
+            label=run.label,
+            storage=run.storage,
+            cluster=run.cluster,
+        )
+        label(wanted, on_progress)
+        yield output
+
+
+def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
+    settings = run.evaluate
+    with _place(run, labels) as place:
+        plan, notes, inputs, merged = _merged_shards(run, labels, place)
+        scores = _finish(run, labels, plan, merged, inputs)
+        others = None
+        if run.compare:
+            other_plan, other_notes, _, others = _merged_shards(run, run.compare, place)
+            told = (*other_notes, *notes_of(others.found, other_plan.category_ids))
+            notes += tuple(f"{run.compare}: {note}" for note in told if note not in notes)
+    notes += notes_of(merged.found, plan.category_ids)
+    details = None
+    if settings.details:
+        details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)
+    comparison = None if others is None else build_comparison(plan, merged, others, settings.bootstrap_samples)
+    return EvaluationSummary(run, scores, inputs.models, plan.engine, (*notes, *scores.notes), details, comparison)
+
+
+def _merged_shards(
+    run: EvaluateRun, labels: str, place: tuple[Keep, "_ScoreShards"]
+) -> tuple[ScoringPlan, tuple[str, ...], ScoringInputs, ShardScores]:
+    keep, score_shards = place
+    try:
+        inputs = read_inputs(
+            labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
+        )
+        plan = _plan(run, inputs)
+        merged = score_shards(plan, inputs.shards, inputs.layout)
+        return plan, inputs.notes, inputs, replace(merged, faults=inputs.faults + merged.faults)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
+
+
+def _finish(run: EvaluateRun, labels: str, plan: ScoringPlan, merged: ShardScores, inputs: ScoringInputs) -> CocoScores:
+    try:
+        return finish_scores(plan, merged, inputs.coverage)
+    except AnnotationError as error:
+        raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
+
+
+_ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
+
+
+@contextmanager
+def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
+    """Where shards are scored, inside the block: where their text is kept, and what scores them."""
+    if not _is_distributed(run, labels):
+        yield _kept_here, score_all
+        return
+    # Imported here: loading Ray takes longer than scoring a small set.
+    import ray
+
+    from pipelines.cluster.connection import connect
+    from pipelines.evaluation.tasks import score_on_ray
+
+    with connect(run.cluster, environment=settings_environment(run.storage)):
+        yield ray.put, score_on_ray
+
+
+def _kept_here(text: str) -> str:
+    """Shards that this process scores hold their text themselves; Ray's tasks find it in Ray's store."""
+    return text
+
+
+def _plan(run: EvaluateRun, inputs: ScoringInputs) -> ScoringPlan:
+    settings = run.evaluate
+    return ScoringPlan(
+        inputs.categories,
+        max_detections=settings.max_detections,
+        engine=settings.engine,
+        sigmas=settings.keypoint_sigmas or None,
+        min_score=settings.details_min_score if settings.details or run.compare else None,
+        boundary=settings.details,
+        federated=settings.details and inputs.federated,
+    )
+
+
+def _is_distributed(run: EvaluateRun, labels: str) -> bool:
+    wanted = run.evaluate.distributed
+    if wanted != "auto":
+        return wanted == "always"
+    if run.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return True
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return True
+    files = [labels] if is_results_file(labels) else label_files(labels)
+    return sum(map(storage.size, files)) > _SMALL_BYTES
+
+
+def check_output(run: EvaluateRun) -> None:
+    """Make sure, before any work, that the numbers can be written where they are wanted.
+
+    Raises:
+        StorageError: a folder is there, or the place takes no files.
+    """
+    if run.output:
+        require_writable(run.output)
+
+
+def load_annotations(uri: str) -> Annotations:
+    """The clean entries of a COCO JSON file, all at once.
+
+    Raises:
+        StorageError: no such file.
+        AnnotationError: it is no COCO instances JSON, or its ids are wrong.
+    """
+    content = storage.read_bytes(uri)
+    try:
+        with without_garbage_collection():
+            return read_document(parse_json(content))
+    except AnnotationError as error:
+        raise AnnotationError(f"{uri}: {error}") from None

@@ -1,0 +1,121 @@
+"""The typed configuration of a labelling run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maskrcnn_core.config.checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
+from maskrcnn_core.config.limits import MAX_PIXELS, MAX_REGIONS, MAX_SIDE
+from pipelines.cluster.config import ClusterConfig
+from pipelines.storage.config import StorageConfig
+
+_MAX_WORKERS = 10_000
+_MAX_THREADS = 4096
+_MAX_ROWS = 10_000_000
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Offline inference."""
+
+    num_workers: int = 0
+    """Detector processes (Ray actors); 0 = chosen from the cluster."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
+    batch_pixels: int = 0
+    """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
+    where a batch only fills the caches, and 9,000,000 on a GPU."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images become rows with status too_large, pixels."""
+    exif_orientation: Literal["auto", "apply", "ignore"] = "auto"
+    """Turn images by their EXIF tag; auto = ignore where the source is COCO json (its ground truth is unturned)."""
+    min_score: float | None = None
+    """Drop detections (or proposals) below this score; null = as in the checkpoint."""
+    max_detections: int | None = None
+    """Detections (or proposals) kept per image; null = as in the checkpoint."""
+    record: Literal["detections", "proposals"] = "detections"
+    """What a row holds: detections, or the RPN's proposals to train and detect from."""
+    test_short_sides: tuple[int, ...] = ()
+    """Detect at each of these short sides and merge (image pyramid), pixels; empty = only the checkpoint's own."""
+    test_flip: bool = False
+    """Detect on the mirrored image too and merge."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network."""
+    rows_per_file: int = 0
+    """Images of one Parquet file, which is also what a lost worker has to do again; 0 = chosen, at most 1000 on GPUs
+    and 250 on CPUs."""
+    max_workers: int = 0
+    """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now."""
+    image_timeout: float = 600.0
+    """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it; one that
+    takes longer in two processes fails. 0 = no limit."""
+    max_failed_fraction: float = 1.0
+    """Exit with 1 if a larger share of images failed."""
+    retry_failed: bool = False
+    """Label again the images that failed in earlier starts."""
+    changed_source: Literal["refuse", "keep"] = "refuse"
+    """When the source has changed since its images were listed: refuse, or keep to the images as listed."""
+
+    def __post_init__(self) -> None:
+        require_typed("label", self)
+        require_positive("label.max_pixels", self.max_pixels)
+        for name in (
+            "batch_pixels",
+            "num_workers",
+            "threads_per_worker",
+            "rows_per_file",
+            "max_workers",
+            "image_timeout",
+        ):
+            require_not_negative(f"label.{name}", getattr(self, name))
+        for name, most in (
+            *(("num_workers", _MAX_WORKERS), ("max_workers", _MAX_WORKERS), ("threads_per_worker", _MAX_THREADS)),
+            ("rows_per_file", _MAX_ROWS),
+        ):
+            require_between(f"label.{name}", getattr(self, name), 0, most)
+        require_fraction("label.max_failed_fraction", self.max_failed_fraction)
+        if self.min_score is not None:
+            require_fraction("label.min_score", self.min_score)
+        if self.max_detections is not None:
+            require_between("label.max_detections", self.max_detections, 1, MAX_REGIONS)
+        require(
+            all(1 <= side <= MAX_SIDE for side in self.test_short_sides),
+            "label.test_short_sides",
+            self.test_short_sides,
+            f"numbers above 0, up to {MAX_SIDE:,}",
+        )
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """Detect objects in an image collection and write one Parquet row per image."""
+
+    checkpoint: str
+    """Checkpoint folder."""
+    images: str
+    """Folder, glob, S3 prefix, COCO json, S3 inventory (its manifest.json), .parquet or .csv with a column `uri`."""
+    output: str
+    """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
+    proposals: str | None = None
+    """Proposals that an earlier run wrote with --label.record proposals; used instead of the checkpoint's RPN."""
+    image_root: str | None = None
+    """Folder that the file names of a COCO json are relative to, and which they may not leave: what is absolute, has a
+    scheme or climbs out by `..` becomes a failed row, unless it lies below the folder all the same. null = looked for
+    beside the json, and names that are absolute or begin with file:// or s3:// are read where they are."""
+    label: LabelConfig = field(default_factory=LabelConfig)
+    """Inference."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """S3."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)

@@ -1,0 +1,140 @@
+"""Chunks of a manifest through a pool of `LabelWorker` on Ray Data."""
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ray
+import ray.data
+
+from maskrcnn_core.config.model import Category
+from maskrcnn_core.inference.settings import PredictorSettings
+from pipelines import storage
+from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
+from pipelines.labelling.config import LabelRun
+from pipelines.labelling.planning import WorkerPlan, plan_workers
+from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
+from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
+from pipelines.labels import run_folder
+from pipelines.labels.chunks import Chunk, Tally
+
+# Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
+_STALLED_SECONDS = 1800.0
+_PATIENCE_PER_IMAGE = 60.0
+
+
+class DescribeCheckpoint(Protocol):
+    """Signature of `maskrcnn_core.inference.predictor.describe_checkpoint`."""
+
+    def __call__(self, checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
+        """Fingerprint and categories, without building the network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How a checkpoint becomes a detector; both are passed on to other processes, so they must be picklable."""
+
+    load: LoadPredictor
+    describe: DescribeCheckpoint
+
+
+def label_on_cluster(
+    run: LabelRun,
+    detector: Detector,
+    settings: WorkerSettings,
+    todo: Sequence[Chunk],
+    before: Tally,
+    images: int,
+    on_progress: Callable[[LabelProgress], None] | None,
+) -> Counts:
+    """Labels chunks; returns the counts of this start."""
+    plan = plan_workers(run.label, nodes())
+    settings = replace(settings, workers_per_node=plan.per_node)
+    folder = run_folder.write_todo(run.output, todo)
+    board = start_board()
+    report = None if on_progress is None else _reporter(on_progress, before, images)
+    longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
+    try:
+        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
+            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
+                poller.check()
+                if row["mistake"] is not None:
+                    raise pickle.loads(row["mistake"])  # of a process of this job
+            return board.snapshot()
+    finally:
+        storage.delete_folder(folder)
+
+
+def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:
+    filesystem, path = storage.filesystem_and_path(todo)
+    size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
+    pool = ray.data.ActorPoolStrategy(
+        **size, max_concurrent_calls_per_actor=CONCURRENT_CALLS, enable_true_multi_threading=True
+    )
+    return (
+        ray.data.read_parquet(path, filesystem=filesystem)
+        .repartition(target_num_rows_per_block=1, strict=True)  # a task for each chunk
+        .map_batches(
+            LabelWorker,
+            fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus or None,
+            runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
+        )
+    )
+
+
+def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
+    def report(counts: Counts) -> None:
+        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
+        on_progress(
+            LabelProgress(
+                images=images,
+                done=done,
+                detections=before.detections + counts.detections,
+                failed=before.failed + counts.failed,
+                images_per_second=counts.images_per_second,
+                waiting_share=counts.waiting_share,
+                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
+            )
+        )
+
+    return report
+
+
+@contextmanager
+def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
+    """Ray Data's process-wide settings for a labelling run; the former ones come back.
+
+    Args:
+        longest_chunk: seconds that a chunk may take before no progress means that the run is stuck.
+    """
+    context = ray.data.DataContext.get_current()
+    wanted = {
+        "enable_progress_bars": False,
+        # The second generation of readers takes seconds longer to start and gains nothing on a list of uris.
+        "use_datasource_v2": False,
+        "max_errored_blocks": 0,
+        # A process that dies while it loads the network is started again, but not for ever.
+        "max_consecutive_actor_init_deaths": 3,
+        "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),
+    }
+    former = {name: getattr(context, name) for name in wanted}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    logger.setLevel(logging.CRITICAL)  # errors arrive as exceptions
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in former.items():
+            setattr(context, name, value)

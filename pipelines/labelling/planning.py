@@ -1,0 +1,102 @@
+"""How a labelling run fits a cluster: how many workers of what size, and how many images a chunk has."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from maskrcnn_core.errors import ConfigError
+from pipelines.cluster.connection import NodeCapacity
+from pipelines.labelling.config import LabelConfig
+
+# One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
+# batch stop gaining, and a second process does.
+_MOST_THREADS = 16
+
+# Images of one chunk: small enough to balance the workers, large enough that Ray's own work does not show.
+_MOST_ROWS_CPU = 250
+_MOST_ROWS_GPU = 1000
+_TASKS_PER_WORKER = 8
+
+# A crash costs the chunks that are under way: small runs have at least this many.
+_LEAST_FILES = 20
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """A pool that fits the cluster.
+
+    Attributes:
+        workers: number of processes.
+        cpus, gpus: logical resources that each one holds.
+        per_node: most workers on one node.
+        most: processes that the pool may grow to.
+    """
+
+    workers: int
+    cpus: int
+    gpus: int
+    per_node: int
+    most: int
+
+
+def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerPlan:
+    """How many workers of what size the cluster can hold, with a CPU left for the tasks that feed them.
+
+    Args:
+        label: `num_workers` and `threads_per_worker` 0 = chosen here; with `max_workers` a cluster that grows by
+            itself may hold none yet.
+        cluster: nodes with their logical resources.
+
+    Raises:
+        ConfigError: too few CPUs or GPUs; says how many there are.
+    """
+    if label.use_gpu:
+        hosts = [node for node in cluster if node.gpus > 0 and node.cpus > 0]
+        per_node = max((node.gpus for node in hosts), default=0)
+        room = sum(node.gpus for node in hosts)
+        share = min((max(1, (node.cpus - 1) // node.gpus) for node in hosts), default=1)
+    else:
+        hosts = [node for node in cluster if node.cpus > 0]
+        per_node, room, share = _cpu_shares(label, hosts)
+    if label.max_workers and room == 0:
+        return WorkerPlan(1, label.threads_per_worker or 1, int(label.use_gpu), 1, label.max_workers)
+    workers = label.num_workers or min(room, label.max_workers or room)
+    cpus = min(share, label.threads_per_worker) if label.threads_per_worker else share
+    total = sum(node.cpus for node in cluster)
+    if label.use_gpu and (workers > room or workers == 0):
+        raise ConfigError(
+            f"label.use_gpu: {workers or 'at least 1'} workers need a GPU each, the cluster has {room}; add machines, "
+            "or set label.max_workers where the cluster grows by itself"
+        )
+    if workers == 0 or workers * cpus > total - 1:
+        raise ConfigError(
+            f"label.num_workers: {max(1, workers)} workers need {max(1, workers) * cpus + 1} CPUs "
+            f"({cpus} each and 1 to feed them), "
+            f"the cluster has {total}; use fewer workers, or more CPUs (cluster.num_cpus for a cluster of this machine)"
+        )
+    most = max(workers, label.max_workers)
+    return WorkerPlan(workers, cpus, int(label.use_gpu), max(1, min(per_node, workers)), most)
+
+
+def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int, int, int]:
+    """Most workers on a node, workers in all, and logical CPUs of each."""
+    if not hosts:
+        return 0, 0, 1
+    if label.num_workers:
+        per_node = math.ceil(label.num_workers / len(hosts))
+    else:
+        per_node = max(1, hosts[0].cpus // _MOST_THREADS)
+    # A quarter of a node, at most two CPUs, stays free for reading and writing tasks.
+    smallest = min(max(1, node.cpus - min(2, max(1, node.cpus // 4))) for node in hosts)
+    share = max(1, smallest // per_node)
+    room = sum(max(1, (node.cpus - 1) // share) if node.cpus > 1 else 0 for node in hosts)
+    return per_node, min(room, per_node * len(hosts)), share
+
+
+def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
+    """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
+    many enough for files of a useful size."""
+    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu else _MOST_ROWS_CPU)
+    balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
+    least = min(group_size, math.ceil(images / workers))
+    return min(max(balanced, least), limit)

@@ -1,0 +1,363 @@
+"""Label an image collection with Ray Data: exactly one Parquet row per image, resumable at any moment.
+
+    manifest in chunks -> those without a label file -> pool of LabelWorker (chunk in, label file out) -> counts
+
+Only the places of chunks and their counts pass through Ray: images are read next to the network, and label files are
+written by the process that made them (see `labels.run_folder` for why nothing is lost or doubled).
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from maskrcnn_core.data.proposals import ProposalFiles
+from maskrcnn_core.errors import StorageError
+from maskrcnn_core.inference.code_fingerprint import code_fingerprint
+from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
+from pipelines import storage
+from pipelines.cluster.connection import connect, nodes, on_cluster, unwrapped_errors
+from pipelines.images.manifest import (
+    Manifest,
+    Tasks,
+    changes_since,
+    discard_manifest,
+    draft_manifest,
+    one_by_one,
+    open_manifest,
+    publish_manifest,
+)
+from pipelines.images.source import Source, open_source
+from pipelines.labelling.config import LabelRun
+from pipelines.labelling.execution import Detector, label_on_cluster
+from pipelines.labelling.planning import choose_chunk_rows, plan_workers
+from pipelines.labelling.progress import Counts, LabelProgress
+from pipelines.labelling.worker import WorkerSettings
+from pipelines.labels import run_folder
+from pipelines.labels.chunks import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
+from pipelines.labels.proposals import open_proposals
+from pipelines.labels.run_folder import FinishedFile, RunIdentity
+from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
+from pipelines.storage.s3_settings import applied, settings_environment
+
+# Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
+_GROUP_SIZE_CPU = 8
+_GROUP_SIZE_GPU = 256
+
+# Sources of more parts are listed by the cluster.
+_MOST_PARTS_HERE = 16
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What a labelling run came to.
+
+    Attributes:
+        images: of the run; every one has exactly one row.
+        statuses: number of images by record status.
+        detections: objects in all labels.
+        failed: images whose status is not ok.
+        failures: the first of them.
+        labelled_now: images labelled by this call; the others were done before.
+        seconds: of this call.
+        images_per_second: of this call without start-up; 0 where nothing was left to do.
+        waiting_share: of the detectors' time in this call, how much they stood still for want of images.
+        labels: folder of the label files.
+        skipped_because_done: the run had been finished before; nothing was done.
+    """
+
+    images: int
+    statuses: dict[str, int]
+    detections: int
+    failed: int
+    failures: tuple[FailedImage, ...]
+    labelled_now: int
+    seconds: float
+    images_per_second: float
+    waiting_share: float
+    labels: str
+    skipped_because_done: bool
+
+
+def label(
+    run: LabelRun,
+    on_progress: Callable[[LabelProgress], None] | None = None,
+    *,
+    detector: Detector | None = None,
+) -> LabelSummary:
+    """Detect the objects of every image and write one row for each to OUTPUT/labels.
+
+    The same call again continues a run that was interrupted, and does nothing for one that is finished.
+
+    Args:
+        run: what to label, with what, where to.
+        on_progress: called about once a second while images are labelled, from another thread.
+        detector: None = the checkpoints of this project.
+
+    Raises:
+        ConfigError: the cluster cannot hold the workers asked for, or the model cannot do what is asked of it.
+        CheckpointError: the checkpoint cannot be used.
+        StorageError: there are no images, storage cannot be used, the output holds another run, or an image has no
+            proposals.
+        AnnotationError: the source of the images is malformed.
+    """
+    with applied(run.storage):
+        return _label(run, on_progress, detector or _own_detector(), time.monotonic())
+
+
+def _label(
+    run: LabelRun, on_progress: Callable[[LabelProgress], None] | None, detector: Detector, started: float
+) -> LabelSummary:
+    state = run_folder.state_of(run.output)
+    manifest = open_manifest(run_folder.manifest_folder(run.output))
+    source = None if manifest is not None else open_source(run.images, run.image_root)
+    kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
+    settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
+    identity = _identity(settings, detector)
+    if state != "new":
+        run_folder.require_same_run(run.output, identity)
+    if manifest is not None:
+        _require_same_source(run, manifest)
+    if state == "finished" and manifest is not None and not _lost_files(run.output, manifest):
+        tally = run_folder.finished_tally(run.output)
+        if not (run.label.retry_failed and tally.failed):
+            return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
+    with _cluster_when_needed(run) as ensure_cluster:
+        if manifest is None:
+            assert source is not None
+            manifest = _new_manifest(run, source, identity, ensure_cluster)
+        else:
+            _check_proposals(run, manifest)
+            run_folder.claim_run(run.output, identity)
+        if state == "finished":
+            run_folder.reopen_run(run.output)
+        settings = replace(settings, manifest=manifest)
+        before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
+    tally, files = _checked_files(run.output, manifest)
+    run_folder.close_run(run.output, tally, files)
+    return _summary(run.output, tally, before, counts, started, finished_before=False)
+
+
+@contextmanager
+def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
+    """A function that connects to the cluster when it is first called; the connection ends with the block."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def ensure() -> None:
+            stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
+
+        yield ensure
+
+
+def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_cluster: Callable[[], None]) -> Manifest:
+    """The manifest of a new run, and the claim on its folder, after all that can be refused has been looked at.
+
+    Whatever ends this early leaves the folder as it was; what another process has made in it stays.
+    """
+    was_there = storage.exists(run.output)
+    folder = run_folder.manifest_folder(run.output)
+    draft = None
+    try:
+        draft = _draft_manifest(source, folder, ensure_cluster)
+        _check_proposals(run, draft)
+        ensure_cluster()
+        plan_workers(run.label, nodes())
+        run_folder.claim_run(run.output, identity)
+        manifest = publish_manifest(draft)
+    except BaseException:
+        if draft is not None:
+            discard_manifest(draft)
+        for emptied in (folder, storage.join(run.output, "_run"), *([] if was_there else [run.output])):
+            storage.delete_if_empty(emptied)
+        raise
+    _require_same_source(run, manifest)
+    return manifest
+
+
+def _draft_manifest(source: Source, folder: str, ensure_cluster: Callable[[], None]) -> Manifest:
+    """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
+    tasks: Tasks = one_by_one
+    if len(source.parts) > _MOST_PARTS_HERE:
+        ensure_cluster()
+        tasks = on_cluster
+    with unwrapped_errors():
+        return draft_manifest(source, folder, tasks)
+
+
+def _lost_files(output: str, manifest: Manifest) -> bool:
+    """Whether a finished run lacks label files, or has torn ones, which are deleted: they will be labelled again.
+
+    Raises:
+        StorageError: a file is whole, but another than when the run was finished.
+    """
+    rows = run_folder.chunk_rows(output, manifest)
+    if rows is None:
+        return True
+    sizes = run_folder.label_sizes(output)
+    done, todo = run_folder.chunks_done(output, manifest, rows, sizes)
+    known = run_folder.finished_files(output) or {}
+    doubtful = [chunk for chunk in done if chunk.name not in known or sizes[chunk.name] != known[chunk.name].size]
+    uris = [chunk.uri(output) for chunk in doubtful]
+    torn = {uri for uri, is_whole in zip(uris, are_readable(uris), strict=True) if not is_whole}
+    for chunk in doubtful:
+        uri = chunk.uri(output)
+        if uri in torn:
+            storage.delete_file(uri)
+        elif chunk.name in known:
+            raise StorageError(
+                f"output: {uri!r} has {sizes[chunk.name]} bytes, and had {known[chunk.name].size} when the run was "
+                "finished; put the former file back, or delete it to label it again"
+            )
+    return bool(todo or torn)
+
+
+def _require_same_source(run: LabelRun, manifest: Manifest) -> None:
+    images = storage.absolute(run.images)
+    root = storage.absolute(run.image_root) if run.image_root is not None else manifest.image_root
+    if manifest.image_root and root != manifest.image_root:
+        raise StorageError(_moved(run.output, "image_root", manifest.image_root, root))
+    if manifest.images != images:
+        raise StorageError(_moved(run.output, "images", manifest.images, images))
+    difference = changes_since(manifest, images)
+    if difference is None or run.label.changed_source == "keep":
+        return
+    raise StorageError(
+        f"images: {difference}; go on with the images as they were listed then: --label.changed_source keep, or "
+        "label the new ones with another --output"
+    )
+
+
+def _moved(output: str, name: str, before: str, now: str) -> str:
+    """The message about a source that was in another place. Label rows name their images by where they were listed."""
+    return (
+        f"output: {output!r} holds another run ({name} was {before!r}, now {now!r}); choose another --output; or, "
+        "where the same images have moved, make them available at the former place (a link or mount) and repeat the "
+        "former command, since the rows name them there"
+    )
+
+
+def _label_chunks(
+    run: LabelRun,
+    manifest: Manifest,
+    settings: WorkerSettings,
+    detector: Detector,
+    ensure_cluster: Callable[[], None],
+    on_progress: Callable[[LabelProgress], None] | None,
+) -> tuple[int, Counts]:
+    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
+    and the counts of this start."""
+    rows = run_folder.chunk_rows(run.output, manifest)
+    if rows is None:
+        ensure_cluster()
+        workers = plan_workers(run.label, nodes()).workers
+        rows = choose_chunk_rows(len(manifest), workers, settings.group_size, run.label)
+        run_folder.settle_chunk_rows(run.output, rows, manifest)
+        rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
+    done, todo = run_folder.chunks_done(run.output, manifest, rows)
+    tallies = [tally for tally, _ in read_footers([chunk.uri(run.output) for chunk in done])]
+    before = sum(tallies, NOTHING)
+    labelled_before = before.images
+    counts = Counts()
+    if todo:
+        ensure_cluster()
+        counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+    if run.label.retry_failed and before.failed:
+        ensure_cluster()
+        faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
+        again = replace(settings, retry_failed=True)
+        retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        counts = retried if not todo else counts
+        labelled_before -= before.failed
+    return labelled_before, counts
+
+
+def _own_detector() -> Detector:
+    return Detector(load_predictor, describe_checkpoint)
+
+
+def _check_proposals(run: LabelRun, manifest: Manifest) -> None:
+    """Make sure that every image has proposals where the run reads them.
+
+    Raises:
+        StorageError: they cannot be read, or lack an image.
+    """
+    if not run.proposals:
+        return
+    proposals = open_proposals(run.proposals, "proposals")
+    for table in manifest.tables():
+        proposals.require(table.column("image_id").to_pylist(), allow_failed=True)
+
+
+def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) -> WorkerSettings:
+    config = run.label
+    apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
+    return WorkerSettings(
+        checkpoint=storage.absolute(run.checkpoint),
+        predictor=PredictorSettings(
+            device="cuda" if config.use_gpu else "cpu",
+            precision=config.precision,
+            batch_pixels=config.batch_pixels,
+            max_pixels=config.max_pixels,
+            apply_exif=apply_exif,
+            min_score=config.min_score,
+            max_detections=config.max_detections,
+            test_short_sides=config.test_short_sides,
+            test_flip=config.test_flip,
+            record=config.record,
+            proposals=proposals.fingerprint if proposals is not None else "",
+        ),
+        proposals=storage.absolute_or_empty(run.proposals),
+        threads=config.threads_per_worker,
+        group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
+        output=storage.absolute(run.output),
+        image_timeout=config.image_timeout,
+        image_root=storage.absolute_or_empty(run.image_root),
+    )
+
+
+def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
+    fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
+    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
+
+
+def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[FinishedFile]]:
+    """Counts over all label files, and the files, after making sure that each chunk has one and each file its rows.
+
+    Raises:
+        StorageError: it has not; files were changed while the run went on.
+    """
+    rows = run_folder.chunk_rows(output, manifest)
+    sizes = run_folder.label_sizes(output)
+    done, todo = run_folder.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
+    footers = read_footers([chunk.uri(output) for chunk in done])
+    wrong = [
+        chunk.name for chunk, (tally, _) in zip(done, footers, strict=True) if tally.images != chunk.stop - chunk.start
+    ]
+    if rows is None or todo or wrong:
+        raise StorageError(
+            f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
+            f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
+            "Delete the wrong ones and repeat the command: what is missing is labelled"
+        )
+    files = [FinishedFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
+    return sum((tally for tally, _ in footers), NOTHING), files
+
+
+def _summary(
+    output: str, tally: Tally, images_before: int, counts: Counts, started: float, *, finished_before: bool
+) -> LabelSummary:
+    return LabelSummary(
+        images=tally.images,
+        statuses=dict(tally.statuses),
+        detections=tally.detections,
+        failed=tally.failed,
+        failures=tally.failures,
+        labelled_now=tally.images - images_before,
+        seconds=time.monotonic() - started,
+        images_per_second=counts.images_per_second,
+        waiting_share=counts.waiting_share,
+        labels=labels_folder(output),
+        skipped_because_done=finished_before,
+    )

@@ -1,0 +1,358 @@
+"""The typed configuration of a training run: data, optimisation."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from maskrcnn_core.config.checks import (
+    require,
+    require_between,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_typed,
+)
+from maskrcnn_core.config.limits import MAX_PIXELS, MAX_SIDE
+from maskrcnn_core.config.model import ModelConfig
+from pipelines.cluster.config import ClusterConfig
+
+# Numbers beyond these are mistakes that a machine would only find when it is out of memory.
+_MAX_WORKERS = 10_000
+_MAX_THREADS = 4096
+_MAX_BATCH = 1_000_000
+_MAX_STEPS = 1_000_000_000
+_MAX_FACTOR = 1e6
+_MAX_PICTURES = 1000
+_MAX_GROUPS = 1000
+_DEFAULT_WARMUP = 1000
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Images with COCO annotations."""
+
+    images: str = ""
+    """Folder that the file names in the annotations are relative to; names that are absolute or begin with file:// or
+    s3:// are read where they are."""
+    annotations: str = ""
+    """COCO instances JSON file."""
+    proposals: str = ""
+    """Proposals that jobs.label --label.record proposals wrote; needed where model.dense.enabled is false."""
+
+    def __post_init__(self) -> None:
+        require_typed("data", self)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training and validation data."""
+
+    train: DatasetConfig = field(default_factory=DatasetConfig)
+    """What to learn from."""
+    val: DatasetConfig = field(default_factory=DatasetConfig)
+    """What to choose the best checkpoint by; empty = keep the last."""
+    reader: Literal["local", "ray"] = "local"
+    """Who decodes and augments training images: local = each training worker on its own machine; ray = actors of one
+    CPU on any machine of the cluster, those without a GPU first. Both give the same batches."""
+    workers: int = 0
+    """Loader processes (reader: local; 0 = one background thread) or actors (reader: ray) per training worker."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused, pixels."""
+    check_images: int = 32
+    """Images of each data set that are read and compared with their annotations before a new run starts."""
+
+    def __post_init__(self) -> None:
+        require_typed("data", self)
+        require_between("data.workers", self.workers, 0, _MAX_WORKERS)
+        require(
+            self.reader == "local" or self.workers > 0,
+            "data.workers",
+            self.workers,
+            "the number of actors of each training worker, 1 or more, with data.reader ray",
+        )
+        require_positive("data.max_pixels", self.max_pixels)
+        require_not_negative("data.check_images", self.check_images)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training image is changed beyond train.flip_probability and train.short_sides."""
+
+    jitter_scale: tuple[float, ...] = ()
+    """Large-scale jitter (Ghiasi et al., CVPR 2021): the image is fitted into `crop`, enlarged by a factor between
+    these two, and a part of at most `crop` is kept; empty = off, resized to train.short_sides."""
+    crop: tuple[int, int] = (1024, 1024)
+    """Height and width of the crop, pixels (jitter_scale)."""
+    copy_paste: float = 0.0
+    """Share of images on which random objects of another image are pasted (same paper; needs jitter_scale)."""
+    min_visible: float = 0.1
+    """An object of which less than this share is left under pasted ones is dropped."""
+    min_pixels: int = 4
+    """An object with fewer visible pixels is dropped (jitter_scale)."""
+    brightness: float = 0.0
+    """Brightness is multiplied by a factor between 1 - this and 1 + this."""
+    contrast: float = 0.0
+    """The same for contrast."""
+    saturation: float = 0.0
+    """The same for saturation."""
+    hue: float = 0.0
+    """Hue is turned by at most this share of the colour circle, up to 0.5."""
+
+    def __post_init__(self) -> None:
+        require_typed("train.augment", self)
+        where = "train.augment"
+        require(
+            len(self.jitter_scale) in (0, 2) and all(1e-3 <= scale <= 1e3 for scale in self.jitter_scale),
+            f"{where}.jitter_scale",
+            self.jitter_scale,
+            "two numbers above 0 (0.001 to 1000), or none",
+        )
+        require(
+            tuple(sorted(self.jitter_scale)) == tuple(self.jitter_scale),
+            f"{where}.jitter_scale",
+            self.jitter_scale,
+            "the smaller number first",
+        )
+        require(
+            all(1 <= side <= MAX_SIDE for side in self.crop),
+            f"{where}.crop",
+            self.crop,
+            f"height and width above 0, up to {MAX_SIDE:,}",
+        )
+        for name in ("copy_paste", "min_visible", "brightness", "contrast", "saturation"):
+            require_fraction(f"{where}.{name}", getattr(self, name))
+        require(0.0 <= self.hue <= 0.5, f"{where}.hue", self.hue, "a number from 0 to 0.5")
+        require_not_negative(f"{where}.min_pixels", self.min_pixels)
+        require(
+            self.copy_paste == 0.0 or bool(self.jitter_scale),
+            f"{where}.copy_paste",
+            self.copy_paste,
+            "0 where train.augment.jitter_scale is empty; set it, for example to [0.1, 2.0]",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. Defaults are the 1x schedule of the reference systems (16 images a step).
+
+    Workers are data-parallel: each has all weights. With R50-FPN those are 44.3 million, with R101-FPN 63.3 million; in
+    float32 with gradients and momentum 12 bytes each (0.53 and 0.76 GB), with AdamW 16 (0.71 and 1.01 GB). Sharding
+    them (FSDP) would save less than that on each GPU and send the weights around in every step.
+    """
+
+    steps: int = 90_000
+    """Optimisation steps."""
+    batch_size: int = 16
+    """Images per step over all workers, whatever their number; at least train.num_workers."""
+    num_workers: int = 1
+    """Training processes (Ray Train workers)."""
+    min_workers: int = 0
+    """Go on with as few as this where machines are lost for good; 0 = wait for train.num_workers."""
+    use_gpu: bool = False
+    """One GPU for each worker (NCCL) instead of CPU (gloo)."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker; 0 = the machine's cores / workers on it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd with momentum; adamw = Adam with decoupled weight decay."""
+    learning_rate: float = 0.02
+    """Peak learning rate for the whole batch, or see reference_batch_size."""
+    reference_batch_size: int = 0
+    """Batch that learning_rate is meant for: the rate follows batch_size in proportion (Goyal et al. 2017, linear
+    scaling rule); 0 = learning_rate as it stands."""
+    momentum: float = 0.9
+    """SGD momentum; Adam's beta 1."""
+    weight_decay: float = 1e-4
+    """L2 penalty on weights; of adamw, decay."""
+    weight_decay_bias: float = 0.0
+    """The same on biases."""
+    weight_decay_norm: float = 0.0
+    """The same on the scales and shifts of norms."""
+    accumulate: int = 1
+    """Pieces in which each worker computes its part of a batch, one after the other, for batches that do not fit into
+    memory. The result is that of the whole batch; it costs a second forward pass."""
+    ema_decay: float = 0.0
+    """Moving average of the weights that validation and labelling use, with this decay at its end; 0 = none."""
+    compile: bool = False
+    """Compile trunk and pyramid with torch.compile (minutes at the start, for long runs on a GPU)."""
+    max_skipped_steps: int = 10
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+    warmup_steps: int = _DEFAULT_WARMUP
+    """Steps of linear warm-up."""
+    warmup_factor: float = 0.001
+    """Learning rate at step 0, as a share of the peak."""
+    schedule: Literal["step", "cosine"] = "step"
+    """After warm-up: step = multiply by decay_factor at decay_steps; cosine = to zero at the last step."""
+    decay_steps: tuple[int, ...] = (60_000, 80_000)
+    """Steps at which the learning rate falls (schedule: step)."""
+    decay_factor: float = 0.1
+    """What the learning rate is multiplied by at each of decay_steps."""
+    clip_norm: float = 0.0
+    """Upper limit of the gradient norm; 0 = none."""
+    flip_probability: float = 0.5
+    """Share of images mirrored left to right."""
+    short_sides: tuple[int, ...] = ()
+    """Short sides to choose from at random for each image, pixels; empty = model.input.short_side."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Further changes to images and objects."""
+    aspect_ratio_factor: int = 0
+    """Images of one group of aspect ratios share a batch: 0 = portrait and landscape; k = 2 k groups between 1:2 and
+    2:1 and the two beyond (torchvision's --aspect-ratio-group-factor)."""
+    repeat_threshold: float = 0.0
+    """Repeat-factor sampling (Gupta et al., LVIS, CVPR 2019): images with a category that fewer than this share of
+    images have are shown more often; 0 = all alike."""
+    mask_crop: int = 112
+    """Side of the grid on which each ground-truth mask is kept, cropped to its box; 0 = input resolution."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass (bfloat16 by autocast)."""
+    seed: int = 0
+    """Seed of weights, sampling order and augmentation."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step always makes one."""
+    validate_every: int = 5000
+    """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
+    log_every: int = 20
+    """Steps between log entries (TensorBoard, progress)."""
+    validate_in: Literal["workers", "task"] = "workers"
+    """Who validates: the training workers, which wait for it; or tasks of their own on other resources of the cluster,
+    while training goes on."""
+    validation_tasks: int = 1
+    """How many tasks share a validation's images (train.validate_in: task)."""
+    validation_losses: bool = True
+    """Compute the training losses on the validation data, too."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better score; 0 = never."""
+    pictures: int = 4
+    """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
+    max_failures: int = 3
+    """How often lost workers or machines are replaced, each time from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        require_typed("train", self)
+        for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
+            require_positive(f"train.{name}", getattr(self, name))
+        for name, most in (
+            *(("steps", _MAX_STEPS), ("batch_size", _MAX_BATCH), ("num_workers", _MAX_WORKERS)),
+            *(("learning_rate", _MAX_FACTOR), ("accumulate", _MAX_BATCH), ("max_skipped_steps", _MAX_STEPS)),
+            ("validation_tasks", _MAX_WORKERS),
+        ):
+            require(0 < getattr(self, name) <= most, f"train.{name}", getattr(self, name), f"up to {most:,}, above 0")
+        for name, most in (
+            *(("patience", _MAX_STEPS), ("pictures", _MAX_PICTURES), ("threads_per_worker", _MAX_THREADS)),
+            *(("weight_decay", _MAX_FACTOR), ("weight_decay_bias", _MAX_FACTOR), ("weight_decay_norm", _MAX_FACTOR)),
+            *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
+            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS)),
+        ):
+            require_between(f"train.{name}", getattr(self, name), 0, most)
+        for name in ("clip_norm", "seed"):
+            require_not_negative(f"train.{name}", getattr(self, name))
+        require(
+            self.mask_crop == 0 or 3 <= self.mask_crop <= MAX_SIDE,
+            "train.mask_crop",
+            self.mask_crop,
+            f"0 (input resolution), or 3 to {MAX_SIDE:,}",
+        )
+        # The default, made for long runs, is only remarked on (see `schedule_remarks`).
+        require(
+            self.warmup_steps <= self.steps or self.warmup_steps == _DEFAULT_WARMUP,
+            "train.warmup_steps",
+            self.warmup_steps,
+            f"at most train.steps ({self.steps}), better a tenth of them",
+        )
+        self._check_rates()
+        self._check_workers()
+        self._check_lists()
+        require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
+
+    def _check_rates(self) -> None:
+        require_fraction("train.repeat_threshold", self.repeat_threshold)
+        require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", self.ema_decay, "a number from 0, below 1")
+        require(0.0 <= self.momentum < 1.0, "train.momentum", self.momentum, "a number from 0, below 1")
+        for name in ("warmup_factor", "flip_probability"):
+            require_fraction(f"train.{name}", getattr(self, name))
+        require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
+
+    def _check_workers(self) -> None:
+        require(
+            self.batch_size >= self.num_workers,
+            "train.batch_size",
+            self.batch_size,
+            f"at least train.num_workers ({self.num_workers})",
+        )
+        require(
+            0 <= self.min_workers <= self.num_workers,
+            "train.min_workers",
+            self.min_workers,
+            f"0 to train.num_workers ({self.num_workers})",
+        )
+
+    def _check_lists(self) -> None:
+        require(
+            all(1 <= side <= MAX_SIDE for side in self.short_sides),
+            "train.short_sides",
+            self.short_sides,
+            f"numbers above 0, up to {MAX_SIDE:,}",
+        )
+        require(
+            tuple(sorted(set(self.decay_steps))) == tuple(self.decay_steps)
+            and all(0 <= step <= _MAX_STEPS for step in self.decay_steps),
+            "train.decay_steps",
+            self.decay_steps,
+            "increasing steps",
+        )
+
+    @property
+    def schedule_remarks(self) -> tuple[str, ...]:
+        """What is odd about the learning rate of a run of `steps`, and how to mend it."""
+        remarks = []
+        if self.warmup_steps >= self.steps:
+            share = self.warmup_factor + (1 - self.warmup_factor) * (self.steps - 1) / self.warmup_steps
+            remarks.append(
+                f"the {self.warmup_steps} steps of warm-up are not over at the end of {self.steps} steps: the learning "
+                f"rate reaches {share:.0%} of its peak; set --train.warmup_steps, for example to {self.steps // 10}"
+            )
+        late = [step for step in self.decay_steps if step >= self.steps] if self.schedule == "step" else []
+        if late and len(late) == len(self.decay_steps):
+            remarks.append(
+                f"the learning rate never falls: train.decay_steps {late} are beyond the end of {self.steps} steps; "
+                f"set --train.decay_steps, for example to [{self.steps * 2 // 3}, {self.steps * 8 // 9}]"
+            )
+        elif late:
+            remarks.append(f"train.decay_steps {late} are beyond the end of {self.steps} steps")
+        return tuple(remarks)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate` for the batch as it is."""
+        return self.learning_rate * (self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0)
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Train a Mask R-CNN on COCO-format data."""
+
+    output: str
+    """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
+    train.steps may have grown then, the data may have moved while the annotations stay the same, and what does not
+    change what is learnt may be another: train.num_workers, min_workers, use_gpu, threads_per_worker, checkpoint_every,
+    validate_every, validate_in, validation_tasks, validation_losses, log_every, pictures, max_failures,
+    max_skipped_steps, data.reader, data.workers, data.max_pixels, cluster."""
+    init: str | None = None
+    """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
+    several, separated by commas, the first that has a weight gives it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Detector."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data sets."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        require(
+            self.train.accumulate == 1 or self.model.backbone.norm != "sync_batch",
+            "train.accumulate",
+            self.train.accumulate,
+            "1 with model.backbone.norm sync_batch, whose statistics are those of the whole batch (or norm frozen or "
+            "group)",
+        )

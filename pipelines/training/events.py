@@ -1,0 +1,290 @@
+"""What a training run tells while it runs: events from its first worker to the process that started it."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from maskrcnn_core.errors import UserError
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """The workers are ready.
+
+    Attributes:
+        step: steps already done: above 0 where the run resumes.
+        steps: steps in all.
+        images, validation_images: in the data sets.
+        workers, threads: processes, and CPU threads of each.
+        dropped_annotations: faulty ones that are left out of the training data.
+    """
+
+    step: int
+    steps: int
+    images: int
+    validation_images: int
+    workers: int
+    threads: int
+    dropped_annotations: int
+
+
+@dataclass(frozen=True)
+class DataNote:
+    """Something a person should know of the annotations before the run starts.
+
+    Attributes:
+        text: what was left out or mended, or how categories meet; names the file.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class InitialWeightsLoaded:
+    """A new run starts from other checkpoints.
+
+    Attributes:
+        sources: their folders.
+        taken: number of weights taken over.
+        fresh: modules that start afresh, such as `regions.box.head.classes`.
+        common, new: names of the categories whose rows of the predictors were taken over and of the others, where the
+            checkpoint has other categories.
+    """
+
+    sources: tuple[str, ...]
+    taken: int
+    fresh: tuple[str, ...]
+    common: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Means over the steps since the last report.
+
+    Attributes:
+        step, steps: done, and in all.
+        epoch: passes over the data so far, as a fraction.
+        losses: by name, averaged over steps and workers.
+        learning_rate: of the last step.
+        grad_norm: L2 norm of the last step's gradients.
+        images_per_second: over all workers, waiting for data included, validation and checkpoints excluded.
+        seconds_left: at this rate, to the last step.
+        waiting: share of the time that the first worker waited for input.
+        memory_gib: most memory that the first worker has held, of its GPU or else of the machine, GiB.
+        skipped_steps: so far, because a loss or gradient was not finite.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    losses: dict[str, float]
+    learning_rate: float
+    grad_norm: float
+    images_per_second: float
+    seconds_left: float
+    waiting: float = 0.0
+    memory_gib: float = 0.0
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """COCO metrics on the validation data.
+
+    Attributes:
+        step: steps done.
+        images, failed_images: predicted, and of these without a prediction because they could not be read.
+        metrics: COCO numbers by name.
+        score: the number that chooses the best checkpoint; None where it is undefined (no annotated object).
+        is_best: whether this checkpoint is now the best.
+        seconds: wall time of the validation.
+        categories: AP of each category that has objects.
+        losses: mean losses over the images.
+    """
+
+    step: int
+    images: int
+    failed_images: int
+    metrics: dict[str, float]
+    score: float | None
+    is_best: bool
+    seconds: float
+    categories: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint folder is complete.
+
+    Attributes:
+        step: steps done.
+        path: folder or s3:// uri.
+    """
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class CheckpointPassedOver:
+    """A checkpoint was not resumed from, because it is torn or damaged; the one before it is taken.
+
+    Attributes:
+        reason: which file, and what is wrong with it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoppedEarly:
+    """The run ends before its last step, because validation no longer improves.
+
+    Attributes:
+        step: steps done.
+        validations: in a row without a better score.
+        best_step: steps done when the best score was measured.
+    """
+
+    step: int
+    validations: int
+    best_step: int
+
+
+@dataclass(frozen=True)
+class MachineLeaves:
+    """The provider takes a machine away soon; a checkpoint is made at once.
+
+    Attributes:
+        step: steps done.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True)
+class WorkersLost:
+    """Workers failed; others start from the last checkpoint in their place, if `train.max_failures` allows.
+
+    Attributes:
+        reason: of the first of them.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The run was asked to end, and saves a checkpoint first.
+
+    Attributes:
+        seconds: that it may take.
+    """
+
+    seconds: float
+
+
+TrainingEvent = (
+    TrainingStarted
+    | DataNote
+    | InitialWeightsLoaded
+    | StepReport
+    | ValidationReport
+    | CheckpointSaved
+    | CheckpointPassedOver
+    | StoppedEarly
+    | MachineLeaves
+    | WorkersLost
+    | Interrupted
+)
+
+
+class ProgressLog:
+    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, and where it is to
+    stop.
+
+    All workers stop before the same step without waiting for each other: each announces a step when it comes to it, and
+    looks at the answer to the announcement before. No worker is further than the last step announced when the run is
+    asked to stop, so all of them hear of a stop two steps later in time.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[TrainingEvent] = []
+        self._mistake: UserError | None = None
+        self._announced: int | None = None
+        self._is_stopping = False
+        self._stop_before: int | None = None
+
+    def begin(self, step: int) -> int | None:
+        """A worker comes to a step; returns before which step the run ends, if it is to end."""
+        self._announced = step if self._announced is None else max(self._announced, step)
+        if self._is_stopping and self._stop_before is None:
+            self._stop_before = self._announced + 2
+        return self._stop_before
+
+    def restart(self) -> None:
+        """New workers start in place of others, from an earlier step."""
+        self._announced = self._stop_before = None
+
+    def stop(self) -> bool:
+        """The run is to end as soon as all workers can agree; returns whether there are any that train."""
+        self._is_stopping = True
+        if self._announced is None:
+            return False
+        self._stop_before = self._announced + 2
+        return True
+
+    def add(self, event: TrainingEvent) -> None:
+        """Keep an event for the next `take`."""
+        self._events.append(event)
+
+    def take(self) -> list[TrainingEvent]:
+        """Hand over the events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def fail(self, mistake: UserError) -> None:
+        """Record what no restart would mend; the first one stays."""
+        self._mistake = self._mistake or mistake
+
+    def mistake(self) -> UserError | None:
+        """What `fail` recorded."""
+        return self._mistake
+
+
+def start_progress_log() -> Any:
+    """A `ProgressLog` as an actor beside the driver (so that losing a worker's node does not lose it)."""
+    node = ray.get_runtime_context().get_node_id()
+    options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+    return ray.remote(ProgressLog).options(**options).remote()
+
+
+@contextlib.contextmanager
+def forwarded(log: Any, on_progress: Callable[[TrainingEvent], None] | None) -> Iterator[None]:
+    """Call `on_progress` in a background thread for every event of the log while the block runs, and for the rest."""
+    finished = threading.Event()
+
+    def forward() -> None:
+        while True:
+            last = finished.wait(_POLL_SECONDS)
+            for event in ray.get(log.take.remote()):
+                if on_progress is not None:
+                    on_progress(event)
+            if last:
+                return
+
+    thread = threading.Thread(target=forward, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

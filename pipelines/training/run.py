@@ -1,0 +1,358 @@
+"""Train a detector on COCO-format data with Ray Train: one function, `train`.
+
+Everything that a user can get wrong is checked here before the folder of the run is claimed, and what can be, before
+Ray starts. The same command again resumes a run that was cut off, from its last checkpoint, with the numbers of an
+unbroken one; a finished run is left alone, unless `train.steps` has grown.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+from maskrcnn_core.config.heads import KeypointHeadConfig
+from maskrcnn_core.data.coco.dataset import CocoDataset
+from maskrcnn_core.data.files import located
+from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
+from maskrcnn_core.weights.initial import check_initial
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.data_summary import check_images, summarize, write_data_summary
+from pipelines.training.datasets import RunData, training_data, validation_data
+from pipelines.training.events import DataNote, TrainingEvent, forwarded, start_progress_log
+from pipelines.training.output import (
+    checkpoint_uri,
+    claim,
+    initial_checkpoints,
+    is_claimed,
+    read_summary,
+    release,
+    require_free,
+    take_over,
+    write_summary,
+)
+from pipelines.training.proposals import check_proposal_settings, proposals_of
+from pipelines.training.supervision import Notices, result_of
+from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
+
+_RAY_RUN_NAME = "_ray"
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run has made.
+
+    Attributes:
+        checkpoint: the folder to use: the best by validation AP, or the last where nothing was validated.
+        last: folder of the last step.
+        steps: optimisation steps of the whole run.
+        images: images that these steps took.
+        images_per_second: over the training time of the whole run (validation and checkpoints excluded).
+        seconds: that time.
+        best_score: best validation AP (of masks; of boxes without a mask head), 0 to 1; None without one.
+        best_step: steps done when it was measured.
+        resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
+            the run was already finished.
+        notes: what a person should know of the annotations, a line each.
+    """
+
+    checkpoint: str
+    last: str
+    steps: int
+    images: int
+    images_per_second: float
+    seconds: float
+    best_score: float | None
+    best_step: int | None
+    resumed_from: int
+    notes: tuple[str, ...] = ()
+
+
+def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
+    """Train, or resume, or return what a finished run has made.
+
+    Args:
+        run: configuration; the model's categories come from the training annotations.
+        on_progress: called with events while the run goes on, from a background thread.
+
+    Raises:
+        UserError: settings, data or output are not usable (before anything starts), or an image or annotation turned
+            out to be while training.
+            Lost more often than `train.max_failures`, workers are such a mistake too.
+        KeyboardInterrupt: the run was interrupted; its text says where the same call goes on.
+        ray.train.TrainingFailedError: a bug.
+    """
+    run = _with_absolute_paths(run)
+    require_free(run.output)
+    data = check_data(run)
+    run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
+    content = _digests(run)
+    if is_claimed(run.output):
+        claim(run, content)
+        if (finished := read_summary(run.output)) is not None:
+            notes = tuple(finished.get("notes", ()))
+            return TrainSummary(**{**finished, "resumed_from": finished["steps"], "notes": notes})
+    else:  # a run that goes on has been looked at, and no longer needs what it started from
+        _check_images(run, data)
+        if run.init:
+            check_initial(run.model, initial_checkpoints(run.init))
+    notes = tuple(note for one in data.values() for note in one.notes)
+    described = {name: summarize(one.dataset) for name, one in data.items()}
+    del data  # the workers read their own
+    with connection.connect(run.cluster):
+        _check_cluster(run)
+        for note in notes if on_progress else ():
+            on_progress(DataNote(note))  # type: ignore[misc]
+        is_new = claim(run, content)
+        owner = take_over(run.output)
+        with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
+            if is_new:
+                write_data_summary(run.output, described)
+            result = _fit(run, owner, on_progress)
+    summary = replace(_summary(run, result), notes=notes)
+    write_summary(run.output, asdict(summary))
+    return summary
+
+
+@contextlib.contextmanager
+def _released_after_a_mistake(output: str, owner: str) -> Iterator[None]:
+    """A folder that was new is as new after a mistake that was found before anything was learnt."""
+    try:
+        yield
+    except UserError:
+        release(output, owner)
+        raise
+
+
+def _digests(run: TrainRun) -> dict[str, str]:
+    """What the annotation and proposal files hold, by the names of their settings: they may move."""
+    found = {}
+    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if source.annotations:
+            found[f"{name}.annotations"] = _sha256(source.annotations)
+        if (proposals := proposals_of(source, name)) is not None:
+            found[f"{name}.proposals"] = str(proposals.fingerprint)
+    return found
+
+
+def _sha256(uri: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_stream(uri) as read:
+        while piece := read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_data(run: TrainRun) -> dict[str, RunData]:
+    """Read the annotations and look for the first image of each data set.
+
+    Returns:
+        What was read, by the name of its setting: `data.train`, and `data.val` where it is given.
+
+    Raises:
+        ConfigError: a data set is not given, or the model's own categories are others.
+        AnnotationError: a file is faulty or empty, there is nothing to learn, or validation has categories of its own.
+        StorageError: a file or folder is missing.
+    """
+    data = run.data
+    check_proposal_settings(run)
+    _require_given("data.train", data.train)
+    found = {"data.train": training_data(run)}
+    dataset = found["data.train"].dataset
+    _check_dataset("data.train", data.train, dataset)
+    _require_objects(data.train, dataset, masks=run.model.mask_head.enabled)
+    if run.model.keypoint_head.enabled:
+        _check_keypoints(run.model.keypoint_head, dataset, data.train.annotations)
+    if run.model.categories and run.model.categories != dataset.categories:
+        raise ConfigError(
+            f"model.categories: differ from those of {data.train.annotations}; leave them out, training takes them "
+            "from the annotation file"
+        )
+    if data.val.annotations or data.val.images:
+        _require_given("data.val", data.val)
+        known = replace(run, model=replace(run.model, categories=dataset.categories))
+        validation = validation_data(known)
+        _check_dataset("data.val", data.val, validation.dataset)
+        _require_annotations(data.val, validation.dataset)
+        found["data.val"] = replace(
+            validation, notes=validation.notes + _nothing_to_score(data.val, validation.dataset)
+        )
+    return found
+
+
+def _check_images(run: TrainRun, data: Mapping[str, RunData]) -> None:
+    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if run.data.check_images and name in data:
+            number, most = run.data.check_images, run.data.max_pixels
+            check_images(name, data[name].dataset, source.images, number=number, max_pixels=most)
+
+
+def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
+    if dataset.keypoint_names != head.names:
+        raise ConfigError(
+            f"model.keypoint_head.names: {len(head.names)} names ({', '.join(head.names)}), but {annotations} has "
+            f"{len(dataset.keypoint_names)} ({', '.join(dataset.keypoint_names)}); expected the same in one order, "
+            "or model.keypoint_head.enabled false"
+        )
+    missing = [name for name in head.categories if name not in dataset.keypoint_categories]
+    if missing:
+        raise ConfigError(
+            f"model.keypoint_head.categories: {missing[0]!r} has no keypoints in {annotations}, expected some of "
+            f"{', '.join(dataset.keypoint_categories)}"
+        )
+
+
+def _require_given(name: str, source: DatasetConfig) -> None:
+    for field in ("images", "annotations"):
+        if not getattr(source, field):
+            raise ConfigError(f"{name}.{field}: not given, expected a {'folder' if field == 'images' else 'COCO file'}")
+
+
+def _require_objects(source: DatasetConfig, dataset: CocoDataset, *, masks: bool) -> None:
+    """Regions to ignore teach nothing: neither what is there, nor what is not."""
+    if _objects(dataset):
+        return
+    _require_annotations(source, dataset)
+    regions = sum(len(image.objects) for image in dataset.images)
+    why = "; ".join(dataset.faults.lines())
+    what = "is a crowd (iscrowd 1)" + (" or has no mask" if masks else "")
+    mend = ", give masks, or set model.mask_head.enabled false" if masks else ""
+    raise AnnotationError(
+        f"{source.annotations}: there is nothing to learn, every one of its {regions} annotations {what}"
+        f"{f' ({why})' if why else ''}; set iscrowd to 0 where an annotation is one object{mend}"
+    )
+
+
+def _require_annotations(source: DatasetConfig, dataset: CocoDataset) -> None:
+    if not any(image.objects for image in dataset.images):
+        why = "; ".join(dataset.faults.lines())
+        raise AnnotationError(
+            f"{source.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
+        )
+
+
+def _nothing_to_score(source: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
+    if _objects(dataset):
+        return ()
+    return (f"{source.annotations}: there is nothing to score on: no annotation is an object (iscrowd 0)",)
+
+
+def _objects(dataset: CocoDataset) -> int:
+    return sum(not item.crowd for image in dataset.images for item in image.objects)
+
+
+def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> None:
+    if not dataset.images:
+        raise AnnotationError(f"{source.annotations}: section 'images' is empty, expected at least one image")
+    if (proposals := proposals_of(source, name)) is not None:
+        proposals.require(image.image_id for image in dataset.images)
+    first = located(source.images, dataset.images[0].file_name)
+    if not storage.exists(first):
+        raise StorageError(
+            f"{first}: no such file, but {source.annotations} lists it; {name}.images has to be the folder that the "
+            "file names in the annotations are relative to"
+        )
+
+
+def _with_absolute_paths(run: TrainRun) -> TrainRun:
+    """Ray's workers have working directories of their own."""
+
+    def found_anywhere(source: DatasetConfig) -> DatasetConfig:
+        return DatasetConfig(
+            images=storage.absolute_or_empty(source.images),
+            annotations=storage.absolute_or_empty(source.annotations),
+            proposals=storage.absolute_or_empty(source.proposals),
+        )
+
+    data: DataConfig = replace(run.data, train=found_anywhere(run.data.train), val=found_anywhere(run.data.val))
+    init = ",".join(map(storage.absolute_or_empty, initial_checkpoints(run.init))) if run.init else None
+    return replace(run, output=storage.absolute_or_empty(run.output), data=data, init=init)
+
+
+def _check_cluster(run: TrainRun) -> None:
+    """A request that the cluster can never fill would wait without a word."""
+    settings = run.train
+    field = "min_workers" if settings.min_workers else "num_workers"
+    workers: int = getattr(settings, field)
+    tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
+    readers = workers * run.data.workers if run.data.reader == "ray" else 0
+    wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
+    found = ray.cluster_resources()
+    for resource, amount in wanted.items():
+        if amount > found.get(resource, 0.0):
+            beside = f" with {run.data.workers} readers each (data.workers)" if readers else ""
+            beside += f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
+            raise ConfigError(
+                f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
+                f"{found.get(resource, 0.0):g}; lower train.{field}, add machines"
+                + (", lower data.workers or set data.reader to local" if readers and resource == "CPU" else "")
+                + (", set train.validate_in to workers" if tasks else "")
+                + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
+            )
+
+
+def _cpus(run: TrainRun) -> int:
+    """Of a training worker, its loader processes included."""
+    loaders = run.data.workers if run.data.reader == "local" else 0
+    return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
+
+
+def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
+    progress = start_progress_log()
+    filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"worker": WorkerConfig(run, progress, owner)},
+        scaling_config=ScalingConfig(
+            num_workers=_num_workers(run), use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
+        ),
+        run_config=RunConfig(
+            name=_RAY_RUN_NAME,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=[Notices(progress)],
+            failure_config=FailureConfig(max_failures=run.train.max_failures),
+            logging_config=LoggingConfig("ERROR"),
+            worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
+        ),
+    )
+    with forwarded(progress, on_progress):
+        result = result_of(trainer, progress, run.output)
+    mistake = ray.get(progress.mistake.remote())
+    if mistake is not None:
+        raise mistake
+    assert isinstance(result.return_value, WorkerResult)
+    return result.return_value
+
+
+def _num_workers(run: TrainRun) -> int | tuple[int, int]:
+    most, least = run.train.num_workers, run.train.min_workers
+    return most if least in (0, most) else (least, most)
+
+
+def _resources(run: TrainRun) -> dict[str, float]:
+    return {"CPU": float(_cpus(run)), **({"GPU": 1.0} if run.train.use_gpu else {})}
+
+
+def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
+    state = result.state
+    images = state.step * run.train.batch_size
+    return TrainSummary(
+        checkpoint=checkpoint_uri(run.output, "last" if state.best_step is None else "best"),
+        last=checkpoint_uri(run.output, "last"),
+        steps=state.step,
+        images=images,
+        images_per_second=images / state.seconds if state.seconds else 0.0,
+        seconds=state.seconds,
+        best_score=state.best_score,
+        best_step=state.best_step,
+        resumed_from=result.resumed_from,
+    )

@@ -1,0 +1,65 @@
+"""Anchors by eye and against torchvision's generator."""
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from maskrcnn_core.model.dense.anchors import AnchorRule, base_anchors, grid_anchors, pyramid_anchors
+
+SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+RATIOS = (0.5, 1.0, 2.0)
+STRIDES = (4, 8, 16, 32, 64)
+
+
+def shapes_of(height: int, width: int) -> list[tuple[int, int]]:
+    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+
+
+def test_base_anchors_by_eye() -> None:
+    # Side 8: ratio 1 is 8 x 8; ratio 4 is 16 high and 4 wide; ratio 1/4 is 4 high and 16 wide.
+    anchors = base_anchors(8.0, (1.0, 4.0, 0.25), rounded=False)
+    assert anchors.tolist() == [[-4, -4, 4, 4], [-2, -8, 2, 8], [-8, -2, 8, 2]]
+
+
+def test_rounding_by_eye() -> None:
+    # Ratio 2, side 32: 45.25 high, 22.63 wide -> halves 22.63 and 11.31.
+    assert base_anchors(32.0, (2.0,), rounded=True).tolist() == [[-11, -23, 11, 23]]
+    exact = base_anchors(32.0, (2.0,), rounded=False)[0]
+    torch.testing.assert_close(exact, torch.tensor([-11.3137, -22.6274, 11.3137, 22.6274]))
+
+
+def test_grid_by_eye() -> None:
+    # Two rows 10 apart, two columns 5 apart, two anchors: rows outermost, anchors innermost.
+    base = torch.tensor([[-1.0, -1, 1, 1], [-2, -1, 2, 1]])
+    assert grid_anchors(base, (2, 2), (10, 5)).tolist() == [
+        [-1, -1, 1, 1],
+        [-2, -1, 2, 1],
+        [4, -1, 6, 1],
+        [3, -1, 7, 1],
+        [-1, 9, 1, 11],
+        [-2, 9, 2, 11],
+        [4, 9, 6, 11],
+        [3, 9, 7, 11],
+    ]
+
+
+def test_strides_are_nominal_or_fitted() -> None:
+    height, width = 320, 480  # P6 is 5 x 8, and 480 / 8 = 60
+    for fitted, step in ((False, 64.0), (True, 60.0)):
+        rule = AnchorRule(SIZES, (1.0,), rounded=False, fitted_strides=fitted)
+        coarsest = pyramid_anchors(rule, STRIDES, shapes_of(height, width), (height, width), torch.device("cpu"))[-1]
+        assert len(coarsest) == 40
+        assert float(coarsest[1, 0] - coarsest[0, 0]) == step
+        assert float(coarsest[8, 1] - coarsest[0, 1]) == 64.0
+
+
+@pytest.mark.parametrize("size", [(320, 480), (64, 64), (256, 800), (96, 352)])
+def test_rounded_and_fitted_are_torchvisions(size: tuple[int, int]) -> None:
+    generator = AnchorGenerator(tuple((int(s),) for s in SIZES), (RATIOS,) * 5)
+    maps = [torch.zeros(1, 1, *shape) for shape in shapes_of(*size)]
+    expected = generator(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
+    rule = AnchorRule(SIZES, RATIOS, rounded=True, fitted_strides=True)
+    got = pyramid_anchors(rule, STRIDES, shapes_of(*size), size, torch.device("cpu"))
+    assert [len(level) for level in got] == [3 * h * w for h, w in shapes_of(*size)]
+    assert torch.equal(torch.cat(got), expected)
