@@ -101,6 +101,12 @@ def test_every_file_keeps_the_rules() -> None:
     assert not found, "\n".join(found)
 
 
+def test_every_folder_is_a_package() -> None:
+    """Else it would not be installed."""
+    folders = {parent for file in source_files() for parent in Path(file).parents if parent != Path(".")}
+    assert {folder for folder in folders if not (REPOSITORY / folder / "__init__.py").is_file()} == set()
+
+
 def test_every_room_has_a_level() -> None:
     for package in LEVELS:
         rooms = set(room_graph(import_graph(), package))
