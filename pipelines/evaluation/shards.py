@@ -28,7 +28,7 @@ from maskrcnn_core.evaluation.coco_json_results import (
     results_layout,
 )
 from maskrcnn_core.evaluation.federated import is_federated
-from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
+from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
 from pipelines import storage
