@@ -85,18 +85,18 @@ def jittered(
         At most `rule.crop` large; exactly, where something could be pasted.
     """
 
-    def place(found: Scene, flipped: bool) -> Scene:
-        found = mirrored(found, keypoint_sources) if flipped else found
-        where = draw_placement(found.size, rule, rng)
-        return placed(found, where, resize=resize, keypoint_offset=keypoint_offset, min_pixels=rule.min_pixels)
+    def rescaled(original: Scene, flipped: bool) -> Scene:
+        original = mirrored(original, keypoint_sources) if flipped else original
+        where = draw_placement(original.size, rule, rng)
+        return placed(original, where, resize=resize, keypoint_offset=keypoint_offset, min_pixels=rule.min_pixels)
 
-    base = place(scene, flip)
+    base = rescaled(scene, flip)
     if partner is None:
         return base
-    source = place(partner(), bool(rng.random() < rule.flip_probability))
+    source = rescaled(partner(), bool(rng.random() < rule.flip_probability))
     chosen = choose_objects(source, rng)
     color = torch.tensor(rule.canvas_color, dtype=torch.uint8)
-    base, source = (on_canvas(found, rule.crop, color) for found in (base, source))
+    base, source = (on_canvas(layer, rule.crop, color) for layer in (base, source))
     return pasted(base, source, chosen, min_visible=rule.min_visible, min_pixels=rule.min_pixels)
 
 
@@ -110,8 +110,8 @@ def recolored(pixels: Tensor, rule: ColorJitter, rng: np.random.Generator) -> Te
         (rule.saturation, functional.adjust_saturation),
         (rule.hue, functional.adjust_hue),
     )
-    for place in rng.permutation(len(changes)):
-        strength, change = changes[place]
+    for index in rng.permutation(len(changes)):
+        strength, change = changes[index]
         if strength > 0:
-            pixels = change(pixels, factors[place])
+            pixels = change(pixels, factors[index])
     return pixels

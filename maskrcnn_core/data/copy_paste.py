@@ -33,7 +33,7 @@ def on_canvas(scene: Scene, size: tuple[int, int], color: Tensor) -> Scene:
 
 def choose_objects(scene: Scene, rng: np.random.Generator) -> list[int]:
     """Positions of a random subset, at least one, of the objects that can be pasted: those with a mask, no crowds."""
-    can = [place for place, item in enumerate(scene.objects) if isinstance(item.segmentation, ObjectMask)]
+    can = [index for index, item in enumerate(scene.objects) if isinstance(item.segmentation, ObjectMask)]
     if not can:
         return []
     return sorted(rng.permutation(can)[: rng.integers(1, len(can) + 1)].tolist())
@@ -54,13 +54,13 @@ def pasted(
         The base's objects that are left, then the pasted ones.
     """
     front = np.zeros(base.size, dtype=np.bool_)
-    for place in chosen:
-        mask = source.objects[place].segmentation
+    for index in chosen:
+        mask = source.objects[index].segmentation
         assert isinstance(mask, ObjectMask)
         _window(front, mask)[...] |= mask.pixels
     pixels = torch.where(torch.from_numpy(front), source.pixels, base.pixels)
     kept = (_under(item, front, min_visible, min_pixels) for item in base.objects)
-    on_top = tuple(source.objects[place] for place in chosen)
+    on_top = tuple(source.objects[index] for index in chosen)
     return Scene(pixels, (*(item for item in kept if item is not None), *on_top))
 
 

@@ -137,8 +137,8 @@ class CocoTrainingData:
     def _jittered_item(
         self, image: CocoImage, sample: Sample, jitter: ScaleJitter, rng: np.random.Generator
     ) -> TrainingItem:
-        def scene(found: CocoImage) -> Scene:
-            return Scene(self._decode(found), found.objects)
+        def scene(entry: CocoImage) -> Scene:
+            return Scene(self._decode(entry), entry.objects)
 
         partner = None if sample.partner is None else self._images[sample.partner]
         made = jittered(
@@ -182,15 +182,15 @@ class CocoTrainingData:
         )
 
     def _read_proposals(self, files: ProposalFiles, image: CocoImage) -> ImageProposals:
-        found = files.read(image.image_id, self._max_proposals)
-        if found.size != (image.height, image.width):
+        proposals = files.read(image.image_id, self._max_proposals)
+        if proposals.size != (image.height, image.width):
             raise ImageError(
                 "failed",
-                f"image {image.image_id}: {files.name}: made at {found.size[1]} x {found.size[0]} pixels (width x "
-                f"height), the annotation file says {image.width} x {image.height}; make them with "
+                f"image {image.image_id}: {files.name}: made at {proposals.size[1]} x {proposals.size[0]} pixels "
+                f"(width x height), the annotation file says {image.width} x {image.height}; make them with "
                 "jobs.label --images ANNOTATIONS.json",
             )
-        return found
+        return proposals
 
     def _decode(self, image: CocoImage) -> Tensor:
         where = f"image {image.image_id} ({self._folder.path(image.file_name)})"
@@ -221,8 +221,8 @@ class CocoTrainingData:
 
 def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
     """Proposals of a batch in the input frame; None where the items have none."""
-    found = [item.proposals for item in items if item.proposals is not None]
-    return pad_proposals(found) if found else None
+    proposals = [item.proposals for item in items if item.proposals is not None]
+    return pad_proposals(proposals) if proposals else None
 
 
 def collate(items: Sequence[TrainingItem], *, divisor: int = 32) -> tuple[ImageBatch, Targets, list[int]]:

@@ -22,7 +22,7 @@ MOST_IMAGE_BYTES = 2 << 30
 """No image that can be decoded has a larger file."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_KINDS = (
+_FILE_TYPES = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -152,9 +152,9 @@ class Folder:
 
 
 def _require_regular(state: os.stat_result) -> None:
-    kind = next((name for is_kind, name in _KINDS if is_kind(state.st_mode)), None)
-    if kind is not None:
-        raise OSError(f"it is {kind}, expected a regular file")
+    file_type = next((name for is_type, name in _FILE_TYPES if is_type(state.st_mode)), None)
+    if file_type is not None:
+        raise OSError(f"it is {file_type}, expected a regular file")
 
 
 def _read_remote(folder: str, name: str) -> bytes:

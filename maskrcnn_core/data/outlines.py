@@ -22,9 +22,9 @@ def polygon_or_rle(mask: Mask) -> list[list[float]] | dict[str, Any]:
     Returns:
         One polygon where the mask is one piece without holes, else compressed run lengths.
     """
-    found = outlines(mask)
-    if len(found) == 1:
-        return [found[0].ravel().tolist()]
+    polygons = outlines(mask)
+    if len(polygons) == 1:
+        return [polygons[0].ravel().tolist()]
     encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
@@ -55,11 +55,11 @@ def outlines(mask: Mask) -> list[NDArray[np.float64]]:
         One [V, 2] array of x, y each, in pixels; the last point joins the first.
     """
     padded = np.pad(mask, 1).astype(np.float32)
-    found = []
+    polygons = []
     for line in contourpy.contour_generator(z=padded).lines(0.5):
         # Padding moves pixels by one, and pixel j has its centre at j + 0.5.
         points = np.asarray(line, dtype=np.float64)[:-1] - 0.5
         before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
         corner = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0] != 0
-        found.append(points[corner])
-    return found
+        polygons.append(points[corner])
+    return polygons

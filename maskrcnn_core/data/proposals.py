@@ -55,15 +55,15 @@ class ImageProposals:
         return self.boxes.shape[0]
 
 
-def resize_proposals(found: ImageProposals, size: tuple[int, int], *, flip: bool = False) -> ImageProposals:
+def resize_proposals(proposals: ImageProposals, size: tuple[int, int], *, flip: bool = False) -> ImageProposals:
     """The same regions where the image is resized to `size` (height, width) and, if `flip`, mirrored left to right."""
-    boxes = found.boxes
+    boxes = proposals.boxes
     if flip:
         x1, y1, x2, y2 = boxes.unbind(-1)
-        boxes = torch.stack([found.size[1] - x2, y1, found.size[1] - x1, y2], dim=-1)
-    scale_y, scale_x = size[0] / found.size[0], size[1] / found.size[1]
+        boxes = torch.stack([proposals.size[1] - x2, y1, proposals.size[1] - x1, y2], dim=-1)
+    scale_y, scale_x = size[0] / proposals.size[0], size[1] / proposals.size[1]
     scale = torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float32)
-    return ImageProposals(boxes * scale, found.scores, size)
+    return ImageProposals(boxes * scale, proposals.scores, size)
 
 
 def pad_proposals(images: Sequence[ImageProposals]) -> Proposals:
@@ -130,9 +130,9 @@ class ProposalFiles:
             StorageError: naming the first images without a row, or whose row says that the image failed.
         """
         wanted = np.fromiter(image_ids, np.int64)
-        position, found = self._positions(wanted)
-        if not found.all():
-            missing = wanted[~found]
+        position, present = self._positions(wanted)
+        if not present.all():
+            missing = wanted[~present]
             raise StorageError(
                 f"{self.name}: {len(missing)} of {len(wanted)} images have no row, the first: image id "
                 f"{', '.join(map(str, missing[:_IDS_SHOWN].tolist()))}; expected one for each image: write them with "
@@ -154,8 +154,8 @@ class ProposalFiles:
             StorageError: the file cannot be read any more.
         """
         where = f"image {image_id}: {self.name}"
-        position, found = self._positions(np.array([image_id], np.int64))
-        if not found[0]:
+        position, present = self._positions(np.array([image_id], np.int64))
+        if not present[0]:
             raise ImageError("failed", f"{where}: no row of this image")
         if not self._usable[position[0]]:
             raise ImageError("failed", f"{where}: the row says that the image failed when they were made")
@@ -218,9 +218,9 @@ class ProposalFiles:
         schema = file.schema_arrow
         missing = [name for name in (*_INDEX_COLUMNS, *_READ_COLUMNS) if name not in schema.names]
         if missing:
-            kind = "detections" if "detections" in schema.names else f"columns {', '.join(schema.names)}"
+            content = "detections" if "detections" in schema.names else f"columns {', '.join(schema.names)}"
             raise StorageError(
-                f"{self.name}: {path} holds {kind}, expected proposals (column {missing[0]!r} is missing); "
+                f"{self.name}: {path} holds {content}, expected proposals (column {missing[0]!r} is missing); "
                 "jobs.label --label.record proposals writes them"
             )
         for group in range(file.num_row_groups):
@@ -263,11 +263,11 @@ def _digest(footers: Iterable[bytes]) -> str:
 
 def _row_proposals(table: pa.Table, row: int, limit: int, where: str) -> ImageProposals:
     width, height = (table.column(name)[row].as_py() for name in ("width", "height"))
-    found = table.column("proposals")[row].values
-    if not width or not height or found is None:
+    structs = table.column("proposals")[row].values
+    if not width or not height or structs is None:
         raise ImageError("failed", f"{where}: a row without width, height or proposals")
-    scores = pc.struct_field(found, "score").to_numpy(zero_copy_only=False).astype(np.float32)
-    boxes = pc.list_flatten(pc.struct_field(found, "bbox")).to_numpy(zero_copy_only=False).astype(np.float32)
+    scores = pc.struct_field(structs, "score").to_numpy(zero_copy_only=False).astype(np.float32)
+    boxes = pc.list_flatten(pc.struct_field(structs, "bbox")).to_numpy(zero_copy_only=False).astype(np.float32)
     if len(boxes) != 4 * len(scores) or not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ImageError("failed", f"{where}: a proposal whose bbox is not 4 finite numbers or whose score is none")
     corners = boxes.reshape(-1, 4).copy()

@@ -105,8 +105,8 @@ def placed(
         Objects in their order. A keypoint outside of the part becomes (0, 0, 0), not annotated.
     """
     pixels = resized_part(scene.pixels, where.size, where.top, where.left, where.part, resize)
-    found = (_placed_object(item, scene.size, where, keypoint_offset, min_pixels) for item in scene.objects)
-    return Scene(pixels, tuple(item for item in found if item is not None))
+    objects = (_placed_object(item, scene.size, where, keypoint_offset, min_pixels) for item in scene.objects)
+    return Scene(pixels, tuple(item for item in objects if item is not None))
 
 
 def _placed_object(

@@ -64,10 +64,10 @@ def rasterise(segmentation: Segmentation, height: int, width: int) -> NDArray[np
     Raises:
         ValueError: malformed run lengths, or run lengths of another size.
     """
-    found = object_mask(segmentation, height, width)
+    mask = object_mask(segmentation, height, width)
     image = np.zeros((height, width), dtype=np.bool_)
-    h, w = found.pixels.shape
-    image[found.top : found.top + h, found.left : found.left + w] = found.pixels
+    h, w = mask.pixels.shape
+    image[mask.top : mask.top + h, mask.left : mask.left + w] = mask.pixels
     return image
 
 

@@ -62,23 +62,23 @@ class ImageTargets:
         return self.boxes.shape[0]
 
 
-def mask_grid(found: ObjectMask, size: int) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+def mask_grid(mask: ObjectMask, size: int) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
     """An object's mask as a grid over its tight rectangle, widened by one cell on each side.
 
     Args:
-        found: with pixels.
+        mask: with pixels.
         size: S, cells a side, at least 3.
 
     Returns:
         [S, S] uint8 coverage 0..255, and the rectangle x1, y1, x2, y2 that it covers, in original pixels.
     """
     inner = size - 2
-    height, width = found.pixels.shape
-    coverage = _average_cells(_average_cells(found.pixels.T.astype(np.float32), inner).T, inner)
+    height, width = mask.pixels.shape
+    coverage = _average_cells(_average_cells(mask.pixels.T.astype(np.float32), inner).T, inner)
     grid = np.zeros((size, size), dtype=np.uint8)
     grid[1:-1, 1:-1] = np.rint(255.0 * coverage)
     dx, dy = width / inner, height / inner
-    return grid, (found.left - dx, found.top - dy, found.left + width + dx, found.top + height + dy)
+    return grid, (mask.left - dx, mask.top - dy, mask.left + width + dx, mask.top + height + dy)
 
 
 def _average_cells(values: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
@@ -104,9 +104,9 @@ def _mask_grids(image: CocoImage, size: int) -> tuple[Tensor, Tensor]:
     for slot, item in enumerate(image.objects):
         if item.crowd:
             continue
-        found = object_mask(_segmentation(item), image.height, image.width)
-        if found.pixels.size:
-            grids[slot], rectangles[slot] = mask_grid(found, size)
+        mask = object_mask(_segmentation(item), image.height, image.width)
+        if mask.pixels.size:
+            grids[slot], rectangles[slot] = mask_grid(mask, size)
         else:
             rectangles[slot] = item.box
     return torch.from_numpy(grids), torch.from_numpy(rectangles)

@@ -40,7 +40,11 @@ def build_details(
         samples: of the bootstrap.
     """
     return EvaluationDetails(
-        {kind: _kind_details(plan, shard, kind, tables[kind], samples) for kind in shard.matches if kind in tables}
+        {
+            iou_type: _details(plan, shard, iou_type, tables[iou_type], samples)
+            for iou_type in shard.matches
+            if iou_type in tables
+        }
     )
 
 
@@ -48,42 +52,42 @@ def build_comparison(plan: ScoringPlan, first: ShardScores, second: ShardScores,
     """Two runs on the same images, by what was scored in both."""
     images = np.unique(np.concatenate([first.image_ids, second.image_ids]))
     kinds: dict[str, RunDifference] = {}
-    for kind in first.matches:
-        if kind in second.matches:
-            named = _names(plan, kind)
-            ranked = [rankings(run.matches[kind], len(named), images) for run in (first, second)]
-            kinds[kind] = compare_runs(ranked[0], ranked[1], named, len(images), samples)
+    for iou_type in first.matches:
+        if iou_type in second.matches:
+            named = _names(plan, iou_type)
+            ranked = [rankings(run.matches[iou_type], len(named), images) for run in (first, second)]
+            kinds[iou_type] = compare_runs(ranked[0], ranked[1], named, len(images), samples)
     return RunComparison(kinds)
 
 
-def _kind_details(plan: ScoringPlan, shard: ShardScores, kind: IouType, tables: Tables, samples: int) -> KindDetails:
-    matches, named = shard.matches[kind], _names(plan, kind)
+def _details(plan: ScoringPlan, shard: ShardScores, iou_type: IouType, tables: Tables, samples: int) -> KindDetails:
+    matches, named = shard.matches[iou_type], _names(plan, iou_type)
     ranked = rankings(matches, len(named), np.unique(shard.image_ids))
     precision = tables.precision[..., -1]  # [T, R, K, A]
-    sizes = _KEYPOINT_SIZES if kind == "keypoints" else SIZES
-    points = kind == "keypoints"
+    sizes = _KEYPOINT_SIZES if iou_type == "keypoints" else SIZES
+    points = iou_type == "keypoints"
     return KindDetails(
         ious=tuple(float(value) for value in THRESHOLDS.round(2)),
-        ap_per_iou=tuple(_mean(precision[place, :, :, 0]) for place in range(len(THRESHOLDS))),
-        ap_per_size={size: _mean(precision[..., place]) for place, size in enumerate(sizes)},
+        ap_per_iou=tuple(_mean(precision[threshold, :, :, 0]) for threshold in range(len(THRESHOLDS))),
+        ap_per_size={size: _mean(precision[..., area]) for area, size in enumerate(sizes)},
         categories=tuple(
-            _category(tables, place, category_id, name, ranked[place], sizes)
-            for place, (category_id, name) in enumerate(named)
+            _category(tables, index, category_id, name, ranked[index], sizes)
+            for index, (category_id, name) in enumerate(named)
         ),
         mean_curves=mean_curves(tables),
         calibration=calibrate(matches),
         interval=ap_interval(ranked, len(np.unique(shard.image_ids)), samples),
         confusion=None if points else _confusion(plan, matches, named),
         errors=None if points else analyse_errors(matches, len(named)),
-        boundary=_boundary(shard) if kind == "segm" else None,
-        federated=_federated(plan, shard, kind),
+        boundary=_boundary(shard) if iou_type == "segm" else None,
+        federated=_federated(plan, shard, iou_type),
     )
 
 
 def _category(
-    tables: Tables, place: int, category_id: int, name: str, ranking: Ranking, sizes: Sequence[str]
+    tables: Tables, index: int, category_id: int, name: str, ranking: Ranking, sizes: Sequence[str]
 ) -> CategoryDetails:
-    precision = tables.precision[:, :, place, :, -1]  # [T, R, A]
+    precision = tables.precision[:, :, index, :, -1]  # [T, R, A]
     return CategoryDetails(
         id=category_id,
         name=name,
@@ -93,7 +97,7 @@ def _category(
         ap_per_iou=tuple(_mean(precision[threshold, :, 0]) for threshold in range(len(THRESHOLDS))),
         ap_per_size={size: _mean(precision[..., area]) for area, size in enumerate(sizes)},
         best=best_threshold(ranking),
-        curves=category_curves(tables, place),
+        curves=category_curves(tables, index),
     )
 
 
@@ -110,17 +114,17 @@ def _boundary(shard: ShardScores) -> tuple[float, ...] | None:
     return summarize(tables.precision, tables.recall)
 
 
-def _federated(plan: ScoringPlan, shard: ShardScores, kind: IouType) -> FederatedScores | None:
-    if f"federated {kind}" not in shard.extras:
+def _federated(plan: ScoringPlan, shard: ShardScores, iou_type: IouType) -> FederatedScores | None:
+    if f"federated {iou_type}" not in shard.extras:
         return None
     from maskrcnn_core.evaluation.federated import summarize_federated
 
-    return summarize_federated(plan.categories, shard.extras[f"federated {kind}"].finish())
+    return summarize_federated(plan.categories, shard.extras[f"federated {iou_type}"].finish())
 
 
-def _names(plan: ScoringPlan, kind: IouType) -> list[tuple[int, str]]:
+def _names(plan: ScoringPlan, iou_type: IouType) -> list[tuple[int, str]]:
     names = shown_names(plan.categories)
-    return [(category_id, names[category_id]) for category_id in plan.rules(kind).category_ids]
+    return [(category_id, names[category_id]) for category_id in plan.rules(iou_type).category_ids]
 
 
 def _mean(values: FloatArray) -> float:

@@ -222,7 +222,7 @@ class EvaluationDetails:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: `{"bbox": {...}, ...}` with the attribute names as keys."""
-        return {name: asdict(kind) for name, kind in self.kinds.items()}
+        return {name: asdict(details) for name, details in self.kinds.items()}
 
 
 @dataclass(frozen=True)
@@ -270,4 +270,4 @@ class RunComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with the attribute names as keys."""
-        return {name: asdict(kind) for name, kind in self.kinds.items()}
+        return {name: asdict(difference) for name, difference in self.kinds.items()}

@@ -32,10 +32,10 @@ class Annotations:
 
     def by_image(self) -> dict[int, list[CocoDict]]:
         """The annotations of every image, also of those without any."""
-        found: dict[int, list[CocoDict]] = {image_id: [] for image_id in self.images}
+        grouped: dict[int, list[CocoDict]] = {image_id: [] for image_id in self.images}
         for entry in self.entries:
-            found[entry["image_id"]].append(entry)
-        return found
+            grouped[entry["image_id"]].append(entry)
+        return grouped
 
 
 def read_document(document: Any) -> Annotations:

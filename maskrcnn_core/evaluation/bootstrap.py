@@ -53,18 +53,18 @@ def compare_runs(
     ]
     means = np.array([_mean(two) - _mean(one) for one, two in pairs])
     one, two = _category_aps(first, None), _category_aps(second, None)
-    found = []
-    for place, (category_id, name) in enumerate(categories):
-        if one[place] == -1:
+    differences = []
+    for index, (category_id, name) in enumerate(categories):
+        if one[index] == -1:
             continue
         # A sample may lack the category; the others tell how it varies.
-        drawn = np.array([b[place] - a[place] for a, b in pairs if a[place] > -1])
-        interval = _interval(float(two[place] - one[place]), drawn)
-        found.append(
-            CategoryDifference(category_id, name, float(one[place]), float(two[place]), interval, _p_value(drawn))
+        drawn = np.array([b[index] - a[index] for a, b in pairs if a[index] > -1])
+        interval = _interval(float(two[index] - one[index]), drawn)
+        differences.append(
+            CategoryDifference(category_id, name, float(one[index]), float(two[index]), interval, _p_value(drawn))
         )
     return RunDifference(
-        _mean(one), _mean(two), _interval(_mean(two) - _mean(one), means), _p_value(means), tuple(found)
+        _mean(one), _mean(two), _interval(_mean(two) - _mean(one), means), _p_value(means), tuple(differences)
     )
 
 

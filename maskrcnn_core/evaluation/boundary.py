@@ -40,8 +40,8 @@ def inner_border(rle: CocoDict) -> CocoDict:
         return rle
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     crop -= _eroded(crop, distance)
-    found: CocoDict = coco_mask.encode(mask)
-    return found
+    border: CocoDict = coco_mask.encode(mask)
+    return border
 
 
 def _eroded(mask: npt.NDArray[np.uint8], distance: int) -> npt.NDArray[np.uint8]:
@@ -61,20 +61,20 @@ class _BoundaryEvaluation(COCOeval):  # type: ignore[misc]
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
         overlaps = super().computeIoU(imgId, catId)
-        objects, found = self._gts[imgId, catId], self._dts[imgId, catId]
-        if not objects or not found:
+        objects, detections = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not objects or not detections:
             return overlaps
-        order = np.argsort([-one["score"] for one in found], kind="mergesort")[: self.params.maxDets[-1]]
+        order = np.argsort([-one["score"] for one in detections], kind="mergesort")[: self.params.maxDets[-1]]
         borders = [
             [inner_border(one["segmentation"]) for one in entries]
-            for entries in ([found[place] for place in order], objects)
+            for entries in ([detections[index] for index in order], objects)
         ]
         counts = np.array([not one["iscrowd"] for one in objects], np.bool_)
         own = coco_mask.iou(*borders, [0] * len(objects))
         return np.where(counts, np.minimum(overlaps, own), overlaps)
 
 
-def _new_evaluation(rules: ScoringRules, truth: Any, found: Any) -> Any:
-    evaluation = _BoundaryEvaluation(truth, found, "segm")
+def _new_evaluation(rules: ScoringRules, truth: Any, detections: Any) -> Any:
+    evaluation = _BoundaryEvaluation(truth, detections, "segm")
     evaluation.params.maxDets = list(rules.limits)
     return evaluation

@@ -20,18 +20,18 @@ def calibrate(matches: Matches, bins: int = 10) -> Calibration:
     counted = matches.kind != IGNORED
     scores, right = matches.score[counted], matches.kind[counted] == RIGHT
     edges = np.linspace(0.0, 1.0, bins + 1)
-    places = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
-    found = []
+    indices = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
+    reliability = []
     for index in range(bins):
-        own = places == index
+        own = indices == index
         count = int(own.sum())
         mean, precision = (float(scores[own].mean()), float(right[own].mean())) if count else (0.0, 0.0)
-        found.append(ReliabilityBin(float(edges[index]), float(edges[index + 1]), count, mean, precision))
-    gaps = [abs(one.mean_score - one.precision) for one in found]
+        reliability.append(ReliabilityBin(float(edges[index]), float(edges[index + 1]), count, mean, precision))
+    gaps = [abs(one.mean_score - one.precision) for one in reliability]
     total = max(len(scores), 1)
     return Calibration(
         iou=FOREGROUND,
-        ece=float(sum(one.count * gap for one, gap in zip(found, gaps, strict=True)) / total),
-        mce=max((gap for one, gap in zip(found, gaps, strict=True) if one.count), default=0.0),
-        bins=tuple(found),
+        ece=float(sum(one.count * gap for one, gap in zip(reliability, gaps, strict=True)) / total),
+        mce=max((gap for one, gap in zip(reliability, gaps, strict=True) if one.count), default=0.0),
+        bins=tuple(reliability),
     )

@@ -132,20 +132,20 @@ def finish_scores(plan: ScoringPlan, shard: ShardScores, coverage: Coverage) -> 
         ConfigError: as `evaluate_coco`.
         AnnotationError: no detection has a category of the annotation file.
     """
-    require_known_categories(shard.found, plan.category_ids)
-    scored, skipped = scored_types(plan, shard.objects, shard.found)
-    tables: dict[str, Tables] = {kind: shard.states[kind].finish() for kind in scored}
+    require_known_categories(shard.detected, plan.category_ids)
+    scored, skipped = scored_types(plan, shard.objects, shard.detected)
+    tables: dict[str, Tables] = {iou_type: shard.states[iou_type].finish() for iou_type in scored}
     return CocoScores(
         stats={
-            kind: (summarize_keypoints if kind == "keypoints" else summarize)(table.precision, table.recall)
-            for kind, table in tables.items()
+            iou_type: (summarize_keypoints if iou_type == "keypoints" else summarize)(table.precision, table.recall)
+            for iou_type, table in tables.items()
         },
         per_category=_category_scores(plan, shard.objects, tables),
         coverage=coverage,
-        detections=shard.found.detections,
+        detections=shard.detected.detections,
         annotations=sum(shard.objects.per_category.values()),
         skipped=skipped,
-        unknown_categories=dict(shard.found.unknown),
+        unknown_categories=dict(shard.detected.unknown),
         tables=tables,
         notes=_faults_that_matter(shard.faults, scored).lines(),
     )
@@ -207,21 +207,21 @@ def _category_scores(
 ) -> tuple[CategoryScore, ...]:
     names = shown_names(plan.categories)
     ap = {
-        kind: dict(
+        iou_type: dict(
             zip(
-                sorted(plan.with_keypoints) if kind == "keypoints" else plan.category_ids,
+                sorted(plan.with_keypoints) if iou_type == "keypoints" else plan.category_ids,
                 (_mean(table.precision[:, :, index, _ALL, -1]) for index in range(table.precision.shape[2])),
                 strict=True,
             )
         )
-        for kind, table in tables.items()
+        for iou_type, table in tables.items()
     }
     return tuple(
         CategoryScore(
             category_id,
             names[category_id],
             objects.per_category.get(category_id, 0),
-            {kind: values.get(category_id, NOT_DEFINED) for kind, values in ap.items()},
+            {iou_type: values.get(category_id, NOT_DEFINED) for iou_type, values in ap.items()},
         )
         for category_id in plan.category_ids
     )

@@ -76,12 +76,12 @@ def checked_result(entry: Any, number: int) -> CocoDict:
     """
     if not isinstance(entry, dict):
         raise AnnotationError(f"result number {number} is {entry!r:.60}; expected COCO's results format")
-    found = entry
+    result = entry
     for key in ("image_id", "category_id"):
         value = entry.get(key)
         if type(value) is float and value.is_integer():
             value = int(value)
-            found = {**found, key: value}
+            result = {**result, key: value}
         if type(value) is not int or not -_LARGEST_ID <= value < _LARGEST_ID:
             raise _fault(entry, number, f"has {key} {entry.get(key)!r:.40}", "a whole number")
     if not _is_number(entry.get("score")):
@@ -93,7 +93,7 @@ def checked_result(entry: Any, number: int) -> CocoDict:
                 "four finite numbers x, y, width, height" if count else "finite numbers x, y, v for each keypoint"
             )
             raise _fault(entry, number, f"has {key} {value!r:.80}", expected)
-    return found
+    return result
 
 
 def _is_number(value: Any) -> bool:
@@ -229,30 +229,30 @@ def _checked_masks(numbered: Sequence[tuple[int, CocoDict]], sizes: Sizes) -> li
     """[D] compressed run lengths of each; None where there is no mask, or no size to draw a polygon in."""
     masks: list[CocoDict | None] = [None] * len(numbered)
     texts: list[int] = []
-    for place, (number, entry) in enumerate(numbered):
+    for index, (number, entry) in enumerate(numbered):
         shape = entry.get("segmentation")
         if not shape:
             continue
         size = sizes.get(entry["image_id"])
         if _is_plain(shape, size):
-            texts.append(place)
-            masks[place] = shape
+            texts.append(index)
+            masks[index] = shape
         elif isinstance(shape, dict):
             mask = _sized(shape, size, number, entry)
             if isinstance(mask["counts"], list):
                 mask = coco_mask.frPyObjects(mask, *mask["size"])
             else:
-                texts.append(place)
-            masks[place] = mask
+                texts.append(index)
+            masks[index] = mask
         else:
             _require_polygons(shape, size, number, entry)
             if size is not None:
-                masks[place] = _drawn(shape, *size)
+                masks[index] = _drawn(shape, *size)
             elif not entry.get("bbox"):
                 raise _fault(
                     entry, number, "has a polygon as its mask, of an image whose size is not known", "run lengths"
                 )
-    _require_sound([(numbered[place], masks[place] or {}) for place in texts])
+    _require_sound([(numbered[index], masks[index] or {}) for index in texts])
     return masks
 
 
@@ -289,10 +289,10 @@ def _require_sound(given: Sequence[tuple[tuple[int, CocoDict], CocoDict]]) -> No
     """Compressed run lengths can be read, and end where their image ends."""
     pixels = np.array([mask["size"][0] * mask["size"][1] for _, mask in given], np.int64)
     runs = check_texts([mask["counts"] for _, mask in given], pixels)
-    for place in np.flatnonzero(runs.faults)[:1].tolist():
-        (number, entry), mask = given[place]
-        got = f"has run lengths {mask['counts']!r:.60}: {FAULTS[runs.faults[place]]}"
-        raise _fault(entry, number, got, f"{pixels[place]} pixels")
+    for index in np.flatnonzero(runs.faults)[:1].tolist():
+        (number, entry), mask = given[index]
+        got = f"has run lengths {mask['counts']!r:.60}: {FAULTS[runs.faults[index]]}"
+        raise _fault(entry, number, got, f"{pixels[index]} pixels")
 
 
 def _require_polygons(shape: Any, size: tuple[int, int] | None, number: int, entry: CocoDict) -> None:

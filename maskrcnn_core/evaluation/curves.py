@@ -6,7 +6,7 @@ from maskrcnn_core.evaluation.analysis import BestThreshold, PrecisionRecallCurv
 from maskrcnn_core.evaluation.match_precision import Ranking
 from maskrcnn_core.evaluation.scoring_states import Tables
 
-_SHOWN = {0.50: 0, 0.75: 5}  # IoU thresholds and their place among the ten
+_SHOWN = {0.50: 0, 0.75: 5}  # IoU thresholds and their index among the ten
 
 
 def category_curves(tables: Tables, category: int) -> tuple[PrecisionRecallCurve, ...]:
@@ -16,8 +16,8 @@ def category_curves(tables: Tables, category: int) -> tuple[PrecisionRecallCurve
     if precision[0, 0] == -1:
         return ()
     return tuple(
-        PrecisionRecallCurve(iou, tuple(precision[place].tolist()), tuple(scores[place].tolist()))
-        for iou, place in _SHOWN.items()
+        PrecisionRecallCurve(iou, tuple(precision[threshold].tolist()), tuple(scores[threshold].tolist()))
+        for iou, threshold in _SHOWN.items()
     )
 
 
@@ -30,10 +30,10 @@ def mean_curves(tables: Tables) -> tuple[PrecisionRecallCurve, ...]:
     return tuple(
         PrecisionRecallCurve(
             iou,
-            tuple(precision[place][:, defined].mean(axis=1).tolist()),
-            tuple(scores[place][:, defined].mean(axis=1).tolist()),
+            tuple(precision[threshold][:, defined].mean(axis=1).tolist()),
+            tuple(scores[threshold][:, defined].mean(axis=1).tolist()),
         )
-        for iou, place in _SHOWN.items()
+        for iou, threshold in _SHOWN.items()
     )
 
 

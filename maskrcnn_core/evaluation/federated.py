@@ -42,14 +42,14 @@ def match_federated(
     # LVIS has no crowd regions; an object without a mask is one of ours.
     objects = [{**annotation, "iscrowd": int(annotation.get("without_mask", False))} for annotation in annotations]
     state = match_with_pycocotools(rules, images, objects, kept)
-    places = {category_id: place for place, category_id in enumerate(rules.category_ids)}
+    indices = {category_id: index for index, category_id in enumerate(rules.category_ids)}
     for image in images:
         entries = state.entries[image["id"]]
         for category_id in image.get("not_exhaustive_category_ids", ()):
-            first = places.get(category_id, -1) * _AREAS
-            for place in range(first, first + _AREAS) if first >= 0 else ():
-                if place in entries:
-                    entries[place]["dtIgnore"] = entries[place]["dtIgnore"] | ~entries[place]["dtMatches"]
+            first = indices.get(category_id, -1) * _AREAS
+            for cell in range(first, first + _AREAS) if first >= 0 else ():
+                if cell in entries:
+                    entries[cell]["dtIgnore"] = entries[cell]["dtIgnore"] | ~entries[cell]["dtMatches"]
     return state
 
 
@@ -67,7 +67,7 @@ def summarize_federated(categories: Sequence[CocoDict], tables: Tables) -> Feder
         (
             *(_mean(values) for values in (precision[..., 0], precision[0, ..., 0], precision[5, ..., 0])),
             *(_mean(precision[..., area]) for area in range(1, _AREAS)),
-            *(_mean(precision[:, :, frequencies == kind, 0]) for kind in "rcf"),
+            *(_mean(precision[:, :, frequencies == frequency, 0]) for frequency in "rcf"),
             *(_mean(recall[..., area]) for area in range(_AREAS)),
         ),
     )
@@ -79,7 +79,9 @@ def _best(results: Sequence[CocoDict]) -> list[CocoDict]:
     for result in results:
         by_image[result["image_id"]].append(result)
     return [
-        one for found in by_image.values() for one in (sorted(found, key=lambda one: -one["score"])[:MAX_DETECTIONS])
+        one
+        for detections in by_image.values()
+        for one in (sorted(detections, key=lambda one: -one["score"])[:MAX_DETECTIONS])
     ]
 
 

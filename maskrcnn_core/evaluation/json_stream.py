@@ -106,7 +106,7 @@ class _Text:
         self._encoding = ""
         self._scan = json.JSONDecoder().raw_decode
         self._held = ""
-        self._place = 0
+        self._position = 0
         self._before = 0  # characters that are forgotten
         self._bytes = 0  # given to the decoder
         self._ended = False
@@ -114,10 +114,10 @@ class _Text:
     def peek(self) -> str:
         """The next character that is no space, not used yet; empty at the end."""
         while True:
-            while self._place < len(self._held) and self._held[self._place] in _SPACE:
-                self._place += 1
-            if self._place < len(self._held):
-                return self._held[self._place]
+            while self._position < len(self._held) and self._held[self._position] in _SPACE:
+                self._position += 1
+            if self._position < len(self._held):
+                return self._held[self._position]
             if not self._more():
                 return ""
 
@@ -129,14 +129,14 @@ class _Text:
         """
         if self.peek() != character:
             raise self.error(f"expected {character!r}")
-        self._place += 1
+        self._position += 1
 
     def value(self) -> tuple[Any, str]:
         """The next value and its text."""
         self.peek()
         while True:
             try:
-                value, end = self._scan(self._held, self._place)
+                value, end = self._scan(self._held, self._position)
             except (ValueError, RecursionError) as error:
                 if not self._may_be_cut(error) or not self._more():
                     raise AnnotationError(f"not JSON ({json_fault(error, self._before)})") from None
@@ -145,19 +145,19 @@ class _Text:
             ends = end < len(self._held) and self._held[end] in _AFTER_NUMBER
             if not ends and self._held[end - 1] not in '"}]' and self._more():
                 continue
-            raw = self._held[self._place : end]
-            self._place = end
+            raw = self._held[self._position : end]
+            self._position = end
             return value, raw
 
     def error(self, what: str) -> AnnotationError:
         """The error of a document that is not JSON here."""
-        return AnnotationError(f"not JSON ({what} at character {self._before + self._place})")
+        return AnnotationError(f"not JSON ({what} at character {self._before + self._position})")
 
     def _may_be_cut(self, error: ValueError | RecursionError) -> bool:
         """Whether the text that is held ends within the value, so that more of it may mend the fault."""
         if not isinstance(error, json.JSONDecodeError):
             return False
-        if len(self._held) - self._place > LONGEST_ENTRY:
+        if len(self._held) - self._position > LONGEST_ENTRY:
             raise self.error(f"an entry of more than {LONGEST_ENTRY >> 20} million characters, beginning")
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._held) - _CUT
 
@@ -179,10 +179,10 @@ class _Text:
         """Read on; false at the end."""
         if self._ended:
             return False
-        content = self._read(min(max(_CHUNK_BYTES, len(self._held) - self._place), _MOST_BYTES))
+        content = self._read(min(max(_CHUNK_BYTES, len(self._held) - self._position), _MOST_BYTES))
         self._ended = not content
         text = self._decoded(content)
-        self._before += self._place
-        self._held = self._held[self._place :] + text
-        self._place = 0
+        self._before += self._position
+        self._held = self._held[self._position :] + text
+        self._position = 0
         return True

@@ -27,13 +27,13 @@ def _lists_any(category: Mapping[str, object]) -> bool:
 
 
 def reason_without_keypoints(
-    categories: Mapping[int, int], found: FoundFacts, sigmas: Sequence[float] | None
+    categories: Mapping[int, int], detected: FoundFacts, sigmas: Sequence[float] | None
 ) -> tuple[bool, str | None]:
     """Whether there are keypoints to score, and why they cannot be.
 
     Args:
         categories: number of keypoints by category id, see `keypoint_categories`.
-        found: counts of the detections.
+        detected: counts of the detections.
         sigmas: as `evaluate_coco`.
 
     Returns:
@@ -43,7 +43,7 @@ def reason_without_keypoints(
         ConfigError: sigmas that do not fit the number of keypoints.
     """
     if not categories:
-        return False, "no category of the annotations lists keypoints" if found.any_keypoints else None
+        return False, "no category of the annotations lists keypoints" if detected.any_keypoints else None
     numbers = set(categories.values())
     if len(numbers) > 1:
         return False, f"the categories have different numbers of keypoints ({', '.join(map(str, sorted(numbers)))})"
@@ -57,9 +57,9 @@ def reason_without_keypoints(
         raise ConfigError(
             f"keypoint sigmas: got {len(sigmas)} numbers, expected one for each of the {number} keypoints"
         )
-    if found.keypoint_numbers.get(0):
-        return False, f"{found.keypoint_numbers[0]} detections of categories with keypoints have none"
-    if others := set(found.keypoint_numbers) - {number}:
+    if detected.keypoint_numbers.get(0):
+        return False, f"{detected.keypoint_numbers[0]} detections of categories with keypoints have none"
+    if others := set(detected.keypoint_numbers) - {number}:
         return False, f"detections have {min(others)} keypoints, the annotations {number}"
     return True, None
 

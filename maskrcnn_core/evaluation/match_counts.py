@@ -84,18 +84,18 @@ def box_facts(
     return BoxFacts(*(int(flags.sum()) for flags in counts))
 
 
-def box_notes(found: BoxFacts) -> list[str]:
+def box_notes(facts: BoxFacts) -> list[str]:
     """What looks wrong about boxes, in words."""
     notes = []
-    if found.negative:
-        notes.append(f"boxes of a negative width or height: {found.negative}; they find nothing")
-    turned = found.corners == found.boxes
-    if found.beyond and (turned or found.beyond >= _MUCH * found.boxes):  # some detectors do not cut at the edge
+    if facts.negative:
+        notes.append(f"boxes of a negative width or height: {facts.negative}; they find nothing")
+    turned = facts.corners == facts.boxes
+    if facts.beyond and (turned or facts.beyond >= _MUCH * facts.boxes):  # some detectors do not cut at the edge
         notes.append(
-            f"{found.beyond} of {found.boxes} boxes reach out of their image by more than a pixel"
+            f"{facts.beyond} of {facts.boxes} boxes reach out of their image by more than a pixel"
             + ("; all would lie inside as x1, y1, x2, y2, and COCO's are x, y, width, height" if turned else "")
         )
-    if found.boxes and found.shares == found.boxes:
+    if facts.boxes and facts.shares == facts.boxes:
         notes.append("all boxes lie within one pixel; COCO's are in pixels, not in shares of the image")
     return notes
 
@@ -157,36 +157,36 @@ def object_facts(images: Sequence[CocoDict], annotations: Iterable[CocoDict]) ->
     return ObjectFacts(+counts, len(bare), min(bare, default=None), len(sizeless), min(sizeless, default=None), masked)
 
 
-def notes_of(found: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...]:
+def notes_of(facts: FoundFacts, category_ids: Collection[int]) -> tuple[str, ...]:
     """What looks wrong about detections that can be scored, or was made of them, in words."""
-    notes = [] if found.detections else ["there are no detections"]
-    notes += box_notes(found.boxes)
-    if found.boxes_as_masks:
-        notes.append(f"detections without a mask: {found.boxes_as_masks}; as in pycocotools their box counts as one")
-    if 0 in found.categories and 0 not in category_ids and {one + 1 for one in found.categories} <= {*category_ids}:
+    notes = [] if facts.detections else ["there are no detections"]
+    notes += box_notes(facts.boxes)
+    if facts.boxes_as_masks:
+        notes.append(f"detections without a mask: {facts.boxes_as_masks}; as in pycocotools their box counts as one")
+    if 0 in facts.categories and 0 not in category_ids and {one + 1 for one in facts.categories} <= {*category_ids}:
         notes.append(
             "the detections' category ids are one lower than the annotations'; if they count from 0, add 1 to each"
         )
     return tuple(notes)
 
 
-def reason_without_masks(objects: ObjectFacts, found: FoundFacts) -> str | None:
+def reason_without_masks(objects: ObjectFacts, detected: FoundFacts) -> str | None:
     """Why masks cannot be scored; None if they can."""
     if objects.sizeless:
         return f"{objects.sizeless} images have no width and height (the first is image {objects.first_sizeless})"
     if objects.bare and not objects.masked:
         return f"{objects.bare} annotations have no segmentation (the first is annotation {objects.first_bare})"
-    return f"{found.without_mask} detections have no mask" if found.without_mask else None
+    return f"{detected.without_mask} detections have no mask" if detected.without_mask else None
 
 
-def require_known_categories(found: FoundFacts, category_ids: Collection[int]) -> None:
+def require_known_categories(facts: FoundFacts, category_ids: Collection[int]) -> None:
     """A model may know more classes than the annotations; if it shares none with them, the two do not belong together.
 
     Raises:
         AnnotationError: there are detections, and not one is of a known category.
     """
-    if found.first and sum(found.unknown.values()) == found.detections:
-        image_id, category_id, name = found.first
+    if facts.first and sum(facts.unknown.values()) == facts.detections:
+        image_id, category_id, name = facts.first
         some = ", ".join(map(str, sorted(category_ids)[:10])) + (", ..." if len(category_ids) > 10 else "")
         raise AnnotationError(
             f"image {image_id}: a detection has category_id {category_id} ({name!r}), and no detection has one of "

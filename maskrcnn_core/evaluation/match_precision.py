@@ -41,10 +41,10 @@ def rankings(matches: Matches, categories: int, images: npt.NDArray[np.int64]) -
     order = np.lexsort((matches.image, -matches.score))
     order = order[np.argsort(matches.category[order], kind="stable")]
     ends = np.searchsorted(matches.category[order], np.arange(1, categories))
-    found = []
+    ranked = []
     for category, rows in enumerate(np.split(order, ends)):
         own = matches.object_image[matches.object_category == category]
-        found.append(
+        ranked.append(
             Ranking(
                 matches.score[rows],
                 matches.hits[rows],
@@ -53,7 +53,7 @@ def rankings(matches: Matches, categories: int, images: npt.NDArray[np.int64]) -
                 np.searchsorted(images, own),
             )
         )
-    return found
+    return ranked
 
 
 def average_precision(ranking: Ranking, weights: FloatArray | None = None) -> FloatArray:

@@ -66,10 +66,10 @@ class Matches:
 
 def merge_matches(parts: Iterable[Matches]) -> Matches:
     """Matches of different images as one, of which there is at least one."""
-    found = list(parts)
+    pieces = list(parts)
     merged: dict[str, Any] = {}
     for field in fields(Matches):
-        values = [getattr(part, field.name) for part in found]
+        values = [getattr(part, field.name) for part in pieces]
         merged[field.name] = np.sum(values, axis=0) if field.name == "confusion" else np.concatenate(values)
     return Matches(**merged)
 
@@ -87,12 +87,12 @@ def match_everything(
         rules, images, annotations, results: as there.
         min_score: detections below are left out of the confusion matrix.
     """
-    index = {category_id: place for place, category_id in enumerate(rules.category_ids)}
-    objects, found = (_by_image(entries, index) for entries in (annotations, results))
+    index = {category_id: position for position, category_id in enumerate(rules.category_ids)}
+    objects, detections = (_by_image(entries, index) for entries in (annotations, results))
     confusion = np.zeros((len(index) + 1, len(index) + 1), np.int64)
     parts = [_no_matches(confusion)]
     for image in images:
-        own, there = objects[image["id"]], found[image["id"]]
+        own, there = objects[image["id"]], detections[image["id"]]
         if own or there:
             parts.append(_match_image(rules, image, own, there, index, min_score))
     return merge_matches(parts)
@@ -118,18 +118,18 @@ def _match_image(
     rules: ScoringRules,
     image: CocoDict,
     objects: list[CocoDict],
-    found: list[CocoDict],
+    detections: list[CocoDict],
     index: Mapping[int, int],
     min_score: float,
 ) -> Matches:
-    found = _best(found, rules.limits[-1])
-    scores = np.array([one["score"] for one in found], np.float64)
-    categories = np.array([index[one["category_id"]] for one in found], np.int64)
+    detections = _best(detections, rules.limits[-1])
+    scores = np.array([one["score"] for one in detections], np.float64)
+    categories = np.array([index[one["category_id"]] for one in detections], np.int64)
     owners = np.array([index[one["category_id"]] for one in objects], np.int64)
     crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects], np.bool_)
     unmarked = [rules.iou_type == "keypoints" and not one.get("num_keypoints") for one in objects]
     ignored = crowd | np.array(unmarked, np.bool_)
-    overlaps = _overlaps(rules, image, objects, found)
+    overlaps = _overlaps(rules, image, objects, detections)
     same = categories[:, None] == owners
     hits, skipped, partner = _match(np.where(same, overlaps, -1.0), ignored, crowd)
     taken = np.zeros(len(objects), np.bool_)
@@ -141,7 +141,7 @@ def _match_image(
     ids = np.array([one["id"] for one in objects] + [_NONE], np.int64)  # the last is what no target points to
     counts = ~ignored
     return Matches(
-        np.full(len(found), image["id"], np.int64),
+        np.full(len(detections), image["id"], np.int64),
         categories,
         scores,
         hits,
@@ -158,15 +158,15 @@ def _match_image(
     )
 
 
-def _best(found: list[CocoDict], limit: int) -> list[CocoDict]:
+def _best(detections: list[CocoDict], limit: int) -> list[CocoDict]:
     """Best first, and of each category no more than count."""
-    order = np.argsort([-one["score"] for one in found], kind="stable")
+    order = np.argsort([-one["score"] for one in detections], kind="stable")
     kept: list[CocoDict] = []
     counts: dict[int, int] = defaultdict(int)
-    for place in order:
-        counts[found[place]["category_id"]] += 1
-        if counts[found[place]["category_id"]] <= limit:
-            kept.append(found[place])
+    for index in order:
+        counts[detections[index]["category_id"]] += 1
+        if counts[detections[index]["category_id"]] <= limit:
+            kept.append(detections[index])
     return kept
 
 
@@ -187,16 +187,16 @@ def _match(
     hits, skipped = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     partner = np.full(shape, _NONE, np.int64)
     free = np.ones((len(THRESHOLDS), overlaps.shape[1]), np.bool_)
-    for place in np.flatnonzero((overlaps >= THRESHOLDS[0]).any(axis=1)):
-        possible = (free | crowd) & (overlaps[place] >= THRESHOLDS[:, None])
+    for detection in np.flatnonzero((overlaps >= THRESHOLDS[0]).any(axis=1)):
+        possible = (free | crowd) & (overlaps[detection] >= THRESHOLDS[:, None])
         real = possible & ~ignored
         some_real = real.any(axis=1)
         chosen = np.where(some_real[:, None], real, possible)  # one that counts goes before one that does not
         # Of equal overlaps COCO takes the last object.
-        best = overlaps.shape[1] - 1 - np.argmax(np.where(chosen, overlaps[place], -2.0)[:, ::-1], axis=1)
+        best = overlaps.shape[1] - 1 - np.argmax(np.where(chosen, overlaps[detection], -2.0)[:, ::-1], axis=1)
         some = chosen.any(axis=1)
-        hits[place], skipped[place] = some_real, some & ~some_real
-        partner[place] = np.where(some, best, _NONE)
+        hits[detection], skipped[detection] = some_real, some & ~some_real
+        partner[detection] = np.where(some, best, _NONE)
         rows = np.flatnonzero(some)
         free[rows, best[rows]] = False
     return hits, skipped, partner
@@ -244,29 +244,29 @@ def _confusion(
     """Each detection, best first, takes the free object of any category that it overlaps most, from 0.50 on."""
     counts = np.zeros((number + 1, number + 1), np.int64)
     free = ~ignored
-    for place in np.flatnonzero(wanted):
-        possible = np.where(free, overlaps[place], -1.0)
+    for detection in np.flatnonzero(wanted):
+        possible = np.where(free, overlaps[detection], -1.0)
         best = int(possible.argmax()) if len(possible) else 0
         if len(possible) and possible[best] >= FOREGROUND:
             free[best] = False
-            counts[owners[best], categories[place]] += 1
-        elif not (overlaps[place][ignored] >= FOREGROUND).any():
-            counts[number, categories[place]] += 1
+            counts[owners[best], categories[detection]] += 1
+        elif not (overlaps[detection][ignored] >= FOREGROUND).any():
+            counts[number, categories[detection]] += 1
     counts[:, number] += np.bincount(owners[free], minlength=number + 1)
     return counts
 
 
-def _overlaps(rules: ScoringRules, image: CocoDict, objects: list[CocoDict], found: list[CocoDict]) -> FloatArray:
+def _overlaps(rules: ScoringRules, image: CocoDict, objects: list[CocoDict], detections: list[CocoDict]) -> FloatArray:
     """[D, G] IoU or OKS of all detections with all objects, as COCO computes it."""
-    if not objects or not found:
-        return np.zeros((len(found), len(objects)))
+    if not objects or not detections:
+        return np.zeros((len(detections), len(objects)))
     crowd = [int(bool(one.get("iscrowd", 0))) for one in objects]
     if rules.iou_type == "keypoints":
-        return _keypoint_similarity(objects, found, rules.sigmas)
+        return _keypoint_similarity(objects, detections, rules.sigmas)
     if rules.iou_type == "bbox":
-        boxes = [np.array([_box(one) for one in entries], np.float64) for entries in (found, objects)]
+        boxes = [np.array([_box(one) for one in entries], np.float64) for entries in (detections, objects)]
         return np.asarray(coco_mask.iou(*boxes, crowd))
-    masks = [[_run_lengths(one["segmentation"], image) for one in entries] for entries in (found, objects)]
+    masks = [[_run_lengths(one["segmentation"], image) for one in entries] for entries in (detections, objects)]
     return np.asarray(coco_mask.iou(*masks, crowd))
 
 
@@ -284,13 +284,13 @@ def _run_lengths(shape: Any, image: CocoDict) -> CocoDict:
 
 
 def _keypoint_similarity(
-    objects: list[CocoDict], found: list[CocoDict], sigmas: tuple[float, ...] | None
+    objects: list[CocoDict], detections: list[CocoDict], sigmas: tuple[float, ...] | None
 ) -> FloatArray:
     """Object keypoint similarity of COCO's keypoint scoring, also to objects without any keypoint marked."""
-    points = np.array([one["keypoints"] for one in found], np.float64).reshape(len(found), -1, 3)[..., :2]
+    points = np.array([one["keypoints"] for one in detections], np.float64).reshape(len(detections), -1, 3)[..., :2]
     variances = (2 * np.array(sigmas if sigmas is not None else np.array(_SIGMAS) / 10)) ** 2
-    similarity = np.zeros((len(found), len(objects)))
-    for place, one in enumerate(objects):
+    similarity = np.zeros((len(detections), len(objects)))
+    for index, one in enumerate(objects):
         truth = np.array(one["keypoints"], np.float64).reshape(-1, 3)
         marked = truth[:, 2] > 0
         if marked.any():
@@ -301,5 +301,5 @@ def _keypoint_similarity(
             beyond = np.maximum(low - points, 0) + np.maximum(points - high, 0)
             distance, marked = (beyond**2).sum(axis=-1), np.ones(len(truth), np.bool_)
         exponent = distance / variances / (one["area"] + np.spacing(1)) / 2
-        similarity[:, place] = np.exp(-exponent[:, marked]).mean(axis=1)
+        similarity[:, index] = np.exp(-exponent[:, marked]).mean(axis=1)
     return similarity

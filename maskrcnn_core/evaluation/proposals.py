@@ -47,17 +47,17 @@ class RecallCounts:
     """Objects found in a part of the images; the sum of two parts is that of both.
 
     Attributes:
-        found: [2 limits, 4 areas, 10 thresholds] objects that a proposal found.
+        hits: [2 limits, 4 areas, 10 thresholds] objects that a proposal found.
         objects: [4 areas] objects there are.
         proposals: looked at, at most 1000 of an image.
     """
 
-    found: _Counts
+    hits: _Counts
     objects: _Counts
     proposals: int = 0
 
     def __add__(self, other: "RecallCounts") -> "RecallCounts":
-        return RecallCounts(self.found + other.found, self.objects + other.objects, self.proposals + other.proposals)
+        return RecallCounts(self.hits + other.hits, self.objects + other.objects, self.proposals + other.proposals)
 
 
 def no_recall() -> RecallCounts:
@@ -87,9 +87,9 @@ def proposals_of_rows(column: pa.Array) -> list[tuple[npt.NDArray[np.float32], n
     Raises:
         AnnotationError: a box is not four numbers.
     """
-    found = pc.list_flatten(column)
-    boxes = pc.list_flatten(pc.struct_field(found, "bbox")).to_numpy(zero_copy_only=False).astype(np.float32)
-    scores = pc.struct_field(found, "score").to_numpy(zero_copy_only=False).astype(np.float32)
+    structs = pc.list_flatten(column)
+    boxes = pc.list_flatten(pc.struct_field(structs, "bbox")).to_numpy(zero_copy_only=False).astype(np.float32)
+    scores = pc.struct_field(structs, "score").to_numpy(zero_copy_only=False).astype(np.float32)
     if len(boxes) != 4 * len(scores):
         raise AnnotationError("a proposal's bbox has not 4 numbers, expected x, y, width, height")
     ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))[:-1]
@@ -116,7 +116,7 @@ def count_recall(
 def summarize_recall(counts: RecallCounts) -> tuple[float, ...]:
     """The five numbers that `PROPOSAL_STAT_NAMES` names; -1 where there is no object of that size."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall = counts.found / counts.objects[None, :, None]
+        recall = counts.hits / counts.objects[None, :, None]
     defined = counts.objects > 0
     values = [(0, 0), (1, 0), (1, 1), (1, 2), (1, 3)]
     return tuple(float(np.mean(recall[limit, area])) if defined[area] else NOT_DEFINED for limit, area in values)
@@ -136,18 +136,18 @@ def _count_batch(
         inside = (objects.areas >= _AREAS[:, :1]) & (objects.areas <= _AREAS[:, 1:])
         wanted[number, :, : len(objects.areas)] = inside
     free = np.repeat(wanted[:, :, None], len(_THRESHOLDS), axis=2)  # [N, 4, 10, G]
-    found = np.zeros((len(LIMITS), len(_AREAS), len(_THRESHOLDS)), np.int64)
+    hits = np.zeros((len(LIMITS), len(_AREAS), len(_THRESHOLDS)), np.int64)
     for candidate in range(overlaps.shape[1]):
         overlap = overlaps[:, None, None, candidate]  # [N, 1, 1, G]
         possible = np.where(free & (overlap >= _THRESHOLDS[:, None]), overlap, -1.0)
         last_first = possible[..., ::-1]  # of equal overlaps COCO takes the last object
         best = np.argmax(last_first, axis=-1)[..., None]
         hit = np.take_along_axis(last_first, best, axis=-1) >= 0.0
-        place = overlaps.shape[2] - 1 - best
-        np.put_along_axis(free, place, np.take_along_axis(free, place, axis=-1) & ~hit, axis=-1)
+        taken = overlaps.shape[2] - 1 - best
+        np.put_along_axis(free, taken, np.take_along_axis(free, taken, axis=-1) & ~hit, axis=-1)
         for index, limit in enumerate(LIMITS):
-            found[index] += (hit[..., 0] & (ranks[:, candidate] < limit)[:, None, None]).sum(axis=0)
-    return RecallCounts(found, wanted.sum(axis=(0, 2)), proposals)
+            hits[index] += (hit[..., 0] & (ranks[:, candidate] < limit)[:, None, None]).sum(axis=0)
+    return RecallCounts(hits, wanted.sum(axis=(0, 2)), proposals)
 
 
 def _candidates(
@@ -156,7 +156,7 @@ def _candidates(
     """Proposals that overlap an object at least by the lowest threshold; the others can find nothing.
 
     Returns:
-        [N, C, G] overlaps with each object, best proposals first, 0 where padded; [N, C] place of each in the order of
+        [N, C, G] overlaps with each object, best proposals first, 0 where padded; [N, C] rank of each in the order of
         scores; how many proposals there were.
     """
     parts, count = [], 0
@@ -175,15 +175,15 @@ def _candidates(
     return overlaps, ranks, count
 
 
-def _box_overlaps(found: _Floats, objects: _Floats) -> _Floats:
+def _box_overlaps(proposals: _Floats, objects: _Floats) -> _Floats:
     """[R, G] IoU of boxes x, y, width, height, with the very operations of COCO's C code."""
     width, height = (
-        np.minimum((found[:, axis] + found[:, axis + 2])[:, None], objects[:, axis] + objects[:, axis + 2])
-        - np.maximum(found[:, None, axis], objects[:, axis])
+        np.minimum((proposals[:, axis] + proposals[:, axis + 2])[:, None], objects[:, axis] + objects[:, axis + 2])
+        - np.maximum(proposals[:, None, axis], objects[:, axis])
         for axis in (0, 1)
     )
     common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-    union = (found[:, 2] * found[:, 3])[:, None] + objects[:, 2] * objects[:, 3] - common
+    union = (proposals[:, 2] * proposals[:, 3])[:, None] + objects[:, 2] * objects[:, 3] - common
     overlaps: _Floats = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
     return overlaps
 

@@ -44,9 +44,9 @@ class PycocotoolsState:
         image_ids = sorted(self.entries)
         params = evaluation.params
         params.imgIds, params.catIds = image_ids, list(self.rules.category_ids)
-        places = len(params.catIds) * len(params.areaRng)
+        cells = len(params.catIds) * len(params.areaRng)
         # The order that COCOeval.evaluate makes: by category, then area, then image id.
-        evaluation.evalImgs = [self.entries[image_id].get(place) for place in range(places) for image_id in image_ids]
+        evaluation.evalImgs = [self.entries[image_id].get(cell) for cell in range(cells) for image_id in image_ids]
         evaluation._paramsEval = copy.deepcopy(params)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
@@ -74,15 +74,15 @@ def match_with_pycocotools(
     categories = [{"id": category_id} for category_id in rules.category_ids]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
         truth = _load({"images": list(images), "annotations": copies, "categories": categories})
-        found = truth.loadRes([dict(result) for result in results]) if results else _load({"images": list(images)})
-        evaluation = (new or new_evaluation)(rules, truth, found)
+        detections = truth.loadRes([dict(result) for result in results]) if results else _load({"images": list(images)})
+        evaluation = (new or new_evaluation)(rules, truth, detections)
         evaluation.evaluate()
     return PycocotoolsState(rules, _entries(evaluation))
 
 
-def new_evaluation(rules: ScoringRules, truth: Any, found: Any) -> Any:
+def new_evaluation(rules: ScoringRules, truth: Any, detections: Any) -> Any:
     """A COCOeval with the rules of the scoring."""
-    evaluation = COCOeval(truth, found, rules.iou_type)
+    evaluation = COCOeval(truth, detections, rules.iou_type)
     evaluation.params.maxDets = list(rules.limits)
     if rules.sigmas is not None:
         evaluation.params.kpt_oks_sigmas = np.array(rules.sigmas)
@@ -99,10 +99,10 @@ def _load(dataset: CocoDict) -> Any:
 def _entries(evaluation: Any) -> dict[int, dict[int, _Entry]]:
     image_ids = evaluation.params.imgIds
     entries: dict[int, dict[int, _Entry]] = {int(image_id): {} for image_id in image_ids}
-    for index, found in enumerate(evaluation.evalImgs):
-        if found is not None:
-            place, image = divmod(index, len(image_ids))
+    for index, entry in enumerate(evaluation.evalImgs):
+        if entry is not None:
+            cell, image = divmod(index, len(image_ids))
             # Of a match only whether there is one is asked later.
-            matched = found["dtMatches"] != 0
-            entries[int(image_ids[image])][place] = {key: found[key] for key in _KEPT} | {"dtMatches": matched}
+            matched = entry["dtMatches"] != 0
+            entries[int(image_ids[image])][cell] = {key: entry[key] for key in _KEPT} | {"dtMatches": matched}
     return entries

@@ -138,8 +138,8 @@ def coco_results(labels: pa.Table, iou_type: IouType) -> list[CocoDict]:
 def _shapes(detections: pa.StructArray, iou_type: IouType) -> list[Any]:
     """Box, mask or keypoints of each detection, None where it has none; Arrow's own conversion takes thrice as long."""
     if iou_type == "keypoints":
-        found: list[Any] = detections.field("keypoints").to_pylist()
-        return found
+        keypoints: list[Any] = detections.field("keypoints").to_pylist()
+        return keypoints
     if iou_type == "bbox":
         return _boxes(detections).tolist()  # type: ignore[no-any-return]
     masks = detections.field("segmentation")
@@ -171,21 +171,21 @@ def facts_of_rows(labels: pa.Table, category_ids: Collection[int], with_keypoint
         with_keypoints: of these, the ones that list keypoints.
     """
     image_ids, detections = _flatten(labels)
-    found = detections.field("category_id").to_numpy(zero_copy_only=False)
-    strange = np.flatnonzero(~np.isin(found, list(category_ids)))
+    detected_ids = detections.field("category_id").to_numpy(zero_copy_only=False)
+    strange = np.flatnonzero(~np.isin(detected_ids, list(category_ids)))
     unknown = detections.field("category").take(pa.array(strange)).to_pylist()
     lengths = pc.fill_null(pc.list_value_length(detections.field("keypoints")), 0).to_numpy(zero_copy_only=False) // 3
-    numbers = Counter(lengths[np.isin(found, list(with_keypoints))].tolist())
+    numbers = Counter(lengths[np.isin(detected_ids, list(with_keypoints))].tolist())
     return FoundFacts(
-        detections=len(found),
+        detections=len(detected_ids),
         unknown=Counter(unknown),
         first=min(
-            ((image_ids[i], int(found[i]), name) for i, name in zip(strange, unknown, strict=True)), default=None
+            ((image_ids[i], int(detected_ids[i]), name) for i, name in zip(strange, unknown, strict=True)), default=None
         ),
         without_mask=int(detections.field("segmentation").null_count),
         keypoint_numbers=numbers,
         any_keypoints=bool((lengths > 0).any()),
-        categories=frozenset(np.unique(found).tolist()),
+        categories=frozenset(np.unique(detected_ids).tolist()),
         boxes=_box_facts(labels, detections),
     )
 
@@ -208,7 +208,7 @@ def _flatten(labels: pa.Table) -> tuple[list[int], pa.StructArray]:
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    if isinstance(found, pa.ChunkedArray):  # older Arrow keeps a single chunk wrapped
-        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], type=found.type)
-    return found
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # older Arrow keeps a single chunk wrapped
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    return array

@@ -108,7 +108,7 @@ class ShardScores:
     """A shard, or several of them merged.
 
     Attributes:
-        objects, found: counts.
+        objects, detected: counts.
         states: of each iou type that could be scored.
         image_ids: [N] of the images.
         matches: of each iou type, for details; empty without.
@@ -117,7 +117,7 @@ class ShardScores:
     """
 
     objects: ObjectFacts
-    found: FoundFacts
+    detected: FoundFacts
     states: Mapping[IouType, ScoringState]
     image_ids: npt.NDArray[np.int64]
     matches: Mapping[IouType, Matches] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class ShardScores:
 
 
 def score_shard(
-    plan: ScoringPlan, images: Sequence[CocoDict], annotations: Sequence[CocoDict], found: Found
+    plan: ScoringPlan, images: Sequence[CocoDict], annotations: Sequence[CocoDict], detections: Found
 ) -> ShardScores:
     """Score the images of a shard.
 
@@ -134,65 +134,65 @@ def score_shard(
         plan: of the whole scoring.
         images: image entries of the annotation file.
         annotations: all annotations of these images (clean, `annotations`).
-        found: detections on these images.
+        detections: on these images.
     """
     objects = object_facts(images, annotations)
-    facts = found.facts(plan.category_ids, plan.with_keypoints)
+    facts = detections.facts(plan.category_ids, plan.with_keypoints)
     # Whether any annotation has a mask is not known before all shards are: here none is asked for.
     wanted, _ = scored_types(plan, replace(objects, bare=0), facts)
     states: dict[IouType, ScoringState] = {}
     matches: dict[IouType, Matches] = {}
     extras: dict[str, ScoringState] = {}
-    for kind in wanted:
-        own = _objects(plan, kind, images, annotations)
-        rules, results = plan.rules(kind), found.results(kind)
-        states[kind] = match_images(rules, images, own, results)
+    for iou_type in wanted:
+        own = _objects(plan, iou_type, images, annotations)
+        rules, results = plan.rules(iou_type), detections.results(iou_type)
+        states[iou_type] = match_images(rules, images, own, results)
         if plan.min_score is None:
             continue
-        with engine_errors(f"details of {kind}", images):
-            matches[kind] = match_everything(rules, images, own, results, plan.min_score)
-            extras |= _extras(plan, kind, images, own, results)
+        with engine_errors(f"details of {iou_type}", images):
+            matches[iou_type] = match_everything(rules, images, own, results, plan.min_score)
+            extras |= _extras(plan, iou_type, images, own, results)
     image_ids = np.array([image["id"] for image in images], np.int64)
     return ShardScores(objects, facts, states, image_ids, matches, extras)
 
 
 def _objects(
-    plan: ScoringPlan, kind: IouType, images: Sequence[CocoDict], annotations: Sequence[CocoDict]
+    plan: ScoringPlan, iou_type: IouType, images: Sequence[CocoDict], annotations: Sequence[CocoDict]
 ) -> Sequence[CocoDict]:
     """The annotations as one of the scorings reads them."""
-    if kind == "keypoints":
+    if iou_type == "keypoints":
         return keypoint_objects(annotations, plan.with_keypoints)
-    return mask_objects(annotations, images) if kind == "segm" else annotations
+    return mask_objects(annotations, images) if iou_type == "segm" else annotations
 
 
 def _extras(
     plan: ScoringPlan,
-    kind: IouType,
+    iou_type: IouType,
     images: Sequence[CocoDict],
     annotations: Sequence[CocoDict],
     results: Sequence[CocoDict],
 ) -> dict[str, ScoringState]:
     extras: dict[str, ScoringState] = {}
-    if kind == "segm" and plan.boundary:
-        extras["boundary"] = match_boundaries(plan.rules(kind), images, annotations, results)
-    if kind != "keypoints" and plan.federated:
-        extras[f"federated {kind}"] = match_federated(plan.rules(kind), images, annotations, results)
+    if iou_type == "segm" and plan.boundary:
+        extras["boundary"] = match_boundaries(plan.rules(iou_type), images, annotations, results)
+    if iou_type != "keypoints" and plan.federated:
+        extras[f"federated {iou_type}"] = match_federated(plan.rules(iou_type), images, annotations, results)
     return extras
 
 
 def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
     """Shards of different images as one, of which there is at least one; their order does not matter."""
     parts = list(shards)
-    kinds = [kind for kind in parts[0].states if all(kind in part.states for part in parts)]
+    iou_types = [iou_type for iou_type in parts[0].states if all(iou_type in part.states for part in parts)]
     return ShardScores(
         sum((part.objects for part in parts), ObjectFacts()),
-        sum((part.found for part in parts), FoundFacts()),
-        {kind: merge_states([part.states[kind] for part in parts]) for kind in kinds},
+        sum((part.detected for part in parts), FoundFacts()),
+        {iou_type: merge_states([part.states[iou_type] for part in parts]) for iou_type in iou_types},
         np.concatenate([part.image_ids for part in parts]),
         {
-            kind: merge_matches([part.matches[kind] for part in parts])
-            for kind in parts[0].matches
-            if all(kind in part.matches for part in parts)
+            iou_type: merge_matches([part.matches[iou_type] for part in parts])
+            for iou_type in parts[0].matches
+            if all(iou_type in part.matches for part in parts)
         },
         {
             name: merge_states([part.extras[name] for part in parts])
@@ -204,7 +204,7 @@ def merge_shards(shards: Iterable[ShardScores]) -> ShardScores:
 
 
 def scored_types(
-    plan: ScoringPlan, objects: ObjectFacts, found: FoundFacts
+    plan: ScoringPlan, objects: ObjectFacts, detected: FoundFacts
 ) -> tuple[tuple[IouType, ...], dict[str, str]]:
     """What of the wanted can be scored, and why not the others; neither, where both sides know no keypoints.
 
@@ -213,16 +213,16 @@ def scored_types(
     """
     scored: list[IouType] = []
     skipped: dict[str, str] = {}
-    for kind in plan.iou_types:
+    for iou_type in plan.iou_types:
         possible, reason = True, None
-        if kind == "bbox" and found.without_box:
-            reason = f"{found.without_box} detections have no box"
-        elif kind == "segm":
-            reason = reason_without_masks(objects, found)
-        elif kind == "keypoints":
-            possible, reason = reason_without_keypoints(plan.with_keypoints, found, plan.sigmas)
+        if iou_type == "bbox" and detected.without_box:
+            reason = f"{detected.without_box} detections have no box"
+        elif iou_type == "segm":
+            reason = reason_without_masks(objects, detected)
+        elif iou_type == "keypoints":
+            possible, reason = reason_without_keypoints(plan.with_keypoints, detected, plan.sigmas)
         if reason:
-            skipped[kind] = reason
+            skipped[iou_type] = reason
         elif possible:
-            scored.append(kind)
+            scored.append(iou_type)
     return tuple(scored), skipped

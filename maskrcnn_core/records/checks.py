@@ -30,7 +30,7 @@ from maskrcnn_core.records.readable_rows import (
     objects_column,
     objects_of,
 )
-from maskrcnn_core.records.row_findings import NOTHING_FOUND, Findings, Offence, found_at, one
+from maskrcnn_core.records.row_findings import NOTHING_FOUND, Findings, Offence, findings_at, one
 
 __all__ = ["NOTHING_FOUND", "STATUSES", "Findings", "Offence", "RowCounts", "check_rows", "count_rows", "one"]
 
@@ -83,14 +83,16 @@ def check_rows(rows: pa.RecordBatch, categories: Sequence[Category], model: str 
         model: fingerprint that every row must carry; None = any, but one.
     """
     findings = check_images(rows) + _check_errors(rows) + _check_model(rows, model)
-    found = objects_of(rows)
-    if found is None or len(found) == 0:
+    objects = objects_of(rows)
+    if objects is None or len(objects) == 0:
         return findings
-    findings += check_objects(found, categories) + _check_places(found) + _check_order(found)
+    findings += check_objects(objects, categories) + _check_positions(objects) + _check_order(objects)
     if objects_column(rows.schema) == "detections" and not categories:
-        findings += found_at(np.ones(len(found), np.bool_), found, "category", lambda _: "no table", "a category table")
-    masks, sound = check_masks(found)
-    return findings + masks + _check_mask_places(found, sound)
+        findings += findings_at(
+            np.ones(len(objects), np.bool_), objects, "category", lambda _: "no table", "a category table"
+        )
+    masks, sound = check_masks(objects)
+    return findings + masks + _check_mask_positions(objects, sound)
 
 
 def _check_errors(rows: pa.RecordBatch) -> Findings:
@@ -99,14 +101,14 @@ def _check_errors(rows: pa.RecordBatch) -> Findings:
     ok = flags(pc.equal(statuses, "ok"))
     has_error = flags(pc.greater(pc.binary_length(errors), 0))
 
-    def given(place: int) -> str:
-        return f"ok with error {errors[place].as_py()!r:.80}"
+    def given(row: int) -> str:
+        return f"ok with error {errors[row].as_py()!r:.80}"
 
-    def missing(place: int) -> str:
-        return f"{statuses[place].as_py()!r:.60} without error"
+    def missing(row: int) -> str:
+        return f"{statuses[row].as_py()!r:.60} without error"
 
     among = Rows(rows)
-    return found_at(ok & has_error, among, "error", given, "none") + found_at(
+    return findings_at(ok & has_error, among, "error", given, "none") + findings_at(
         ~ok & ~has_error, among, "error", missing, "the reason"
     )
 
@@ -115,64 +117,66 @@ def _check_model(rows: pa.RecordBatch, model: str | None) -> Findings:
     models = rows.column("model")
     other = flags(pc.is_null(models)) if model is None else ~flags(pc.equal(models, model))
     expected = "a fingerprint" if model is None else f"the run's fingerprint {model}"
-    return found_at(other, Rows(rows), "model", lambda i: str(models[i].as_py())[:60], expected)
+    return findings_at(other, Rows(rows), "model", lambda i: str(models[i].as_py())[:60], expected)
 
 
-def _check_places(found: Objects) -> Findings:
+def _check_positions(objects: Objects) -> Findings:
     """Boxes have no negative extent, and lie inside their image."""
-    boxes = pc.struct_field(found.structs, "bbox")
-    corners = box_corners(found)
+    boxes = pc.struct_field(objects.structs, "bbox")
+    corners = box_corners(objects)
     finite = np.isfinite(corners).all(axis=1)
 
-    def shown(place: int) -> str:
-        return f"box {boxes[place].as_py()}"
+    def shown(index: int) -> str:
+        return f"box {boxes[index].as_py()}"
 
     x, y, w, h = np.nan_to_num(corners).T
     inside = (x >= -_PIXEL_TOLERANCE) & (y >= -_PIXEL_TOLERANCE)
-    inside &= (x + w <= found.widths + _PIXEL_TOLERANCE) & (y + h <= found.heights + _PIXEL_TOLERANCE)
-    return found_at(finite & ((w < 0) | (h < 0)), found, "box", shown, "width and height of 0 or more") + found_at(
+    inside &= (x + w <= objects.widths + _PIXEL_TOLERANCE) & (y + h <= objects.heights + _PIXEL_TOLERANCE)
+    return findings_at(
+        finite & ((w < 0) | (h < 0)), objects, "box", shown, "width and height of 0 or more"
+    ) + findings_at(
         finite & (w >= 0) & (h >= 0) & ~inside,
-        found,
+        objects,
         "box outside",
-        lambda i: f"{shown(i)} in an image of {found.widths[i]} x {found.heights[i]} pixels",
+        lambda i: f"{shown(i)} in an image of {objects.widths[i]} x {objects.heights[i]} pixels",
         "a box within it",
     )
 
 
-def _check_order(found: Objects) -> Findings:
+def _check_order(objects: Objects) -> Findings:
     """Scores are from 0 to 1, best first in every row."""
-    scores = numbers(pc.struct_field(found.structs, "score"))
+    scores = numbers(pc.struct_field(objects.structs, "score"))
     outside = np.isfinite(scores) & ((scores < 0) | (scores > 1))
-    rises = np.zeros(len(found), np.bool_)
-    rises[1:] = (found.row[1:] == found.row[:-1]) & (scores[1:] > scores[:-1])
-    return found_at(outside, found, "score", lambda i: str(scores[i]), "a number from 0 to 1") + found_at(
-        rises, found, "order of scores", lambda i: f"{scores[i]:.6g} after {scores[i - 1]:.6g}", "best first"
+    rises = np.zeros(len(objects), np.bool_)
+    rises[1:] = (objects.row[1:] == objects.row[:-1]) & (scores[1:] > scores[:-1])
+    return findings_at(outside, objects, "score", lambda i: str(scores[i]), "a number from 0 to 1") + findings_at(
+        rises, objects, "order of scores", lambda i: f"{scores[i]:.6g} after {scores[i - 1]:.6g}", "best first"
     )
 
 
-def _check_mask_places(found: Objects, places: _Int64) -> Findings:
-    """A mask doesn't reach far out of its box. `places` [D'] are objects whose run lengths are sound."""
-    corners = box_corners(found)
-    places = places[np.isfinite(corners[places]).all(axis=1)]
-    if len(places) == 0:
+def _check_mask_positions(objects: Objects, indices: _Int64) -> Findings:
+    """A mask doesn't reach far out of its box. `indices` [D'] are objects whose run lengths are sound."""
+    corners = box_corners(objects)
+    indices = indices[np.isfinite(corners[indices]).all(axis=1)]
+    if len(indices) == 0:
         return NOTHING_FOUND
-    boxes, segmentations = (pc.struct_field(found.structs, name) for name in ("bbox", "segmentation"))
-    texts = pc.struct_field(segmentations, "counts").take(pa.array(places)).to_pylist()
-    sizes = zip(found.heights[places].tolist(), found.widths[places].tolist(), strict=True)
+    boxes, segmentations = (pc.struct_field(objects.structs, name) for name in ("bbox", "segmentation"))
+    texts = pc.struct_field(segmentations, "counts").take(pa.array(indices)).to_pylist()
+    sizes = zip(objects.heights[indices].tolist(), objects.widths[indices].tolist(), strict=True)
     encoded = [
         {"size": [height, width], "counts": text.encode()} for (height, width), text in zip(sizes, texts, strict=True)
     ]
-    x, y, w, h = corners[places].T
-    drawn = np.zeros((len(found), 4))
-    drawn[places] = coco_mask.toBbox(encoded)
-    left, top, wide, high = drawn[places].T
+    x, y, w, h = corners[indices].T
+    drawn = np.zeros((len(objects), 4))
+    drawn[indices] = coco_mask.toBbox(encoded)
+    left, top, wide, high = drawn[indices].T
     outside = (left < x - _MASK_TOLERANCE) | (top < y - _MASK_TOLERANCE)
     outside |= (left + wide > x + w + _MASK_TOLERANCE) | (top + high > y + h + _MASK_TOLERANCE)
-    bad = np.zeros(len(found), np.bool_)
-    bad[places[outside & (wide > 0)]] = True  # an empty mask has no place
-    return found_at(
+    bad = np.zeros(len(objects), np.bool_)
+    bad[indices[outside & (wide > 0)]] = True  # an empty mask has no place
+    return findings_at(
         bad,
-        found,
+        objects,
         "mask outside its box",
         lambda i: f"mask in {drawn[i].tolist()}, box {boxes[i].as_py()}",
         f"within {_MASK_TOLERANCE:g} pixels",

@@ -102,9 +102,9 @@ def schema_categories(schema: pa.Schema) -> tuple[Category, ...]:
     if not stored:
         return ()
     try:
-        found = tuple(_category(entry) for entry in json.loads(stored))
-        if len({category.id for category in found}) == len(found):
-            return found
+        categories = tuple(_category(entry) for entry in json.loads(stored))
+        if len({category.id for category in categories}) == len(categories):
+            return categories
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise StorageError(
@@ -181,14 +181,14 @@ def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
         height=row["height"],
         detections=tuple(
             DetectionRecord(
-                category_id=found["category_id"],
-                category=found["category"],
-                score=found["score"],
-                bbox=tuple(found["bbox"]),
-                rle_counts=found["segmentation"]["counts"] if found["segmentation"] else None,
-                keypoints=tuple(found["keypoints"]) if found["keypoints"] is not None else None,
+                category_id=detection["category_id"],
+                category=detection["category"],
+                score=detection["score"],
+                bbox=tuple(detection["bbox"]),
+                rle_counts=detection["segmentation"]["counts"] if detection["segmentation"] else None,
+                keypoints=tuple(detection["keypoints"]) if detection["keypoints"] is not None else None,
             )
-            for found in row["detections"]
+            for detection in row["detections"]
         ),
     )
 
@@ -204,11 +204,11 @@ def with_category_ids(rows: pa.RecordBatch, ids: Mapping[int, int]) -> pa.Record
         return rows
     lists = rows.column("detections")
     structs, lengths = pc.list_flatten(lists), pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    present, place = np.unique(structs.field("category_id").to_numpy(zero_copy_only=False), return_inverse=True)
-    wanted = np.array([ids.get(number, number) for number in present.tolist()], np.int32)[place]
+    present, inverse = np.unique(structs.field("category_id").to_numpy(zero_copy_only=False), return_inverse=True)
+    wanted = np.array([ids.get(number, number) for number in present.tolist()], np.int32)[inverse]
     fields = [structs.type.field(index) for index in range(structs.type.num_fields)]
     columns = [pa.array(wanted) if one.name == "category_id" else structs.field(one.name) for one in fields]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     changed = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields), type=lists.type)
-    place = rows.schema.get_field_index("detections")
-    return rows.set_column(place, rows.schema.field(place), changed)
+    position = rows.schema.get_field_index("detections")
+    return rows.set_column(position, rows.schema.field(position), changed)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import ImageStatus
 from maskrcnn_core.records.rle_checks import FAULTS, check_runs
-from maskrcnn_core.records.row_findings import NOTHING_FOUND, Findings, found_at
+from maskrcnn_core.records.row_findings import NOTHING_FOUND, Findings, findings_at
 
 STATUSES = ("ok", *get_args(ImageStatus))
 
@@ -45,10 +45,10 @@ class Rows:
         """See `Placed`."""
         return np.arange(len(self.batch))
 
-    def image_id(self, place: int) -> int | None:
+    def image_id(self, index: int) -> int | None:
         """See `Placed`."""
-        found: int | None = self.batch.column("image_id")[place].as_py()
-        return found
+        value: int | None = self.batch.column("image_id")[index].as_py()
+        return value
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Objects:
     def __len__(self) -> int:
         return len(self.row)
 
-    def image_id(self, place: int) -> int | None:
+    def image_id(self, index: int) -> int | None:
         """See `Placed`."""
-        found: int | None = self.image_ids[int(self.row[place])].as_py()
-        return found
+        value: int | None = self.image_ids[int(self.row[index])].as_py()
+        return value
 
 
 def objects_column(schema: pa.Schema) -> str:
@@ -102,8 +102,8 @@ def check_readable(rows: pa.RecordBatch, categories: Sequence[Category] = ()) ->
         categories: the file's category table; without one the rows' own names stand.
     """
     findings = check_images(rows)
-    found = objects_of(rows)
-    return findings + check_objects(found, categories) + check_masks(found)[0] if found else findings
+    objects = objects_of(rows)
+    return findings + check_objects(objects, categories) + check_masks(objects)[0] if objects else findings
 
 
 def check_images(rows: pa.RecordBatch) -> Findings:
@@ -111,18 +111,18 @@ def check_images(rows: pa.RecordBatch) -> Findings:
     among = Rows(rows)
     findings = NOTHING_FOUND
     for name in (name for name in _FILLED_COLUMNS if name in rows.schema.names):
-        findings += found_at(flags(pc.is_null(rows.column(name))), among, name, lambda _: "null", "a value")
+        findings += findings_at(flags(pc.is_null(rows.column(name))), among, name, lambda _: "null", "a value")
     statuses = rows.column("status")
     known = flags(pc.is_in(statuses, value_set=pa.array(STATUSES)))
     ok = flags(pc.equal(statuses, "ok"))
     heights, widths = (filled(rows.column(name)) for name in ("height", "width"))
-    findings += found_at(
+    findings += findings_at(
         ~known & flags(pc.is_valid(statuses)),
         among,
         "status",
         lambda i: repr(statuses[i].as_py()[:60]),
         f"one of {', '.join(STATUSES)}",
-    ) + found_at(
+    ) + findings_at(
         ok & ((heights <= 0) | (widths <= 0)),
         among,
         "size",
@@ -132,7 +132,7 @@ def check_images(rows: pa.RecordBatch) -> Findings:
     if "uri" in rows.schema.names:
         lengths = filled(pc.binary_length(rows.column("uri")))
         long = lengths > _LONGEST_URI
-        findings += found_at(long, among, "uri", lambda i: f"{lengths[i]} bytes", f"at most {_LONGEST_URI}")
+        findings += findings_at(long, among, "uri", lambda i: f"{lengths[i]} bytes", f"at most {_LONGEST_URI}")
     return findings + _check_failed(rows, among, ok)
 
 
@@ -141,7 +141,7 @@ def _check_failed(rows: pa.RecordBatch, among: Rows, ok: _Bool) -> Findings:
     if name not in rows.schema.names:
         return NOTHING_FOUND
     objects = filled(pc.list_value_length(rows.column(name)))
-    return found_at(
+    return findings_at(
         ~ok & (objects > 0),
         among,
         "failed row",
@@ -150,62 +150,62 @@ def _check_failed(rows: pa.RecordBatch, among: Rows, ok: _Bool) -> Findings:
     )
 
 
-def check_objects(found: Objects, categories: Sequence[Category]) -> Findings:
+def check_objects(objects: Objects, categories: Sequence[Category]) -> Findings:
     """Scores, boxes and keypoints are numbers, as many as they should be; categories are named, as in the table."""
-    if len(found) == 0:
+    if len(objects) == 0:
         return NOTHING_FOUND
-    findings = _check_scores(found) + _check_boxes(found)
-    if found.structs.type.get_field_index("category_id") >= 0:
-        findings += _check_categories(found, categories) + _check_keypoints(found)
+    findings = _check_scores(objects) + _check_boxes(objects)
+    if objects.structs.type.get_field_index("category_id") >= 0:
+        findings += _check_categories(objects, categories) + _check_keypoints(objects)
     return findings
 
 
 def flags(array: pa.Array) -> _Bool:
     """Nulls count as False."""
-    found: _Bool = pc.fill_null(array, False).to_numpy(zero_copy_only=False)
-    return found
+    values: _Bool = pc.fill_null(array, False).to_numpy(zero_copy_only=False)
+    return values
 
 
 def filled(array: pa.Array) -> _Int64:
     """Whole numbers; nulls become 0."""
-    found: _Int64 = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+    values: _Int64 = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
 
 
 def numbers(array: pa.Array) -> _Float64:
     """Nulls become NaN."""
-    found: _Float64 = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return found
+    values: _Float64 = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
 
 
-def box_corners(found: Objects) -> _Float64:
+def box_corners(objects: Objects) -> _Float64:
     """[D, 4] x, y, width, height; NaN where there are not four numbers."""
-    boxes = pc.struct_field(found.structs, "bbox")
+    boxes = pc.struct_field(objects.structs, "bbox")
     whole = filled(pc.list_value_length(boxes)) == 4
-    corners = np.full((len(found), 4), np.nan)
+    corners = np.full((len(objects), 4), np.nan)
     corners[whole] = numbers(pc.list_flatten(boxes.filter(pa.array(whole)))).reshape(-1, 4)
     return corners
 
 
-def _check_boxes(found: Objects) -> Findings:
-    boxes = pc.struct_field(found.structs, "bbox")
-    corners = box_corners(found)
+def _check_boxes(objects: Objects) -> Findings:
+    boxes = pc.struct_field(objects.structs, "bbox")
+    corners = box_corners(objects)
     bad: _Bool = ~np.all(np.abs(corners) < _FARTHEST, axis=1)  # true for NaN
     expected = f"four finite numbers below {_FARTHEST:g}"
-    return found_at(bad, found, "box", lambda i: f"box {boxes[i].as_py()!s:.80}", expected)
+    return findings_at(bad, objects, "box", lambda i: f"box {boxes[i].as_py()!s:.80}", expected)
 
 
-def _check_scores(found: Objects) -> Findings:
-    scores = numbers(pc.struct_field(found.structs, "score"))
-    return found_at(~np.isfinite(scores), found, "score", lambda i: str(scores[i]), "a number from 0 to 1")
+def _check_scores(objects: Objects) -> Findings:
+    scores = numbers(pc.struct_field(objects.structs, "score"))
+    return findings_at(~np.isfinite(scores), objects, "score", lambda i: str(scores[i]), "a number from 0 to 1")
 
 
-def _check_categories(found: Objects, categories: Sequence[Category]) -> Findings:
+def _check_categories(objects: Objects, categories: Sequence[Category]) -> Findings:
     """Id and name are there, and stand together in the file's category table."""
-    ids, names = (pc.struct_field(found.structs, name) for name in ("category_id", "category"))
+    ids, names = (pc.struct_field(objects.structs, name) for name in ("category_id", "category"))
     known = {category.id: category.name for category in categories}
     pairs = pa.table({"id": ids, "name": names}).group_by(["id", "name"]).aggregate([]).to_pylist()
-    bad = np.zeros(len(found), np.bool_)
+    bad = np.zeros(len(objects), np.bool_)
     for pair in pairs:
         there = pair["id"] is not None and pair["name"] is not None
         if not there or (known and known.get(pair["id"]) != pair["name"]):
@@ -215,65 +215,65 @@ def _check_categories(found: Objects, categories: Sequence[Category]) -> Finding
             )
             bad |= flags(pc.and_(*same))
     expected = f"one of the {len(known)} in the file's category table" if known else "an id and a name"
-    return found_at(bad, found, "category", lambda i: f"{ids[i].as_py()} {names[i].as_py()!r:.60}", expected)
+    return findings_at(bad, objects, "category", lambda i: f"{ids[i].as_py()} {names[i].as_py()!r:.60}", expected)
 
 
-def _check_keypoints(found: Objects) -> Findings:
+def _check_keypoints(objects: Objects) -> Findings:
     """x, y, v for each keypoint, all finite."""
-    lists = pc.struct_field(found.structs, "keypoints")
+    lists = pc.struct_field(objects.structs, "keypoints")
     lengths = filled(pc.list_value_length(lists))
     values = numbers(pc.list_flatten(lists))
-    owner = np.repeat(np.arange(len(found)), lengths)
-    not_finite = np.zeros(len(found), np.bool_)
+    owner = np.repeat(np.arange(len(objects)), lengths)
+    not_finite = np.zeros(len(objects), np.bool_)
     not_finite[owner[~(np.abs(values) < _FARTHEST)]] = True
-    return found_at(
-        lengths % 3 != 0, found, "keypoints", lambda i: f"{lengths[i]} numbers", "a multiple of 3"
-    ) + found_at(not_finite, found, "keypoints", lambda i: f"{lists[i].as_py()!s:.80}", "finite numbers x, y, v")
+    return findings_at(
+        lengths % 3 != 0, objects, "keypoints", lambda i: f"{lengths[i]} numbers", "a multiple of 3"
+    ) + findings_at(not_finite, objects, "keypoints", lambda i: f"{lists[i].as_py()!s:.80}", "finite numbers x, y, v")
 
 
-def check_masks(found: Objects) -> tuple[Findings, _Int64]:
-    """Masks are of their images' size, and decodable; the places [D'] of those that are.
+def check_masks(objects: Objects) -> tuple[Findings, _Int64]:
+    """Masks are of their images' size, and decodable; the indices [D'] of those that are.
 
     A run beyond the image, or text that ends within a number, would make pycocotools read or write where it must not.
     """
     nowhere = np.zeros(0, np.int64)
-    if len(found) == 0 or found.structs.type.get_field_index("segmentation") < 0:
+    if len(objects) == 0 or objects.structs.type.get_field_index("segmentation") < 0:
         return NOTHING_FOUND, nowhere
-    segmentations = pc.struct_field(found.structs, "segmentation")
+    segmentations = pc.struct_field(objects.structs, "segmentation")
     given = flags(pc.is_valid(segmentations))
     if not given.any():
         return NOTHING_FOUND, nowhere
     sizes, counts = (pc.struct_field(segmentations, name) for name in ("size", "counts"))
     heights, widths = _sizes(sizes)
-    right_size = (heights == found.heights) & (widths == found.widths)
+    right_size = (heights == objects.heights) & (widths == objects.widths)
     has_text = flags(pc.is_valid(counts))
-    findings = found_at(
+    findings = findings_at(
         given & ~right_size,
-        found,
+        objects,
         "mask size",
         lambda i: f"size {sizes[i].as_py()!s:.60}",
         "the image's [height, width]",
-    ) + found_at(given & ~has_text, found, "mask", lambda _: "no counts", "compressed run lengths")
-    places = np.flatnonzero(given & right_size & has_text)
-    pixels = (found.heights * found.widths)[places]
-    runs = check_runs(counts.take(pa.array(places)), pixels)
-    bad = np.zeros(len(found), np.bool_)
-    bad[places[runs.faults > 0]] = True
-    place_of = np.zeros(len(found), np.int64)
-    place_of[places] = np.arange(len(places))
+    ) + findings_at(given & ~has_text, objects, "mask", lambda _: "no counts", "compressed run lengths")
+    indices = np.flatnonzero(given & right_size & has_text)
+    pixels = (objects.heights * objects.widths)[indices]
+    runs = check_runs(counts.take(pa.array(indices)), pixels)
+    bad = np.zeros(len(objects), np.bool_)
+    bad[indices[runs.faults > 0]] = True
+    position_of = np.zeros(len(objects), np.int64)
+    position_of[indices] = np.arange(len(indices))
 
-    def fault(place: int) -> str:
-        own = place_of[place]
+    def fault(index: int) -> str:
+        own = position_of[index]
         text = f"{FAULTS[runs.faults[own]]} ({runs.pixels[own]} of {pixels[own]} pixels)"
-        return f"run lengths {counts[place].as_py()!r:.60}: {text}"
+        return f"run lengths {counts[index].as_py()!r:.60}: {text}"
 
-    return findings + found_at(bad, found, "mask", fault, "run lengths of the image"), places[runs.faults == 0]
+    return findings + findings_at(bad, objects, "mask", fault, "run lengths of the image"), indices[runs.faults == 0]
 
 
 def _sizes(sizes: pa.Array) -> tuple[_Int64, _Int64]:
     """[D] height and width of each mask; -1 where there aren't two numbers."""
     pairs = filled(pc.list_value_length(sizes)) == 2
     both = np.full((len(sizes), 2), -1, np.int64)
-    found = pc.fill_null(pc.list_flatten(sizes.filter(pa.array(pairs))), -1)
-    both[pairs] = found.to_numpy(zero_copy_only=False).reshape(-1, 2)
+    sides = pc.fill_null(pc.list_flatten(sizes.filter(pa.array(pairs))), -1)
+    both[pairs] = sides.to_numpy(zero_copy_only=False).reshape(-1, 2)
     return both[:, 0], both[:, 1]

@@ -20,7 +20,7 @@ class Offence:
         got, expected: what is there, and what should be.
         image_id: the row's; None where a file or the run as a whole is meant, or the row has none.
         file: uri of the label file; empty where no single file is to blame, or none is known yet.
-        row: place of the row among those that were checked, from 0; None where no row is meant.
+        row: index of the row among those that were checked, from 0; None where no row is meant.
     """
 
     check: str
@@ -70,12 +70,12 @@ class Placed(Protocol):
         """[N] the row of each."""
         ...
 
-    def image_id(self, place: int) -> int | None:
+    def image_id(self, index: int) -> int | None:
         """The image of one; None where its row has no id."""
         ...
 
 
-def found_at(
+def findings_at(
     bad: npt.NDArray[np.bool_], among: Placed, check: str, got: Callable[[int], str], expected: str
 ) -> Findings:
     """Findings of one check.
@@ -84,13 +84,13 @@ def found_at(
         bad: [N] where the rule is broken.
         among: what was checked.
         check, expected: as of `Offence`.
-        got: says what is there at a place where `bad` is set.
+        got: says what is there at an index where `bad` is set.
     """
-    places = np.flatnonzero(bad)
-    if len(places) == 0:
+    indices = np.flatnonzero(bad)
+    if len(indices) == 0:
         return NOTHING_FOUND
     first = tuple(
-        Offence(check, got(place), expected, among.image_id(place), row=int(among.row[place]))
-        for place in places[:_SHOWN_PER_CHECK].tolist()
+        Offence(check, got(index), expected, among.image_id(index), row=int(among.row[index]))
+        for index in indices[:_SHOWN_PER_CHECK].tolist()
     )
-    return Findings({check: len(places)}, first)
+    return Findings({check: len(indices)}, first)

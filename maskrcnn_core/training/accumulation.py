@@ -44,6 +44,7 @@ def accumulate_gradients(
     """
     if targets.seeds is None:
         targets = replace(targets, seeds=torch.randint(2**62, (len(images),)).to(targets.boxes.device))
+    # Each piece has its rows of every tensor.
     parts = [
         tuple(map_tensors(whole, itemgetter(rows)) for whole in (images, targets, proposals) if whole is not None)
         for rows in _cut(len(images), pieces)
@@ -51,12 +52,14 @@ def accumulate_gradients(
     # First what each piece would be divided by, then the divisors of the whole batch.
     counts = [_counts(learner, part, context) for part in parts]
     divisors = [count(torch.stack(column).sum()) for column in zip(*counts, strict=True)]
+    # Gradients of the pieces add up in the parameters; the last piece averages them over the processes.
     losses: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         with _unsynchronised(learner, number < len(parts) - 1):
             with context():
                 own: dict[str, Tensor] = learner(*part, count=_InTurn(divisors))
             torch.stack([loss.float() for loss in own.values()]).sum().backward()
+        # Their losses add up likewise, as each is already divided by the counts of the whole.
         for name, loss in own.items():
             losses[name] = losses.get(name, torch.zeros_like(loss)) + loss.detach()
     return losses
@@ -104,6 +107,6 @@ def _counts(
 def _unsynchronised(learner: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:
     """Within it, gradients stay the process's own: they are averaged after the last piece."""
     if wanted and hasattr(learner, "no_sync"):
-        found: contextlib.AbstractContextManager[Any] = learner.no_sync()  # type: ignore[operator]
-        return found
+        no_sync: contextlib.AbstractContextManager[Any] = learner.no_sync()  # type: ignore[operator]
+        return no_sync
     return contextlib.nullcontext()

@@ -16,6 +16,7 @@ def update_if_finite(optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> Ten
         Scalar bool, true where the step was left out; neither weights nor the optimizer's state have changed then.
     """
     skipped = ~torch.isfinite(grad_norm)
+    # Without a fused kernel on a GPU the host has to know, and asks.
     if not (skipped.is_cuda and optimizer.defaults.get("fused")):
         if not bool(skipped):
             optimizer.step()

@@ -30,7 +30,9 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Move towards the network's weights, `steps` optimisation steps after its beginning (this one counted)."""
+        # Warm-up, see the module.
         decay = min(self._decay, (1.0 + steps) / (10.0 + steps))
+        # average = decay * average + (1 - decay) * current, of all tensors at once.
         current = self._network.state_dict()
         torch._foreach_lerp_(list(self._average.values()), [current[name] for name in self._average], 1.0 - decay)
 

@@ -21,9 +21,11 @@ def parameter_groups(
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                kind = norm_decay if isinstance(module, _NORMS) else weight_decay if parameter.ndim > 1 else bias_decay
-                groups.setdefault(kind, []).append(parameter)
-    return [{"params": found, "weight_decay": decay} for decay, found in groups.items() if found]
+                own_decay = (
+                    norm_decay if isinstance(module, _NORMS) else weight_decay if parameter.ndim > 1 else bias_decay
+                )
+                groups.setdefault(own_decay, []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items() if parameters]
 
 
 def build_optimizer(
@@ -34,7 +36,7 @@ def build_optimizer(
     weight_decay: float,
     bias_decay: float = 0.0,
     norm_decay: float = 0.0,
-    kind: Literal["sgd", "adamw"] = "sgd",
+    algorithm: Literal["sgd", "adamw"] = "sgd",
 ) -> torch.optim.Optimizer:
     """SGD as in the Mask R-CNN paper (Appendix), or AdamW (Loshchilov and Hutter, ICLR 2019); one fused kernel a step.
 
@@ -47,7 +49,7 @@ def build_optimizer(
     groups = parameter_groups(model, weight_decay, bias_decay=bias_decay, norm_decay=norm_decay)
     if not groups:
         raise ValueError("build_optimizer: the model has no trainable parameter; lower model.backbone.frozen_stages")
-    if kind == "adamw":
+    if algorithm == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
 
@@ -74,6 +76,7 @@ def learning_rate(
         rate = peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     else:
         rate = peak * decay_factor ** sum(step >= decay_step for decay_step in decay_steps)
+    # The warm-up grows towards whatever the schedule says at this step.
     if step < warmup_steps:
         rate *= warmup_factor + (1.0 - warmup_factor) * step / warmup_steps
     return rate

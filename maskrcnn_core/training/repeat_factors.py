@@ -20,10 +20,12 @@ def repeat_factors(categories: Sequence[Collection[int]], threshold: float) -> N
         categories: of each image's objects.
         threshold: share of images below which a category counts as rare; 0 = none.
     """
+    # In how many images each category is, however many objects of it an image has.
     counts: dict[int, int] = {}
     for present in categories:
         for category in set(present):
             counts[category] = counts.get(category, 0) + 1
+    # r(c), then the largest of an image's own.
     of_category = {
         category: max(1.0, (threshold * len(categories) / count) ** 0.5) for category, count in counts.items()
     }

@@ -37,7 +37,7 @@ def counter_generator(seed: int, purpose: int, first: int, second: int) -> np.ra
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
-    """The places of a batch that are `rank`'s: consecutive, and as equal a share as can be."""
+    """The slots of a batch that are `rank`'s: consecutive, and as equal a share as can be."""
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
@@ -94,7 +94,7 @@ class BatchPlan:
         return [self._sample(step, slot, self._image(stream, position + slot)) for slot in self.slots(rank)]
 
     def slots(self, rank: int = 0) -> range:
-        """The places of a batch that are `rank`'s."""
+        """The slots of a batch that are `rank`'s."""
         return slots_of(rank, self._world_size, self._batch_size)
 
     def epoch(self, step: int) -> int:
@@ -109,16 +109,19 @@ class BatchPlan:
     def _locate(self, step: int) -> tuple[int, int]:
         """The stream that feeds `step`, and the position in it of the batch's first image."""
         epoch = self.epoch(step)
+        # Each stream's number, once for each batch that it has in this epoch.
         labels = np.concatenate(
             [
                 np.full(self._batches_before(stream, epoch + 1) - self._batches_before(stream, epoch), stream)
                 for stream in range(len(self._streams))
             ]
         )
+        # The streams take their turns in a random order.
         order = counter_generator(self._seed, _EPOCH_ORDER, epoch, 0).permutation(labels)
-        place = step - self._steps_before(epoch)
-        stream = int(order[place])
-        earlier = self._batches_before(stream, epoch) + int(np.count_nonzero(order[:place] == stream))
+        offset = step - self._steps_before(epoch)
+        stream = int(order[offset])
+        # Batches that the stream gave before: in earlier epochs, and earlier in this one.
+        earlier = self._batches_before(stream, epoch) + int(np.count_nonzero(order[:offset] == stream))
         return stream, earlier * self._batch_size
 
     def _batches_before(self, stream: int, epoch: int) -> int:
@@ -177,7 +180,7 @@ class _Stream:
         return np.floor(cycle * self._factors + self._phases).astype(np.int64)
 
     def find(self, position: int) -> tuple[int, int]:
-        """Cycle and place in it of a position in the stream."""
+        """Cycle and offset in it of a position in the stream."""
         low, high = 0, position // len(self._members) + 1  # a cycle is at least as long as the group is large
         while low < high:  # the first cycle that ends beyond the position
             middle = (low + high) // 2
@@ -201,9 +204,11 @@ def aspect_groups(sizes: Sequence[tuple[int, int]], batch_size: int, factor: int
             torchvision's reference (group_by_aspect_ratio).
     """
     borders = [2.0 ** (-1.0 + step / factor) for step in range(2 * factor + 1)] if factor else [1.0]
-    places = np.array([bisect_right(borders, width / height) for height, width in sizes])
-    groups = [np.flatnonzero(places == place) for place in range(len(borders), -1, -1)]
+    # The number of borders at or below an image's ratio is its bucket.
+    buckets = np.array([bisect_right(borders, width / height) for height, width in sizes])
+    groups = [np.flatnonzero(buckets == bucket) for bucket in range(len(borders), -1, -1)]
     joined: list[NDArray[np.int64]] = []
+    # A group joins its neighbour where either of them is smaller than a batch.
     for group in groups:  # from wide to tall
         if joined and min(len(joined[-1]), len(group)) < batch_size:
             joined[-1] = np.sort(np.concatenate((joined[-1], group)))

@@ -1,4 +1,4 @@
-"""Seeds of the random draws that an image's losses need, from the run's seed, the step and the image's place in it."""
+"""Seeds of the random draws that an image's losses need: from the run's seed, the step and the slot in its batch."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def image_seeds(seed: int, step: int, slots: Iterable[int]) -> Tensor:
-    """`Targets.seeds` of the images at places `slots` of the batch of a step: [N] int64.
+    """`Targets.seeds` of the images in `slots` of the batch of a step: [N] int64.
 
-    The place counts over the whole batch, so that the draws do not depend on how workers share it.
+    Slots count over the whole batch, so that the draws do not depend on how workers share it.
     """
     return torch.tensor([_hashed(f"{seed}/{step}/{slot}") for slot in slots], dtype=torch.int64)
 

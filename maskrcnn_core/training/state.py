@@ -78,8 +78,8 @@ def load_learnt_weights(folder: Path) -> dict[str, Tensor] | None:
     """
     path = folder / _FILE
     try:
-        found: dict[str, Tensor] | None = torch.load(path, map_location="cpu", weights_only=True).get("weights")
+        weights: dict[str, Tensor] | None = torch.load(path, map_location="cpu", weights_only=True).get("weights")
         # A run may have begun when checkpoints had other names.
-        return None if found is None else {renamed_weight(name): value for name, value in found.items()}
+        return None if weights is None else {renamed_weight(name): value for name, value in weights.items()}
     except Exception as error:
         raise CheckpointError(f"{path}: cannot resume from it ({error}); use a new output") from error

@@ -62,8 +62,10 @@ def training_step(
         skip_non_finite: leave the weights as they are where a gradient is not finite (the norm is measured).
     """
     autocast = functools.partial(torch.autocast, images.pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    # Rate of this step, and no gradient left of the one before.
     set_learning_rate(optimizer, learning_rate)
     optimizer.zero_grad(set_to_none=True)
+    # Forward and backward: in pieces, each of which runs its own backward, or at once.
     if accumulate > 1:
         losses = accumulate_gradients(
             detector, images, targets, proposals, pieces=accumulate, count=count, context=autocast
@@ -75,10 +77,12 @@ def training_step(
             losses = detector(*given, count=count)
         stacked = torch.stack([loss.float() for loss in losses.values()])
         stacked.sum().backward()
+    # The norm before clipping, for whoever clips, shows or judges it.
     grad_norm = None
     if clip_norm > 0 or with_grad_norm or skip_non_finite:
         limit = clip_norm if clip_norm > 0 else float("inf")
         grad_norm = clip_gradients(optimizer, limit)
+    # Update, unless the norm says that a gradient is not finite.
     skipped = None
     if skip_non_finite and grad_norm is not None:
         skipped = update_if_finite(optimizer, grad_norm)
@@ -89,9 +93,11 @@ def training_step(
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
     """Scale all gradients so that their common L2 norm is at most `limit`; returns the norm before."""
+    # One norm over every parameter that has a gradient.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
+    # An infinite limit only measures.
     if limit != float("inf"):
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -118,10 +118,10 @@ def _count(files: list[str], annotations: Annotations) -> RecallCounts:
     counts = no_recall()
     for batch in _batches(files):
         ids = batch.column("image_id").to_pylist()
-        found = proposals_of_rows(batch.column("proposals"))
+        proposals = proposals_of_rows(batch.column("proposals"))
         counts += count_recall(
             (boxes, scores, objects.pop(image_id))
-            for image_id, (boxes, scores) in zip(ids, found, strict=True)
+            for image_id, (boxes, scores) in zip(ids, proposals, strict=True)
             if image_id in objects
         )
     nothing = np.empty((0, 4), np.float32), np.empty(0, np.float32)

@@ -61,7 +61,7 @@ class EvaluationSummary:
         """The summary as plain JSON values; numbers in full precision, -1 where not defined."""
         scores = self.scores
         return {
-            "stats": {kind: list(values) for kind, values in scores.stats.items()},
+            "stats": {iou_type: list(values) for iou_type, values in scores.stats.items()},
             "names": list(STAT_NAMES),
             "keypoint_names": list(KEYPOINT_STAT_NAMES),
             "per_category": [
@@ -164,15 +164,15 @@ def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | 
 
 def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
     settings = run.evaluate
-    with _place(run, labels) as place:
-        plan, notes, inputs, merged = _merged_shards(run, labels, place)
+    with _scorer(run, labels) as scorer:
+        plan, notes, inputs, merged = _merged_shards(run, labels, scorer)
         scores = _finish(run, labels, plan, merged, inputs)
         others = None
         if run.compare:
-            other_plan, other_notes, _, others = _merged_shards(run, run.compare, place)
-            told = (*other_notes, *notes_of(others.found, other_plan.category_ids))
+            other_plan, other_notes, _, others = _merged_shards(run, run.compare, scorer)
+            told = (*other_notes, *notes_of(others.detected, other_plan.category_ids))
             notes += tuple(f"{run.compare}: {note}" for note in told if note not in notes)
-    notes += notes_of(merged.found, plan.category_ids)
+    notes += notes_of(merged.detected, plan.category_ids)
     details = None
     if settings.details:
         details = build_details(plan, merged, scores.tables, settings.bootstrap_samples)
@@ -181,9 +181,9 @@ def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
 
 
 def _merged_shards(
-    run: EvaluateRun, labels: str, place: tuple[Keep, "_ScoreShards"]
+    run: EvaluateRun, labels: str, scorer: tuple[Keep, "_ScoreShards"]
 ) -> tuple[ScoringPlan, tuple[str, ...], ScoringInputs, ShardScores]:
-    keep, score_shards = place
+    keep, score_shards = scorer
     try:
         inputs = read_inputs(
             labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
@@ -206,7 +206,7 @@ _ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], Sh
 
 
 @contextmanager
-def _place(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
+def _scorer(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
     """Where shards are scored, inside the block: where their text is kept, and what scores them."""
     if not _is_distributed(run, labels):
         yield _kept_here, score_all
@@ -255,7 +255,7 @@ def check_output(run: EvaluateRun) -> None:
     """Make sure, before any work, that the numbers can be written where they are wanted.
 
     Raises:
-        StorageError: a folder is there, or the place takes no files.
+        StorageError: a folder is there, or no file can be written there.
     """
     if run.output:
         require_writable(run.output)

@@ -128,7 +128,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     """
     if is_results_file(labels):
         return _with_results(labels, annotations, only_labelled, keep)
-    rows, names, homes, sources = _label_homes(label_files(labels), images_per_shard)
+    rows, names, homes, label_rows = _label_homes(label_files(labels), images_per_shard)
     reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
     reader.read(annotations)
     known, coverage = match_labels(rows, reader.images)
@@ -139,9 +139,9 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
         left_out = reader.images.keys() - good
     models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
     match = match_categories(names, names_of(reader.categories))
-    sources = {home: replace(source, category_ids=match.ids) for home, source in sources.items()}
-    found = reader.inputs(reader.shards(sources, {}, left_out), _without(coverage, left_out), models, None)
-    return replace(found, notes=found.notes + ((match.note,) if match.note else ()))
+    label_rows = {home: replace(chosen, category_ids=match.ids) for home, chosen in label_rows.items()}
+    inputs = reader.inputs(reader.shards(label_rows, {}, left_out), _without(coverage, left_out), models, None)
+    return replace(inputs, notes=inputs.notes + ((match.note,) if match.note else ()))
 
 
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
@@ -162,9 +162,9 @@ def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Sha
         objects[annotation["image_id"]].append(annotation)
     images = {image_id: image for image_id, image in images.items() if image_id not in shard.left_out}
     parts = []
-    for found, ids in _found(shard, layout, images):
+    for detections, ids in _detections(shard, layout, images):
         own = [images.pop(image_id) for image_id in ids if image_id in images]
-        parts.append(score_shard(plan, own, [one for image in own for one in objects[image["id"]]], found))
+        parts.append(score_shard(plan, own, [one for image in own for one in objects[image["id"]]], detections))
     if images or not parts:  # no label row, and so nothing found
         nothing = FoundInResults((), ResultsLayout(True, True, True), {})
         parts.append(score_shard(plan, [*images.values()], [one for i in images for one in objects[i]], nothing))
@@ -179,7 +179,7 @@ def score_all(plan: ScoringPlan, shards: Iterable[Shard], layout: ResultsLayout 
     return merge_shards(parts)
 
 
-def _found(
+def _detections(
     shard: Shard, layout: ResultsLayout | None, images: Mapping[int, CocoDict]
 ) -> Iterator[tuple[FoundInRows | FoundInResults, list[int]]]:
     """Detections of a few images at a time, and the ids of the images."""
@@ -260,7 +260,7 @@ def _label_homes(
     tables: list[pa.Table] = []
     names = CategoryNames()
     homes: dict[int, _Home] = {}
-    sources: dict[_Home, LabelRows] = {}
+    label_rows: dict[_Home, LabelRows] = {}
     for uri in files:
         with open_label_file(uri, pre_buffer=True) as file:
             table = file.read(LIGHT_COLUMNS)
@@ -268,11 +268,11 @@ def _label_homes(
         tables.append(table)
         ids, start = table.column("image_id").to_pylist(), 0
         for chosen in _runs(file.row_groups, images_per_shard):
-            home, rows = ("rows", len(sources)), sum(file.row_groups[index] for index in chosen)
-            sources[home] = LabelRows(uri, chosen)
+            home, rows = ("rows", len(label_rows)), sum(file.row_groups[index] for index in chosen)
+            label_rows[home] = LabelRows(uri, chosen)
             homes |= dict.fromkeys(ids[start : start + rows], home)
             start += rows
-    return pa.concat_tables(tables), names.names, homes, sources
+    return pa.concat_tables(tables), names.names, homes, label_rows
 
 
 def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
@@ -328,7 +328,7 @@ class _AnnotationReader:
         self.home = home
         self._sections = CocoSections(names=False, sizes=False, keypoints=False)
         self._texts = _Texts(keep)
-        self._found: set[str] = set()
+        self._keys: set[str] = set()
 
     @property
     def images(self) -> dict[int, CocoDict]:
@@ -350,7 +350,7 @@ class _AnnotationReader:
         for entry in _stream(uri, "instances JSON"):
             if entry.key == "":
                 raise AnnotationError(f"{uri}: holds a list; expected a COCO instances object")
-            self._found.add(entry.key)
+            self._keys.add(entry.key)
             if entry.value == []:
                 continue
             if entry.key == "annotations":
@@ -361,12 +361,12 @@ class _AnnotationReader:
             elif entry.key == "categories":
                 self._sections.add_category(entry.value)
         for key in ("images", "annotations", "categories"):
-            if key not in self._found:
+            if key not in self._keys:
                 raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
         self._sections.finish()
 
     def shards(
-        self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
+        self, label_rows: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
     ) -> tuple[Shard, ...]:
         """All shards of images that are evaluated."""
         pieces = self._texts.finish()
@@ -377,7 +377,7 @@ class _AnnotationReader:
         return tuple(
             Shard(
                 tuple(images[home]),
-                sources.get(home),
+                label_rows.get(home),
                 pieces.get(home, ()),
                 results.get(home, ()),
                 frozenset(left_out.intersection(image["id"] for image in images[home])),

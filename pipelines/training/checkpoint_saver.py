@@ -111,21 +111,21 @@ def publish_stored(stored: StoredCheckpoint, output: str, uri: str) -> None:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
-    filesystem, source = storage.filesystem_and_path(stored.uri)
+    filesystem, stored_path = storage.filesystem_and_path(stored.uri)
     _, target = storage.filesystem_and_path(uri)
-    names = [path[len("s3://") + len(source) + 1 :] for path in storage.list_files(stored.uri)]
+    names = [path[len("s3://") + len(stored_path) + 1 :] for path in storage.list_files(stored.uri)]
     try:
         # The weights last: until then `last` may name the older ones, but never none.
         for name in sorted((name for name in names if name != MANIFEST_NAME), key=lambda name: Path(name).suffix):
-            filesystem.copy_file(f"{source}/{name}", f"{target}/{name}")
+            filesystem.copy_file(f"{stored_path}/{name}", f"{target}/{name}")
     except OSError as error:
         raise StorageError(f"{uri}: cannot be written: {error}") from error
 
 
-def _link_files(source: Path, folder: Path) -> None:
+def _link_files(stored_folder: Path, folder: Path) -> None:
     """A second name for each file; a copy where the file system has none."""
-    for path in (path for path in source.rglob("*") if path.is_file() and path.name != MANIFEST_NAME):
-        target = folder / path.relative_to(source)
+    for path in (path for path in stored_folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME):
+        target = folder / path.relative_to(stored_folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)

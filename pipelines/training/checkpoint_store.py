@@ -48,8 +48,8 @@ def list_checkpoints(root: str) -> list[StoredCheckpoint]:
     filesystem, path = storage.filesystem_and_path(root)
     names = [Path(info.path).name for info in filesystem.get_file_info(fs.FileSelector(path))]
     steps = sorted((int(name[len(_PREFIX) :]) for name in names if _is_name(name)), reverse=True)
-    found = [StoredCheckpoint(step, storage.join(root, _name(step))) for step in steps]
-    return [checkpoint for checkpoint in found if storage.exists(storage.join(checkpoint.uri, MANIFEST_NAME))]
+    checkpoints = [StoredCheckpoint(step, storage.join(root, _name(step))) for step in steps]
+    return [checkpoint for checkpoint in checkpoints if storage.exists(storage.join(checkpoint.uri, MANIFEST_NAME))]
 
 
 def store_checkpoint(folder: Path, root: str, step: int, *, keep: int = 2) -> StoredCheckpoint:
@@ -197,7 +197,7 @@ def copy_file(path: Path, uri: str) -> None:
     """Copy a local file to a uri.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the uri cannot be written.
     """
     filesystem, remote = storage.filesystem_and_path(uri)
     try:

@@ -81,7 +81,7 @@ def summarize(dataset: CocoDataset) -> DataSummary:
         objects=len(objects),
         crowd_regions=sum(thing.crowd for image in dataset.images for thing in image.objects),
         objects_per_category={name: per_category[number] for number, name in names.items()},
-        objects_per_size={name: int(np.count_nonzero(ranges == place)) for place, name in enumerate(_SIZE_NAMES)},
+        objects_per_size={name: int(np.count_nonzero(ranges == index)) for index, name in enumerate(_SIZE_NAMES)},
         object_sides={f"{2**power} to {2 ** (power + 1)}": powers[power] for power in sorted(powers)},
         objects_per_image=_spread(per_image),
         image_sides=_spread(sides),
@@ -114,12 +114,12 @@ def check_images(name: str, dataset: CocoDataset, images: str, *, number: int, m
     Raises:
         ImageError: names the first faults, all of one kind or not.
     """
-    places = np.unique(np.linspace(0, len(dataset.images) - 1, min(number, len(dataset.images))).astype(int))
-    chosen = [dataset.images[place] for place in places]
+    indices = np.unique(np.linspace(0, len(dataset.images) - 1, min(number, len(dataset.images))).astype(int))
+    chosen = [dataset.images[index] for index in indices]
     folder = Folder(images)
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(lambda image: _fault_of(image, folder, max_pixels), chosen))
-    faults = [fault for fault in found if fault is not None]
+        results = list(pool.map(lambda image: _fault_of(image, folder, max_pixels), chosen))
+    faults = [fault for fault in results if fault is not None]
     if faults:
         more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
         raise ImageError(

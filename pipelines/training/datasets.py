@@ -35,9 +35,9 @@ def training_data(run: TrainRun) -> RunData:
         AnnotationError: the file is wrong.
         StorageError: it cannot be read.
     """
-    source = run.data.train
-    dataset = _read(source, run.model, require_masks=run.model.mask_head.enabled)
-    return RunData(dataset, _notes(source, dataset))
+    paths = run.data.train
+    dataset = _read(paths, run.model, require_masks=run.model.mask_head.enabled)
+    return RunData(dataset, _notes(paths, dataset))
 
 
 def validation_data(run: TrainRun, *, learnt: bool = False) -> RunData:
@@ -51,36 +51,36 @@ def validation_data(run: TrainRun, *, learnt: bool = False) -> RunData:
         AnnotationError: the file is wrong, or has categories that the training data lack.
         StorageError: it cannot be read.
     """
-    source = run.data.val
-    dataset = _read(source, run.model, require_masks=learnt and run.model.mask_head.enabled)
-    notes = _notes(source, dataset)
+    paths = run.data.val
+    dataset = _read(paths, run.model, require_masks=learnt and run.model.mask_head.enabled)
+    notes = _notes(paths, dataset)
     try:
         dataset, said = with_categories(dataset, run.model.categories)
     except AnnotationError as error:
-        raise AnnotationError(f"{source.annotations}: {error} ({run.data.train.annotations})") from None
+        raise AnnotationError(f"{paths.annotations}: {error} ({run.data.train.annotations})") from None
     if said:
-        notes += (f"{source.annotations} (here) and {run.data.train.annotations} (there): {said}",)
+        notes += (f"{paths.annotations} (here) and {run.data.train.annotations} (there): {said}",)
     return RunData(dataset, notes)
 
 
-def _read(source: DatasetConfig, model: ModelConfig, *, require_masks: bool) -> CocoDataset:
+def _read(paths: DatasetConfig, model: ModelConfig, *, require_masks: bool) -> CocoDataset:
     dataset = load_coco(
-        source.annotations,
+        paths.annotations,
         require_masks=require_masks,
         masks=model.mask_head.enabled,
         keypoints=model.keypoint_head.enabled,
         on_fault="drop",
-        size_of=picture_sizes(source.images),
+        size_of=picture_sizes(paths.images),
     )
     if not dataset.named_by_url:
         return dataset
-    names = names_below(source.images, [image.file_name for image in dataset.images])
+    names = names_below(paths.images, [image.file_name for image in dataset.images])
     images = (replace(image, file_name=name) for image, name in zip(dataset.images, names, strict=True))
     return replace(dataset, images=tuple(images))
 
 
-def _notes(source: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
-    return tuple(f"{source.annotations}: {line}" for line in dataset.faults.lines())
+def _notes(paths: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
+    return tuple(f"{paths.annotations}: {line}" for line in dataset.faults.lines())
 
 
 def target_rule(run: TrainRun) -> TargetRule:

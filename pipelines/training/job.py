@@ -102,9 +102,9 @@ class TrainingJob:
 
     def best_detector(self) -> Detector:
         """A copy with `best_weights`."""
-        found = copy.deepcopy(self.detector)
-        found.load_state_dict(self.best_weights)
-        return found
+        detector = copy.deepcopy(self.detector)
+        detector.load_state_dict(self.best_weights)
+        return detector
 
     def tell(self, event: Any) -> None:
         """Send an event to the driver; rank 0 only, without waiting."""
@@ -215,17 +215,17 @@ def _resumed_checkpoint(output: str, rank: int, progress: Any) -> Iterator[Path 
     """The local folder of the newest checkpoint that is whole, the same one on every worker; None for a new run."""
     root = resume_uri(output)
     with contextlib.ExitStack() as stack:
-        found: tuple[StoredCheckpoint, Path] | None = None
+        newest: tuple[StoredCheckpoint, Path] | None = None
         if rank == 0:
             clear_staging(output)
             faults: list[str] = []
-            found = stack.enter_context(newest_intact(root, faults))
+            newest = stack.enter_context(newest_intact(root, faults))
             for fault in faults:
                 progress.add.remote(CheckpointPassedOver(fault))
-        stored = ray.train.collective.broadcast_from_rank_zero(None if found is None else found[0])
-        if stored is not None and found is None:
-            found = stored, stack.enter_context(opened(stored))
-        yield None if found is None else found[1]
+        stored = ray.train.collective.broadcast_from_rank_zero(None if newest is None else newest[0])
+        if stored is not None and newest is None:
+            newest = stored, stack.enter_context(opened(stored))
+        yield None if newest is None else newest[1]
 
 
 def _saver(output: str, owner: str, progress: Any) -> CheckpointSaver:
@@ -250,7 +250,7 @@ def _restore(
         weight_decay=settings.weight_decay,
         bias_decay=settings.weight_decay_bias,
         norm_decay=settings.weight_decay_norm,
-        kind=settings.optimizer,
+        algorithm=settings.optimizer,
     )
     if checkpoint is None:
         return detector, optimizer, TrainingState(), None
@@ -304,7 +304,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     """This rank's batches from step `start` to the last, prepared in the background while the block runs, and on the
     device when they are handed out."""
     settings, model = job.run.train, job.run.model
-    source = CocoTrainingData(
+    data = CocoTrainingData(
         job.data,
         job.run.data.train.images,
         model.input,
@@ -316,7 +316,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
         colors=color_jitter(settings.augment),
     )
     plan = BatchPlan(
-        source.sizes,
+        data.sizes,
         batch_size=settings.batch_size,
         seed=settings.seed,
         world_size=job.world_size,
@@ -336,8 +336,8 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     with contextlib.ExitStack() as stack:
         workers = job.run.data.workers
         if job.run.data.reader == "ray":
-            batches = stack.enter_context(remote_batches(source, collated, plan, readers=workers, **steps))
+            batches = stack.enter_context(remote_batches(data, collated, plan, readers=workers, **steps))
         else:
-            batches = load_batches(source, collated, plan, workers=workers, **steps)
+            batches = load_batches(data, collated, plan, workers=workers, **steps)
         fed = stack.enter_context(contextlib.closing(feed(batches, job.device)))
         yield fed

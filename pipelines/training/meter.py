@@ -109,9 +109,9 @@ def _hopeless(rows: list[list[SkippedStep]], rate: float) -> str:
     images = list(dict.fromkeys(image for skipped in guilty for image in skipped.image_ids))
     shown = ", ".join(map(str, images[:_SHOWN_IMAGES])) + (" ..." if len(images) > _SHOWN_IMAGES else "")
     first, last = rows[0][0].step, rows[0][-1].step
-    found = ", ".join(guilty[0].wrong) or "gradients that are not finite"
+    causes = ", ".join(guilty[0].wrong) or "gradients that are not finite"
     return (
-        f"steps {first} to {last}: loss is not finite {len(rows[0])} times in a row: {found} (image ids {shown}; "
+        f"steps {first} to {last}: loss is not finite {len(rows[0])} times in a row: {causes} (image ids {shown}; "
         f"learning rate {rate:.3g}), expected finite losses; the weights are those before step {first}; lower "
         "train.learning_rate, lengthen train.warmup_steps or set train.clip_norm, and start with a new output"
     )

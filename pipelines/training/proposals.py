@@ -6,17 +6,17 @@ from pipelines.labels.proposals import open_proposals
 from pipelines.training.config import DatasetConfig, TrainRun
 
 
-def proposals_of(source: DatasetConfig, name: str) -> ProposalFiles | None:
+def proposals_of(paths: DatasetConfig, name: str) -> ProposalFiles | None:
     """The proposals of a data set; None where it names none.
 
     Args:
-        source: of the configuration.
+        paths: of the configuration.
         name: of its section, for messages.
 
     Raises:
         StorageError: as `open_proposals`.
     """
-    return open_proposals(source.proposals, f"{name}.proposals") if source.proposals else None
+    return open_proposals(paths.proposals, f"{name}.proposals") if paths.proposals else None
 
 
 def check_proposal_settings(run: TrainRun) -> None:
@@ -26,13 +26,13 @@ def check_proposal_settings(run: TrainRun) -> None:
         ConfigError: from neither, or from both.
     """
     val_used = bool(run.data.val.images or run.data.val.annotations)
-    for name, source, is_used in (("data.train", run.data.train, True), ("data.val", run.data.val, val_used)):
-        if source.proposals and run.model.dense.enabled:
+    for name, paths, is_used in (("data.train", run.data.train, True), ("data.val", run.data.val, val_used)):
+        if paths.proposals and run.model.dense.enabled:
             raise ConfigError(
                 f"{name}.proposals: given, but the model has an RPN that makes its own; set model.dense.enabled false "
                 "to learn from the given ones, or leave them out"
             )
-        if is_used and not source.proposals and not run.model.dense.enabled:
+        if is_used and not paths.proposals and not run.model.dense.enabled:
             raise ConfigError(
                 f"{name}.proposals: not given, but model.dense.enabled is false; expected the output of jobs.label "
                 "--label.record proposals for these images"

@@ -37,16 +37,16 @@ class BatchReader(Generic[_Item, _Batch]):
     """An actor's state: what makes a batch from the number of a step.
 
     Args:
-        source: of the items.
+        data: of the items.
         collate: items to a batch.
         plan: of the run.
         rank: of the training worker.
     """
 
     def __init__(
-        self, source: TrainingData[_Item], collate: Callable[[Sequence[_Item]], _Batch], plan: BatchPlan, rank: int
+        self, data: TrainingData[_Item], collate: Callable[[Sequence[_Item]], _Batch], plan: BatchPlan, rank: int
     ) -> None:
-        self._source, self._collate, self._plan, self._rank = source, collate, plan, rank
+        self._data, self._collate, self._plan, self._rank = data, collate, plan, rank
 
     def ready(self) -> None:
         """Answers once the actor has started."""
@@ -54,14 +54,14 @@ class BatchReader(Generic[_Item, _Batch]):
     def make(self, step: int) -> _Batch | UserError:
         """The batch of a step, or what is wrong with its images: an error as a value arrives as it is."""
         try:
-            return self._collate([self._source[sample] for sample in self._plan.batch(step, self._rank)])
+            return self._collate([self._data[sample] for sample in self._plan.batch(step, self._rank)])
         except UserError as error:
             return error
 
 
 @contextlib.contextmanager
 def remote_batches(
-    source: TrainingData[_Item],
+    data: TrainingData[_Item],
     collate: Callable[[Sequence[_Item]], _Batch],
     plan: BatchPlan,
     *,
@@ -87,7 +87,7 @@ def remote_batches(
     actor = ray.remote(BatchReader).options(
         num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="DEFAULT"
     )
-    shared = [ray.put(part) for part in (source, collate, plan)]
+    shared = [ray.put(part) for part in (data, collate, plan)]
     actors = [actor.remote(*shared, rank) for _ in range(readers)]
     batches: Any = None
     try:
@@ -118,10 +118,10 @@ def _started(actors: Sequence[Any], seconds: float) -> list[Any]:
 def _in_order(actors: Sequence[Any], steps: range, window: int) -> Iterator[Any]:
     """The batches of the steps, at most `window` asked for and not yet taken."""
     asked: deque[Any] = deque()
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if len(asked) == window:
             yield _taken(asked.popleft())
-        asked.append(actors[place % len(actors)].make.remote(step))
+        asked.append(actors[index % len(actors)].make.remote(step))
     while asked:
         yield _taken(asked.popleft())
 

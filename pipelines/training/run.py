@@ -134,13 +134,13 @@ def _released_after_a_mistake(output: str, owner: str) -> Iterator[None]:
 
 def _digests(run: TrainRun) -> dict[str, str]:
     """What the annotation and proposal files hold, by the names of their settings: they may move."""
-    found = {}
-    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
-        if source.annotations:
-            found[f"{name}.annotations"] = _sha256(source.annotations)
-        if (proposals := proposals_of(source, name)) is not None:
-            found[f"{name}.proposals"] = str(proposals.fingerprint)
-    return found
+    digests = {}
+    for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
+        if paths.annotations:
+            digests[f"{name}.annotations"] = _sha256(paths.annotations)
+        if (proposals := proposals_of(paths, name)) is not None:
+            digests[f"{name}.proposals"] = str(proposals.fingerprint)
+    return digests
 
 
 def _sha256(uri: str) -> str:
@@ -165,8 +165,8 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
     data = run.data
     check_proposal_settings(run)
     _require_given("data.train", data.train)
-    found = {"data.train": training_data(run)}
-    dataset = found["data.train"].dataset
+    datasets = {"data.train": training_data(run)}
+    dataset = datasets["data.train"].dataset
     _check_dataset("data.train", data.train, dataset)
     _require_objects(data.train, dataset, masks=run.model.mask_head.enabled)
     if run.model.keypoint_head.enabled:
@@ -182,17 +182,17 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
         validation = validation_data(known)
         _check_dataset("data.val", data.val, validation.dataset)
         _require_annotations(data.val, validation.dataset)
-        found["data.val"] = replace(
+        datasets["data.val"] = replace(
             validation, notes=validation.notes + _nothing_to_score(data.val, validation.dataset)
         )
-    return found
+    return datasets
 
 
 def _check_images(run: TrainRun, data: Mapping[str, RunData]) -> None:
-    for name, source in (("data.train", run.data.train), ("data.val", run.data.val)):
+    for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
         if run.data.check_images and name in data:
             number, most = run.data.check_images, run.data.max_pixels
-            check_images(name, data[name].dataset, source.images, number=number, max_pixels=most)
+            check_images(name, data[name].dataset, paths.images, number=number, max_pixels=most)
 
 
 def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
@@ -210,54 +210,54 @@ def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations
         )
 
 
-def _require_given(name: str, source: DatasetConfig) -> None:
+def _require_given(name: str, paths: DatasetConfig) -> None:
     for field in ("images", "annotations"):
-        if not getattr(source, field):
+        if not getattr(paths, field):
             raise ConfigError(f"{name}.{field}: not given, expected a {'folder' if field == 'images' else 'COCO file'}")
 
 
-def _require_objects(source: DatasetConfig, dataset: CocoDataset, *, masks: bool) -> None:
+def _require_objects(paths: DatasetConfig, dataset: CocoDataset, *, masks: bool) -> None:
     """Regions to ignore teach nothing: neither what is there, nor what is not."""
     if _objects(dataset):
         return
-    _require_annotations(source, dataset)
+    _require_annotations(paths, dataset)
     regions = sum(len(image.objects) for image in dataset.images)
     why = "; ".join(dataset.faults.lines())
     what = "is a crowd (iscrowd 1)" + (" or has no mask" if masks else "")
     mend = ", give masks, or set model.mask_head.enabled false" if masks else ""
     raise AnnotationError(
-        f"{source.annotations}: there is nothing to learn, every one of its {regions} annotations {what}"
+        f"{paths.annotations}: there is nothing to learn, every one of its {regions} annotations {what}"
         f"{f' ({why})' if why else ''}; set iscrowd to 0 where an annotation is one object{mend}"
     )
 
 
-def _require_annotations(source: DatasetConfig, dataset: CocoDataset) -> None:
+def _require_annotations(paths: DatasetConfig, dataset: CocoDataset) -> None:
     if not any(image.objects for image in dataset.images):
         why = "; ".join(dataset.faults.lines())
         raise AnnotationError(
-            f"{source.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
+            f"{paths.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
         )
 
 
-def _nothing_to_score(source: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
+def _nothing_to_score(paths: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:
     if _objects(dataset):
         return ()
-    return (f"{source.annotations}: there is nothing to score on: no annotation is an object (iscrowd 0)",)
+    return (f"{paths.annotations}: there is nothing to score on: no annotation is an object (iscrowd 0)",)
 
 
 def _objects(dataset: CocoDataset) -> int:
     return sum(not item.crowd for image in dataset.images for item in image.objects)
 
 
-def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> None:
+def _check_dataset(name: str, paths: DatasetConfig, dataset: CocoDataset) -> None:
     if not dataset.images:
-        raise AnnotationError(f"{source.annotations}: section 'images' is empty, expected at least one image")
-    if (proposals := proposals_of(source, name)) is not None:
+        raise AnnotationError(f"{paths.annotations}: section 'images' is empty, expected at least one image")
+    if (proposals := proposals_of(paths, name)) is not None:
         proposals.require(image.image_id for image in dataset.images)
-    first = located(source.images, dataset.images[0].file_name)
+    first = located(paths.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(
-            f"{first}: no such file, but {source.annotations} lists it; {name}.images has to be the folder that the "
+            f"{first}: no such file, but {paths.annotations} lists it; {name}.images has to be the folder that the "
             "file names in the annotations are relative to"
         )
 
@@ -265,14 +265,14 @@ def _check_dataset(name: str, source: DatasetConfig, dataset: CocoDataset) -> No
 def _with_absolute_paths(run: TrainRun) -> TrainRun:
     """Ray's workers have working directories of their own."""
 
-    def found_anywhere(source: DatasetConfig) -> DatasetConfig:
+    def absolute(paths: DatasetConfig) -> DatasetConfig:
         return DatasetConfig(
-            images=storage.absolute_or_empty(source.images),
-            annotations=storage.absolute_or_empty(source.annotations),
-            proposals=storage.absolute_or_empty(source.proposals),
+            images=storage.absolute_or_empty(paths.images),
+            annotations=storage.absolute_or_empty(paths.annotations),
+            proposals=storage.absolute_or_empty(paths.proposals),
         )
 
-    data: DataConfig = replace(run.data, train=found_anywhere(run.data.train), val=found_anywhere(run.data.val))
+    data: DataConfig = replace(run.data, train=absolute(run.data.train), val=absolute(run.data.val))
     init = ",".join(map(storage.absolute_or_empty, initial_checkpoints(run.init))) if run.init else None
     return replace(run, output=storage.absolute_or_empty(run.output), data=data, init=init)
 
@@ -285,14 +285,14 @@ def _check_cluster(run: TrainRun) -> None:
     tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
     readers = workers * run.data.workers if run.data.reader == "ray" else 0
     wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
-    found = ray.cluster_resources()
+    available = ray.cluster_resources()
     for resource, amount in wanted.items():
-        if amount > found.get(resource, 0.0):
+        if amount > available.get(resource, 0.0):
             beside = f" with {run.data.workers} readers each (data.workers)" if readers else ""
             beside += f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
             raise ConfigError(
                 f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
-                f"{found.get(resource, 0.0):g}; lower train.{field}, add machines"
+                f"{available.get(resource, 0.0):g}; lower train.{field}, add machines"
                 + (", lower data.workers or set data.reader to local" if readers and resource == "CPU" else "")
                 + (", set train.validate_in to workers" if tasks else "")
                 + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")

@@ -80,7 +80,7 @@ def predict_share(
     detector: Detector,
     config: ModelConfig,
     dataset: CocoDataset,
-    source: DatasetConfig,
+    paths: DatasetConfig,
     *,
     device: torch.device,
     precision: Literal["float32", "bfloat16"],
@@ -105,7 +105,7 @@ def predict_share(
     )
     predictor = Predictor(detector, config, settings)
     share = dataset.images[rank::world_size]
-    chunks = prefetch(_read_in_chunks(share, Folder(source.images)), depth=2)
+    chunks = prefetch(_read_in_chunks(share, Folder(paths.images)), depth=2)
     if config.finds == "proposals":
         return PredictedShare([], _recall_of_share(predictor, share, chunks))
     records: list[ImageRecord] = []
@@ -125,7 +125,7 @@ def score_shares(shares: Sequence[PredictedShare], config: ModelConfig, dataset:
 
 
 def draw_pictures(
-    share: PredictedShare, dataset: CocoDataset, source: DatasetConfig, *, number: int, max_pixels: int
+    share: PredictedShare, dataset: CocoDataset, paths: DatasetConfig, *, number: int, max_pixels: int
 ) -> NDArray[np.uint8] | None:
     """Ground truth beside predictions of the first images of a share that have objects, on one sheet [H, W, 3]; None
     where there are none."""
@@ -136,13 +136,13 @@ def draw_pictures(
     names = distinct_names((category.id, category.name) for category in dataset.categories)
     rows = []
     for image_id, file_name, record in chosen[:number]:
-        pixels = decode_image(Folder(source.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
+        pixels = decode_image(Folder(paths.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
         image = pixels.permute(1, 2, 0).numpy()
         truth = objects_from_annotations(image_entries(drawable[image_id]), names, *image.shape[:2])
-        found = objects_from_record(record, min_score=_DRAWN_SCORE)
+        detections = objects_from_record(record, min_score=_DRAWN_SCORE)
         scale = fit_scale(image, _PICTURE_SIDE)
-        caption = f"{file_name}: {len(truth)} objects, {len(found)} found"
-        rows.append((draw_objects(image, truth, scale=scale), draw_objects(image, found, scale=scale), caption))
+        caption = f"{file_name}: {len(truth)} objects, {len(detections)} found"
+        rows.append((draw_objects(image, truth, scale=scale), draw_objects(image, detections, scale=scale), caption))
     return contact_sheet(rows, cell=_PICTURE_SIDE)
 
 
@@ -207,13 +207,13 @@ def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig,
     iou_types += ["keypoints"] if config.keypoint_head.enabled else []
     scores = evaluate_coco(dataset.document(), labels, iou_types)
     metrics: dict[str, float] = {
-        f"{kind}/{name}": value
-        for kind, stats in scores.stats.items()
-        for name, value in zip(stat_names(kind), stats, strict=True)
+        f"{iou_type}/{name}": value
+        for iou_type, stats in scores.stats.items()
+        for name, value in zip(stat_names(iou_type), stats, strict=True)
         if value != NOT_DEFINED
     }
     names = distinct_names((category.id, category.name) for category in dataset.categories)
-    decisive: Any = next(kind for kind in ("segm", "keypoints", "bbox") if kind in scores.stats)
+    decisive: Any = next(iou_type for iou_type in ("segm", "keypoints", "bbox") if iou_type in scores.stats)
     return Scores(
         metrics=metrics,
         score=metrics.get(f"{decisive}/AP"),

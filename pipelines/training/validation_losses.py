@@ -38,15 +38,15 @@ def sum_losses(
         proposals: of the images, where the model has no RPN.
     """
     detector.eval()
-    source = _source(run, proposals)
-    places = range(rank, len(source), world_size)
+    data = _data(run, proposals)
+    indices = range(rank, len(data), world_size)
     sums: dict[str, float] = {_IMAGES: 0.0}
-    for place, item in zip(places, prefetch((_item(source, place, run) for place in places), depth=2), strict=True):
+    for index, item in zip(indices, prefetch((_item(data, index, run) for index in indices), depth=2), strict=True):
         if item is None:
             continue
         images, targets, _ = collate([item], divisor=run.model.input.divisor)
         given = collate_proposals([item])
-        targets = replace(targets, seeds=image_seeds(run.train.seed, 0, [place]))
+        targets = replace(targets, seeds=image_seeds(run.train.seed, 0, [index]))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.train.precision == "bfloat16"):
             losses = detector(images.to(device), targets.to(device), None if given is None else given.to(device))
         for name, value in losses.items():
@@ -62,7 +62,7 @@ def mean_losses(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) / images for name in names} if images else {}
 
 
-def _source(run: TrainRun, proposals: ProposalFiles | None) -> CocoTrainingData:
+def _data(run: TrainRun, proposals: ProposalFiles | None) -> CocoTrainingData:
     model, val = run.model, run.data.val
     return CocoTrainingData(
         validation_data(run, learnt=True).dataset,
@@ -75,8 +75,8 @@ def _source(run: TrainRun, proposals: ProposalFiles | None) -> CocoTrainingData:
     )
 
 
-def _item(source: CocoTrainingData, place: int, run: TrainRun) -> TrainingItem | None:
+def _item(data: CocoTrainingData, index: int, run: TrainRun) -> TrainingItem | None:
     try:
-        return source[Sample(index=place, flip=False, short_side=run.model.input.short_side)]
+        return data[Sample(index=index, flip=False, short_side=run.model.input.short_side)]
     except ImageError:
         return None

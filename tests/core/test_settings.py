@@ -224,7 +224,7 @@ def test_what_a_training_may_be_can_be_started(kind: str) -> None:
             weight_decay=train.weight_decay,
             bias_decay=train.weight_decay_bias,
             norm_decay=train.weight_decay_norm,
-            kind=train.optimizer,
+            algorithm=train.optimizer,
         )
         assert optimizer.param_groups
         for step in (0, train.steps // 2, train.steps - 1):

@@ -109,11 +109,11 @@ def read_annotations(
     """
     remaining = iter(entries)
     while some := list(islice(remaining, _ENTRIES_AT_ONCE)):
-        found = [images.get(entry["image_id"]) for entry in some]  # 1.0 finds 1
+        owners = [images.get(entry["image_id"]) for entry in some]  # 1.0 finds 1
         sound = sound_runs(
-            (entry.get("segmentation"), image) for entry, image in zip(some, found, strict=True) if image is not None
+            (entry.get("segmentation"), image) for entry, image in zip(some, owners, strict=True) if image is not None
         )
-        for entry, image in zip(some, found, strict=True):
+        for entry, image in zip(some, owners, strict=True):
             if image is not None:
                 clean = read_annotation(entry, image, asked, faults, next(sound))
                 if clean is not None:
@@ -136,10 +136,12 @@ class _Reading:
         value = self._entry.get("iscrowd", 0)
         if type(value) is int and value in (0, 1):
             return value
-        found = 0 if value is None else flag(value)
-        if value is None or isinstance(value, str) or found is None:
-            self.say("field", f"iscrowd {shown(value)}, " + ("a region to ignore" if found is None else f"as {found}"))
-        return 1 if found is None else found
+        iscrowd = 0 if value is None else flag(value)
+        if value is None or isinstance(value, str) or iscrowd is None:
+            self.say(
+                "field", f"iscrowd {shown(value)}, " + ("a region to ignore" if iscrowd is None else f"as {iscrowd}")
+            )
+        return 1 if iscrowd is None else iscrowd
 
     def mask(self, has_sound_runs: bool) -> tuple[MaskShape | None, str]:
         raw: Any = self._entry.get("segmentation")
@@ -168,13 +170,13 @@ class _Reading:
         if type(raw) in (int, float) and 0 <= raw < 1e300:
             area: float = raw
             return area
-        found = number(raw)
-        if found is None or found < 0:
+        value = number(raw)
+        if value is None or value < 0:
             of_mask = self._extent(mask)
-            found = float(box[2]) * float(box[3]) if of_mask is None else of_mask[1]
+            value = float(box[2]) * float(box[3]) if of_mask is None else of_mask[1]
         if "area" in self._entry:
-            self.say("field", f"area {shown(raw)}, as {found:g}")
-        return found
+            self.say("field", f"area {shown(raw)}, as {value:g}")
+        return value
 
     def keypoints(self, count: int) -> CocoDict:
         raw = self._entry.get("keypoints")
@@ -235,14 +237,14 @@ class _Reading:
         return [x1, y1, min(box[0] + box[2], float(across)) - x1, min(box[1] + box[3], float(down)) - y1]
 
     def _box_of_mask(self, raw: Any, mask: MaskShape | None) -> list[float] | None:
-        found = self._extent(mask)
-        if found is None:
+        of_mask = self._extent(mask)
+        if of_mask is None:
             where = f" in its image of {self._width} x {self._height} pixels" if self._width else ""
             self.say("object", f"bbox {shown(raw)}, expected x, y, width, height above 0{where}; and no usable mask")
             return None
         if "bbox" in self._entry:
             self.say("field", f"bbox {shown(raw)}, the box of its mask is taken")
-        return found[0]
+        return of_mask[0]
 
     def _extent(self, mask: MaskShape | None) -> tuple[list[float], float] | None:
         if not self._counted:
@@ -262,8 +264,8 @@ def _are_sound(points: list[Any]) -> bool:
 def _mended_keypoints(raw: list[Any]) -> tuple[list[float], str]:
     points: list[float] = []
     why = ""
-    for place in range(0, len(raw), 3):
-        x, y, visibility = (number(value) for value in raw[place : place + 3])
+    for start in range(0, len(raw), 3):
+        x, y, visibility = (number(value) for value in raw[start : start + 3])
         marked = visibility is not None and visibility > 0
         known = x is not None and y is not None and max(abs(x), abs(y)) <= _FARTHEST_KEYPOINT
         if marked and known:
@@ -271,5 +273,5 @@ def _mended_keypoints(raw: list[Any]) -> tuple[list[float], str]:
         else:
             points += [0, 0, 0]
         if (visibility is None or visibility not in (0, 1, 2) or not known) and not why:
-            why = f"{shown(raw[place : place + 3])} of keypoint {place // 3}, taken as {points[-3:]}"
+            why = f"{shown(raw[start : start + 3])} of keypoint {start // 3}, taken as {points[-3:]}"
     return points, why

@@ -28,23 +28,23 @@ class CategoryMatch:
     note: str = ""
 
 
-def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | None]) -> CategoryMatch:
+def match_categories(detected: Mapping[int, str], annotated: Mapping[int, str | None]) -> CategoryMatch:
     """Match categories by name; by id where one side has no name, or a name stands for two categories.
 
     Args:
-        found: names of the detections' categories by id; a name that is only the id's digits is none.
+        detected: names of the detections' categories by id; a name that is only the id's digits is none.
         annotated: the annotation file's; None where it gives none.
 
     Raises:
         AnnotationError: an id has another name on each side, and neither name is on the other side.
     """
-    times = Counter(found.values()), Counter(annotated.values())
+    times = Counter(detected.values()), Counter(annotated.values())
     ids_by_name = {name: number for number, name in annotated.items()}
-    used = {*found, *annotated}
+    used = {*detected, *annotated}
     fresh = (number for number in count(1) if number not in used)
     ids: dict[int, int] = {}
     moved = []
-    for number, name in found.items():
+    for number, name in detected.items():
         there = annotated.get(number)
         is_nameless = name in ("", str(number)) or (there is None and number in annotated)
         if is_nameless or _is_same(number, name, there, times[0]):
@@ -53,7 +53,7 @@ def match_categories(found: Mapping[int, str], annotated: Mapping[int, str | Non
             ids[number] = ids_by_name[name]
             moved.append(f"{name!r} is {number} in the labels and {ids[number]} in the annotations")
         elif there is not None:
-            if not any(_folded(there) == _folded(other) for other in found.values()):
+            if not any(_folded(there) == _folded(other) for other in detected.values()):
                 raise AnnotationError(
                     f"category {number} is {name!r} in the labels, {there!r} in the annotations, and neither name is "
                     "on the other side. Score labels against annotations with the model's categories, or give one "
@@ -69,12 +69,12 @@ def names_of(categories: Iterable[Mapping[str, Any]]) -> dict[int, str | None]:
     return {key: name if isinstance(name, str) and name != str(key) else None for key, name in names.items()}
 
 
-def _is_same(number: int, name: str, there: str | None, found: Mapping[str, int]) -> bool:
+def _is_same(number: int, name: str, there: str | None, counts: Mapping[str, int]) -> bool:
     """Whether an id has one name on both sides; but for capitals and spaces, where no other category has it exactly,
     and for the id behind a name that stands twice on one side (`distinct_names`)."""
     if there is None or there in (name, f"{name} ({number})") or name == f"{there} ({number})":
         return there is not None
-    return _folded(there) == _folded(name) and not found.get(there)
+    return _folded(there) == _folded(name) and not counts.get(there)
 
 
 def _folded(name: str) -> str:

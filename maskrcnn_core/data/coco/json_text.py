@@ -32,10 +32,10 @@ def parse_json(content: bytes) -> Any:
         raise AnnotationError(f"not JSON ({json_fault(error)})") from None
 
 
-def not_text(encoding: str, place: int) -> str:
+def not_text(encoding: str, offset: int) -> str:
     """What to say of bytes that are not of the encoding that the file's first bytes promise."""
     name = encoding.upper().removesuffix("-SIG")
-    return f"not JSON (byte {place} is no {name} text; is it Latin-1 or Windows-1252? expected UTF-8: save it anew)"
+    return f"not JSON (byte {offset} is no {name} text; is it Latin-1 or Windows-1252? expected UTF-8: save it anew)"
 
 
 def json_fault(error: ValueError | RecursionError, before: int = 0) -> str:

@@ -77,11 +77,11 @@ def sound_runs(given: Iterable[tuple[Any, Mapping[str, Any]]]) -> Iterator[bool]
 def extent(mask: MaskShape, height: int, width: int) -> tuple[list[float], float] | None:
     """Box x, y, width, height and number of the pixels of a mask; None where it has none."""
     try:
-        found = object_mask(mask, height, width)
+        drawn = object_mask(mask, height, width)
     except ValueError:  # an outline of millions of pixels
         return None
-    h, w = found.pixels.shape
-    return ([float(found.left), float(found.top), float(w), float(h)], float(found.pixels.sum())) if h else None
+    h, w = drawn.pixels.shape
+    return ([float(drawn.left), float(drawn.top), float(w), float(h)], float(drawn.pixels.sum())) if h else None
 
 
 def _sound_polygons(raw: list[Any], height: int, width: int) -> "list[array[float]] | None":
@@ -171,17 +171,17 @@ def _is_inside(points: "array[float]", height: int, width: int) -> bool:
 
 def _united(others: list[Any], masks: list[Any], height: int, width: int, box: Any) -> tuple[MaskShape | None, str]:
     """Run lengths in a list, where COCO has them without one; polygons may stand beside them."""
-    found, reasons = [], ["run lengths inside of a list"]
+    shapes, reasons = [], ["run lengths inside of a list"]
     polygons, why = _read_list(others, height, width, box) if others else (None, "")
     for shape, why_one in [(polygons, why), *(_read_runs(one, height, width, box) for one in masks)]:
         if why_one:
             reasons.append(why_one.removeprefix("segmentation: "))
         if shape is not None:
-            found.append(shape)
+            shapes.append(shape)
     what = f"segmentation: {'; '.join(dict.fromkeys(reasons))}"
-    if len(found) < 2:
-        return (found[0] if found else None), what
-    encoded = [_encoded(run_lengths(shape, height, width), height, width) for shape in found]
+    if len(shapes) < 2:
+        return (shapes[0] if shapes else None), what
+    encoded = [_encoded(run_lengths(shape, height, width), height, width) for shape in shapes]
     merged = coco_mask.merge(encoded)
     return {"size": [height, width], "counts": merged["counts"].decode()}, what
 
@@ -236,10 +236,10 @@ def _exchanged(counts: Any, height: int, width: int, box: Any) -> tuple[MaskShap
     return {"size": [height, width], "counts": text}, f"{what}; taken for a mask turned over its diagonal"
 
 
-def _agree(found: tuple[list[float], float] | None, box: Any) -> bool:
+def _agree(measured: tuple[list[float], float] | None, box: Any) -> bool:
     known = [number(value) for value in box] if isinstance(box, list | tuple) else []
-    if found is None or len(known) != 4 or None in known:
+    if measured is None or len(known) != 4 or None in known:
         return False
-    (x, y, w, h), (u, v, p, q) = found[0], [value or 0.0 for value in known]
+    (x, y, w, h), (u, v, p, q) = measured[0], [value or 0.0 for value in known]
     shared = max(min(x + w, u + p) - max(x, u), 0.0) * max(min(y + h, v + q) - max(y, v), 0.0)
     return shared >= _SAME_BOX * (w * h + p * q - shared)

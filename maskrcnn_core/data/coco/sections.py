@@ -172,18 +172,18 @@ class CocoSections:
         self._number_wrong["entries"] += faults.counts.get("image", 0) - len(faults.first.get("image", ()))
         self._require_sound("entries", "correct these images, or remove them")
 
-    def _identity(self, kind: str, entry: Any, most: int = 2**63 - 1) -> int | None:
-        position = self._positions[kind]
-        self._positions[kind] += 1
+    def _identity(self, noun: str, entry: Any, most: int = 2**63 - 1) -> int | None:
+        position = self._positions[noun]
+        self._positions[noun] += 1
         if not isinstance(entry, Mapping):
-            self._refuse(f"{kind} at position {position}: got {shown(entry)}, expected an object", kind)
+            self._refuse(f"{noun} at position {position}: got {shown(entry)}, expected an object", noun)
             return None
         identity = whole(entry.get("id"))
         if identity is None or abs(identity) > most:
             what = (
                 f"id {shown(entry.get('id'))}, expected a whole number of {64 if most > _MOST_CATEGORY_ID else 32} bits"
             )
-            self._refuse(f"{kind} at position {position}: {what}", kind)
+            self._refuse(f"{noun} at position {position}: {what}", noun)
             return None
         return identity
 
@@ -241,8 +241,8 @@ class CocoSections:
                 "give the annotations the ids of the images"
             )
 
-    def _refuse(self, what: str, kind: str = "") -> None:
-        group = "annotations" if kind == "annotation" else "entries"
+    def _refuse(self, what: str, noun: str = "") -> None:
+        group = "annotations" if noun == "annotation" else "entries"
         self._number_wrong[group] += 1
         if len(self._wrong[group]) < _FAULTS_SHOWN:
             self._wrong[group].append(what)
@@ -305,4 +305,4 @@ def _is_text(name: str) -> bool:
 
 
 def _ids_in(values: Iterable[Any]) -> list[int]:
-    return [found for value in values if (found := whole(value)) is not None]
+    return [identity for value in values if (identity := whole(value)) is not None]

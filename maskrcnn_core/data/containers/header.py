@@ -29,8 +29,8 @@ _UNSUPPORTED_MAGIC = (
     (b"\x00\x00\x01\x00", "ICO"),
     (b"\x89HDF", "HDF5"),
     (b"DDS ", "DDS"),
-    *((b"P%d" % kind + blank, "PNM") for kind in range(1, 8) for blank in (b"\n", b" ", b"\r", b"\t", b"#")),
-    *((b"\x00%c%c\x00\x00" % (table, kind), "TGA") for table in (0, 1) for kind in (1, 2, 3, 9, 10, 11)),
+    *((b"P%d" % number + blank, "PNM") for number in range(1, 8) for blank in (b"\n", b" ", b"\r", b"\t", b"#")),
+    *((b"\x00%c%c\x00\x00" % (table, image_type), "TGA") for table in (0, 1) for image_type in (1, 2, 3, 9, 10, 11)),
 )
 # What other files begin with. Their bytes are not quoted: a name may lead to any file of the machine.
 _OTHERS = (
@@ -101,8 +101,8 @@ def read_orientation(exif: bytes) -> int:
         start = offset + 2 + 12 * entry
         if start + 12 > len(exif):
             break
-        tag, kind = struct.unpack(f"{order}HH", exif[start : start + 4])
-        if tag == _ORIENTATION_TAG and kind == 3:
+        tag, field_type = struct.unpack(f"{order}HH", exif[start : start + 4])
+        if tag == _ORIENTATION_TAG and field_type == 3:
             (value,) = struct.unpack(f"{order}H", exif[start + 8 : start + 10])
             return int(value) if 1 <= value <= 8 else 1
     return 1

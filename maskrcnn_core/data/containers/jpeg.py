@@ -67,8 +67,8 @@ def open_jpeg(encoded: bytes) -> JpegFile:
             12-bit JPEG.
     """
     kept, frame, orientation, position = [encoded[:2]], None, 1, 2
-    while (found := _MARKER.search(encoded, position)) is not None:
-        start = found.end()
+    while (match := _MARKER.search(encoded, position)) is not None:
+        start = match.end()
         marker = encoded[start - 1]
         if marker == _SCAN:
             position = start - 2
@@ -124,13 +124,13 @@ def with_end(file: JpegFile, filler: bytes) -> bytearray:
     skips the filler, one that has not takes it for pixels."""
     content = file.content
     last = file.scan if _is_interleaved(file) else _scans(file, _MOST_SCANS)[-1]
-    found = _SCAN_END.search(content, last + 2 + _scan_length(file, last))
-    if found is None or file.frame.progressive:  # progressive: the last scan's data are at the end
+    match = _SCAN_END.search(content, last + 2 + _scan_length(file, last))
+    if match is None or file.frame.progressive:  # progressive: the last scan's data are at the end
         stop = len(content)
         while content[stop - 1] == 0xFF:
             stop -= 1
         return content[:stop] + filler + END
-    return content[: found.start()] + filler + END
+    return content[: match.start()] + filler + END
 
 
 def has_all_scans(file: JpegFile) -> bool:
@@ -144,8 +144,8 @@ def has_all_scans(file: JpegFile) -> bool:
             return False
         # What a baseline file says of coefficients, decoders do not look at: a scan has all of them.
         first, last, low = (header[-3], header[-2], header[-1] & 15) if file.frame.progressive else (0, 63, 0)
-        for place in range(header[0]):
-            bits |= {(header[1 + 2 * place], k): low for k in range(first, min(last, 63) + 1)}
+        for component in range(header[0]):
+            bits |= {(header[1 + 2 * component], k): low for k in range(first, min(last, 63) + 1)}
     return len(bits) == 64 * len(file.frame.sampling) and not any(bits.values())
 
 
@@ -184,10 +184,10 @@ def _scans(file: JpegFile, most: int) -> list[int]:
             break
         if marker == _SCAN:
             starts.append(position)
-        found = _SCAN_END.search(content, position + 2 + max(2, _scan_length(file, position)))
-        if found is None:
+        match = _SCAN_END.search(content, position + 2 + max(2, _scan_length(file, position)))
+        if match is None:
             break
-        position = found.end() - 2
+        position = match.end() - 2
     return starts
 
 
@@ -197,8 +197,8 @@ def _scan_length(file: JpegFile, start: int) -> int:
 
 def _is_interleaved(file: JpegFile) -> bool:
     """Whether the first scan has all components, as most encoders write; or there is none."""
-    place = file.scan + 4
-    return place >= len(file.content) or file.content[place] >= len(file.frame.sampling)
+    offset = file.scan + 4
+    return offset >= len(file.content) or file.content[offset] >= len(file.frame.sampling)
 
 
 def _damaged(how: str) -> ImageError:

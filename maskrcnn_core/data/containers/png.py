@@ -56,8 +56,8 @@ def require_enough_data(content: bytes) -> None:
     Raises:
         ImageError: `unreadable`.
     """
-    width, height, depth, kind = struct.unpack(">IIBB", content[16:26])
-    rows = height * (width * _CHANNELS.get(kind, 1) * depth // 8)
+    width, height, depth, color_type = struct.unpack(">IIBB", content[16:26])
+    rows = height * (width * _CHANNELS.get(color_type, 1) * depth // 8)
     if len(content) * _MOST_DEFLATED < rows:
         raise _damaged(
             f"{len(content)} bytes are too few for its {width} x {height} pixels; it is cut, or its size is wrong"

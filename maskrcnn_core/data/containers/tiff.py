@@ -71,12 +71,12 @@ def open_tiff(encoded: bytes) -> tuple[Header, bytes]:
     single: dict[int, int] = {}
     seen: set[int] = set()
     for position in range(first, first + number * entry_bytes, entry_bytes):
-        tag, kind, count = layout.read(layout.entry, encoded, position)
+        tag, field_type, count = layout.read(layout.entry, encoded, position)
         if tag in seen or (tag not in _KEPT and tag != _ORIENTATION):
             continue
         seen.add(tag)
-        if count == 1 and kind in _INTEGERS:
-            (single[tag],) = layout.read(_INTEGERS[kind], encoded, position + layout.size(layout.entry))
+        if count == 1 and field_type in _INTEGERS:
+            (single[tag],) = layout.read(_INTEGERS[field_type], encoded, position + layout.size(layout.entry))
         if tag != _ORIENTATION:
             _require_field(layout, encoded, position, tag)
             kept.append(encoded[position : position + entry_bytes])
@@ -99,12 +99,12 @@ def _header(single: Mapping[int, int]) -> Header:
 
 def _require_field(layout: _Layout, encoded: bytes, position: int, tag: int) -> None:
     """Raises for a field whose values are not in the file, or are too many to be read."""
-    _, kind, count = layout.read(layout.entry, encoded, position)
-    if kind not in _TYPE_BYTES or (count > _MOST_VALUES and tag not in _PIECES):
-        raise _damaged(f"its field {tag} holds {count} values of type {kind}")
-    if tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT) and (count != 1 or kind not in _INTEGERS):
-        raise _damaged(f"its field {tag}, a length, holds {count} values of type {kind}")
-    size = count * _TYPE_BYTES[kind]
+    _, field_type, count = layout.read(layout.entry, encoded, position)
+    if field_type not in _TYPE_BYTES or (count > _MOST_VALUES and tag not in _PIECES):
+        raise _damaged(f"its field {tag} holds {count} values of type {field_type}")
+    if tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT) and (count != 1 or field_type not in _INTEGERS):
+        raise _damaged(f"its field {tag}, a length, holds {count} values of type {field_type}")
+    size = count * _TYPE_BYTES[field_type]
     if size > layout.size(layout.offset):
         (offset,) = layout.read(layout.offset, encoded, position + layout.size(layout.entry))
         if offset + size > len(encoded):

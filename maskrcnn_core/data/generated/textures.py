@@ -122,12 +122,12 @@ def _draw_clutter(canvas: Image.Image, rng: np.random.Generator, color: tuple[in
     size = float(np.sqrt(canvas.width * canvas.height))
     x, y = rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)
     radius = size * rng.uniform(0.02, 0.12)
-    kind = rng.integers(4)
-    if kind == 0:
+    shape = rng.integers(4)
+    if shape == 0:
         draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
     else:
         angle = rng.uniform(0, 2 * np.pi)
-        corners = {1: [0.35, np.pi - 0.35, np.pi + 0.35, -0.35], 2: [0.0, 2.1, 4.2], 3: []}[int(kind)]
+        corners = {1: [0.35, np.pi - 0.35, np.pi + 0.35, -0.35], 2: [0.0, 2.1, 4.2], 3: []}[int(shape)]
         if corners:
             points = [(x + radius * np.cos(angle + c), y + radius * np.sin(angle + c)) for c in corners]
             draw.polygon(points, fill=color)

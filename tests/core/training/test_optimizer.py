@@ -79,7 +79,7 @@ def test_adamw_update_by_hand() -> None:
     # First step: m / (1 - b1) = g and v / (1 - b2) = g^2, so w = w (1 - rate decay) - rate g / |g|.
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
-    optimizer = build_optimizer(model, learning_rate=0.1, momentum=0.9, weight_decay=0.5, kind="adamw")
+    optimizer = build_optimizer(model, learning_rate=0.1, momentum=0.9, weight_decay=0.5, algorithm="adamw")
     model.weight.grad = torch.full((1, 1), -3.0)
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.0 * 0.95 + 0.1, abs=1e-6)

@@ -249,7 +249,7 @@ def test_a_new_run_starts_from_one(tmp_path: Path) -> None:
 
 def optimizer_of(weights: torch.nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(
-        weights, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, bias_decay=0.0, norm_decay=0.0, kind="sgd"
+        weights, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, bias_decay=0.0, norm_decay=0.0, algorithm="sgd"
     )
 
 
