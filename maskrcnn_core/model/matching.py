@@ -136,9 +136,9 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Ten
     positive_keys, positive_index = torch.where(kinds == POSITIVE, keys, -1.0).topk(max_positives, dim=1)
     negative_keys, negative_index = torch.where(kinds == NEGATIVE, keys, -1.0).topk(num_samples, dim=1)
     drawn_positive = positive_keys >= 0
-    places_left = num_samples - drawn_positive.sum(dim=1, keepdim=True)
+    slots_left = num_samples - drawn_positive.sum(dim=1, keepdim=True)
     ranks = torch.arange(num_samples, device=kinds.device)
-    drawn_negative = (negative_keys >= 0) & (ranks < places_left)
+    drawn_negative = (negative_keys >= 0) & (ranks < slots_left)
     index = torch.cat((positive_index, negative_index), dim=1)
     drawn = torch.cat((drawn_positive, drawn_negative), dim=1)
     # Empty slots go to the end; the order is otherwise kept, so positives stay in front.

@@ -124,7 +124,7 @@ def box_losses(
     Args:
         logits: [N, S, K + 1]; deltas: [N, S, 1 or K, 4].
         coding: of the deltas.
-        smooth_l1_beta, box_loss: beta and kind of `box_regression_loss`.
+        smooth_l1_beta, box_loss: beta and type of `box_regression_loss`.
 
     Returns:
         `roi_class` and `roi_box`, scalars.
@@ -146,7 +146,7 @@ def box_losses(
         samples.object_boxes[:, front],
         positive,
         coding=coding,
-        kind=box_loss,
+        loss_type=box_loss,
         beta=smooth_l1_beta,
     )
     return {"roi_class": class_loss, "roi_box": box_sum / num_sampled}

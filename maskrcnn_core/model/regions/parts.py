@@ -20,7 +20,7 @@ from maskrcnn_core.structures import Detections, Targets
 
 @dataclass(frozen=True)
 class BoxLossRule:
-    """What the box head learns by: beta and kind of `box_regression_loss`."""
+    """What the box head learns by: beta and type of `box_regression_loss`."""
 
     smooth_l1_beta: float
     box_loss: str = "smooth_l1"

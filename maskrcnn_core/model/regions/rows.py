@@ -56,7 +56,7 @@ class PositiveRegions:
         fixed_size: only few sizes may occur.
 
     Attributes:
-        slots: [R] int64, place among the N * S sampled regions.
+        slots: [R] int64, index among the N * S sampled regions.
         boxes: [R, 4]; images, labels, objects: [R] int64, of each; the label of a negative is 0.
         positive: [R] bool.
     """
