@@ -89,9 +89,11 @@ def ciou_losses(predicted: Tensor, wanted: Tensor) -> Tensor:
     aspect ratios. The weight of the latter has no gradient.
     """
     iou, _ = _paired_iou(predicted, wanted)
+    # Squares of the enclosing diagonal and of the distance between the centres: [...].
     diagonal = _enclosing_sides(predicted, wanted).square().sum(dim=-1)
     between = 0.5 * (predicted[..., :2] + predicted[..., 2:] - wanted[..., :2] - wanted[..., 2:])
     distance = between.square().sum(dim=-1)
+    # How far the aspect ratios differ, and the weight of that.
     ratio = (4.0 / math.pi**2) * (_aspect_angle(wanted) - _aspect_angle(predicted)).square()
     with torch.no_grad():
         share = ratio / (1.0 - iou + ratio + _EPSILON)

@@ -72,11 +72,13 @@ def _neighbourhoods(maps: Sequence[Tensor], image: Tensor, position: Tensor, *, 
 def _cells_around(level: Tensor, image: Tensor, cell: Tensor, real: Tensor) -> Tensor:
     """[m, 9 C] of one level; zeros where not `real`."""
     channels, height, width = level.shape[1:]
+    # The 3 x 3 cells around each: [m, 9].
     row, column = cell // width, cell % width
     steps = torch.arange(9, device=cell.device)
     rows, columns = row[:, None] + steps // 3 - 1, column[:, None] + steps % 3 - 1
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width) & real[:, None]
     flat_index = (image[:, None] * height + rows) * width + columns
+    # Their channels, out of all cells of the batch: [N * H * W, C] -> [m * 9, C].
     table = level.permute(0, 2, 3, 1).reshape(-1, channels)
     # What stands in for a cell outside is spread over the map: the gradients of all, zeros, would queue up at one.
     cells = table.index_select(0, torch.where(inside, flat_index, flat_index.remainder(len(table))).flatten())
