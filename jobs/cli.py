@@ -112,24 +112,24 @@ def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = No
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     hints = _leaf_types(run_type)
-    sources = {key: path for path in _config_paths(arguments) for key in _read_keys(path, hints)}
+    file_of = {key: path for path in _config_paths(arguments) for key in _read_keys(path, hints)}
     # An argument overrides the files, wherever it stands, only as far as the parser says so; for naming the culprit it
     # is enough to know whether the key was given as an argument at all.
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    sources = {key: path for key, path in sources.items() if key not in given}
+    file_of = {key: path for key, path in file_of.items() if key not in given}
     _require_flat(arguments)
     parser = _build_parser(run_type, prog, closing)
     try:
         parsed = parser.instantiate(parser.parse_args(arguments))
         run = run_type(**{field.name: parsed[field.name] for field in fields(run_type)})  # type: ignore[arg-type]
     except ArgumentError as error:
-        raise ConfigError(_explain(str(error), hints, sources)) from error
+        raise ConfigError(_explain(str(error), hints, file_of)) from error
     except ConfigError as error:
-        raise ConfigError(_with_source(str(error), str(error).split(":")[0], sources)) from error
+        raise ConfigError(_with_file(str(error), str(error).split(":")[0], file_of)) from error
     except (ValueError, OverflowError, RecursionError) as error:  # of the YAML and number parsers below
         raise ConfigError(f"a setting cannot be read: {_short(str(error)) or type(error).__name__}") from error
     for key, text in _texts(run):
-        _require_path_text(key, text, sources)
+        _require_path_text(key, text, file_of)
     return run
 
 
@@ -150,15 +150,15 @@ def _texts(run: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{field.name}", value
 
 
-def _require_path_text(key: str, text: str, sources: dict[str, str]) -> None:
+def _require_path_text(key: str, text: str, file_of: dict[str, str]) -> None:
     """No file system and no library here takes others."""
     if "\0" in text:
-        raise ConfigError(_with_source(f"{key}: got {text!r}, expected text without the character NUL", key, sources))
+        raise ConfigError(_with_file(f"{key}: got {text!r}, expected text without the character NUL", key, file_of))
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ConfigError(
-            _with_source(f"{key}: got {text!r}, expected UTF-8 text; rename the file or folder", key, sources)
+            _with_file(f"{key}: got {text!r}, expected UTF-8 text; rename the file or folder", key, file_of)
         ) from None
 
 
@@ -264,35 +264,35 @@ def _suggestion(name: str, known: dict[str, Any], flag: str = "") -> str:
     return f"; did you mean {flag}{near[0]}?" if near else ""
 
 
-def _explain(message: str, hints: dict[str, Any], sources: dict[str, str]) -> str:
+def _explain(message: str, hints: dict[str, Any], file_of: dict[str, str]) -> str:
     """The parser's message as: which key, got, expected."""
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        name = found[1].split("=")[0]
+    if match := re.search(r"unrecognized arguments: (\S+)", message):
+        name = match[1].split("=")[0]
         known = {**hints, "config": str, "print_config": str}
         meant = _suggestion(name.removeprefix("--"), known, "--") if name.startswith("--") else ""
         return f"{name} is not an option{meant}" + ("" if meant else "; see --help")
-    if (found := re.search(r"argument (--\S+): expected one argument", message)) and found[1][2:] in hints:
-        return f"{found[1]}: no value given, expected {_expected(hints[found[1][2:]])}"
-    if found := re.search(r"arguments are required: (.+)", message):
-        return f"missing {', '.join('--' + name.strip() for name in found[1].split(','))}; see --help"
-    if found := re.search(r"Parser key \"([^\"]+)\":\s*Unable to load config '([^']*)'", message):
+    if (match := re.search(r"argument (--\S+): expected one argument", message)) and match[1][2:] in hints:
+        return f"{match[1]}: no value given, expected {_expected(hints[match[1][2:]])}"
+    if match := re.search(r"arguments are required: (.+)", message):
+        return f"missing {', '.join('--' + name.strip() for name in match[1].split(','))}; see --help"
+    if match := re.search(r"Parser key \"([^\"]+)\":\s*Unable to load config '([^']*)'", message):
         return (
-            f"--{found[1]}: {found[2]} is not a YAML file of settings; single ones go as --{_example(found[1], hints)}"
+            f"--{match[1]}: {match[2]} is not a YAML file of settings; single ones go as --{_example(match[1], hints)}"
         )
-    found = re.search(r'Parser key "([^"]+)"', message)
-    if not found or found[1] not in hints:
+    match = re.search(r'Parser key "([^"]+)"', message)
+    if not match or match[1] not in hints:
         return _one_line(message)
     got = re.search(r"(?:Got|Given) value: (.*)", message, flags=re.DOTALL)
-    text = f"{found[1]}: got {_short(got[1].strip())}, expected {_expected(hints[found[1]])}" if got else message
-    return _with_source(text, found[1], sources)
+    text = f"{match[1]}: got {_short(got[1].strip())}, expected {_expected(hints[match[1]])}" if got else message
+    return _with_file(text, match[1], file_of)
 
 
 def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _with_source(message: str, key: str, sources: dict[str, str]) -> str:
-    return f"{sources[key]}: {message}" if key in sources else message
+def _with_file(message: str, key: str, file_of: dict[str, str]) -> str:
+    return f"{file_of[key]}: {message}" if key in file_of else message
 
 
 def _expected(hint: Any) -> str:

@@ -35,8 +35,8 @@ def run(settings: ConvertRun) -> int:
         said=said,
     )
     if file.left_out:
-        place = f"the weights are {printable(file.place)}; " if file.place else ""
-        print(f"{printable(settings.source)}: {place}left out: {listed(file.left_out)}")
+        where = f"the weights are {printable(file.place)}; " if file.place else ""
+        print(f"{printable(settings.source)}: {where}left out: {listed(file.left_out)}")
     parts = [config.backbone.name, config.pyramid.kind]
     heads = (("boxes", config.box_head), ("masks", config.mask_head), ("keypoints", config.keypoint_head))
     parts += [name for name, head in heads if head.enabled] or ["proposals"]

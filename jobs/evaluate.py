@@ -117,38 +117,38 @@ def print_details(summary: "EvaluationSummary") -> None:
     """What there is beyond the numbers: errors, intervals, the comparison with another run, and notes."""
     console = plain_console()
     if summary.details:
-        for kind, found in summary.details.kinds.items():
-            for line in _detail_lines(found):
-                console.print(f"{_COLUMN_TITLES[kind].capitalize()}: {line}", soft_wrap=True)
-        for kind, found in summary.details.kinds.items():
-            if found.errors:
-                console.print(_error_table(_COLUMN_TITLES[kind], found.errors))
+        for iou_type, details in summary.details.kinds.items():
+            for line in _detail_lines(details):
+                console.print(f"{_COLUMN_TITLES[iou_type].capitalize()}: {line}", soft_wrap=True)
+        for iou_type, details in summary.details.kinds.items():
+            if details.errors:
+                console.print(_error_table(_COLUMN_TITLES[iou_type], details.errors))
     if summary.comparison:
-        for kind, difference in summary.comparison.kinds.items():
-            console.print(_comparison_table(_COLUMN_TITLES[kind], difference))
+        for iou_type, difference in summary.comparison.kinds.items():
+            console.print(_comparison_table(_COLUMN_TITLES[iou_type], difference))
     for note in summary.notes:
         console.print(printable(f"Note: {note}."), soft_wrap=True)
 
 
-def _detail_lines(found: "KindDetails") -> list[str]:
-    interval, calibration = found.interval, found.calibration
+def _detail_lines(details: "KindDetails") -> list[str]:
+    interval, calibration = details.interval, details.calibration
     lines = [
         f"AP {score_text(interval.value)}, {interval.level:.0%} interval {score_text(interval.low)} to "
         f"{score_text(interval.high)} ({interval.samples} bootstrap samples of the images).",
         f"scores are off by {calibration.ece:.3f} on average as probabilities of being right at IoU 0.50.",
     ]
-    if found.boundary:
-        lines.append(f"boundary AP {score_text(found.boundary[0])}.")
-    if found.federated:
-        named = zip(found.federated.names, found.federated.stats, strict=True)
+    if details.boundary:
+        lines.append(f"boundary AP {score_text(details.boundary[0])}.")
+    if details.federated:
+        named = zip(details.federated.names, details.federated.stats, strict=True)
         lines.append("LVIS " + ", ".join(f"{name} {score_text(value)}" for name, value in named) + ".")
     return lines
 
 
 def _error_table(title: str, errors: "ErrorAnalysis") -> "Table":
     table = new_table(f"What errors cost, {title} AP50 {score_text(errors.ap)}", "", "errors", "AP50 lost")
-    for kind, cost in sorted(errors.ap_costs.items(), key=lambda entry: -entry[1]):
-        table.add_row(kind, str(errors.counts[kind]), f"{cost:.3f}")
+    for error, cost in sorted(errors.ap_costs.items(), key=lambda entry: -entry[1]):
+        table.add_row(error, str(errors.counts[error]), f"{cost:.3f}")
     table.add_row("all wrong detections", "", f"{errors.false_positive_cost:.3f}")
     table.add_row("all objects not found", "", f"{errors.false_negative_cost:.3f}")
     return table
@@ -181,18 +181,20 @@ def _comparison_table(title: str, difference: "RunDifference") -> "Table":
     return table
 
 
-def print_recall(found: "ProposalEvaluation") -> None:
+def print_recall(evaluation: "ProposalEvaluation") -> None:
     """Average recall of proposals as a table, and what was and was not scored."""
     from maskrcnn_core.evaluation.proposals import PROPOSAL_STAT_NAMES
 
     table = new_table("Average recall of proposals", "", "proposals")
-    for name, value in zip(PROPOSAL_STAT_NAMES, found.stats, strict=True):
+    for name, value in zip(PROPOSAL_STAT_NAMES, evaluation.stats, strict=True):
         table.add_row(name, score_text(value))
     console = plain_console()
     console.print(table)
-    coverage = found.coverage
-    lines = [f"{found.proposals} proposals and {found.annotations} annotated objects in {coverage.images} images."]
-    for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in found.notes]:
+    coverage = evaluation.coverage
+    lines = [
+        f"{evaluation.proposals} proposals and {evaluation.annotations} annotated objects in {coverage.images} images."
+    ]
+    for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in evaluation.notes]:
         console.print(printable(line), soft_wrap=True)
 
 
@@ -200,7 +202,7 @@ def _stats_table(scores: "CocoScores") -> "Table":
     """The 12 numbers, boxes and masks side by side."""
     from maskrcnn_core.evaluation.coco import STAT_NAMES
 
-    columns = {_COLUMN_TITLES[kind]: values for kind, values in scores.stats.items() if kind != "keypoints"}
+    columns = {_COLUMN_TITLES[iou_type]: values for iou_type, values in scores.stats.items() if iou_type != "keypoints"}
     table = new_table("COCO scores", "", *columns)
     for index, name in enumerate(STAT_NAMES):
         table.add_row(name, *(score_text(values[index]) for values in columns.values()))
@@ -219,18 +221,20 @@ def _keypoint_table(scores: "CocoScores") -> "Table":
 
 def _category_table(scores: "CocoScores") -> "Table":
     """AP of each category, best first; the middle is left out where there are many."""
-    kinds = list(scores.stats)
-    ranking = "segm" if "segm" in kinds else "bbox"  # every category has them, unlike keypoints
+    iou_types = list(scores.stats)
+    ranking = "segm" if "segm" in iou_types else "bbox"  # every category has them, unlike keypoints
     ranked = sorted(scores.per_category, key=lambda category: (-category.ap[ranking], category.name))
     ranked = [category for category in ranked if category.annotations]
     hidden = max(0, len(ranked) - 2 * _SHOWN_AT_EACH_END)
-    table = new_table("AP per category", "", *(_COLUMN_TITLES[kind] for kind in kinds), "objects")
-    for place, category in enumerate(ranked):
-        if hidden and place == _SHOWN_AT_EACH_END:
-            table.add_row(f"({hidden} more)", *("" for _ in kinds), "")
-        if not hidden or place < _SHOWN_AT_EACH_END or place >= len(ranked) - _SHOWN_AT_EACH_END:
+    table = new_table("AP per category", "", *(_COLUMN_TITLES[iou_type] for iou_type in iou_types), "objects")
+    for rank, category in enumerate(ranked):
+        if hidden and rank == _SHOWN_AT_EACH_END:
+            table.add_row(f"({hidden} more)", *("" for _ in iou_types), "")
+        if not hidden or rank < _SHOWN_AT_EACH_END or rank >= len(ranked) - _SHOWN_AT_EACH_END:
             table.add_row(
-                text_cell(category.name), *(score_text(category.ap[kind]) for kind in kinds), str(category.annotations)
+                text_cell(category.name),
+                *(score_text(category.ap[iou_type]) for iou_type in iou_types),
+                str(category.annotations),
             )
     return table
 
@@ -245,7 +249,9 @@ def _counts(scores: "CocoScores") -> list[str]:
         lines.append(
             f"{count} detections are of categories that the annotation file does not have ({names}); left out."
         )
-    return lines + [f"{_COLUMN_TITLES[kind].capitalize()} not scored: {why}." for kind, why in scores.skipped.items()]
+    return lines + [
+        f"{_COLUMN_TITLES[iou_type].capitalize()} not scored: {why}." for iou_type, why in scores.skipped.items()
+    ]
 
 
 def _coverage_lines(coverage: "Coverage") -> list[str]:

@@ -131,23 +131,23 @@ class Interrupts:
 
 def processes() -> dict[int, tuple[int, str]]:
     """Parent and start time of every process of this machine by its number; none where there is no /proc."""
-    found = {}
+    table = {}
     with contextlib.suppress(OSError):
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()  # a command may hold blanks and brackets
-                found[int(name)] = int(fields[1]), fields[19]
-    return found
+                table[int(name)] = int(fields[1]), fields[19]
+    return table
 
 
 def descendants() -> set[tuple[int, str]]:
     """Number and start time of every process below this one."""
     known = processes()
-    below, found = {os.getpid()}, set[int]()
+    below, pids = {os.getpid()}, set[int]()
     while below:
-        below = {pid for pid, (parent, _) in known.items() if parent in below and pid not in found}
-        found |= below
-    return {(pid, known[pid][1]) for pid in found}
+        below = {pid for pid, (parent, _) in known.items() if parent in below and pid not in pids}
+        pids |= below
+    return {(pid, known[pid][1]) for pid in pids}
 
 
 def _is_heard(number: int) -> bool:

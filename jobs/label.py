@@ -42,14 +42,14 @@ def exit_code(settings: LabelRun, summary: "LabelSummary") -> int:
 def summary_lines(settings: LabelRun, summary: "LabelSummary") -> list[str]:
     """What came out, what failed, and the next commands."""
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.statuses.items(), key=_ok_first))
-    kind = settings.label.record
+    noun = settings.label.record
     if summary.skipped_because_done:
-        lines = [f"already finished: {summary.images} images ({counts}), {summary.detections} {kind}; nothing to do"]
+        lines = [f"already finished: {summary.images} images ({counts}), {summary.detections} {noun}; nothing to do"]
     else:
         earlier = summary.images - summary.labelled_now
         resumed = f", {earlier} of them by earlier starts" if earlier else ""
         lines = [
-            f"finished: {summary.images} images ({counts}), {summary.detections} {kind}{resumed}",
+            f"finished: {summary.images} images ({counts}), {summary.detections} {noun}{resumed}",
             f"{summary.labelled_now} images in {summary.seconds:.0f} s "
             f"({summary.images_per_second:.2f} images/s without start-up; "
             f"detectors waited for images {summary.waiting_share:.0%} of their time)",

@@ -25,10 +25,10 @@ _LONGEST_LINE_SECONDS = 300.0
 
 
 @contextmanager
-def labelling_progress(kind: str) -> Iterator["Callable[[LabelProgress], None]"]:
+def labelling_progress(noun: str) -> Iterator["Callable[[LabelProgress], None]"]:
     """What shows the progress of labelling inside the block: a bar, or lines of text where stdout is no terminal."""
     if not sys.stdout.isatty():
-        yield PlainProgress(kind=kind)
+        yield PlainProgress(noun=noun)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -37,7 +37,7 @@ def labelling_progress(kind: str) -> Iterator["Callable[[LabelProgress], None]"]
         task = progress.add_task("label", total=None, numbers="workers start ...")
 
         def show(state: "LabelProgress") -> None:
-            numbers = progress_numbers(state, kind) if state.images_per_second else "workers start ..."
+            numbers = progress_numbers(state, noun) if state.images_per_second else "workers start ..."
             progress.update(task, completed=state.done, total=state.images, numbers=numbers)
 
         yield show
@@ -46,8 +46,8 @@ def labelling_progress(kind: str) -> Iterator["Callable[[LabelProgress], None]"]
 class PlainProgress:
     """Progress as lines of `name=value` pairs, which people and log collectors read alike, ever more rarely."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, kind: str = "detections") -> None:
-        self._clock, self._kind = clock, kind
+    def __init__(self, clock: Callable[[], float] = time.monotonic, noun: str = "detections") -> None:
+        self._clock, self._noun = clock, noun
         self._wait = _FIRST_LINE_SECONDS
         self._next = clock() + self._wait
         self._shown = -1
@@ -56,13 +56,13 @@ class PlainProgress:
         """Print a line if it is time for one and something is new."""
         if self._clock() < self._next or state.done == self._shown:
             return
-        print(log_line(state, self._kind), flush=True)
+        print(log_line(state, self._noun), flush=True)
         self._shown = state.done
         self._wait = min(2 * self._wait, _LONGEST_LINE_SECONDS)
         self._next = self._clock() + self._wait
 
 
-def log_line(state: "LabelProgress", kind: str = "detections") -> str:
+def log_line(state: "LabelProgress", noun: str = "detections") -> str:
     """Progress as `name=value` pairs; times in seconds."""
     rate = state.images_per_second
     pairs: dict[str, object] = {
@@ -70,7 +70,7 @@ def log_line(state: "LabelProgress", kind: str = "detections") -> str:
         "event": "progress" if rate else "starting",
         "done": state.done,
         "images": state.images,
-        kind: state.detections,
+        noun: state.detections,
         "failed": state.failed,
     }
     if rate:
@@ -80,14 +80,14 @@ def log_line(state: "LabelProgress", kind: str = "detections") -> str:
     return " ".join(f"{name}={value}" for name, value in pairs.items())
 
 
-def progress_numbers(state: "LabelProgress", kind: str = "detections") -> str:
-    """Rate, detections (or what `kind` calls them), failures, the share of time that detectors stand still for want of
+def progress_numbers(state: "LabelProgress", noun: str = "detections") -> str:
+    """Rate, detections (or what `noun` calls them), failures, the share of time that detectors stand still for want of
     images, and time left in one line."""
     rate = state.images_per_second
     left = f"  left {_duration((state.images - state.done) / rate)}" if rate else ""
     failed = f"  {state.failed} failed" if state.failed else ""
     waiting = f"  waiting {state.waiting_share:.0%}" if rate else ""
-    return f"{rate:.2f} images/s  {state.detections} {kind}{failed}{waiting}{left}"
+    return f"{rate:.2f} images/s  {state.detections} {noun}{failed}{waiting}{left}"
 
 
 def _duration(seconds: float) -> str:

@@ -34,11 +34,11 @@ def run(settings: VerifyRun) -> int:
 def summary_lines(summary: "VerificationSummary") -> list[str]:
     """Counts, the verdict, and the first offenders of each kind."""
     statuses = ", ".join(f"{count} {status}" for status, count in summary.counts.statuses.items()) or "none"
-    kind = summary.kinds[0] if summary.kinds else "detections"
+    noun = summary.kinds[0] if summary.kinds else "detections"
     lines = [
         f"{summary.output}: {summary.rows} rows ({statuses}) in {summary.files} files, {summary.images} images in the "
         "manifest",
-        f"{summary.counts.objects} {kind}, {summary.counts.masks} masks; model {', '.join(summary.models) or 'none'}",
+        f"{summary.counts.objects} {noun}, {summary.counts.masks} masks; model {', '.join(summary.models) or 'none'}",
     ]
     if summary.unsealed:
         lines.append(

@@ -84,8 +84,8 @@ def check_characters(text: npt.NDArray[np.uint8], offsets: _Int64, pixels: _Int6
     faults[huge] = _HUGE
     for masks in _groups(offsets, huge):
         part = text[offsets[masks.start] : offsets[masks.stop]]
-        found = _check_some(part, offsets[masks.start : masks.stop + 1] - offsets[masks.start], pixels[masks])
-        faults[masks], sums[masks], areas[masks] = found.faults, found.pixels, found.areas
+        checked = _check_some(part, offsets[masks.start : masks.stop + 1] - offsets[masks.start], pixels[masks])
+        faults[masks], sums[masks], areas[masks] = checked.faults, checked.pixels, checked.areas
     return CheckedRuns(faults, sums, areas)
 
 
@@ -108,8 +108,8 @@ def _check_some(text: npt.NDArray[np.uint8], offsets: _Int64, pixels: _Int64) ->
         codes = codes[np.repeat(readable, lengths)]
         offsets = np.concatenate(([0], np.cumsum(lengths[readable])))
     if len(codes):
-        found = _check_runs(codes, offsets, pixels[readable])
-        faults[readable], sums[readable], areas[readable] = found.faults, found.pixels, found.areas
+        checked = _check_runs(codes, offsets, pixels[readable])
+        faults[readable], sums[readable], areas[readable] = checked.faults, checked.pixels, checked.areas
     return CheckedRuns(faults, sums, areas)
 
 
@@ -121,8 +121,8 @@ def _faults_of_text(codes: _Codes, offsets: _Int64) -> npt.NDArray[np.int8]:
     last = codes[offsets[1:][filled] - 1]
     faults[np.flatnonzero(filled)[(last & _GOES_ON) != 0]] = _CUT
     if codes.max(initial=0) > _HIGHEST:
-        places = np.flatnonzero(codes > _HIGHEST)
-        faults[np.searchsorted(offsets, places, side="right") - 1] = _ALPHABET
+        outside = np.flatnonzero(codes > _HIGHEST)
+        faults[np.searchsorted(offsets, outside, side="right") - 1] = _ALPHABET
     return faults
 
 
@@ -143,7 +143,7 @@ def _check_runs(codes: _Codes, offsets: _Int64, pixels: _Int64) -> CheckedRuns:
 
 
 def _numbers(codes: _Codes, offsets: _Int64) -> tuple[_Int64, _Int64, _Int64]:
-    """[N] numbers as they are written, [M + 1] the first of each mask, and places of those too long to be a run.
+    """[N] numbers as they are written, [M + 1] the first of each mask, and indices of those too long to be a run.
 
     A number is 5 bits in a character, low bits first; bit 6 says that it goes on, bit 5 of the last one is the sign.
     """
@@ -151,9 +151,9 @@ def _numbers(codes: _Codes, offsets: _Int64) -> tuple[_Int64, _Int64, _Int64]:
     lengths = np.diff(ends, prepend=-1)
     numbers = (codes[ends].astype(np.int64) ^ 16) - 16
     longer = np.flatnonzero(lengths > 1)
-    for place in range(1, _LONGEST_NUMBER):
-        numbers[longer] = (numbers[longer] << 5) | (codes[ends[longer] - place] & 31)
-        longer = longer[lengths[longer] > place + 1]
+    for distance in range(1, _LONGEST_NUMBER):
+        numbers[longer] = (numbers[longer] << 5) | (codes[ends[longer] - distance] & 31)
+        longer = longer[lengths[longer] > distance + 1]
     return numbers, np.searchsorted(ends, offsets), longer
 
 

@@ -35,8 +35,8 @@ _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def _other_side(name: str) -> str:
-    def swapped(found: "re.Match[str]") -> str:
-        side = found.group()
+    def swapped(match: "re.Match[str]") -> str:
+        side = match.group()
         other = _OPPOSITE[side.lower()]
         return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
 
@@ -44,7 +44,7 @@ def _other_side(name: str) -> str:
 
 
 def pixel_offset(rule: KeypointRule) -> float:
-    """What is added to the x and y of COCO's files, which are indices of pixels, to make places in the original image.
+    """What is added to the x and y of COCO's files, which are indices of pixels, to make points of the original image.
 
     Half a pixel, the middle of the pixel, by the `exact` rule (detectron2); nothing by `torchvision`'s, whose models
     have learned without. It is taken off again where keypoints are written.
@@ -77,16 +77,16 @@ def encode_heatmaps(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor
     """
     starts, ends = boxes[:, None, :2], boxes[:, None, 2:]
     points = keypoints[..., :2]
-    places = ((points - starts) * (size / (ends - starts).clamp(min=1e-6))).floor()
-    places = torch.where(points == ends, size - 1.0, places).clamp(-1, size).to(torch.int64)
-    counted = ((places >= 0) & (places < size)).all(dim=-1) & (keypoints[..., 2] > 0)
-    return torch.where(counted, places[..., 1] * size + places[..., 0], 0), counted
+    cells = ((points - starts) * (size / (ends - starts).clamp(min=1e-6))).floor()
+    cells = torch.where(points == ends, size - 1.0, cells).clamp(-1, size).to(torch.int64)
+    counted = ((cells >= 0) & (cells < size)).all(dim=-1) & (keypoints[..., 2] > 0)
+    return torch.where(counted, cells[..., 1] * size + cells[..., 0], 0), counted
 
 
 def decode_heatmaps(
     heatmaps: Tensor, boxes: Tensor, *, max_side: int | None = None, fixed_size: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The place of each heatmap's maximum after bicubic resizing to its region's pixels.
+    """The position of each heatmap's maximum after bicubic resizing to its region's pixels.
 
     The same maximum as of the whole resized map (Detectron's rule, also detectron2's and torchvision's), found without
     making it. Between two cells a cubic interpolation rises above the higher one by at most 3/16 of how far that stands
@@ -119,9 +119,9 @@ def decode_heatmaps(
     step = -(-max_side // side) + 1  # most pixels between two cells
     with torch.autocast(maps.device.type, enabled=False):
         values, columns, rows = _find_maxima(maps, pixels_of_map, step, _INTERVALS_ON_A_GPU if fixed_size else None)
-    places = torch.stack((columns, rows), dim=-1).view(num_regions, num_keypoints, 2)
+    positions = torch.stack((columns, rows), dim=-1).view(num_regions, num_keypoints, 2)
     # A pixel of the resized map is a little narrower than one of the image where the region's sides are no integers.
-    points = boxes[:, None, :2] + (places + 0.5) * (lengths / pixels)[:, None]
+    points = boxes[:, None, :2] + (positions + 0.5) * (lengths / pixels)[:, None]
     probabilities = (values - maps.flatten(1).logsumexp(dim=1)).exp().clamp(max=1.0)
     points = torch.cat((points, probabilities.view(num_regions, num_keypoints, 1)), dim=-1)
     return points, values.view(num_regions, num_keypoints)
@@ -138,15 +138,15 @@ def _find_maxima(maps: Tensor, pixels: Tensor, step: int, intervals: int | None)
     bounds = _upper_bounds(padded, pixels)
     promising = bounds.topk(min(intervals or 2, bounds.shape[1]), dim=1).indices
     owners = torch.arange(len(maps), device=maps.device)[:, None].expand_as(promising)
-    values, places = _best_of(padded, pixels, owners.flatten(), promising.flatten(), step)
+    values, positions = _best_of(padded, pixels, owners.flatten(), promising.flatten(), step)
     if intervals is None:
         rounding = 1e-5 * (1.0 + values.abs())
         owners, promising = (
             (bounds.scatter(1, promising, torch.inf) >= (values - rounding)[:, None]).nonzero().unbind(1)
         )
-        values, places = _best_of(padded, pixels, owners, promising, step)
-    rows = torch.div(places, pixels[:, 0], rounding_mode="floor")
-    return values, places - rows * pixels[:, 0], rows
+        values, positions = _best_of(padded, pixels, owners, promising, step)
+    rows = torch.div(positions, pixels[:, 0], rounding_mode="floor")
+    return values, positions - rows * pixels[:, 0], rows
 
 
 def _upper_bounds(padded: Tensor, pixels: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _axis_bounds(upper: Tensor, lower: Tensor, dim: int) -> tuple[Tensor, Tensor
 
 
 def _best_of(padded: Tensor, pixels: Tensor, owners: Tensor, intervals: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Highest pixel of each map within the given intervals: value and place in reading order, [M] each.
+    """Highest pixel of each map within the given intervals: value and position in reading order, [M] each.
 
     Args:
         padded: [M, S + 4, S + 4]; pixels: [M, 2]; step: as in `_find_maxima`.
@@ -190,15 +190,15 @@ def _best_of(padded: Tensor, pixels: Tensor, owners: Tensor, intervals: Tensor, 
         _resample(padded, pixels, *part, step)
         for part in zip(owners.split(at_once), intervals.split(at_once), strict=True)
     ]
-    values, places = (torch.cat(column) for column in zip(*parts, strict=True))
+    values, positions = (torch.cat(column) for column in zip(*parts, strict=True))
     best = values.new_full((len(padded),), -torch.inf).scatter_reduce(0, owners, values, "amax")
     # Of equal maxima the first in reading order, as an argmax over the whole map gives.
-    places = torch.where(values == best[owners], places, torch.inf)
-    return best, torch.full_like(best, torch.inf).scatter_reduce(0, owners, places, "amin")
+    positions = torch.where(values == best[owners], positions, torch.inf)
+    return best, torch.full_like(best, torch.inf).scatter_reduce(0, owners, positions, "amin")
 
 
 def _resample(padded: Tensor, pixels: Tensor, owners: Tensor, intervals: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Highest pixel of each interval: value and place in reading order, [C] each; -inf where it holds no pixel."""
+    """Highest pixel of each interval: value and position in reading order, [C] each; -inf where it holds no pixel."""
     width = padded.shape[-1]
     side = width - 4
     top, left = intervals // (side + 1), intervals % (side + 1)
@@ -211,8 +211,8 @@ def _resample(padded: Tensor, pixels: Tensor, owners: Tensor, intervals: Tensor,
     values = row_weights @ cells @ column_weights.transpose(-1, -2)  # [C, step, step]
     values = torch.where(row_real[:, :, None] & column_real[:, None, :], values, -torch.inf).flatten(1)
     best = values.amax(dim=1)
-    places = rows[:, :, None] * pixels[:, 0, None, None] + columns[:, None, :]
-    return best, torch.where(values == best[:, None], places.flatten(1), torch.inf).amin(dim=1)
+    positions = rows[:, :, None] * pixels[:, 0, None, None] + columns[:, None, :]
+    return best, torch.where(values == best[:, None], positions.flatten(1), torch.inf).amin(dim=1)
 
 
 def _pixels_between(intervals: Tensor, pixels: Tensor, side: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,15 +228,15 @@ def _pixels_between(intervals: Tensor, pixels: Tensor, side: int, step: int) -> 
     scale = side / pixels
     # One thousandth of a pixel early rather than late: a pixel on the border of two intervals has its value in both.
     first = ((lower_cell + 0.5) / scale - 0.5 - 1e-3).ceil()
-    place = first[:, None] + torch.arange(step, device=pixels.device, dtype=pixels.dtype)
-    fraction = (place + 0.5) * scale[:, None] - 0.5 - lower_cell[:, None]
-    real = (place >= 0) & (place < pixels[:, None]) & (fraction <= 1.001)
+    positions = first[:, None] + torch.arange(step, device=pixels.device, dtype=pixels.dtype)
+    fraction = (positions + 0.5) * scale[:, None] - 0.5 - lower_cell[:, None]
+    real = (positions >= 0) & (positions < pixels[:, None]) & (fraction <= 1.001)
     fraction = fraction.clamp(0.0, 1.0)
-    return place, _cubic_weights(fraction), real
+    return positions, _cubic_weights(fraction), real
 
 
 def _cubic_weights(fraction: Tensor) -> Tensor:
-    """[...] place between two cells in 0..1 -> [..., 4] weights of the two and their outer neighbours (Keys, 1981)."""
+    """[...] 0..1 between two cells -> [..., 4] weights of the two and their outer neighbours (Keys, 1981)."""
     rest = 1.0 - fraction
     near = [((_A + 2) * t - (_A + 3)) * t * t + 1 for t in (fraction, rest)]
     return torch.stack((_A * fraction * rest * rest, near[0], near[1], _A * rest * fraction * fraction), dim=-1)

@@ -115,13 +115,13 @@ def paste_mask(
 
 
 def _paste_blocks(
-    mask: Float32Array, spans: PixelSpans, place: int, rule: PasteRule, threshold: float
+    mask: Float32Array, spans: PixelSpans, index: int, rule: PasteRule, threshold: float
 ) -> Iterator[PastedMask]:
-    """`paste_mask` on the spans at `place`, a block of columns at a time, left to right; one empty block where the
+    """`paste_mask` on the spans at `index`, a block of columns at a time, left to right; one empty block where the
     window is empty."""
     side = mask.shape[0]
-    (left, top), (num_columns, num_rows) = spans.first[place].tolist(), spans.count[place].tolist()
-    (left_edge, top_edge), (across, down) = spans.origin[place].tolist(), spans.scale[place].tolist()
+    (left, top), (num_columns, num_rows) = spans.first[index].tolist(), spans.count[index].tolist()
+    (left_edge, top_edge), (across, down) = spans.origin[index].tolist(), spans.scale[index].tolist()
 
     def weights(first: int, count: int, origin: float, scale: float) -> Float32Array:
         centres = np.arange(first, first + count, dtype=np.float64) + 0.5
@@ -212,8 +212,8 @@ def encode_masks(
     """Soft masks [D, S, S] on their boxes [D, 4] -> COCO compressed run lengths of the image (see `paste_mask`)."""
     spans = pixel_spans(boxes, np.array([[height, width]]), masks.shape[-1], rule)
     encoded = []
-    for place, mask in enumerate(masks):
-        blocks = [_changes(block, height) for block in _paste_blocks(mask, spans, place, rule, threshold)]
+    for index, mask in enumerate(masks):
+        blocks = [_changes(block, height) for block in _paste_blocks(mask, spans, index, rule, threshold)]
         changes = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         encoded.append(encode_counts(counts_between(changes, height, width), height, width))
     return encoded

@@ -43,8 +43,8 @@ def _move(structure: _Structure, device: torch.device | str) -> _Structure:
     moved = map_tensors(structure, lambda tensor: tensor.to(device, non_blocking=True))
     if torch.device(device).type == "cpu":
         # A copy from a GPU goes on in the background, into page-locked memory: all of them are waited for at once.
-        for source in {tensor.device for tensor in tensors_of(structure).values() if tensor.is_cuda}:
-            torch.cuda.current_stream(source).synchronize()
+        for gpu in {tensor.device for tensor in tensors_of(structure).values() if tensor.is_cuda}:
+            torch.cuda.current_stream(gpu).synchronize()
     return moved
 
 

@@ -13,22 +13,22 @@ def evaluate(run: EvaluationBenchmarkRun) -> int:
     """Plain pycocotools against our scoring."""
     from pipelines.benchmarks.evaluation import benchmark_evaluate
 
-    found = benchmark_evaluate(run)
+    result = benchmark_evaluate(run)
     print(
-        f"  {found.images} images, {found.detections} detections, {found.objects} objects, "
-        f"{found.rounds} rounds, medians"
+        f"  {result.images} images, {result.detections} detections, {result.objects} objects, "
+        f"{result.rounds} rounds, medians"
     )
-    for title, cost in (("pycocotools", found.peer), (f"jobs.evaluate ({run.engine})", found.ours)):
+    for title, cost in (("pycocotools", result.peer), (f"jobs.evaluate ({run.engine})", result.ours)):
         if cost:
             print(
                 f"  {title:24}  {cost.cpu_seconds:8.2f} s CPU  {cost.wall_seconds:8.2f} s wall  "
-                f"{cost.peak_bytes / 2**20:7.0f} MiB peak  {1000 * cost.cpu_seconds / found.images:7.3f} ms CPU/image"
+                f"{cost.peak_bytes / 2**20:7.0f} MiB peak  {1000 * cost.cpu_seconds / result.images:7.3f} ms CPU/image"
             )
-    if found.peer:
+    if result.peer:
         print(
-            f"  CPU time of the first over the second: {found.peer.cpu_seconds / found.ours.cpu_seconds:.1f}; memory: "
-            f"{found.peer.peak_bytes / found.ours.peak_bytes:.1f}; the 24 numbers are "
-            f"{'equal in every bit' if found.equal else 'NOT equal'}"
+            f"  CPU time of the first over the second: {result.peer.cpu_seconds / result.ours.cpu_seconds:.1f}; "
+            f"memory: {result.peer.peak_bytes / result.ours.peak_bytes:.1f}; the 24 numbers are "
+            f"{'equal in every bit' if result.equal else 'NOT equal'}"
         )
     return 0
 
@@ -52,20 +52,20 @@ def tradeoff(run: TradeoffRun) -> int:
     return 0
 
 
-def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
+def _print_tradeoff(result: "Tradeoff", run: TradeoffRun) -> None:
     """All combinations as a table, the front marked."""
-    kinds = list(dict.fromkeys(kind for point in found.points for kind in point.ap))
+    iou_types = list(dict.fromkeys(iou_type for point in result.points for iou_type in point.ap))
     titles = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
-    numbers = ("side", "proposals", *(titles[kind] for kind in kinds), "ms/image", "peak MB")
+    numbers = ("side", "proposals", *(titles[iou_type] for iou_type in iou_types), "ms/image", "peak MB")
     table = new_table("Accuracy and speed", "trunk", *numbers)
     table.add_column("")
-    for point in found.points:
+    for point in result.points:
         setting = point.setting
         table.add_row(
             setting.trunk,
             str(setting.short_side),
             str(setting.proposals),
-            *(score_text(point.ap.get(kind, -1)) for kind in kinds),
+            *(score_text(point.ap.get(iou_type, -1)) for iou_type in iou_types),
             f"{point.milliseconds:.1f}",
             f"{point.megabytes:.0f}",
             "front" if point.on_front else "",
@@ -74,8 +74,8 @@ def _print_tradeoff(found: "Tradeoff", run: TradeoffRun) -> None:
     console.print(table)
     time = "processor time" if run.clock == "cpu" else "time"
     console.print(
-        f"{found.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; "
-        f"{found.machine}",
+        f"{result.images} images one at a time, {run.rounds} round{'s' * (run.rounds > 1)}, median {time}; "
+        f"{result.machine}",
         soft_wrap=True,
     )
-    console.print(f"Table and plot: {', '.join(found.files)}", soft_wrap=True)
+    console.print(f"Table and plot: {', '.join(result.files)}", soft_wrap=True)

@@ -41,16 +41,16 @@ def chaos(run: ChaosRun) -> int:
     print(f"  {run.num_images} images, {run.rounds} rounds", flush=True)
     rounds = benchmark_chaos(run, _show_round)
     lost, repeated, torn, changed = (
-        sum(getattr(found, name) for found in rounds) for name in ("lost", "repeated", "torn", "different")
+        sum(getattr(result, name) for result in rounds) for name in ("lost", "repeated", "torn", "different")
     )
     print(f"  lost / repeated / torn: {lost} / {repeated} / {torn}; rows unlike an undisturbed run's: {changed}")
-    return int(lost + repeated + torn + changed > 0 or not all(found.verified for found in rounds))
+    return int(lost + repeated + torn + changed > 0 or not all(result.verified for result in rounds))
 
 
-def _show_round(found: "ChaosRound") -> None:
-    killed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in found.killed.items())
+def _show_round(result: "ChaosRound") -> None:
+    killed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in result.killed.items())
     print(
-        f"  seed {found.seed}: killed {killed}; lost {found.lost}, repeated {found.repeated}, torn {found.torn}, "
-        f"changed {found.different}, verified {'yes' if found.verified else 'NO'}; {found.seconds:.0f} s",
+        f"  seed {result.seed}: killed {killed}; lost {result.lost}, repeated {result.repeated}, torn {result.torn}, "
+        f"changed {result.different}, verified {'yes' if result.verified else 'NO'}; {result.seconds:.0f} s",
         flush=True,
     )

@@ -125,6 +125,6 @@ def train(run: BenchmarkRun) -> int:
     return 0
 
 
-def _print_dearest(kind: str, shares: Sequence[tuple[str, float]]) -> None:
+def _print_dearest(title: str, shares: Sequence[tuple[str, float]]) -> None:
     if shares:
-        print(f"  dearest {kind}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
+        print(f"  dearest {title}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))

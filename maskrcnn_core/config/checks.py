@@ -54,8 +54,8 @@ def require_typed(where: str, config: Any) -> None:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints(config_class: Any) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
 
 
 def _require_type(name: str, value: Any, hint: Any) -> None:
@@ -70,8 +70,8 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
         require(isinstance(value, tuple | list), name, value, "a list")
         endless = len(arguments) == 2 and arguments[1] is Ellipsis
         require(endless or len(value) == len(arguments), name, value, f"{len(arguments)} values")
-        for item, kind in zip(value, [arguments[0]] * len(value) if endless else arguments, strict=True):
-            _require_type(name, item, kind)
+        for item, item_hint in zip(value, [arguments[0]] * len(value) if endless else arguments, strict=True):
+            _require_type(name, item, item_hint)
     elif hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number and abs(value) <= _LARGEST_FLOAT, name, value, "a finite number")

@@ -65,16 +65,18 @@ def objects_from_record(record: ImageRecord, *, min_score: float = 0.0) -> list[
         min_score: weaker detections are left out.
     """
     objects = []
-    for found in record.detections:
-        if found.score < min_score:
+    for detection in record.detections:
+        if detection.score < min_score:
             continue
         mask = None
-        if found.rle_counts is not None:
+        if detection.rle_counts is not None:
             size = record.height or 0, record.width or 0  # an image with detections has a size
-            mask = rasterise({"size": list(size), "counts": found.rle_counts}, *size)
-        keypoints = _points(found.keypoints)
+            mask = rasterise({"size": list(size), "counts": detection.rle_counts}, *size)
+        keypoints = _points(detection.keypoints)
         objects.append(
-            DrawnObject(_corners(found.bbox), found.category, found.category_id, found.score, mask, keypoints)
+            DrawnObject(
+                _corners(detection.bbox), detection.category, detection.category_id, detection.score, mask, keypoints
+            )
         )
     return objects
 
@@ -238,14 +240,16 @@ def _draw_labels(canvas: Image.Image, objects: Sequence[DrawnObject], style: _St
         width = min(int(np.ceil(font.getlength(text))) + 2 * pad, canvas.width)
         if width * height > 2 * _box_area(drawn):
             continue
-        place = _label_place(drawn, (width, height), (canvas.width, canvas.height), placed)
-        if place is None:
+        rectangle = _label_rectangle(drawn, (width, height), (canvas.width, canvas.height), placed)
+        if rectangle is None:
             continue
-        placed.append(place)
+        placed.append(rectangle)
         color = category_color(drawn.category_id)
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
+        draw.rectangle((rectangle[0], rectangle[1], rectangle[2] - 1, rectangle[3] - 1), fill=color)
         bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-        draw.text((place[0] + pad, place[1] + pad // 2), text, fill=_INK if bright else (255, 255, 255), font=font)
+        draw.text(
+            (rectangle[0] + pad, rectangle[1] + pad // 2), text, fill=_INK if bright else (255, 255, 255), font=font
+        )
 
 
 def _label(drawn: DrawnObject) -> str:
@@ -254,7 +258,7 @@ def _label(drawn: DrawnObject) -> str:
     return drawn.category if drawn.score is None else f"{drawn.category} {drawn.score:.2f}"
 
 
-def _label_place(
+def _label_rectangle(
     drawn: DrawnObject, label: tuple[int, int], picture: tuple[int, int], placed: Sequence[Rectangle]
 ) -> Rectangle | None:
     """Where the label hides the least of other labels: above the box, inside its top, below it; always in the picture.
@@ -270,12 +274,12 @@ def _label_place(
     best, least = None, 0.25 * width * height
     for x, y in ((x1, y1 - height), (x2 - width, y1 - height), (x1, y1), (x1, y2), (x1, y2 - height)):
         left, top = min(max(x, 0), picture[0] - width), min(max(y, 0), picture[1] - height)
-        place = left, top, left + width, top + height
-        hidden = float(sum(_shared_area(place, other) for other in placed))
+        rectangle = left, top, left + width, top + height
+        hidden = float(sum(_shared_area(rectangle, other) for other in placed))
         if hidden == 0:
-            return place
+            return rectangle
         if hidden < least:
-            best, least = place, hidden
+            best, least = rectangle, hidden
     return best
 
 

@@ -29,10 +29,10 @@ def rle_brush(mask: ObjectMask, height: int, width: int) -> list[int]:
         Numbers from 0 to 255.
     """
     lengths, values = _split_long(*_runs(mask, height, width))
-    kind = np.searchsorted([1 << bits for bits in _WIDTHS], lengths)
-    length_bits = np.array(_WIDTHS)[kind]
+    width_index = np.searchsorted([1 << bits for bits in _WIDTHS], lengths)
+    length_bits = np.array(_WIDTHS)[width_index]
     header = (height * width * _CHANNELS, 32), (_WORD_BITS - 1, 5), *((bits - 1, 4) for bits in _WIDTHS)
-    numbers = ((0b100 | kind) << length_bits | (lengths - 1)) << _WORD_BITS | values
+    numbers = ((0b100 | width_index) << length_bits | (lengths - 1)) << _WORD_BITS | values
     head = _bits(np.array([number for number, _ in header]), np.array([bits for _, bits in header]))
     packed: list[int] = np.packbits(np.concatenate([head, _bits(numbers, 3 + length_bits + _WORD_BITS)])).tolist()
     return packed
@@ -45,8 +45,8 @@ def _runs(mask: ObjectMask, height: int, width: int) -> tuple[_Int64, _Int64]:
     bordered[:, :-1] = mask.pixels
     steps = np.diff(bordered.ravel(), prepend=np.int8(0))
     begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-    places = [(edge // (columns + 1) + mask.top) * width + edge % (columns + 1) + mask.left for edge in (begins, ends)]
-    edges = np.concatenate([[0], np.stack(places, axis=1).ravel(), [height * width]])
+    borders = [(edge // (columns + 1) + mask.top) * width + edge % (columns + 1) + mask.left for edge in (begins, ends)]
+    edges = np.concatenate([[0], np.stack(borders, axis=1).ravel(), [height * width]])
     lengths = np.diff(edges) * _CHANNELS
     values = np.where(np.arange(len(lengths)) % 2 == 1, 255, 0)
     return lengths[lengths > 0], values[lengths > 0]
@@ -64,7 +64,7 @@ def _bits(numbers: _Int64, widths: _Int64) -> npt.NDArray[np.uint8]:
     """The numbers one after another, each in its number of bits, high bits first."""
     ends = np.cumsum(widths)
     bits = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
-    for place in range(int(widths.max(initial=0))):
-        wide = widths > place
-        bits[ends[wide] - 1 - place] = (numbers[wide] >> place) & 1
+    for bit in range(int(widths.max(initial=0))):
+        wide = widths > bit
+        bits[ends[wide] - 1 - bit] = (numbers[wide] >> bit) & 1
     return bits

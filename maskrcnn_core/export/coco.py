@@ -24,23 +24,23 @@ def _results(source: LabelSource) -> Iterator[str]:
     yield "["
     separator = "\n"
     for labelled in source.labelled():
-        for found in labelled.objects:
-            yield separator + to_json(_result(found, labelled.image))
+        for detection in labelled.objects:
+            yield separator + to_json(_result(detection, labelled.image))
             separator = ",\n"
     yield "\n]\n"
 
 
-def _result(found: DetectionRecord, image: ExportImage) -> dict[str, Any]:
+def _result(detection: DetectionRecord, image: ExportImage) -> dict[str, Any]:
     result: dict[str, Any] = {
         "image_id": image.image_id,
-        "category_id": found.category_id,
-        "score": found.score,
-        "bbox": list(found.bbox),
+        "category_id": detection.category_id,
+        "score": detection.score,
+        "bbox": list(detection.bbox),
     }
-    if found.rle_counts is not None:
-        result["segmentation"] = {"size": [image.height, image.width], "counts": found.rle_counts}
-    if found.keypoints is not None:
-        result["keypoints"] = list(found.keypoints)
+    if detection.rle_counts is not None:
+        result["segmentation"] = {"size": [image.height, image.width], "counts": detection.rle_counts}
+    if detection.keypoints is not None:
+        result["keypoints"] = list(detection.keypoints)
     return result
 
 

@@ -77,32 +77,32 @@ def _image(image: ExportImage) -> dict[str, Any]:
 def _annotations(source: LabelSource, style: ExportStyle) -> Iterator[dict[str, Any]]:
     number = 0
     for labelled in source.labelled():
-        for found in labelled.objects:
-            if is_empty(found, labelled.image):
+        for detection in labelled.objects:
+            if is_empty(detection, labelled.image):
                 continue
             number += 1
-            yield {"id": number} | _annotation(found, labelled.image, style)
+            yield {"id": number} | _annotation(detection, labelled.image, style)
 
 
-def _annotation(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> dict[str, Any]:
+def _annotation(detection: DetectionRecord, image: ExportImage, style: ExportStyle) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "image_id": image.image_id,
-        "category_id": found.category_id,
+        "category_id": detection.category_id,
         "iscrowd": 0,
-        "score": found.score,
-        "bbox": list(found.bbox),
-        "area": found.bbox[2] * found.bbox[3],
+        "score": detection.score,
+        "bbox": list(detection.bbox),
+        "area": detection.bbox[2] * detection.bbox[3],
     }
-    if found.rle_counts is not None:
-        segmentation = {"size": [image.height, image.width], "counts": found.rle_counts}
-        entry["area"] = mask_area(found, image)
-        mask = mask_of(found, image) if style.polygons else None
+    if detection.rle_counts is not None:
+        segmentation = {"size": [image.height, image.width], "counts": detection.rle_counts}
+        entry["area"] = mask_area(detection, image)
+        mask = mask_of(detection, image) if style.polygons else None
         if mask is None:
             entry["segmentation"] = segmentation
         else:
             entry["segmentation"] = [np.round(mask_polygon(mask, style.tolerance), 2).ravel().tolist()]
-    if found.keypoints is not None:
-        keypoints = labelled_keypoints(found.keypoints, style.min_keypoint_score)
+    if detection.keypoints is not None:
+        keypoints = labelled_keypoints(detection.keypoints, style.min_keypoint_score)
         entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
     return entry
 

@@ -42,9 +42,9 @@ def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
         yield (
             f'<image id="{number}" name={_attribute(image.name)} width="{image.width}" height="{image.height}">\n'
             + "".join(
-                _shapes(found, image, style, names[found.category_id])
-                for found in labelled.objects
-                if not is_empty(found, image)
+                _shapes(detection, image, style, names[detection.category_id])
+                for detection in labelled.objects
+                if not is_empty(detection, image)
             )
             + "</image>\n"
         )
@@ -68,33 +68,33 @@ def _attribute(text: str) -> str:
     return quoteattr(xml_text(text))
 
 
-def _shapes(found: DetectionRecord, image: ExportImage, style: ExportStyle, name: str) -> str:
+def _shapes(detection: DetectionRecord, image: ExportImage, style: ExportStyle, name: str) -> str:
     """The object's mask, polygon or box, and its keypoints as one shape of points."""
-    mask = mask_of(found, image)
+    mask = mask_of(detection, image)
     label = _attribute(name)
-    score = f'<attribute name="score">{found.score:.4f}</attribute>'
+    score = f'<attribute name="score">{detection.score:.4f}</attribute>'
     if mask is None:
-        x, y, w, h = found.bbox
-        place = f'xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + w:.2f}" ybr="{y + h:.2f}"'
-        text = _shape("box", label, place, score)
+        x, y, w, h = detection.bbox
+        corners = f'xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + w:.2f}" ybr="{y + h:.2f}"'
+        text = _shape("box", label, corners, score)
     elif style.polygons:
         points = ";".join(f"{x:.2f},{y:.2f}" for x, y in mask_polygon(mask, style.tolerance).tolist())
         text = _shape("polygon", label, f'points="{points}"', score)
     else:
-        text = _shape("mask", label, _mask_place(mask), score)
-    if found.keypoints is not None:
-        flat = labelled_keypoints(found.keypoints, style.min_keypoint_score)
-        # Index of a pixel to its middle: CVAT's places are continuous.
+        text = _shape("mask", label, _mask_geometry(mask), score)
+    if detection.keypoints is not None:
+        flat = labelled_keypoints(detection.keypoints, style.min_keypoint_score)
+        # Index of a pixel to its middle: CVAT's coordinates are continuous.
         there = [f"{x + 0.5:.2f},{y + 0.5:.2f}" for x, y, v in zip(flat[::3], flat[1::3], flat[2::3], strict=True) if v]
         text += _shape("points", label, f'points="{";".join(there)}"', score) if there else ""
     return text
 
 
-def _shape(kind: str, label: str, place: str, inner: str) -> str:
-    return f'<{kind} label={label} source="auto" occluded="0" {place} z_order="0">{inner}</{kind}>\n'
+def _shape(tag: str, label: str, geometry: str, inner: str) -> str:
+    return f'<{tag} label={label} source="auto" occluded="0" {geometry} z_order="0">{inner}</{tag}>\n'
 
 
-def _mask_place(mask: ObjectMask) -> str:
+def _mask_geometry(mask: ObjectMask) -> str:
     height, width = mask.pixels.shape
     runs = ", ".join(map(str, uncompressed_rle(mask.pixels.T)["counts"]))
     return f'rle="{runs}" left="{mask.left}" top="{mask.top}" width="{width}" height="{height}"'

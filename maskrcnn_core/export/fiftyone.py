@@ -19,11 +19,11 @@ from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource
 
 def fiftyone_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     """data.json, then labels.json; a folder."""
-    yield ExportFile("data.json", _places(source))
+    yield ExportFile("data.json", _uris(source))
     yield ExportFile("labels.json", dataset_pieces(source, style, source.survey.shown_names))
 
 
-def _places(source: LabelSource) -> Iterator[str]:
+def _uris(source: LabelSource) -> Iterator[str]:
     yield "{"
     separator = "\n"
     for image in source.images():

@@ -70,7 +70,7 @@ def format_meanings() -> dict[FormatName, str]:
 
 
 def _first_line(name: FormatName) -> str:
-    source = files(_PACKAGE).joinpath(f"{name}.py").read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source))
+    text = files(_PACKAGE).joinpath(f"{name}.py").read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
     assert docstring, name
     return docstring.splitlines()[0].rstrip(".")

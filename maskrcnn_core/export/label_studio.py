@@ -64,36 +64,38 @@ def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[str]:
 
 def _task(labelled: LabelledImage, model: str, style: ExportStyle, names: Mapping[int, str]) -> dict[str, Any]:
     image = labelled.image
-    place = image.uri if style.image_prefix is None else address(style.image_prefix, image.name)
-    objects = [found for found in labelled.objects if not is_empty(found, image)]
+    uri = image.uri if style.image_prefix is None else address(style.image_prefix, image.name)
+    objects = [detection for detection in labelled.objects if not is_empty(detection, image)]
     regions = [
         region
-        for number, found in enumerate(objects, 1)
-        for region in _regions(replace(found, category=names[found.category_id]), image, f"object{number}", style)
+        for number, detection in enumerate(objects, 1)
+        for region in _regions(
+            replace(detection, category=names[detection.category_id]), image, f"object{number}", style
+        )
     ]
     prediction: dict[str, Any] = {"model_version": model, "result": regions}
     if objects:
         # The weakest object decides how soon an image is looked at, where tasks are ordered by score.
-        prediction["score"] = min(found.score for found in objects)
-    return {"data": {"image": place, "image_id": image.image_id}, "predictions": [prediction]}
+        prediction["score"] = min(detection.score for detection in objects)
+    return {"data": {"image": uri, "image_id": image.image_id}, "predictions": [prediction]}
 
 
-def _regions(found: DetectionRecord, image: ExportImage, name: str, style: ExportStyle) -> Iterator[dict[str, Any]]:
-    mask = mask_of(found, image)
+def _regions(detection: DetectionRecord, image: ExportImage, name: str, style: ExportStyle) -> Iterator[dict[str, Any]]:
+    mask = mask_of(detection, image)
     if mask is None:
-        x, y, w, h = found.bbox
-        place = {"x": x, "width": w}, {"y": y, "height": h}
-        value = _percent(place[0], image.width) | _percent(place[1], image.height) | {"rotation": 0}
-        yield _region("rectanglelabels", found.category, value, image, name, found.score)
+        x, y, w, h = detection.bbox
+        spans = {"x": x, "width": w}, {"y": y, "height": h}
+        value = _percent(spans[0], image.width) | _percent(spans[1], image.height) | {"rotation": 0}
+        yield _region("rectanglelabels", detection.category, value, image, name, detection.score)
     elif style.polygons:
         points = mask_polygon(mask, style.tolerance) * (100 / image.width, 100 / image.height)
         value = {"points": points.round(4).tolist(), "closed": True}
-        yield _region("polygonlabels", found.category, value, image, name, found.score)
+        yield _region("polygonlabels", detection.category, value, image, name, detection.score)
     else:
         value = {"format": "rle", "rle": rle_brush(mask, image.height, image.width)}
-        yield _region("brushlabels", found.category, value, image, name, found.score)
-    if found.keypoints is not None:
-        yield from _keypoints(found.keypoints, image, name, style)
+        yield _region("brushlabels", detection.category, value, image, name, detection.score)
+    if detection.keypoints is not None:
+        yield from _keypoints(detection.keypoints, image, name, style)
 
 
 def _keypoints(
@@ -101,12 +103,12 @@ def _keypoints(
 ) -> Iterator[dict[str, Any]]:
     flat = labelled_keypoints(keypoints, style.min_keypoint_score)
     names = keypoint_names(len(flat) // 3)
-    for place, (x, y, v) in enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=True)):
+    for index, (x, y, v) in enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=True)):
         if v:
             value = _percent({"x": x + 0.5}, image.width) | _percent({"y": y + 0.5}, image.height)
             value["width"] = _KEYPOINT_WIDTH
             region = _region(
-                "keypointlabels", names[place], value, image, f"{parent}-{names[place]}", keypoints[3 * place + 2]
+                "keypointlabels", names[index], value, image, f"{parent}-{names[index]}", keypoints[3 * index + 2]
             )
             yield region | {"parentID": parent}
 

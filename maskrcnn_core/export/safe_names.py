@@ -46,7 +46,7 @@ def safe_path(name: str, identity: str) -> str:
 
 def _safe_part(part: str) -> str:
     kept = "".join("_" if one == "\\" or unicodedata.category(one) in _NOT_IN_PATHS else one for one in part)
-    kept = _DRIVE.sub(lambda found: f"{found[0][0]}_", kept)
+    kept = _DRIVE.sub(lambda match: f"{match[0][0]}_", kept)
     if len(kept.encode()) <= _LONGEST_PART:
         return kept
     stem, ending = posixpath.splitext(kept)

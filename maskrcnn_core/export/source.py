@@ -130,77 +130,81 @@ class ExportFile:
     pieces: Iterator[str]
 
 
-def mask_of(found: DetectionRecord, image: ExportImage) -> ObjectMask | None:
+def mask_of(detection: DetectionRecord, image: ExportImage) -> ObjectMask | None:
     """The object's pixels inside their tight rectangle; None where it has no mask or the mask no pixel.
 
     Raises:
         StorageError: malformed run lengths.
     """
-    if found.rle_counts is None:
+    if detection.rle_counts is None:
         return None
-    with _naming(found, image):
-        mask = object_mask(_segmentation(found, image), image.height, image.width)
+    with _naming(detection, image):
+        mask = object_mask(_segmentation(detection, image), image.height, image.width)
     return mask if mask.pixels.any() else None
 
 
-def is_empty(found: DetectionRecord, image: ExportImage) -> bool:
+def is_empty(detection: DetectionRecord, image: ExportImage) -> bool:
     """Whether there is nothing to draw: a mask without a pixel, or a box without extent."""
-    if found.bbox[2] <= 0 or found.bbox[3] <= 0:
+    if detection.bbox[2] <= 0 or detection.bbox[3] <= 0:
         return True
-    return found.rle_counts is not None and mask_area(found, image) == 0
+    return detection.rle_counts is not None and mask_area(detection, image) == 0
 
 
-def is_too_large(found: DetectionRecord, image: ExportImage) -> bool:
+def is_too_large(detection: DetectionRecord, image: ExportImage) -> bool:
     """Whether drawing the object's mask would take more memory or time than one object may."""
-    if found.rle_counts is None:
+    if detection.rle_counts is None:
         return False
     if image.height * image.width > _MOST_PIXELS:
-        _, _, width, height = coco_mask.toBbox(_segmentation(found, image)).tolist()
+        _, _, width, height = coco_mask.toBbox(_segmentation(detection, image)).tolist()
         if width * height > _MOST_PIXELS:
             return True
-    if len(found.rle_counts) <= _MOST_RUNS:  # a run has a character or more
+    if len(detection.rle_counts) <= _MOST_RUNS:  # a run has a character or more
         return False
-    with _naming(found, image):
-        return len(run_lengths(_segmentation(found, image), image.height, image.width)) > _MOST_RUNS
+    with _naming(detection, image):
+        return len(run_lengths(_segmentation(detection, image), image.height, image.width)) > _MOST_RUNS
 
 
-def mask_area(found: DetectionRecord, image: ExportImage) -> int:
+def mask_area(detection: DetectionRecord, image: ExportImage) -> int:
     """Pixels of the object's mask, counted without drawing it. Errors as `mask_of`."""
-    with _naming(found, image):
-        return int(run_lengths(_segmentation(found, image), image.height, image.width)[1::2].sum())
+    with _naming(detection, image):
+        return int(run_lengths(_segmentation(detection, image), image.height, image.width)[1::2].sum())
 
 
 @contextmanager
-def _naming(found: DetectionRecord, image: ExportImage) -> Iterator[None]:
+def _naming(detection: DetectionRecord, image: ExportImage) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         raise StorageError(
-            f"labels: image {image.image_id}, a {found.category}: {error}; python -m jobs.verify lists such rows"
+            f"labels: image {image.image_id}, a {detection.category}: {error}; python -m jobs.verify lists such rows"
         ) from None
 
 
-def _segmentation(found: DetectionRecord, image: ExportImage) -> dict[str, Any]:
-    return {"size": [image.height, image.width], "counts": found.rle_counts}
+def _segmentation(detection: DetectionRecord, image: ExportImage) -> dict[str, Any]:
+    return {"size": [image.height, image.width], "counts": detection.rle_counts}
 
 
 def keypoint_names(count: int) -> tuple[str, ...]:
     """COCO's for 17; the labels name none, so that others are numbered."""
     return (
-        COCO_KEYPOINTS if count == len(COCO_KEYPOINTS) else tuple(f"keypoint_{place}" for place in range(1, count + 1))
+        COCO_KEYPOINTS
+        if count == len(COCO_KEYPOINTS)
+        else tuple(f"keypoint_{number}" for number in range(1, count + 1))
     )
 
 
 def labelled_keypoints(keypoints: tuple[float, ...], min_score: float) -> list[float]:
-    """Keypoints as annotations have them: v = 2 for one that was found, and x = y = v = 0 for one that was not.
+    """Keypoints as annotations have them: v = 2 for one that counts as labelled, and x = y = v = 0 for others.
 
     Args:
         keypoints: x, y, probability of each, flat.
-        min_score: probability from which on one counts as found.
+        min_score: probability from which on one counts as labelled.
     """
     triples = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
-    found = triples[:, 2:] >= min_score
+    is_labelled = triples[:, 2:] >= min_score
     flat: list[float] = (
-        np.where(found, np.hstack([triples[:, :2], np.full_like(found, 2.0, np.float64)]), 0).ravel().tolist()
+        np.where(is_labelled, np.hstack([triples[:, :2], np.full_like(is_labelled, 2.0, np.float64)]), 0)
+        .ravel()
+        .tolist()
     )
     return flat

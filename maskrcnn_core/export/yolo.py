@@ -1,6 +1,6 @@
 """YOLO's segmentation text: a folder with a .txt for each image with one object a line, and data.yaml.
 
-Format: docs.ultralytics.com/datasets/segment: `class x1 y1 x2 y2 ...`, the class's place in data.yaml and a polygon as
+Format: docs.ultralytics.com/datasets/segment: `class x1 y1 x2 y2 ...`, the class's index in data.yaml and a polygon as
 shares of the image's width and height; an object without a mask is `class x y width height` with the box's middle
 (docs.ultralytics.com/datasets/detect). An image without objects has an empty file. Ultralytics looks for the label of
 images/NAME.jpg at labels/NAME.txt, so that the images belong into images/ of the export, by the names in images.txt.
@@ -48,17 +48,17 @@ def _data(survey: Survey) -> str:
 
 def _label_text(labelled: LabelledImage, classes: dict[int, int], style: ExportStyle) -> str:
     lines = [
-        f"{classes[found.category_id]} {_place(found, labelled.image, style)}\n"
-        for found in labelled.objects
-        if not is_empty(found, labelled.image)
+        f"{classes[detection.category_id]} {_coordinates(detection, labelled.image, style)}\n"
+        for detection in labelled.objects
+        if not is_empty(detection, labelled.image)
     ]
     return "".join(lines)
 
 
-def _place(found: DetectionRecord, image: ExportImage, style: ExportStyle) -> str:
-    mask = mask_of(found, image)
+def _coordinates(detection: DetectionRecord, image: ExportImage, style: ExportStyle) -> str:
+    mask = mask_of(detection, image)
     if mask is None:
-        x, y, w, h = found.bbox
+        x, y, w, h = detection.bbox
         values = [(x + w / 2) / image.width, (y + h / 2) / image.height, w / image.width, h / image.height]
     else:
         values = (mask_polygon(mask, style.tolerance) / (image.width, image.height)).ravel().tolist()

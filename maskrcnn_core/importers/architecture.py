@@ -142,18 +142,18 @@ def resnet_name(state: Mapping[str, Tensor], names: KeyNames) -> str:
     if bottleneck and conv is not None and conv.dim() == 4 and conv.shape[1] > 0:
         width = conv.shape[0]
         groups = width // conv.shape[1]
-    found = [
+    resnets = [
         name
         for name, form in RESNETS.items()
         if (form.blocks[:3], form.bottleneck, form.groups, form.width) == (blocks, bottleneck, groups, width)
     ]
-    if not found:
+    if not resnets:
         raise CheckpointError(
             f"{names.framework} checkpoint: no ResNet is known with {', '.join(map(str, blocks))} "
             f"{'bottleneck' if bottleneck else 'basic'} blocks in {', '.join(names.stages[:3])}, {groups} groups and "
             f"width {width}; expected one of {', '.join(RESNETS)}"
         )
-    return found[0]
+    return resnets[0]
 
 
 def _num_blocks(state: Mapping[str, Tensor], stage: str) -> int:

@@ -89,14 +89,14 @@ def parse_source_config(name: str) -> SourceConfig:
     """
     plain = re.sub(r"\.(yaml|yml|py)$", "", name.strip())
     plain = re.sub(r"^.*(?:configs|model_zoo)/", "", plain)
-    found = _torchvision(plain) or _mmdetection(plain) or _detectron2(plain)
-    if found is None:
+    config = _torchvision(plain) or _mmdetection(plain) or _detectron2(plain)
+    if config is None:
         raise CheckpointError(
             f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN configuration such as "
             f"{_EXAMPLES}; cascades, deformable convolutions, group norm, RetinaNet and panoptic models are not "
             "supported"
         )
-    return found
+    return config
 
 
 def _torchvision(name: str) -> SourceConfig | None:
@@ -149,7 +149,7 @@ def _mmdetection(name: str) -> SourceConfig | None:
     )
 
 
-def check_source_config(said: SourceConfig | None, framework: Framework, found: Architecture) -> None:
+def check_source_config(said: SourceConfig | None, framework: Framework, architecture: Architecture) -> None:
     """Make sure that a configuration's name and a file's keys speak of the same model.
 
     Raises:
@@ -161,17 +161,18 @@ def check_source_config(said: SourceConfig | None, framework: Framework, found: 
         f"{what} {there} (the keys: {here})"
         for what, there, here in (
             ("framework", said.framework, framework),
-            ("network", said.network, found.network),
-            ("pyramid", said.pyramid, found.pyramid),
-            ("kind", said.kind, found.kind),
-            ("norms in the pyramid", said.pyramid_norm, found.pyramid_norm),
+            ("network", said.network, architecture.network),
+            ("pyramid", said.pyramid, architecture.pyramid),
+            ("kind", said.kind, architecture.kind),
+            ("norms in the pyramid", said.pyramid_norm, architecture.pyramid_norm),
         )
         if there is not None and there != here
     ]
     if differences:
         raise CheckpointError(
             f"source_config {said.name} does not fit: it says {', '.join(differences)}. The keys look like "
-            f"{likely_name(framework, found)}; give the name of the configuration that the file was made with, or none"
+            f"{likely_name(framework, architecture)}; give the name of the configuration that the file was made with, "
+            "or none"
         )
 
 

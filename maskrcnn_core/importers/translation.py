@@ -46,32 +46,32 @@ class Translation:
         """The tensors of these keys; None, and a note, where one is missing."""
         absent = [key for key in keys if key not in self.left]
         self.missing += absent
-        found = [self.left.pop(key) for key in keys if key in self.left]
-        return None if absent else found
+        tensors = [self.left.pop(key) for key in keys if key in self.left]
+        return None if absent else tensors
 
-    def part(self, source: str, ours: str, change: Change | None = None) -> None:
+    def part(self, theirs: str, ours: str, change: Change | None = None) -> None:
         """Weight and bias of a layer, both changed in the same way."""
-        self.tensor(f"{source}.weight", f"{ours}.weight", change)
-        self.tensor(f"{source}.bias", f"{ours}.bias", change)
+        self.tensor(f"{theirs}.weight", f"{ours}.weight", change)
+        self.tensor(f"{theirs}.bias", f"{ours}.bias", change)
 
-    def tensor(self, source: str, ours: str, change: Change | None = None) -> None:
+    def tensor(self, theirs: str, ours: str, change: Change | None = None) -> None:
         """One tensor, changed."""
-        found = self.take([source])
-        if found is None:
+        tensors = self.take([theirs])
+        if tensors is None:
             return
-        self.origins[ours] = source
+        self.origins[ours] = theirs
         try:
-            self.result[ours] = found[0] if change is None else change(found[0]).contiguous()
+            self.result[ours] = tensors[0] if change is None else change(tensors[0]).contiguous()
         except (RuntimeError, ValueError, IndexError):
-            self.misshapen.append(f"{source} {list(found[0].shape)}")
+            self.misshapen.append(f"{theirs} {list(tensors[0].shape)}")
 
     def affine(self, conv: str, norm: str, ours: str, eps: float) -> None:
         """A convolution without bias and its batch norm as `weight`, `scale` and `shift`."""
-        found = self.take([f"{conv}.weight", *(f"{norm}.{part}" for part in _NORM_PARTS)])
-        if found is None:
+        tensors = self.take([f"{conv}.weight", *(f"{norm}.{part}" for part in _NORM_PARTS)])
+        if tensors is None:
             return
-        weight, gamma, beta, mean, variance = found
-        if any(statistic.shape != weight.shape[:1] for statistic in found[1:]):
+        weight, gamma, beta, mean, variance = tensors
+        if any(statistic.shape != weight.shape[:1] for statistic in tensors[1:]):
             self.misshapen.append(f"{norm}.* {list(gamma.shape)} behind {conv}.weight {list(weight.shape)}")
             return
         scale = gamma * (variance + eps).rsqrt()
@@ -122,14 +122,14 @@ def translate_resnet(to: Translation, names: KeyNames, form: Architecture, norm_
     """The trunk and, with C4, the last stage, which works on regions."""
     to.affine(names.stem, names.stem_norm, "trunk.stem.0", norm_eps)
     resnet = RESNETS[form.network]
-    for stage, (source, num_blocks) in enumerate(zip(names.stages, resnet.blocks, strict=True)):
+    for stage, (theirs, num_blocks) in enumerate(zip(names.stages, resnet.blocks, strict=True)):
         ours = f"trunk.stages.{stage}"
         if stage == 3 and form.pyramid == "c4":
             if not form.box:
                 continue  # an RPN alone has no regions to work on
             ours = "regions.trunk"
         for block in range(num_blocks):
-            here, there = f"{source}.{block}.", f"{ours}.{block}."
+            here, there = f"{theirs}.{block}.", f"{ours}.{block}."
             for i in range(3 if resnet.bottleneck else 2):
                 to.affine(here + names.block_conv(i), here + names.block_norm(i), f"{there}conv{i + 1}", norm_eps)
             if block == 0 and (resnet.bottleneck or stage > 0):
@@ -183,19 +183,19 @@ def translate_heads(
         for i in range(form.box_convs):
             _convs(to, names, names.box_convs, f"regions.box.head.convs.{i}", i, norm=form.box_norm, eps=norm_eps)
         for i in range(form.box_layers):
-            source, ours = names.box_layers(i), f"regions.box.head.layers.{i}"
+            theirs, ours = names.box_layers(i), f"regions.box.head.layers.{i}"
             columns = (lambda x: _channels_last_columns(x, box_resolution)) if i == 0 else None
-            to.tensor(f"{source}.weight", f"{ours}.weight", columns)
-            to.tensor(f"{source}.bias", f"{ours}.bias")
+            to.tensor(f"{theirs}.weight", f"{ours}.weight", columns)
+            to.tensor(f"{theirs}.bias", f"{ours}.bias")
         to.part(names.classes, "regions.box.head.classes", (lambda x: x.roll(-1, 0)) if background_first else None)
         to.part(names.box_deltas, "regions.box.head.deltas", (lambda x: x[4:]) if background_first else None)
     if form.mask:
         for i in range(form.mask_convs):
-            source = names.mask_convs(i)
+            theirs = names.mask_convs(i)
             if form.mask_norm:
-                to.folded(source + names.conv, source + names.norm, f"regions.mask.head.convs.{i}", norm_eps)
+                to.folded(theirs + names.conv, theirs + names.norm, f"regions.mask.head.convs.{i}", norm_eps)
             else:
-                to.part(source + names.conv, f"regions.mask.head.convs.{i}")
+                to.part(theirs + names.conv, f"regions.mask.head.convs.{i}")
         to.part(names.mask_deconv, "regions.mask.head.deconv")
         to.part(names.mask_predictor, "regions.mask.head.predictor", (lambda x: x[1:]) if background_first else None)
     if form.keypoint:
@@ -206,11 +206,11 @@ def translate_heads(
 
 
 def _convs(to: Translation, names: KeyNames, parts: Numbered, ours: str, i: int, *, norm: bool, eps: float) -> None:
-    source = parts(i)
+    theirs = parts(i)
     if norm:
-        to.affine(source + names.conv, source + names.norm, ours, eps)
+        to.affine(theirs + names.conv, theirs + names.norm, ours, eps)
     else:
-        to.part(source + names.conv, ours)
+        to.part(theirs + names.conv, ours)
 
 
 def _channels_last_columns(weight: Tensor, resolution: int) -> Tensor:

@@ -75,17 +75,17 @@ class BatchPipeline:
         """What the steps make of the images, in order; an image that fails has an `ImageRecord` that says why."""
         records: dict[int, _Record | ImageRecord] = {}
 
-        def failed(place: int, error: ImageError) -> None:
-            records[place] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
+        def failed(index: int, error: ImageError) -> None:
+            records[index] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
 
         batches = self._padded(self._preparation.batches(encoded, proposals, failed))
         # With one image there is nothing to do beside it, and handing it from thread to thread takes a while.
         overlapped = self._overlapped and len(encoded) > 1
         in_turn = self._overlapping if overlapped else self._one_after_the_other
         with closing(in_turn(batches, steps)) as finished:
-            for items, found in finished:
-                records.update(zip((item.place for item in items), found, strict=True))
-        return [records[place] for place in range(len(encoded))]
+            for items, results in finished:
+                records.update(zip((item.index for item in items), results, strict=True))
+        return [records[index] for index in range(len(encoded))]
 
     def _padded(self, groups: Iterator[list[PreparedImage]]) -> Iterator[_Padded]:
         """Each group, and its batch where there is memory for it."""

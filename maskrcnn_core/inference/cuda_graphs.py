@@ -140,6 +140,6 @@ class _Graph:
         for name, recorded in tensors_of(self._inputs).items():
             recorded.copy_(given[name], non_blocking=True)
         self._graph.replay()
-        found = map_tensors(self._outputs, Tensor.clone)
+        detections = map_tensors(self._outputs, Tensor.clone)
         self._memory.read = stream.record_event()
-        return found
+        return detections

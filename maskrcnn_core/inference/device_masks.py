@@ -53,14 +53,14 @@ class MaskRuns:
 
     def of(self, mask: int) -> Tensor:
         """The positions of one mask."""
-        place = int(np.flatnonzero(self.masks == mask)[0])
-        start = int(self.lengths[:place].sum())
-        return self.positions[start : start + int(self.lengths[place])]
+        index = int(np.flatnonzero(self.masks == mask)[0])
+        start = int(self.lengths[:index].sum())
+        return self.positions[start : start + int(self.lengths[index])]
 
 
 def encode_on_device(
     masks: Tensor,
-    places: NDArray[np.int64],
+    indices: NDArray[np.int64],
     boxes: NDArray[np.float32],
     sizes: NDArray[np.int64],
     *,
@@ -69,7 +69,7 @@ def encode_on_device(
     pixels_at_once: int = PIXELS_AT_ONCE,
 ) -> list[str]:
     """COCO compressed run lengths of masks that lie on a device; arguments as `mask_runs`."""
-    runs = mask_runs(masks, places, boxes, sizes, rule=rule, threshold=threshold, pixels_at_once=pixels_at_once)
+    runs = mask_runs(masks, indices, boxes, sizes, rule=rule, threshold=threshold, pixels_at_once=pixels_at_once)
     encoded = encode_runs(runs.positions, runs.lengths, sizes[runs.masks].prod(axis=1))
     in_order = [""] * len(encoded)
     for mask, counts in zip(runs.masks.tolist(), encoded, strict=True):
@@ -80,7 +80,7 @@ def encode_on_device(
 @torch.no_grad()
 def mask_runs(
     masks: Tensor,
-    places: NDArray[np.int64],
+    indices: NDArray[np.int64],
     boxes: NDArray[np.float32],
     sizes: NDArray[np.int64],
     *,
@@ -93,7 +93,7 @@ def mask_runs(
 
     Args:
         masks: [M, S, S] probabilities, on any device.
-        places: [D], which of the M masks are wanted.
+        indices: [D], which of the M masks are wanted.
         boxes: [D, 4] float32, what each covers, in pixels of its image; on the host.
         sizes: [D, 2] (height, width) of the image of each.
         rule, threshold: as in `paste_mask`.
@@ -105,11 +105,11 @@ def mask_runs(
     side = masks.shape[-1]
     spans = pixel_spans(boxes, sizes, side, rule)
     if use_kernels(masks, "masks"):
-        return _runs_by_kernel(masks, places, spans, sizes, rule=rule, threshold=threshold)
-    pieces, owners, tables = _pieces(places, spans, sizes, side, pixels_at_once)
+        return _runs_by_kernel(masks, indices, spans, sizes, rule=rule, threshold=threshold)
+    pieces, owners, tables = _pieces(indices, spans, sizes, side, pixels_at_once)
     if not tables:
         nothing = torch.zeros(0, dtype=torch.int64, device=masks.device)
-        return MaskRuns(nothing, np.arange(len(places)), np.zeros(len(places), dtype=np.int64))
+        return MaskRuns(nothing, np.arange(len(indices)), np.zeros(len(indices), dtype=np.int64))
     on_device = to_device(torch.from_numpy(pieces), masks.device)
     counts, positions = [], []
     for table in tables:
@@ -118,13 +118,13 @@ def mask_runs(
         changes, first_pixels, column_ends = _table_changes(
             masks, on_device[part], columns, rows, rule=rule, threshold=threshold
         )
-        found = changes.view(-1).nonzero()[:, 0]  # how many there are is asked here
-        column = torch.div(found, rows + 1, rounding_mode="floor")
-        positions.append(first_pixels[column] + (found - column * (rows + 1)))
-        counts.append(torch.searchsorted(found, column_ends * (rows + 1)).diff(prepend=found.new_zeros(1)))
+        changed = changes.view(-1).nonzero()[:, 0]  # how many there are is asked here
+        column = torch.div(changed, rows + 1, rounding_mode="floor")
+        positions.append(first_pixels[column] + (changed - column * (rows + 1)))
+        counts.append(torch.searchsorted(changed, column_ends * (rows + 1)).diff(prepend=changed.new_zeros(1)))
     # The pieces of a mask follow each other, so its runs do; masks that are not drawn come last.
     first = np.flatnonzero(np.diff(owners, prepend=-1))
-    undrawn = np.setdiff1d(np.arange(len(places)), owners)
+    undrawn = np.setdiff1d(np.arange(len(indices)), owners)
     lengths = np.add.reduceat(torch.cat(counts).cpu().numpy(), first)
     return MaskRuns(
         torch.cat(positions),
@@ -135,7 +135,7 @@ def mask_runs(
 
 def _runs_by_kernel(
     masks: Tensor,
-    places: NDArray[np.int64],
+    indices: NDArray[np.int64],
     spans: PixelSpans,
     sizes: NDArray[np.int64],
     *,
@@ -145,12 +145,12 @@ def _runs_by_kernel(
     """`mask_runs` in a dozen launches instead of a hundred a table (`kernels/mask_runs.py`)."""
     from maskrcnn_core.kernels.gpu.mask_runs import count_and_write_runs
 
-    order = np.arange(len(places))
+    order = np.arange(len(indices))
     columns = np.where(spans.count[:, 1] > 0, spans.count[:, 0], 0)
     ends = np.cumsum(columns)
-    if len(places) == 0 or ends[-1] == 0:
+    if len(indices) == 0 or ends[-1] == 0:
         return MaskRuns(torch.zeros(0, dtype=torch.int64, device=masks.device), order, np.zeros_like(order))
-    numbers = [places, sizes[:, 0], spans.first[:, 0], columns, spans.first[:, 1], spans.count[:, 1]]
+    numbers = [indices, sizes[:, 0], spans.first[:, 0], columns, spans.first[:, 1], spans.count[:, 1]]
     edges = [values[:, axis] for axis in (0, 1) for values in (spans.origin, spans.scale)]
     windows = np.stack([*numbers, *edges, ends - columns, ends], axis=1).astype(np.float64)
     sent = to_device(torch.from_numpy(windows), masks.device)
@@ -167,7 +167,7 @@ def _runs_by_kernel(
 
 
 def _pieces(
-    places: NDArray[np.int64], spans: PixelSpans, sizes: NDArray[np.int64], side: int, pixels_at_once: int
+    indices: NDArray[np.int64], spans: PixelSpans, sizes: NDArray[np.int64], side: int, pixels_at_once: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], Sequence[range]]:
     """How the windows are cut and put into tables.
 
@@ -191,7 +191,7 @@ def _pieces(
     ends[:-1] = np.where(windows[:-1] == windows[1:], starts[1:], ends[:-1])
     owners = wanted[windows]
     left, top = spans.first[owners].T
-    columns = [places[owners], sizes[owners, 0], left + starts, ends - starts, top, spans.count[owners, 1]]
+    columns = [indices[owners], sizes[owners, 0], left + starts, ends - starts, top, spans.count[owners, 1]]
     edges = [values[owners, axis] for axis in (0, 1) for values in (spans.origin, spans.scale)]
     return np.stack([*columns, *edges], axis=1).astype(np.float64), owners, tables
 

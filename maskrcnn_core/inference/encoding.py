@@ -25,20 +25,20 @@ def image_record(detections: Detections, index: int, size: tuple[int, int], conf
         index: of the image in the batch; size: its (height, width).
         config: of the detector: categories, how masks are pasted, which categories have keypoints.
     """
-    found = map_tensors(detections, itemgetter(slice(index, index + 1)))
-    counts: list[str | None] = [None] * int(found.count)
-    if found.masks is not None:
-        covered = found.boxes if found.mask_boxes is None else found.mask_boxes
+    own = map_tensors(detections, itemgetter(slice(index, index + 1)))
+    counts: list[str | None] = [None] * int(own.count)
+    if own.masks is not None:
+        covered = own.boxes if own.mask_boxes is None else own.mask_boxes
         counts = [
             *encode_masks(
-                found.masks[0, : len(counts)].float().numpy(),
+                own.masks[0, : len(counts)].float().numpy(),
                 covered[0, : len(counts)].numpy(),
                 *size,
                 rule=config.mask_head.paste,
                 threshold=config.mask_head.threshold,
             )
         ]
-    return _records(found, [size], counts, config)[0]
+    return _records(own, [size], counts, config)[0]
 
 
 def records_with_device_masks(
@@ -53,10 +53,10 @@ def records_with_device_masks(
     """
     masks = detections.masks
     assert masks is not None
-    found = replace(detections, masks=None).to("cpu")
-    mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
-    images, slots = found.valid.numpy().nonzero()
-    covered = found.boxes if found.mask_boxes is None else found.mask_boxes
+    on_host = replace(detections, masks=None).to("cpu")
+    mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(on_host).values()))
+    images, slots = on_host.valid.numpy().nonzero()
+    covered = on_host.boxes if on_host.mask_boxes is None else on_host.mask_boxes
     encoded = encode_on_device(
         masks.flatten(0, 1),
         images * masks.shape[1] + slots,
@@ -66,7 +66,7 @@ def records_with_device_masks(
         threshold=config.mask_head.threshold,
     )
     mark("masks, run lengths", masks.nbytes)
-    records = _records(found, sizes, encoded, config)
+    records = _records(on_host, sizes, encoded, config)
     mark("records", 0.0)
     return records
 
@@ -83,7 +83,7 @@ def _records(
     keypoints = _keypoint_lists(detections, labels, config)
     categories = [(category.id, category.name) for category in config.categories]
     named = (categories[label] for label in labels)
-    found = [
+    records = [
         DetectionRecord(category_id, category, score, (x, y, w, h), rle, points)
         for (category_id, category), score, (x, y, w, h), rle, points in zip(
             named, scores, sides, counts, keypoints, strict=True
@@ -91,7 +91,7 @@ def _records(
     ]
     ends = [0, *accumulate(detections.count.tolist())]
     return [
-        ImageRecord("ok", None, width, height, tuple(found[start:end]))
+        ImageRecord("ok", None, width, height, tuple(records[start:end]))
         for (height, width), (start, end) in zip(sizes, pairwise(ends), strict=True)
     ]
 
@@ -111,12 +111,12 @@ def _keypoint_lists(
     return [tuple(values) if with_keypoints[label] else None for label, values in zip(labels, flat, strict=True)]
 
 
-def proposal_record(found: Proposals, index: int, size: tuple[int, int], min_score: float) -> ProposalRecord:
+def proposal_record(proposals: Proposals, index: int, size: tuple[int, int], min_score: float) -> ProposalRecord:
     """The proposal record of one image (arguments as `image_record`); proposals below `min_score` are left out."""
     height, width = size
-    count = int(found.count[index])
-    scores = found.scores[index, :count].numpy()
+    count = int(proposals.count[index])
+    scores = proposals.scores[index, :count].numpy()
     count = int((scores >= min_score).sum())  # best first
-    boxes = found.boxes[index, :count].numpy()
+    boxes = proposals.boxes[index, :count].numpy()
     sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
     return ProposalRecord("ok", None, width, height, sides, scores[:count])

@@ -1,4 +1,4 @@
-"""What was found in one image, as a notebook wants it: arrays, COCO dictionaries, masks, a picture."""
+"""The detections in one image, as a notebook wants it: arrays, COCO dictionaries, masks, a picture."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,9 +46,11 @@ class ImageResult:
     def __repr__(self) -> str:
         count = len(self)
         lines = [f"{self.width} x {self.height} pixels, {count} object{'s' * (count != 1)}"]
-        for found in self.detections[:_SHOWN]:
-            x, y, width, height = found.bbox
-            lines.append(f"  {found.category} {found.score:.2f} at x {x:.1f}, y {y:.1f}, {width:.1f} x {height:.1f}")
+        for detection in self.detections[:_SHOWN]:
+            x, y, width, height = detection.bbox
+            lines.append(
+                f"  {detection.category} {detection.score:.2f} at x {x:.1f}, y {y:.1f}, {width:.1f} x {height:.1f}"
+            )
         if count > _SHOWN:
             lines.append(f"  and {count - _SHOWN} more")
         return "\n".join(lines)
@@ -71,34 +73,34 @@ class ImageResult:
     @cached_property
     def boxes(self) -> NDArray[np.float32]:
         """[D, 4] x1, y1, x2, y2."""
-        sides = np.array([found.bbox for found in self.detections], dtype=np.float32).reshape(-1, 4)
+        sides = np.array([detection.bbox for detection in self.detections], dtype=np.float32).reshape(-1, 4)
         sides[:, 2:] += sides[:, :2]
         return sides
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
         """[D] 0 to 1."""
-        return np.array([found.score for found in self.detections], dtype=np.float32)
+        return np.array([detection.score for detection in self.detections], dtype=np.float32)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """[D] positions in `categories`."""
         label_of = {category.id: label for label, category in enumerate(self.categories)}
-        return np.array([label_of[found.category_id] for found in self.detections], dtype=np.int64)
+        return np.array([label_of[detection.category_id] for detection in self.detections], dtype=np.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
         """D category names."""
-        return tuple(found.category for found in self.detections)
+        return tuple(detection.category for detection in self.detections)
 
     def masks(self) -> NDArray[np.bool_] | None:
         """[D, H, W], decoded at each call (D * H * W bytes); None without a mask head."""
         if not self.has_masks:
             return None
         masks = np.zeros((len(self), self.height, self.width), dtype=np.bool_)
-        for mask, found in zip(masks, self.detections, strict=True):
-            assert found.rle_counts is not None
-            mask[:] = decode_mask(found.rle_counts, self.height, self.width)
+        for mask, detection in zip(masks, self.detections, strict=True):
+            assert detection.rle_counts is not None
+            mask[:] = decode_mask(detection.rle_counts, self.height, self.width)
         return masks
 
     @cached_property
@@ -107,14 +109,14 @@ class ImageResult:
         if self.num_keypoints is None:
             return None
         points = np.zeros((len(self), self.num_keypoints, 3), dtype=np.float32)
-        for row, found in zip(points, self.detections, strict=True):
-            if found.keypoints is not None:
-                row[:] = np.reshape(found.keypoints, (-1, 3))
+        for row, detection in zip(points, self.detections, strict=True):
+            if detection.keypoints is not None:
+                row[:] = np.reshape(detection.keypoints, (-1, 3))
         return points
 
     def above(self, min_score: float) -> "ImageResult":
         """Only the detections with at least this score."""
-        kept = tuple(found for found in self.detections if found.score >= min_score)
+        kept = tuple(detection for detection in self.detections if detection.score >= min_score)
         return replace(self, record=replace(self.record, detections=kept))
 
     def to_coco(self, image_id: int, kind: ResultKind | None = None) -> list[dict[str, Any]]:
@@ -137,15 +139,17 @@ class ImageResult:
             raise ValueError(f"kind: got {kind!r}, but the detector has no head for it; ask for 'bbox'")
         name = "segmentation" if kind == "segm" else kind
         results: list[dict[str, Any]] = []
-        for found in self.detections:
-            shape: Any = list(found.bbox)
+        for detection in self.detections:
+            shape: Any = list(detection.bbox)
             if kind == "segm":
-                shape = {"size": [self.height, self.width], "counts": found.rle_counts}
+                shape = {"size": [self.height, self.width], "counts": detection.rle_counts}
             elif kind == "keypoints":
-                if found.keypoints is None:
+                if detection.keypoints is None:
                     continue
-                shape = list(found.keypoints)
-            results.append({"image_id": image_id, "category_id": found.category_id, "score": found.score, name: shape})
+                shape = list(detection.keypoints)
+            results.append(
+                {"image_id": image_id, "category_id": detection.category_id, "score": detection.score, name: shape}
+            )
         return results
 
     def draw(

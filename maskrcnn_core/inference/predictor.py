@@ -81,8 +81,8 @@ class Predictor:
         preparation = DevicePreparation(rule, device, pixel_type, mark=mark) if on_device else None
         self._preparation = Preparation(rule, self.settings, preparation, mark)
         self._pipeline = BatchPipeline(self._preparation, device, overlapped=self._choices.prefetch)
-        recorded = CapturedByShape(self._found_in, self.detector.kept_grids) if self._choices.cuda_graphs else None
-        self._detect = recorded or self._found_in
+        recorded = CapturedByShape(self._detections_in, self.detector.kept_grids) if self._choices.cuda_graphs else None
+        self._detect = recorded or self._detections_in
 
     @property
     def max_proposals(self) -> int:
@@ -110,23 +110,23 @@ class Predictor:
         """
         sources = list(images) if isinstance(images, list | tuple) else [images]
 
-        def failure(place: int, error: ImageError | ImageRecord) -> ImageError:
-            number = f"image {place} of {len(sources)}, " if len(sources) > 1 else ""
+        def failure(index: int, error: ImageError | ImageRecord) -> ImageError:
+            number = f"image {index} of {len(sources)}, " if len(sources) > 1 else ""
             reason = error.error if isinstance(error, ImageRecord) else error
             status: Any = error.status
-            return ImageError(status, f"{number}{source_name(sources[place])}: {reason}")
+            return ImageError(status, f"{number}{source_name(sources[index])}: {reason}")
 
         contents = []
-        for place, source in enumerate(sources):
+        for index, source in enumerate(sources):
             try:
                 contents.append(bytes_or_pixels(source, apply_exif=self.settings.apply_exif))
             except ImageError as error:
-                raise failure(place, error) from None
+                raise failure(index, error) from None
         results = []
-        for place, record in enumerate(self.predict(contents)):
+        for index, record in enumerate(self.predict(contents)):
             if record.status != "ok":
-                raise failure(place, record)
-            results.append(self._result(sources[place], record))
+                raise failure(index, record)
+            results.append(self._result(sources[index], record))
         return results if isinstance(images, list | tuple) else results[0]
 
     def _result(self, source: ImageSource, record: ImageRecord) -> ImageResult:
@@ -172,23 +172,23 @@ class Predictor:
 
     @torch.inference_mode()
     def _start_label(self, batch: PreparedBatch) -> tuple[list[PreparedImage], Detections]:
-        """The images and what is found in them, on the device."""
+        """The images and the detections in them, on the device."""
         views = self._preparation.views(batch)
         several = len(views) > 1 or self.settings.test_flip
         proposals = batch.proposals
-        found = self._merged(views, proposals) if several else self.detect_on_device(views[0], proposals)
-        return batch.items, found
+        detections = self._merged(views, proposals) if several else self.detect_on_device(views[0], proposals)
+        return batch.items, detections
 
     @torch.inference_mode()
     def _finish_label(self, started: tuple[list[PreparedImage], Detections]) -> list[ImageRecord]:
-        items, found = started
+        items, detections = started
         sizes = [item.original_size for item in items]
-        if found.masks is not None and self._choices.device_masks:
-            return records_with_device_masks(found, sizes, self.config, self._mark)
-        found = found.to("cpu")
-        self._mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(found).values()))
-        records = [image_record(found, index, size, self.config) for index, size in enumerate(sizes)]
-        self._mark("paste, run lengths", 0.0 if found.masks is None else found.masks.nbytes)
+        if detections.masks is not None and self._choices.device_masks:
+            return records_with_device_masks(detections, sizes, self.config, self._mark)
+        detections = detections.to("cpu")
+        self._mark("results to the host", sum(tensor.nbytes for tensor in tensors_of(detections).values()))
+        records = [image_record(detections, index, size, self.config) for index, size in enumerate(sizes)]
+        self._mark("paste, run lengths", 0.0 if detections.masks is None else detections.masks.nbytes)
         return records
 
     @torch.inference_mode()
@@ -196,16 +196,18 @@ class Predictor:
         """The images and the regions proposed in them, on the device."""
         images = self._on_device(self._preparation.views(batch)[0])
         with self.arithmetic():
-            found = self.detector.propose(images)
-        boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
-        return batch.items, replace(found, boxes=boxes)
+            proposals = self.detector.propose(images)
+        boxes = clip_boxes(
+            scale_boxes(proposals.boxes, images.input_sizes, images.original_sizes), images.original_sizes
+        )
+        return batch.items, replace(proposals, boxes=boxes)
 
     @torch.inference_mode()
     def _finish_proposals(self, started: tuple[list[PreparedImage], Proposals]) -> list[ProposalRecord]:
-        items, found = started
-        found = found.to("cpu")
+        items, proposals = started
+        proposals = proposals.to("cpu")
         least = self.settings.min_score or 0.0
-        return [proposal_record(found, index, item.original_size, least) for index, item in enumerate(items)]
+        return [proposal_record(proposals, index, item.original_size, least) for index, item in enumerate(items)]
 
     @torch.inference_mode()
     def detect(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
@@ -231,23 +233,25 @@ class Predictor:
             return self._detect(images)
         proposals = proposals.to(self._choices.device)
         boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
-        return self._found_in(images, replace(proposals, boxes=boxes))
+        return self._detections_in(images, replace(proposals, boxes=boxes))
 
-    def _found_in(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
-        """Of a batch on the device what is found, in the original frame; proposals in the input frame."""
+    def _detections_in(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
+        """Detections of a batch on the device, in the original frame; proposals in the input frame."""
         given = () if proposals is None else (proposals,)
         with self.arithmetic():
-            found = self.detector.detect(images, *given)
+            detections = self.detector.detect(images, *given)
         self._mark("network", 0.0)
-        boxes = clip_boxes(scale_boxes(found.boxes, images.input_sizes, images.original_sizes), images.original_sizes)
-        keypoints = found.keypoints
+        boxes = clip_boxes(
+            scale_boxes(detections.boxes, images.input_sizes, images.original_sizes), images.original_sizes
+        )
+        keypoints = detections.keypoints
         if keypoints is not None:
             keypoints = scale_keypoints(keypoints, images.input_sizes, images.original_sizes)
-        mask_boxes = found.mask_boxes
+        mask_boxes = detections.mask_boxes
         if mask_boxes is not None:
             mask_boxes = scale_boxes(mask_boxes, images.input_sizes, images.original_sizes)
         self._mark("boxes to the image's frame", 0.0)
-        return replace(found, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes)
+        return replace(detections, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes)
 
     def _merged(self, sizes: Sequence[ImageBatch], proposals: Proposals | None) -> Detections:
         """`detect_in_views`, on the device."""
@@ -258,9 +262,9 @@ class Predictor:
             if self.settings.test_flip:
                 views.append(View(mirrored(images), flipped=True))
         with self.arithmetic():
-            found = detect_in_views(self.detector, views, self._merge_rule, proposals)
+            detections = detect_in_views(self.detector, views, self._merge_rule, proposals)
         self._mark("network", 0.0)
-        return found
+        return detections
 
     def _on_device(self, images: ImageBatch) -> ImageBatch:
         images = images.to(self._choices.device)

@@ -21,7 +21,7 @@ from maskrcnn_core.inference.settings import Mark, PredictorSettings, no_mark
 from maskrcnn_core.structures import ImageBatch, Proposals
 
 Failed = Callable[[int, ImageError], None]
-"""What to do with an image (its place in the request) that cannot be prepared."""
+"""What to do with an image (its index in the request) that cannot be prepared."""
 
 # More decoders than this get ahead of any network, and each holds decoded images.
 _MOST_DECODERS = 8
@@ -32,7 +32,7 @@ class PreparedImage:
     """An image ready for a batch.
 
     Attributes:
-        place: in the request.
+        index: in the request.
         input_sizes: (height, width) in each size of the image pyramid; mostly one.
         views: [3, h, w] float32 for each of them; empty where the device makes them, of `pixels`.
         original_size: (height, width).
@@ -40,7 +40,7 @@ class PreparedImage:
         pixels: [3, H, W] uint8 RGB, for the device to resize; None where there are views.
     """
 
-    place: int
+    index: int
     input_sizes: tuple[Size, ...]
     views: tuple[Tensor, ...]
     original_size: Size
@@ -101,14 +101,14 @@ class Preparation:
         """
         waiting: dict[tuple[object, ...], list[PreparedImage]] = {}
         requests = zip(range(len(encoded)), encoded, proposals, strict=True)
-        for place, prepared in enumerate(self._decoders(lambda request: self.prepare(*request), requests)):
+        for index, prepared in enumerate(self._decoders(lambda request: self.prepare(*request), requests)):
             try:
                 item = prepared()
             except ImageError as error:
-                failed(place, error)
+                failed(index, error)
                 continue
             except Exception as error:  # such as no memory for the resized pixels
-                failed(place, ImageError("failed", reason_of(error)))
+                failed(index, ImageError("failed", reason_of(error)))
                 continue
             shapes = [padded_size(size, self._rule.divisor) for size in item.input_sizes]
             key = (item.pixels is None, *shapes)
@@ -129,7 +129,7 @@ class Preparation:
             group = group[count:]
 
     def prepare(
-        self, place: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None = None
+        self, index: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None = None
     ) -> PreparedImage:
         """One image, decoded and, unless the device does it, resized to each of its views.
 
@@ -154,9 +154,9 @@ class Preparation:
         sides = self._settings.test_short_sides or (self._rule.short_side,)
         sizes = tuple(self._input_size(height, width, side) for side in sides)
         if self._on_device is not None and height * width <= PIXELS_AT_ONCE:
-            return PreparedImage(place, sizes, (), (height, width), proposals, pixels=image)
+            return PreparedImage(index, sizes, (), (height, width), proposals, pixels=image)
         return PreparedImage(
-            place, sizes, tuple(self._resized(image, size) for size in sizes), (height, width), proposals
+            index, sizes, tuple(self._resized(image, size) for size in sizes), (height, width), proposals
         )
 
     def padded(self, items: list[PreparedImage]) -> PreparedBatch:

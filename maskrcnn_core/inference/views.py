@@ -78,8 +78,8 @@ def mirrored(images: ImageBatch) -> ImageBatch:
     """The images mirrored left to right, each within its own size; the padding stays right of and below it."""
     columns = torch.arange(images.pixels.shape[-1], device=images.pixels.device)
     widths = images.input_sizes[:, 1, None]
-    source = torch.where(columns < widths, widths - 1 - columns, columns)  # [N, W]
-    pixels = images.pixels.gather(3, source[:, None, None].expand_as(images.pixels))
+    origins = torch.where(columns < widths, widths - 1 - columns, columns)  # [N, W]
+    pixels = images.pixels.gather(3, origins[:, None, None].expand_as(images.pixels))
     # gather gives torch's usual layout
     return replace(images, pixels=pixels.contiguous(memory_format=torch.channels_last))
 
@@ -114,14 +114,14 @@ def detect_in_views(
     Returns:
         Detections in the original frame, clipped to the image, best first.
     """
-    states, found = [], []
+    states, per_view = [], []
     for view in views:
         state = detector.features(view.images)
         given = None if proposals is None else replace(proposals, boxes=boxes_in_view(proposals.boxes, view))
         detections = detector.boxes(state, given)
-        found.append(replace(detections, boxes=boxes_from_view(detections.boxes, view)))
+        per_view.append(replace(detections, boxes=boxes_from_view(detections.boxes, view)))
         states.append(state)
-    merged = merge_detections(found, rule, fixed_size=states[0].fixed_size)
+    merged = merge_detections(per_view, rule, fixed_size=states[0].fixed_size)
     seen = [replace(merged, boxes=boxes_in_view(merged.boxes, view)) for view in views]
 
     def mean(
@@ -139,7 +139,7 @@ def detect_in_views(
 
     def restored_heatmaps(heatmaps: Tensor) -> Tensor:
         # Without an index, which would have to be copied to the device and waited for.
-        return torch.stack([heatmaps[:, :, source] for source in rule.mirrored_keypoints], dim=2).flip(-1)
+        return torch.stack([heatmaps[:, :, index] for index in rule.mirrored_keypoints], dim=2).flip(-1)
 
     masks = mean(detector.masks, lambda masks: masks.flip(-1))
     heatmaps = mean(detector.heatmaps, restored_heatmaps)
@@ -154,18 +154,18 @@ def detect_in_views(
     return replace(merged, masks=masks, keypoints=keypoints)
 
 
-def merge_detections(found: Sequence[Detections], rule: MergeRule, *, fixed_size: bool = False) -> Detections:
+def merge_detections(per_view: Sequence[Detections], rule: MergeRule, *, fixed_size: bool = False) -> Detections:
     """Non-maximum suppression over the detections of all views, within each class; the best `max_detections` stay.
 
     Args:
-        found: of each view, in one common frame; their masks and keypoints are dropped.
+        per_view: of each view, in one common frame; their masks and keypoints are dropped.
         fixed_size: no shape depends on data.
 
     Returns:
         Detections with D = max_detections slots; unless `fixed_size` only as many as the fullest image needs.
     """
     boxes, scores, labels, valid = (
-        torch.cat([getattr(detections, name) for detections in found], dim=1)
+        torch.cat([getattr(detections, name) for detections in per_view], dim=1)
         for name in ("boxes", "scores", "labels", "valid")
     )
     groups = labels if rule.nms_per_class else torch.zeros_like(labels)

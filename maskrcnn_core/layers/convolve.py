@@ -83,8 +83,8 @@ def convolve_with(
     half = torch.is_autocast_enabled("cuda")
     dtype = torch.get_autocast_dtype("cuda") if half else x.dtype
     parts = (None if part is None else part.to(dtype) for part in (x, weight, bias, residual))
-    found: Tensor = _Fused.apply(*parts, geometry, relu)
-    return found
+    fused: Tensor = _Fused.apply(*parts, geometry, relu)
+    return fused
 
 
 def convolve_stem(conv: nn.Module, x: Tensor) -> Tensor:

@@ -64,18 +64,18 @@ class BandedConv2d(nn.Module):
         rows = height if images > 1 else max(_BAND_BYTES // row_bytes, 1)
         added = None if residual is None else residual.permute(0, 2, 3, 1)
         for first in range(0, len(x), images):
-            some, places = x[first : first + images], output[first : first + images]
+            some, targets = x[first : first + images], output[first : first + images]
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)
                 alone = relu and added is None
                 band = self._convolve(self._rows_for(some, top, bottom), (0, self.padding[1]), relu=alone)
-                place = places[:, top:bottom]
+                target = targets[:, top:bottom]
                 if added is None:
-                    place.copy_(band.permute(0, 2, 3, 1))
+                    target.copy_(band.permute(0, 2, 3, 1))
                 else:
-                    torch.add(band.permute(0, 2, 3, 1), added[first : first + images, top:bottom], out=place)
+                    torch.add(band.permute(0, 2, 3, 1), added[first : first + images, top:bottom], out=target)
                     if relu:
-                        place.relu_()
+                        target.relu_()
         return output.permute(0, 3, 1, 2)
 
     def _rows_for(self, images: Tensor, top: int, bottom: int) -> Tensor:

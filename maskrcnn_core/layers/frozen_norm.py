@@ -117,8 +117,8 @@ def freeze_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
     return network
 
 
-def _conv_norm_pairs(network: nn.Module, example: Tensor, kind: type[nn.Module]) -> list[tuple[str, str]]:
-    """Paths of (convolution, norm) where the norm, of a kind, alone reads what the convolution makes.
+def _conv_norm_pairs(network: nn.Module, example: Tensor, norm_type: type[nn.Module]) -> list[tuple[str, str]]:
+    """Paths of (convolution, norm) where the norm, of a type, alone reads what the convolution makes.
 
     Where something else reads it too (the shortcut around a norm that comes first), or a module runs twice, the norm
     has to stay on its own.
@@ -148,7 +148,7 @@ def _conv_norm_pairs(network: nn.Module, example: Tensor, kind: type[nn.Module])
         # Only the plain class: a subclass may pad by itself or standardise its weights.
         if type(module) is nn.Conv2d and module.padding_mode == "zeros":
             handles.append(module.register_forward_hook(on_conv(path)))
-        elif isinstance(module, kind):
+        elif isinstance(module, norm_type):
             handles.append(module.register_forward_pre_hook(on_norm(path)))
     was_training = network.training
     try:
@@ -172,26 +172,26 @@ def _readers(results: Sequence[Tensor]) -> Counter[Any]:
         if node in seen:
             continue
         seen.add(node)
-        inputs = [source for source, _ in node.next_functions if source is not None]
+        inputs = [producer for producer, _ in node.next_functions if producer is not None]
         readers.update(inputs)
         stack.extend(inputs)
     return readers
 
 
-def train_batch_norms(network: nn.Module, kind: str, example: Tensor, *, frozen: Collection[str] = ()) -> int:
+def train_batch_norms(network: nn.Module, norm_type: str, example: Tensor, *, frozen: Collection[str] = ()) -> int:
     """Turn the batch norms of a network into norms that learn.
 
     Args:
         network: changed in place. Statistics must already be loaded.
-        kind: "sync_batch" (over all workers; joined with the convolution before it, so that `fold` can merge the two)
-            or "group".
+        norm_type: "sync_batch" (over all workers; joined with the convolution before it, so that `fold` can merge the
+            two) or "group".
         example: [1, 3, H, W], any values; one forward pass finds which convolution feeds which norm.
         frozen: paths of norms that are left as they are.
 
     Returns:
         How many norms learn now.
     """
-    made = {"sync_batch": workers_batch_norm, "group": group_norm}[kind]
+    made = {"sync_batch": workers_batch_norm, "group": group_norm}[norm_type]
     norms = [
         (path, module)
         for path, module in network.named_modules()

@@ -44,9 +44,9 @@ def _has_operator(dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             one = torch.ones(1, 8, 2, 2, dtype=dtype)
-            found = torch.ops.mkldnn._convolution_pointwise(
+            output = torch.ops.mkldnn._convolution_pointwise(
                 one, one.new_ones(8, 8, 1, 1), None, [0, 0], [1, 1], [1, 1], 1, "relu", [], ""
             )
     except (AttributeError, RuntimeError):
         return False
-    return bool((found == 8).all())
+    return bool((output == 8).all())

@@ -186,5 +186,5 @@ def _finds_the_plain_result() -> bool:
         conv.bias = nn.Parameter(ramp[:_LANES] / 7 - 1)
         x = (torch.arange(_LANES * 49, dtype=torch.float32) * 0.61).cos().view(1, _LANES, 7, 7)
         wanted = functional.conv2d(x, conv.weight, conv.bias, padding=1)
-        found = WinogradConv2d(conv)(x)
-        return torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        output = WinogradConv2d(conv)(x)
+        return torch.allclose(output, wanted, rtol=1e-4, atol=1e-4)

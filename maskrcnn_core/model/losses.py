@@ -41,7 +41,7 @@ def box_regression_loss(
     counted: Tensor,
     *,
     coding: BoxCoding,
-    kind: str,
+    loss_type: str,
     beta: float,
 ) -> Tensor:
     """Sum of a box loss over the counted boxes.
@@ -52,23 +52,23 @@ def box_regression_loss(
         wanted: [..., 4] the objects' boxes.
         counted: [...] bool; the other boxes add nothing, whatever they hold.
         coding: of the outputs.
-        kind: "smooth_l1" compares deltas; "giou" and "ciou" compare boxes.
+        loss_type: "smooth_l1" compares deltas; "giou" and "ciou" compare boxes.
         beta: of smooth L1; 0 = L1.
 
     Returns:
         Scalar.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown type.
     """
-    if kind == "smooth_l1":
+    if loss_type == "smooth_l1":
         return smooth_l1_sum(deltas, coding.encode(wanted, references), counted, beta)
-    if kind not in ("giou", "ciou"):
-        raise ConfigError(f"box_loss: got {kind!r}, expected 'smooth_l1', 'giou' or 'ciou'")
+    if loss_type not in ("giou", "ciou"):
+        raise ConfigError(f"box_loss: got {loss_type!r}, expected 'smooth_l1', 'giou' or 'ciou'")
     # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
     moves = torch.where(counted[..., None], deltas, 0.0)
     predicted = coding.decode(moves, real_or_unit(references, counted))
-    losses = (giou_losses if kind == "giou" else ciou_losses)(predicted, real_or_unit(wanted, counted))
+    losses = (giou_losses if loss_type == "giou" else ciou_losses)(predicted, real_or_unit(wanted, counted))
     return torch.where(counted, losses, 0.0).sum()
 
 
@@ -89,9 +89,11 @@ def ciou_losses(predicted: Tensor, wanted: Tensor) -> Tensor:
     aspect ratios. The weight of the latter has no gradient.
     """
     iou, _ = _paired_iou(predicted, wanted)
+    # Squares of the enclosing diagonal and of the distance between the centres: [...].
     diagonal = _enclosing_sides(predicted, wanted).square().sum(dim=-1)
     between = 0.5 * (predicted[..., :2] + predicted[..., 2:] - wanted[..., :2] - wanted[..., 2:])
     distance = between.square().sum(dim=-1)
+    # How far the aspect ratios differ, and the weight of that.
     ratio = (4.0 / math.pi**2) * (_aspect_angle(wanted) - _aspect_angle(predicted)).square()
     with torch.no_grad():
         share = ratio / (1.0 - iou + ratio + _EPSILON)

@@ -68,10 +68,12 @@ def match(
         crowd_overlap: a negative with more than this share of its area in a crowd region is ignored.
         fixed_size: no shape depends on data, and nothing waits for the device.
     """
+    # The best IoU of each candidate, its object, and whether it is rescued: [N, A].
     if fixed_size:
         best, objects, leading = _overlaps_at_once(candidates, targets, rescue_best=rescue_best)
     else:
         best, objects, leading = _overlaps_by_image(candidates, targets, rescue_best=rescue_best)
+    # By its best overlap; between the two limits it is ignored.
     kinds = torch.where(best < negative_overlap, NEGATIVE, IGNORED)
     kinds = torch.where((best >= positive_overlap) | leading, POSITIVE, kinds)
     # Looking first would make a GPU wait for the answer; on a CPU it saves the work of most batches.
@@ -98,6 +100,7 @@ def _overlaps_by_image(candidates: Tensor, targets: Targets, *, rescue_best: boo
     best = candidates.new_full((num_images, num_candidates), -1.0)
     objects = torch.zeros(num_images, num_candidates, dtype=torch.int64)
     leading = torch.zeros(num_images, num_candidates, dtype=torch.bool)
+    # One image, some of its objects: [g, A]; a candidate keeps the best of all.
     for image in range(num_images):
         own = candidates[image if len(candidates) > 1 else 0]
         real = targets.valid[image].nonzero()[:, 0]
@@ -129,16 +132,20 @@ def sample(kinds: Tensor, num_samples: int, positive_fraction: float, seeds: Ten
     num_candidates = kinds.shape[1]
     max_positives = min(int(num_samples * positive_fraction), num_candidates)
     num_samples = min(num_samples, num_candidates)
+    # A random key for each candidate: [N, A].
     if seeds is None:
         keys = torch.rand(kinds.shape, device=kinds.device)
     else:
         keys = seeded_uniform(seeds, (kinds != IGNORED).cumsum(dim=1))
+    # The highest keys among positives [N, max_positives] and among negatives [N, S].
     positive_keys, positive_index = torch.where(kinds == POSITIVE, keys, -1.0).topk(max_positives, dim=1)
     negative_keys, negative_index = torch.where(kinds == NEGATIVE, keys, -1.0).topk(num_samples, dim=1)
     drawn_positive = positive_keys >= 0
-    places_left = num_samples - drawn_positive.sum(dim=1, keepdim=True)
+    # Negatives only fill what the positives leave.
+    slots_left = num_samples - drawn_positive.sum(dim=1, keepdim=True)
     ranks = torch.arange(num_samples, device=kinds.device)
-    drawn_negative = (negative_keys >= 0) & (ranks < places_left)
+    drawn_negative = (negative_keys >= 0) & (ranks < slots_left)
+    # Both side by side: [N, max_positives + S].
     index = torch.cat((positive_index, negative_index), dim=1)
     drawn = torch.cat((drawn_positive, drawn_negative), dim=1)
     # Empty slots go to the end; the order is otherwise kept, so positives stay in front.

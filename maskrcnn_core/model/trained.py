@@ -30,23 +30,23 @@ def check_fits(folder: Path | str, config: ModelConfig) -> None:
     require_weights_of(detector, weight_shapes(folder), folder)
 
 
-def require_weights_of(detector: nn.Module, found: Mapping[str, tuple[int, ...]], folder: Path | str) -> None:
+def require_weights_of(detector: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path | str) -> None:
     """Make sure that weights are those of a detector.
 
     Args:
-        found: their shapes by name.
+        shapes: their shapes by name.
         folder: the checkpoint that they come from.
 
     Raises:
         CheckpointError: weights are missing, left over or of another shape; the first is named.
     """
     expected = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
-    faults = [f"Missing key {name}" for name in expected if name not in found]
-    faults += [f"Unexpected key {printable(name)[:200]}" for name in found if name not in expected]
+    faults = [f"Missing key {name}" for name in expected if name not in shapes]
+    faults += [f"Unexpected key {printable(name)[:200]}" for name in shapes if name not in expected]
     faults += [
-        f"{name} has the shape {list(found[name])}, expected {list(shape)}"
+        f"{name} has the shape {list(shapes[name])}, expected {list(shape)}"
         for name, shape in expected.items()
-        if found.get(name, shape) != shape
+        if shapes.get(name, shape) != shape
     ]
     if faults:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""

@@ -173,9 +173,9 @@ def _frame(x: Axis, y: Axis) -> str:
     left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
     parts = []
     for tick, text in zip(y.ticks, y.labels or map(short_number, y.ticks), strict=True):
-        place = _down(y, tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text x="{left - 7}" y="{place + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        line_y = _down(y, tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{line_y:.1f}" y2="{line_y:.1f}"/>')
+        parts.append(f'<text x="{left - 7}" y="{line_y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
     for tick, text in zip(x.ticks, x.labels or map(short_number, x.ticks), strict=True):
         parts.append(f'<text x="{_across(x, tick):.1f}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>')
     parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')

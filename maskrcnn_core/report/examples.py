@@ -78,7 +78,7 @@ def match_objects(
         return Matched(object_of, np.zeros(len(detections)), np.full(len(detections), NOTHING, np.int64), detection_of)
     crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations])
     overlap = _box_overlaps(detections, annotations, crowd)
-    same = np.array([found.category_id for found in detections])[:, None] == _category_ids(annotations)[None]
+    same = np.array([detection.category_id for detection in detections])[:, None] == _category_ids(annotations)[None]
     for index in np.flatnonzero((same & (overlap >= min_overlap)).any(axis=1)).tolist():
         eligible = np.where(same[index] & (overlap[index] >= min_overlap), overlap[index], -1.0)
         free = np.where(crowd | (detection_of != NOTHING), -1.0, eligible)
@@ -95,9 +95,9 @@ def _box_overlaps(
     detections: Sequence[DetectionRecord], annotations: Sequence[Mapping[str, Any]], crowd: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """[D, G] IoU; with crowd regions, the share of the detection that lies in the region."""
-    found = np.array([one.bbox for one in detections], np.float64).reshape(-1, 4)
+    boxes = np.array([one.bbox for one in detections], np.float64).reshape(-1, 4)
     truth = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
-    return np.asarray(coco_mask.iou(found, truth, crowd.astype(np.uint8).tolist()))
+    return np.asarray(coco_mask.iou(boxes, truth, crowd.astype(np.uint8).tolist()))
 
 
 def _category_ids(annotations: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
@@ -120,26 +120,26 @@ def judged_candidates(
         min_score: weaker detections are taken for nothing.
     """
     candidates = []
-    for index, found in enumerate(record.detections):
-        if found.score < min_score or matched.object_of[index] == IGNORED:
+    for index, detection in enumerate(record.detections):
+        if detection.score < min_score or matched.object_of[index] == IGNORED:
             continue
-        title = f"{found.category} {found.score:.2f}"
+        title = f"{detection.category} {detection.score:.2f}"
         overlap, object_index = float(matched.overlaps[index]), int(matched.object_of[index])
         if object_index == NOTHING:
-            note = _why_wrong(found, annotations, matched, index, categories)
-            candidates.append(Candidate("wrong", found.category_id, found.score, found.bbox, title, note))
+            note = _why_wrong(detection, annotations, matched, index, categories)
+            candidates.append(Candidate("wrong", detection.category_id, detection.score, detection.bbox, title, note))
             continue
-        quality = mask_overlap(found, annotations[object_index], record)
+        quality = mask_overlap(detection, annotations[object_index], record)
         note = f"box IoU {overlap:.2f}" + (f", mask IoU {quality:.2f}" if quality is not None else "")
-        worth = overlap * found.score * (1.0 if quality is None else quality)
-        candidates.append(Candidate("right", found.category_id, worth, found.bbox, title, note))
+        worth = overlap * detection.score * (1.0 if quality is None else quality)
+        candidates.append(Candidate("right", detection.category_id, worth, detection.bbox, title, note))
         if quality is not None:
-            candidates.append(Candidate("mask", found.category_id, 1.0 - quality, found.bbox, title, note))
+            candidates.append(Candidate("mask", detection.category_id, 1.0 - quality, detection.bbox, title, note))
     return candidates + _misses(record, annotations, matched, categories, min_score)
 
 
 def _why_wrong(
-    found: DetectionRecord,
+    detection: DetectionRecord,
     annotations: Sequence[Mapping[str, Any]],
     matched: Matched,
     index: int,
@@ -150,7 +150,7 @@ def _why_wrong(
         return "on the background"
     category_id = int(annotations[nearest]["category_id"])
     name = categories.get(category_id, str(category_id))
-    if category_id != found.category_id:
+    if category_id != detection.category_id:
         return f"on {name}, IoU {overlap:.2f}"
     if overlap >= 0.5:
         return f"a second time the same object, IoU {overlap:.2f}"
@@ -178,19 +178,19 @@ def _misses(
     return candidates
 
 
-def mask_overlap(found: DetectionRecord, annotation: Mapping[str, Any], record: ImageRecord) -> float | None:
+def mask_overlap(detection: DetectionRecord, annotation: Mapping[str, Any], record: ImageRecord) -> float | None:
     """IoU of a detection's mask with an annotated one; None where one of them has none, or a malformed one."""
     segmentation = annotation.get("segmentation")
-    if found.rle_counts is None or not segmentation or not record.height or not record.width:
+    if detection.rle_counts is None or not segmentation or not record.height or not record.width:
         return None
     size = record.height, record.width
     try:
-        found_runs, runs = (
-            _encoded(shape, *size) for shape in ({"size": list(size), "counts": found.rle_counts}, segmentation)
+        detection_runs, runs = (
+            _encoded(shape, *size) for shape in ({"size": list(size), "counts": detection.rle_counts}, segmentation)
         )
     except ValueError:
         return None
-    return float(coco_mask.iou([found_runs], [runs], [0])[0, 0])
+    return float(coco_mask.iou([detection_runs], [runs], [0])[0, 0])
 
 
 def _encoded(segmentation: Any, height: int, width: int) -> Any:
@@ -201,19 +201,21 @@ def _encoded(segmentation: Any, height: int, width: int) -> Any:
 
 def unjudged_candidates(record: ImageRecord, min_score: float) -> list[Candidate]:
     """What is worth showing of an image without ground truth: the image, and its best and weakest detections."""
-    confident = [found for found in record.detections if found.score >= min_score]
+    confident = [detection for detection in record.detections if detection.score >= min_score]
     if not confident:
         return []
     count = len(confident)
-    kinds = len({found.category_id for found in confident})
-    what = f"{count} object{'s' * (count > 1)}" + (f" of {kinds} categories" if kinds > 1 else "")
+    num_categories = len({detection.category_id for detection in confident})
+    what = f"{count} object{'s' * (count > 1)}" + (f" of {num_categories} categories" if num_categories > 1 else "")
     candidates = [Candidate("crowded", None, float(count), None, what, f"scores from {min_score:g}")]
-    for kind, found in (("sure", confident[0]), ("unsure", confident[-1])):
-        interest = found.score if kind == "sure" else -found.score
-        x, y, w, h = found.bbox
+    for kind, detection in (("sure", confident[0]), ("unsure", confident[-1])):
+        interest = detection.score if kind == "sure" else -detection.score
+        x, y, w, h = detection.bbox
         note = f"{w:.0f} × {h:.0f} px"
-        title = f"{found.category} {found.score:.2f}"
+        title = f"{detection.category} {detection.score:.2f}"
         candidates.append(
-            Candidate("sure" if kind == "sure" else "unsure", found.category_id, interest, (x, y, w, h), title, note)
+            Candidate(
+                "sure" if kind == "sure" else "unsure", detection.category_id, interest, (x, y, w, h), title, note
+            )
         )
     return candidates

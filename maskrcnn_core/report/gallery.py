@@ -23,9 +23,9 @@ def gallery_tabs(examples: Sequence[Example]) -> str:
     kinds = [kind for kind in TITLES if any(example.kind == kind for example in examples)]
     tabs = "".join(
         f'<button type="button" role="tab" id="tab-{kind}" aria-controls="gallery-{kind}" '
-        f'aria-selected="{"true" if place == 0 else "false"}" tabindex="{0 if place == 0 else -1}">'
+        f'aria-selected="{"true" if index == 0 else "false"}" tabindex="{0 if index == 0 else -1}">'
         f"{escape(TITLES[kind][0])} <span>{sum(example.kind == kind for example in examples)}</span></button>"
-        for place, kind in enumerate(kinds)
+        for index, kind in enumerate(kinds)
     )
     panels = "".join(_gallery(kind, [example for example in examples if example.kind == kind]) for kind in kinds)
     return f'<div class="tabs" role="tablist" aria-label="Galleries">{tabs}</div>{panels}'

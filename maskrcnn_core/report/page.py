@@ -106,9 +106,9 @@ def _tiles(content: ReportContent) -> str:
     tiles.append(("", "Detections", f"{content.detections:,}", f"{confident:,} with score ≥ {content.min_score:g}"))
     if content.numbers is not None:
         tiles.append(("", "Objects", f"{content.numbers.annotations:,}", "annotated"))
-    found = sum(1 for category in content.categories if category.confident)
+    num_found = sum(1 for category in content.categories if category.confident)
     if len(content.categories) > 1:
-        tiles.append(("", "Categories", f"{len(content.categories):,}", f"{found:,} found"))
+        tiles.append(("", "Categories", f"{len(content.categories):,}", f"{num_found:,} found"))
     inner = "".join(
         f'<div class="tile {look}"><dt>{escape(name)}</dt><dd><b>{value}</b><span>{note}</span></dd></div>'
         for look, name, value, note in tiles

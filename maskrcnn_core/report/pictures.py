@@ -59,7 +59,7 @@ def example_panels(
 
     Args:
         image: [H, W, 3] uint8, of the record's size.
-        record: what was found in it.
+        record: the detections in it.
         annotations: of the image; None where there is no ground truth.
         categories: names by id.
         box: the object in question, x, y, width, height; None = the whole image.
@@ -73,7 +73,7 @@ def example_panels(
     scale = side / max(part.shape[:2])
     if box is None:
         scale = min(scale, 1.0) if max(part.shape[:2]) > side / 2 else scale
-    found = _detections_in(record, window, min_score)
+    predicted = _detections_in(record, window, min_score)
     first = [] if annotations is None else _annotations_in(annotations, categories, window, height, width)
     headings = ("image" if annotations is None else "ground truth", "prediction")
     focus = None if box is None else _focus(box, window)
@@ -81,7 +81,7 @@ def example_panels(
     named = box is not None and len(categories) > 1
     return tuple(
         _panel(heading, draw_objects(part, objects, scale=scale, labels=named and len(objects) <= _MOST_NAMED), focus)
-        for heading, objects in zip(headings, (first, found), strict=True)
+        for heading, objects in zip(headings, (first, predicted), strict=True)
     )
 
 

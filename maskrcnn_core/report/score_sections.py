@@ -78,9 +78,9 @@ def _stat_table(name: str, stat_names: Sequence[str], stats: Mapping[str, Sequen
     rows = [
         (
             Cell(f'<span class="stat"><b>{stat}</b> <small>{escape(_MEANINGS[stat])}</small></span>', markup=True),
-            *(number_cell(values[place], bar=True) for values in stats.values()),
+            *(number_cell(values[index], bar=True) for values in stats.values()),
         )
-        for place, stat in enumerate(stat_names)
+        for index, stat in enumerate(stat_names)
     ]
     return sortable_table(name, "COCO's numbers", ("COCO", *stats), rows, sortable=False)
 
@@ -88,16 +88,16 @@ def _stat_table(name: str, stat_names: Sequence[str], stats: Mapping[str, Sequen
 def _federated_tables(content: ReportContent) -> list[str]:
     """LVIS' numbers, where the annotations are federated."""
     scores = {
-        KIND_TITLES[name].lower(): kind.federated
-        for name, kind in (content.details.kinds.items() if content.details else ())
-        if kind.federated is not None
+        KIND_TITLES[name].lower(): details.federated
+        for name, details in (content.details.kinds.items() if content.details else ())
+        if details.federated is not None
     }
     if not scores:
         return []
     names = next(iter(scores.values())).names
     rows = [
-        (Cell(stat), *(number_cell(one.stats[place], bar=True) for one in scores.values()))
-        for place, stat in enumerate(names)
+        (Cell(stat), *(number_cell(one.stats[index], bar=True) for one in scores.values()))
+        for index, stat in enumerate(names)
     ]
     return [sortable_table("lvis", "LVIS' numbers", ("LVIS", *scores), rows, sortable=False)]
 
@@ -119,12 +119,12 @@ def _distributions(content: ReportContent) -> str:
 
 def _size_chart(sizes: Histogram) -> str:
     """Edges are powers of the square root of two: each bin is as wide as the others on the page."""
-    places = tuple(range(len(sizes.edges)))
-    ticks = tuple(place for place, edge in zip(places, sizes.edges, strict=True) if float(edge).is_integer())
+    positions = tuple(range(len(sizes.edges)))
+    ticks = tuple(position for position, edge in zip(positions, sizes.edges, strict=True) if float(edge).is_integer())
     ticks = ticks[:: max(1, len(ticks) // 6)]
-    labels = tuple(short_number(sizes.edges[place]) for place in ticks)
-    axis = Axis("pixels", 0, len(places) - 1, ticks, labels)
-    return histogram_chart(sizes, axis, label="Number of boxes by size", positions=places)
+    labels = tuple(short_number(sizes.edges[position]) for position in ticks)
+    axis = Axis("pixels", 0, len(positions) - 1, ticks, labels)
+    return histogram_chart(sizes, axis, label="Number of boxes by size", positions=positions)
 
 
 def _per_image_chart(content: ReportContent) -> str:
@@ -144,17 +144,17 @@ def curves_section(content: ReportContent) -> str:
         return ""
     kinds = content.details.kinds
     charts = [
-        _figure(f"{KIND_TITLES[name]}: precision over recall", "mean over categories", _curves(kind.mean_curves))
-        for name, kind in kinds.items()
+        _figure(f"{KIND_TITLES[name]}: precision over recall", "mean over categories", _curves(details.mean_curves))
+        for name, details in kinds.items()
     ]
     charts.append(_figure("AP by overlap", "how much is lost as the overlap asked for grows", _ap_by_overlap(kinds)))
     charts += [
         _figure(
             f"{KIND_TITLES[name]}: calibration",
-            f"share of right detections by score; mean gap {kind.calibration.ece:.3f}",
-            _calibration(kind),
+            f"share of right detections by score; mean gap {details.calibration.ece:.3f}",
+            _calibration(details),
         )
-        for name, kind in kinds.items()
+        for name, details in kinds.items()
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 
@@ -168,22 +168,22 @@ def _curves(curves: Sequence[PrecisionRecallCurve]) -> str:
 
 def _points(curve: PrecisionRecallCurve) -> tuple[tuple[float, float], ...]:
     """Recall and precision, up to the first recall that is not reached."""
-    reached = next((place for place, value in enumerate(curve.precision) if value <= 0), len(_RECALLS) - 1)
+    reached = next((index for index, value in enumerate(curve.precision) if value <= 0), len(_RECALLS) - 1)
     return tuple(zip(_RECALLS[: reached + 1], curve.precision[: reached + 1], strict=True))
 
 
 def _ap_by_overlap(kinds: Mapping[str, KindDetails]) -> str:
     lines = [
-        Line(KIND_TITLES[name], tuple(zip(kind.ious, kind.ap_per_iou, strict=True)), series, dots=True)
-        for series, (name, kind) in enumerate(kinds.items())
+        Line(KIND_TITLES[name], tuple(zip(details.ious, details.ap_per_iou, strict=True)), series, dots=True)
+        for series, (name, details) in enumerate(kinds.items())
     ]
     ticks = (0.5, 0.6, 0.7, 0.8, 0.9)
     axis = Axis("IoU or OKS", 0.48, 0.97, ticks, (".5", ".6", ".7", ".8", ".9"))
     return line_chart(lines, axis, share_axis("AP"), label="AP over the overlap threshold")
 
 
-def _calibration(kind: KindDetails) -> str:
-    points = tuple((entry.mean_score, entry.precision) for entry in kind.calibration.bins if entry.count)
+def _calibration(details: KindDetails) -> str:
+    points = tuple((entry.mean_score, entry.precision) for entry in details.calibration.bins if entry.count)
     lines = [Line("", ((0.0, 0.0), (1.0, 1.0)), 7, dashed=True), Line("measured", points, 0, dots=True)]
     return line_chart(lines, share_axis("score"), share_axis("precision"), label="Share of right detections over score")
 
@@ -192,18 +192,18 @@ def errors_section(content: ReportContent) -> str:
     """What each kind of error costs, and which categories are taken for which."""
     kinds = content.details.kinds if content.details else {}
     parts = []
-    for name, kind in kinds.items():
-        if kind.errors is not None:
-            parts.append(f"<div>{_error_table(name, kind)}</div>")
+    for name, details in kinds.items():
+        if details.errors is not None:
+            parts.append(f"<div>{_error_table(name, details)}</div>")
     tables = f'<div class="columns">{"".join(parts)}</div>' if parts else ""
-    matrices = [_confusion(name, kind) for name, kind in kinds.items() if kind.confusion is not None]
+    matrices = [_confusion(name, details) for name, details in kinds.items() if details.confusion is not None]
     return tables + (
         f'<div class="columns">{"".join(f"<div>{one}</div>" for one in matrices)}</div>' if matrices else ""
     )
 
 
-def _error_table(name: str, kind: KindDetails) -> str:
-    errors = kind.errors
+def _error_table(name: str, details: KindDetails) -> str:
+    errors = details.errors
     assert errors is not None
     largest = max((*errors.ap_costs.values(), errors.false_positive_cost, errors.false_negative_cost, 1e-9))
     rows = [
@@ -228,9 +228,9 @@ def _error_table(name: str, kind: KindDetails) -> str:
     return f'{title}<p class="note">{escape(note)}</p>{table}'
 
 
-def _confusion(name: str, kind: KindDetails) -> str:
+def _confusion(name: str, details: KindDetails) -> str:
     """The matrix where it can be read, and the most frequent confusions where there are too many categories."""
-    matrix = kind.confusion
+    matrix = details.confusion
     assert matrix is not None
     title = f"<h3>{KIND_TITLES[name]}: what is taken for what</h3>"
     note = f"Score from {matrix.min_score:g} on, IoU {matrix.iou:g}. Rows are annotated, columns detected."

@@ -65,21 +65,21 @@ def sortable_table(
 
 
 def _heading(text: str, is_text: bool, sortable: bool) -> str:
-    kind = "text" if is_text else "number"
+    css_class = "text" if is_text else "number"
     if not sortable:
-        return f'<th scope="col" class="{kind}">{escape(text)}</th>'
-    return f'<th scope="col" class="{kind}" aria-sort="none"><button type="button">{escape(text)}</button></th>'
+        return f'<th scope="col" class="{css_class}">{escape(text)}</th>'
+    return f'<th scope="col" class="{css_class}" aria-sort="none"><button type="button">{escape(text)}</button></th>'
 
 
 def _cell(cell: Cell, index: int, is_text: bool) -> str:
     text = cell.text if cell.markup else escape(cell.text)
     value = "" if cell.value is None else f' data-value="{escape(str(cell.value))}"'
-    kind = "text" if is_text else "number"
+    css_class = "text" if is_text else "number"
     if cell.share is not None:
         text = f'<span class="meter" style="--share:{cell.share:.3f}"></span>{text}'
     if index == 0:
-        return f'<th scope="row" class="{kind}"{value}>{text}</th>'
-    return f'<td class="{kind}"{value}>{text}</td>'
+        return f'<th scope="row" class="{css_class}"{value}>{text}</th>'
+    return f'<td class="{css_class}"{value}>{text}</td>'
 
 
 def matrix_table(labels: Sequence[str], counts: Sequence[Sequence[int]], caption: str) -> str:
@@ -90,8 +90,8 @@ def matrix_table(labels: Sequence[str], counts: Sequence[Sequence[int]], caption
         total = sum(row) or 1
         cells = "".join(
             f'<td style="--share:{count / total:.3f}"{" class=strong" if count / total > 0.55 else ""}'
-            f' title="{escape(label)} taken for {escape(labels[place])}: {count} of {sum(row)}">{count or ""}</td>'
-            for place, count in enumerate(row)
+            f' title="{escape(label)} taken for {escape(labels[index])}: {count} of {sum(row)}">{count or ""}</td>'
+            for index, count in enumerate(row)
         )
         body.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
     return (

@@ -218,7 +218,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return document
 
 
-def config_from_dict(kind: type[_Config], document: Any, where: str) -> _Config:
+def config_from_dict(config_class: type[_Config], document: Any, where: str) -> _Config:
     """The inverse of `config_to_dict`; fields that are absent take their defaults.
 
     Raises:
@@ -226,19 +226,19 @@ def config_from_dict(kind: type[_Config], document: Any, where: str) -> _Config:
     """
     if not isinstance(document, Mapping):
         raise ConfigError(f"{where}: got {type(document).__name__}, expected a mapping")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(config_class)
     unknown = sorted(set(document) - set(hints))
     if unknown:
         raise ConfigError(
             f"{where}.{printable(unknown[0])[:_MAX_TEXT]} is not a setting; it may come from a newer version of this "
             "software"
         )
-    for field in dataclasses.fields(typing.cast(Any, kind)):
+    for field in dataclasses.fields(typing.cast(Any, config_class)):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in document:
             raise ConfigError(f"{where}.{field.name} is missing")
     values = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in document.items()}
-    return kind(**values)
+    return config_class(**values)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -39,8 +39,10 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
 
 def common_categories(ours: ModelConfig, theirs: ModelConfig) -> dict[int, int]:
     """Label of ours -> label of theirs with the same name."""
-    places = {category.name: place for place, category in enumerate(theirs.categories)}
-    return {place: places[category.name] for place, category in enumerate(ours.categories) if category.name in places}
+    label_of = {category.name: label for label, category in enumerate(theirs.categories)}
+    return {
+        label: label_of[category.name] for label, category in enumerate(ours.categories) if category.name in label_of
+    }
 
 
 def are_same_categories(ours: ModelConfig, theirs: ModelConfig) -> bool:
@@ -57,26 +59,26 @@ def copied_rows(
         own, other: state dicts of the two models.
     """
     common, layouts = common_categories(ours, theirs), class_layouts(ours)
-    found: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
     for module, layout in layouts.items() if common else ():
         if class_layouts(theirs).get(module) != layout:
             continue
         for name in (f"{module}.weight", f"{module}.bias"):
             if name not in own or name not in other:
                 continue
-            target, source = (
+            own_rows, other_rows = (
                 _by_class(tensor, len(config.categories) + layout.background)
                 for tensor, config in ((own[name], ours), (other[name], theirs))
             )
-            if target is None or source is None or target.shape[1:] != source.shape[1:]:
+            if own_rows is None or other_rows is None or own_rows.shape[1:] != other_rows.shape[1:]:
                 continue
-            target = target.clone()
-            for place, origin in common.items():
-                target[place] = source[origin].to(target)
+            own_rows = own_rows.clone()
+            for label, other_label in common.items():
+                own_rows[label] = other_rows[other_label].to(own_rows)
             if layout.background:
-                target[-1] = source[-1].to(target)
-            found[name] = target.reshape(own[name].shape)
-    return found
+                own_rows[-1] = other_rows[-1].to(own_rows)
+            rows[name] = own_rows.reshape(own[name].shape)
+    return rows
 
 
 def _by_class(tensor: Tensor, groups: int) -> Tensor | None:

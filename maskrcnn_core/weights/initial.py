@@ -124,10 +124,10 @@ def load_initial_weights(detector: nn.Module, config: ModelConfig, checkpoints: 
 
 def _named_otherwise(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
     """Modules whose outputs stand for other things in the two models, though they may be equally many."""
-    found = [] if are_same_categories(ours, theirs) else list(class_layouts(ours))
+    modules = [] if are_same_categories(ours, theirs) else list(class_layouts(ours))
     if ours.keypoint_head.names != theirs.keypoint_head.names:
-        found.append("regions.keypoints.head.deconv")
-    return found
+        modules.append("regions.keypoints.head.deconv")
+    return modules
 
 
 def _conventions(config: ModelConfig) -> dict[str, object]:

@@ -72,12 +72,12 @@ class Unbuilt:
     """An object that was not built.
 
     Attributes:
-        kind: dotted name of its class, or of the function that would have made it.
+        class_name: dotted name of its class, or of the function that would have made it.
         entries: what was set in it by key, where it is a mapping.
         state: what its attributes would have become; usually a dictionary.
     """
 
-    kind: str
+    class_name: str
     entries: dict[Any, Any] = field(default_factory=dict)
     state: Any = None
 
@@ -139,10 +139,10 @@ class _Machine:
                 raise PickleFault("it ends in the middle")
             if code == b".":
                 return self.pop()
-            found = _OPCODES.get(code)
-            if found is None:
+            instruction = _OPCODES.get(code)
+            if instruction is None:
                 raise PickleFault(f"it has an unknown instruction {code!r}")
-            read, follow = found
+            read, follow = instruction
             follow(self, None if read is None else read(file))
 
     def push(self, value: Any) -> None:
@@ -177,16 +177,16 @@ class _Machine:
     def discard_marked(self, _: Any) -> None:
         self.pop_to_mark()
 
-    def put(self, place: Any) -> None:
-        self.memo[int(place)] = self.top()
+    def put(self, index: Any) -> None:
+        self.memo[int(index)] = self.top()
 
     def memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.top()
 
-    def get(self, place: Any) -> None:
-        if place not in self.memo:
+    def get(self, index: Any) -> None:
+        if index not in self.memo:
             raise PickleFault("it refers to a value that it has not made")
-        self.push(self.memo[place])
+        self.push(self.memo[index])
 
     def name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -217,7 +217,7 @@ class _Machine:
 
     def made(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
-            return Unbuilt(function.kind if isinstance(function, Unbuilt) else "unnamed")
+            return Unbuilt(function.class_name if isinstance(function, Unbuilt) else "unnamed")
         maker = self._known.get((function.module, function.name))
         if maker is None:
             return Unbuilt(str(function))

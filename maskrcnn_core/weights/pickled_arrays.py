@@ -113,7 +113,7 @@ class Storage:
 
     Attributes:
         key: its name in the file.
-        kind: torch's name of its class.
+        class_name: torch's name of its class.
         dtype: what lies in it; None = bytes of any kind.
         count: how many values.
         file: where it lies.
@@ -121,7 +121,7 @@ class Storage:
     """
 
     key: str
-    kind: str
+    class_name: str
     dtype: torch.dtype | None
     count: int
     file: Storages
@@ -210,8 +210,12 @@ def _tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, dtype: torch
     shape, strides = _shape_of(shape), _shape_of(strides)
     if len(shape) != len(strides) or type(offset) is not int or offset < 0:
         return Unusable("damaged")
-    kind = dtype or storage.dtype
-    return Unusable(storage.kind) if kind is None else PickledTensor(storage, kind, offset, shape, strides)
+    value_type = dtype or storage.dtype
+    return (
+        Unusable(storage.class_name)
+        if value_type is None
+        else PickledTensor(storage, value_type, offset, shape, strides)
+    )
 
 
 def _tensor(arguments: tuple[Any, ...]) -> Leaf:
@@ -222,8 +226,8 @@ def _tensor(arguments: tuple[Any, ...]) -> Leaf:
 def _tensor_of_bytes(arguments: tuple[Any, ...]) -> Leaf:
     """`_rebuild_tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata)`."""
     storage, offset, shape, strides, _, _, dtype = arguments[:7]
-    found = _DTYPES.get(dtype.name) if isinstance(dtype, Named) and dtype.module == "torch" else None
-    return Unusable(str(dtype)) if found is None else _tensor_of(storage, offset, shape, strides, found)
+    value_type = _DTYPES.get(dtype.name) if isinstance(dtype, Named) and dtype.module == "torch" else None
+    return Unusable(str(dtype)) if value_type is None else _tensor_of(storage, offset, shape, strides, value_type)
 
 
 def _first_argument(arguments: tuple[Any, ...]) -> Any:

@@ -42,9 +42,9 @@ def check_floating(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         if not plain or not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.") if plain else "sparse or quantised"
+            dtype = str(tensor.dtype).removeprefix("torch.") if plain else "sparse or quantised"
             raise CheckpointError(
-                f"{where}: {printable(name)} is a tensor of kind {kind}, expected floating-point numbers"
+                f"{where}: {printable(name)} is a tensor of kind {dtype}, expected floating-point numbers"
             )
 
 

@@ -93,7 +93,7 @@ class _PickledFile:
             ("copy_reg", "_reconstructor"): _object_of,
             ("copyreg", "_reconstructor"): _object_of,
             **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
-            **{(module, kind): _items for module in ("builtins", "__builtin__") for kind in ("set", "frozenset")},
+            **{(module, name): _items for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
         }
 
     def read(self, file: BinaryIO, size: int, start: bytes) -> Any:
@@ -149,5 +149,7 @@ def _no_bytes(arguments: tuple[Any, ...]) -> Any:
 
 def _object_of(arguments: tuple[Any, ...]) -> Unbuilt:
     """`_reconstructor(class, base, state of the base)`: how protocols 0 and 1 write objects."""
-    kind, _, state = arguments
-    return Unbuilt(str(kind) if isinstance(kind, Named) else "unnamed", state if isinstance(state, dict) else {})
+    object_class, _, state = arguments
+    return Unbuilt(
+        str(object_class) if isinstance(object_class, Named) else "unnamed", state if isinstance(state, dict) else {}
+    )

@@ -71,8 +71,8 @@ def read_source(source: Path | str, recognised: Recognised | None = None) -> Sou
     """
     path = Path(source)
     if not path.is_file():
-        kind = "is no regular file" if os.path.lexists(path) else "no such file"
-        raise CheckpointError(f"{printable(str(source))}: {kind}, expected a .pth or .pkl file")
+        reason = "is no regular file" if os.path.lexists(path) else "no such file"
+        raise CheckpointError(f"{printable(str(source))}: {reason}, expected a .pth or .pkl file")
     budget = Budget.of_file(path.stat().st_size)
     with open_content(path, budget) as content:
         values = dict(_values(content, budget))
@@ -112,12 +112,12 @@ def _entries(value: Any) -> Mapping[Any, Any] | None:
 def _parts_of_network(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """A pickled `torch.nn.Module`: what its state dict would have."""
     unsaved = state.get("_non_persistent_buffers_set")
-    found: dict[Any, Any] = {}
+    parts: dict[Any, Any] = {}
     for part in ("_parameters", "_buffers", "_modules"):
         entries = _entries(state.get(part)) or {}
         unwanted = unsaved if part == "_buffers" and isinstance(unsaved, list) else []
-        found |= {name: value for name, value in entries.items() if name not in unwanted}
-    return found
+        parts |= {name: value for name, value in entries.items() if name not in unwanted}
+    return parts
 
 
 def _values(content: Any, budget: Budget) -> Iterator[tuple[str, Value]]:
@@ -176,10 +176,10 @@ def _usual_place(values: Mapping[str, Value]) -> str:
             for name in values
             if name.startswith(prefix) and "." in name[len(prefix) :]
         )
-        found = next((name for name in _NETWORKS if name in first), None)
-        if found is None:
+        network = next((name for name in _NETWORKS if name in first), None)
+        if network is None:
             return prefix
-        prefix += f"{found}."
+        prefix += f"{network}."
 
 
 def _tensor(value: Value, name: str, budget: Budget, source: Path | str) -> Tensor:
@@ -202,25 +202,31 @@ def _left_out(content: Any, place: str, state: Mapping[str, Tensor]) -> Iterator
         for key in keys:
             name = prefix + key
             if key != inside and not (name.startswith(place) and name[len(place) :] in taken):
-                kind = f" ({_kind(entries[key])})" if isinstance(entries[key], Unbuilt) else ""
-                yield printable(name)[:_MAX_NAME] + kind
+                class_note = f" ({_type_name(entries[key])})" if isinstance(entries[key], Unbuilt) else ""
+                yield printable(name)[:_MAX_NAME] + class_note
         if inside is None:
             return
         prefix += f"{inside}."
         entries = _entries(entries[inside])
 
 
-def _kind(value: Any) -> str:
-    return printable(value.kind)[:100] if isinstance(value, Unbuilt) else type(value).__name__
+def _type_name(value: Any) -> str:
+    return printable(value.class_name)[:100] if isinstance(value, Unbuilt) else type(value).__name__
 
 
 def _instead_of_tensors(content: Any) -> str:
     """What is said of a file without tensors by name."""
-    kind = "Tensor" if isinstance(content, PickledArray | PickledTensor | Unusable | Tensor) else _kind(content)
+    held_class = (
+        "Tensor" if isinstance(content, PickledArray | PickledTensor | Unusable | Tensor) else _type_name(content)
+    )
     named = [key for key in (_entries(content) or {}) if isinstance(key, str)]
-    shown = [f"{printable(key)[:40]} ({_kind(content[key])})" for key in named[:5]] if isinstance(content, dict) else []
+    shown = (
+        [f"{printable(key)[:40]} ({_type_name(content[key])})" for key in named[:5]]
+        if isinstance(content, dict)
+        else []
+    )
     held = f" (it holds no tensor, only {', '.join(shown)}{' and more' if len(named) > 5 else ''})" if shown else ""
-    return f"got {kind}, expected a state dict of tensors{held}; save one: torch.save(model.state_dict(), FILE)"
+    return f"got {held_class}, expected a state dict of tensors{held}; save one: torch.save(model.state_dict(), FILE)"
 
 
 def _class_names(content: object) -> tuple[str, ...] | None:
@@ -229,8 +235,8 @@ def _class_names(content: object) -> tuple[str, ...] | None:
     if not meta:
         return None
     dataset = _entries(meta.get("dataset_meta"))
-    found = dataset if dataset else meta
-    names = next((value for key, value in found.items() if str(key).lower() == "classes"), None)
+    entries = dataset if dataset else meta
+    names = next((value for key, value in entries.items() if str(key).lower() == "classes"), None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)

@@ -98,11 +98,11 @@ def read_zip(file: BinaryIO, size: int, budget: Budget, read_pickle: ReadPickle)
     archive = zipfile.ZipFile(bounded)
     bounded.limit = size
     names = archive.namelist()
-    found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-    if len(found) != 1:
+    pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
         arrays = bool(names) and all(name.endswith(".npy") for name in names)
         raise PickleFault("it is a zip archive of " + ("numpy arrays (.npz)" if arrays else "another program"))
-    storages = _ZipStorages(archive, found[0].removesuffix("data.pkl"), size, budget)
+    storages = _ZipStorages(archive, pickles[0].removesuffix("data.pkl"), size, budget)
     described = storages.record("data.pkl")
 
     def persistent(pid: Any) -> Any:
@@ -117,34 +117,34 @@ class _OldStorages:
     def __init__(self, file: BinaryIO, size: int, budget: Budget) -> None:
         self._file, self._size, self._budget = file, size, budget
         self._item_sizes: dict[str, int] = {}
-        self._places: dict[str, tuple[int, int]] = {}
+        self._extents: dict[str, tuple[int, int]] = {}
         self._last: tuple[str, bytes] = ("", b"")
 
     def expect(self, storage: Storage) -> None:
         """A tensor refers to this one."""
-        unread = 4 if storage.kind == "QInt32Storage" else 1
+        unread = 4 if storage.class_name == "QInt32Storage" else 1
         self._item_sizes[storage.key] = unread if storage.dtype is None else storage.dtype.itemsize
 
     def find(self, keys: Any) -> None:
         """Where each lies: a count of values, then the values."""
-        place = self._file.tell()
+        offset = self._file.tell()
         for key in keys if isinstance(keys, list) else ():
             self._budget.spend_step()
             if not isinstance(key, str) or key not in self._item_sizes:
                 return  # its length cannot be known: what follows is out of reach
-            self._file.seek(place)
+            self._file.seek(offset)
             length = int.from_bytes(self._file.read(_COUNT_BYTES), "little") * self._item_sizes[key]
-            self._places[key] = (place + _COUNT_BYTES, length)
-            place += _COUNT_BYTES + length
+            self._extents[key] = (offset + _COUNT_BYTES, length)
+            offset += _COUNT_BYTES + length
 
     def read(self, storage: Storage) -> bytes:
         """The memory of a storage."""
         if self._last[0] != storage.key:
-            place, length = self._places.get(storage.key, (self._size, 1))
-            if place + length > self._size:
+            offset, length = self._extents.get(storage.key, (self._size, 1))
+            if offset + length > self._size:
                 raise PickleFault(f"its storage {storage.key} is missing or cut short")
             self._budget.spend_bytes(length)
-            self._file.seek(place)
+            self._file.seek(offset)
             self._last = (storage.key, self._file.read(length))
         return self._last[1]
 
@@ -180,13 +180,13 @@ def _storage_of(pid: Any, file: Any) -> Storage | None:
     """`("storage", class, key, device, count)`, in the older format with a view `(key, offset, count)` behind."""
     if not isinstance(pid, tuple) or not 5 <= len(pid) <= 6 or pid[0] not in ("storage", b"storage"):
         return None
-    _, kind, key, _, count, *view = pid
-    if not isinstance(kind, Named) or not isinstance(key, str) or type(count) is not int or count < 0:
+    _, storage_class, key, _, count, *view = pid
+    if not isinstance(storage_class, Named) or not isinstance(key, str) or type(count) is not int or count < 0:
         return None
     start = 0
     if view and view[0] is not None:
         _, start, count = view[0]
         if type(start) is not int or type(count) is not int or start < 0:
             return None
-    dtype = STORAGE_TYPES.get(kind.name)
-    return Storage(key, kind.name, dtype, count, file, start)
+    dtype = STORAGE_TYPES.get(storage_class.name)
+    return Storage(key, storage_class.name, dtype, count, file, start)

@@ -143,7 +143,7 @@ def _round(command: list[str], output: Path, seed: int, run: ChaosRun, clean: Ma
         if code != 0:
             raise RuntimeError(f"jobs.label ended with {code} in the round of seed {seed}")
     rows, torn = _rows(output)
-    repeated = sum(len(found) - 1 for found in rows.values())
+    repeated = sum(len(copies) - 1 for copies in rows.values())
     different = sum(not _equal(rows[key][0], clean[key][0]) for key in clean.keys() & rows.keys())
     return ChaosRound(
         seed=seed,
@@ -275,11 +275,11 @@ def _equal(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Ids and statuses exactly, boxes and scores within the tolerance."""
     if (row["uri"], row["status"], row["model"]) != (other["uri"], other["status"], other["model"]):
         return False
-    found, expected = row["detections"], other["detections"]
-    if len(found) != len(expected):
+    detections, expected = row["detections"], other["detections"]
+    if len(detections) != len(expected):
         return False
     ours, theirs = (
         np.array([[entry["category_id"], entry["score"], *entry["bbox"]] for entry in rows]).reshape(-1, 6)
-        for rows in (found, expected)
+        for rows in (detections, expected)
     )
     return bool(np.allclose(ours, theirs, rtol=0.0, atol=_TOLERANCE))

@@ -103,10 +103,10 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         ways |= _ablations(peer, run)
 
     with _exact_float32():
-        found = {name: list(way(images)) for name, way in ways.items()}
+        labels_by_way = {name: list(way(images)) for name, way in ways.items()}
         # A batch of images of several sizes changes what torchvision finds in each.
         theirs = [labels for image in images for labels in peer_labels(peer, [image], device)]
-    shared = {name: agreement(theirs, labels) for name, labels in found.items()}
+    shared = {name: agreement(theirs, labels) for name, labels in labels_by_way.items()}
     if shared["ours, float32"] < _LEAST_AGREEMENT:
         raise RuntimeError(
             f"ours has {shared['ours, float32']:.1%} of torchvision's detections; the times would mean nothing"
@@ -116,13 +116,13 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         ways=tuple(
             DetectionWay(
                 name,
-                statistics.median(seconds[place] for seconds in rounds),
-                statistics.median(seconds[0] / seconds[place] for seconds in rounds),
-                statistics.mean(map(len, found[name])),
+                statistics.median(seconds[index] for seconds in rounds),
+                statistics.median(seconds[0] / seconds[index] for seconds in rounds),
+                statistics.mean(map(len, labels_by_way[name])),
                 shared[name],
                 peaks[name],
             )
-            for place, name in enumerate(ways)
+            for index, name in enumerate(ways)
         ),
         images=len(images),
         machine=machine(device),
@@ -212,22 +212,22 @@ def peer_labels(model: nn.Module, images: Sequence[Tensor], device: torch.device
     with arithmetic:
         outputs = model([image.to(device).float() / 255 for image in images])
     results = []
-    for found in outputs:
-        found = {
-            name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in found.items()
+    for output in outputs:
+        output = {
+            name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in output.items()
         }
         labels = [
             {"category_id": category, "score": score, "bbox": [x1, y1, x2 - x1, y2 - y1]}
             for (x1, y1, x2, y2), score, category in zip(
-                found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+                output["boxes"].tolist(), output["scores"].tolist(), output["labels"].tolist(), strict=True
             )
         ]
-        if "masks" in found:
-            masks = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8)
+        if "masks" in output:
+            masks = (output["masks"][:, 0] > 0.5).numpy().astype(np.uint8)
             for label, mask in zip(labels, masks, strict=True):
                 label["segmentation"] = pycocotools.mask.encode(np.asfortranarray(mask))
-        if "keypoints" in found:
-            for label, points in zip(labels, found["keypoints"].flatten(1).tolist(), strict=True):
+        if "keypoints" in output:
+            for label, points in zip(labels, output["keypoints"].flatten(1).tolist(), strict=True):
                 label["keypoints"] = points
         results.append(labels)
     return results
@@ -255,10 +255,10 @@ def _in_cocos_form(detection: DetectionRecord, record: ImageRecord) -> Label:
     return label
 
 
-def agreement(expected: Sequence[Sequence[Label]], found: Sequence[Sequence[Label]]) -> float:
-    """Share of the expected detections, image by image, that are among the found ones; 1 where there are none."""
+def agreement(expected: Sequence[Sequence[Label]], detected: Sequence[Sequence[Label]]) -> float:
+    """Share of the expected detections, image by image, that are among the detected ones; 1 where there are none."""
     total = same = 0
-    for labels, others in zip(expected, found, strict=True):
+    for labels, others in zip(expected, detected, strict=True):
         total += len(labels)
         same += sum(any(_same(label, other) for other in others) for label in labels)
     return same / total if total else 1.0

@@ -61,9 +61,9 @@ def benchmark_encode(run: EncodingRun) -> EncodingComparison:
     def ours() -> list[str]:
         return encode_masks(masks, boxes, run.height, run.width, rule="torchvision")
 
-    expected, found = theirs(), ours()
-    if found != expected:
-        differing = sum(one != other for one, other in zip(found, expected, strict=True))
+    expected, encoded = theirs(), ours()
+    if encoded != expected:
+        differing = sum(one != other for one, other in zip(encoded, expected, strict=True))
         raise RuntimeError(f"{differing} of {len(expected)} run lengths differ from torchvision's and pycocotools'")
     rounds = [(_seconds(theirs), _seconds(ours)) for _ in range(run.rounds)]
     result = EncodingComparison(
@@ -71,7 +71,7 @@ def benchmark_encode(run: EncodingRun) -> EncodingComparison:
         seconds=(statistics.median(pair[0] for pair in rounds), statistics.median(pair[1] for pair in rounds)),
         ratio=statistics.median(one / other for one, other in rounds),
         masks=len(masks),
-        characters=sum(map(len, found)),
+        characters=sum(map(len, encoded)),
         machine=machine(),
     )
     write_figures(result, run.output)

@@ -30,7 +30,7 @@ _CATEGORIES = 80
 _OBJECTS = 7.3  # of an image of COCO val2017
 _BLOCK = 500  # images whose shapes are drawn once and come again with other scores and categories
 _CORNERS = 24
-_KINDS = ("bbox", "segm")
+_IOU_TYPES = ("bbox", "segm")
 
 _PEER = """
 import json, sys
@@ -38,11 +38,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 annotations, results = sys.argv[1:3]
 stats = {}
-for kind in ("bbox", "segm"):
+for iou_type in ("bbox", "segm"):
     truth = COCO(annotations)
-    evaluation = COCOeval(truth, truth.loadRes(results.format(kind)), kind)
+    evaluation = COCOeval(truth, truth.loadRes(results.format(iou_type)), iou_type)
     evaluation.evaluate(); evaluation.accumulate(); evaluation.summarize()
-    stats[kind] = evaluation.stats.tolist()
+    stats[iou_type] = evaluation.stats.tolist()
     del truth, evaluation
 json.dump({"stats": stats}, open(sys.argv[3], "w"))
 """
@@ -92,10 +92,10 @@ def benchmark_evaluate(run: EvaluationBenchmarkRun) -> EvaluationComparison:
         compiled = str(folder / "compiled")
         costs: dict[str, list[JobCost]] = {"ours": [], "peer": []}
         # The first round is small and compiles Python's modules, once for all rounds.
-        for place in (folder / "small", *[folder] * run.rounds):
-            costs["ours"].append(_cost(_our_command(place, run), compiled))
+        for path in (folder / "small", *[folder] * run.rounds):
+            costs["ours"].append(_cost(_our_command(path, run), compiled))
             if run.peer:
-                costs["peer"].append(_cost(_peer_command(place), compiled))
+                costs["peer"].append(_cost(_peer_command(path), compiled))
         stats = [
             json.loads((folder / name).read_text())["stats"]
             for name in ("ours.json", "peer.json")
@@ -132,7 +132,9 @@ def generate_scoring(folder: Path, images: int, detections: int, *, with_results
     (folder / "labels").mkdir(parents=True)
     annotations: list[dict[str, Any]] = []
     names = [Category(number, f"category {number}") for number in range(1, _CATEGORIES + 1)]
-    results = {kind: (folder / f"results-{kind}.json").open("w") for kind in (_KINDS if with_results else ())}
+    results = {
+        iou_type: (folder / f"results-{iou_type}.json").open("w") for iou_type in (_IOU_TYPES if with_results else ())
+    }
     for start in range(0, images, _BLOCK):
         count = min(_BLOCK, images - start)
         rows = [_draw_labels(random, shapes) for shapes in block[:count]]
@@ -140,8 +142,8 @@ def generate_scoring(folder: Path, images: int, detections: int, *, with_results
             annotations += _annotations(shapes, categories, start + offset + 1, len(annotations) + 1)
         table = _label_table(block[:count], rows, start + 1, names)
         pq.write_table(table, folder / "labels" / f"{start:08d}.parquet")
-        for kind, file in results.items():
-            for text in _results(block[:count], rows, start + 1, kind):
+        for iou_type, file in results.items():
+            for text in _results(block[:count], rows, start + 1, iou_type):
                 file.write(("[" if file.tell() == 0 else ",\n") + text)
     for file in results.values():
         file.write("]")
@@ -161,7 +163,8 @@ class _Shapes:
 
     Attributes:
         polygons, areas, crowds: of the objects.
-        boxes: [D, 4] float32; masks: run lengths; source: [D] index of the object that a detection lies about, or -1.
+        boxes: [D, 4] float32; masks: run lengths.
+        object_of: [D] index of the object that a detection lies about, or -1.
     """
 
     polygons: list[list[float]]
@@ -169,24 +172,26 @@ class _Shapes:
     crowds: list[bool]
     boxes: npt.NDArray[np.float32]
     masks: list[str]
-    source: npt.NDArray[np.int64]
+    object_of: npt.NDArray[np.int64]
 
 
 def _draw_image(random: np.random.Generator, detections: int) -> _Shapes:
     count = min(int(random.geometric(1 / (_OBJECTS + 1))) - 1, 60)
     sizes = np.clip(random.lognormal(4.0, 0.9, (count, 2)), 6, 400)
     centers = random.uniform((0, 0), (WIDTH, HEIGHT), (count, 2))
-    source = np.where(random.random(detections) < 0.4, random.integers(0, max(count, 1), detections), -1)
-    source = source if count else np.full(detections, -1)
-    about = source >= 0
-    found_centers = random.uniform((0, 0), (WIDTH, HEIGHT), (detections, 2))
-    found_sizes = np.clip(random.lognormal(4.0, 0.9, (detections, 2)), 6, 400)
-    found_centers[about] = centers[source[about]] + random.normal(0, 0.06, (about.sum(), 2)) * sizes[source[about]]
-    found_sizes[about] = sizes[source[about]] * random.lognormal(0, 0.12, (about.sum(), 2))
+    object_of = np.where(random.random(detections) < 0.4, random.integers(0, max(count, 1), detections), -1)
+    object_of = object_of if count else np.full(detections, -1)
+    about = object_of >= 0
+    detection_centers = random.uniform((0, 0), (WIDTH, HEIGHT), (detections, 2))
+    detection_sizes = np.clip(random.lognormal(4.0, 0.9, (detections, 2)), 6, 400)
+    detection_centers[about] = (
+        centers[object_of[about]] + random.normal(0, 0.06, (about.sum(), 2)) * sizes[object_of[about]]
+    )
+    detection_sizes[about] = sizes[object_of[about]] * random.lognormal(0, 0.12, (about.sum(), 2))
     outlines = _ellipses(centers, sizes)
-    found = _ellipses(found_centers, found_sizes)
-    runs = coco_mask.frPyObjects(found.reshape(detections, -1).tolist(), HEIGHT, WIDTH)
-    low, high = found.min(axis=1), found.max(axis=1)
+    detection_outlines = _ellipses(detection_centers, detection_sizes)
+    runs = coco_mask.frPyObjects(detection_outlines.reshape(detections, -1).tolist(), HEIGHT, WIDTH)
+    low, high = detection_outlines.min(axis=1), detection_outlines.max(axis=1)
     areas = (
         coco_mask.area(coco_mask.frPyObjects(outlines.reshape(count, 2 * _CORNERS).tolist(), HEIGHT, WIDTH))
         if count
@@ -198,7 +203,7 @@ def _draw_image(random: np.random.Generator, detections: int) -> _Shapes:
         (random.random(count) < 0.01).tolist(),
         np.concatenate([low, high - low], axis=1).astype(np.float32),
         [one["counts"].decode() for one in runs],
-        source,
+        object_of,
     )
 
 
@@ -216,11 +221,11 @@ _Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int3
 def _draw_labels(random: np.random.Generator, shapes: _Shapes) -> _Row:
     """Categories of the objects; scores, best first, and categories of the detections."""
     categories = random.integers(1, _CATEGORIES + 1, len(shapes.polygons)).astype(np.int32)
-    found = random.integers(1, _CATEGORIES + 1, len(shapes.source)).astype(np.int32)
-    right = (shapes.source >= 0) & (random.random(len(found)) < 0.85)
-    found[right] = categories[shapes.source[right]]
-    scores = np.sort(random.beta(1, 3, len(found)).round(3).astype(np.float32))[::-1]
-    return categories, scores, found
+    detection_categories = random.integers(1, _CATEGORIES + 1, len(shapes.object_of)).astype(np.int32)
+    right = (shapes.object_of >= 0) & (random.random(len(detection_categories)) < 0.85)
+    detection_categories[right] = categories[shapes.object_of[right]]
+    scores = np.sort(random.beta(1, 3, len(detection_categories)).round(3).astype(np.float32))[::-1]
+    return categories, scores, detection_categories
 
 
 def _annotations(shapes: _Shapes, categories: npt.NDArray[np.int32], image_id: int, first: int) -> list[dict[str, Any]]:
@@ -253,7 +258,7 @@ def _label_table(block: list[_Shapes], rows: list[_Row], first: int, names: list
     masks = pa.StructArray.from_arrays(
         [sizes, pa.array([text for shapes in block for text in shapes.masks])], fields=list(field[4].type)
     )
-    found = pa.StructArray.from_arrays(
+    detections = pa.StructArray.from_arrays(
         [
             pa.array(categories, pa.int32()),
             pa.array([names[number - 1].name for number in categories]),
@@ -272,17 +277,17 @@ def _label_table(block: list[_Shapes], rows: list[_Row], first: int, names: list
         "height": pa.array([HEIGHT] * count, pa.int32()),
         "status": pa.array(["ok"] * count),
         "error": pa.nulls(count, pa.string()),
-        "detections": pa.ListArray.from_arrays(np.arange(0, total + 1, each, dtype=np.int32), found),
+        "detections": pa.ListArray.from_arrays(np.arange(0, total + 1, each, dtype=np.int32), detections),
         "model": pa.array(["generated"] * count),
     }
     return pa.Table.from_pydict(columns, schema=schema)
 
 
-def _results(block: list[_Shapes], rows: list[_Row], first: int, kind: str) -> Iterator[str]:
+def _results(block: list[_Shapes], rows: list[_Row], first: int, iou_type: str) -> Iterator[str]:
     for number, (shapes, (_, scores, categories)) in enumerate(zip(block, rows, strict=True)):
         for index, (score, category) in enumerate(zip(scores.tolist(), categories.tolist(), strict=True)):
             shape: dict[str, Any] = {"bbox": shapes.boxes[index].tolist()}
-            if kind == "segm":
+            if iou_type == "segm":
                 shape = {"segmentation": {"size": [HEIGHT, WIDTH], "counts": shapes.masks[index]}}
             yield json.dumps({"image_id": first + number, "category_id": category, "score": score, **shape})
 

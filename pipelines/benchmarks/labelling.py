@@ -130,7 +130,7 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
     few = min(len(contents), _DOCUMENTED_IMAGES_GPU) if run.use_gpu else len(contents)
     of_them = f", first {few} images" if few < len(contents) else ""
     documented = _Measured(f"Ray documentation's way, torchvision{of_them}")
-    found, busy = 0, []
+    detections, busy = 0, []
     with tempfile.TemporaryDirectory() as scratch:
         folder, first_images = Path(scratch) / "images", Path(scratch) / "first_images"
         _write(contents, folder)
@@ -150,7 +150,7 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
                 rate, summary = _job(run, str(checkpoint), folder, written, threads)
             ours.rates.append(rate)
             busy.append(1.0 - summary.waiting_share)
-            found, ours.written_bytes = summary.detections, _size(written / "labels")
+            detections, ours.written_bytes = summary.detections, _size(written / "labels")
             if not run.checkpoint:
                 written = Path(scratch) / f"documented{index}"
                 with _watched(documented, run.use_gpu):
@@ -159,7 +159,7 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
     result = LabellingComparison(
         tuple(way.beside(bare) for way in (bare, ours, documented) if way.rates),
         len(contents),
-        found / len(contents),
+        detections / len(contents),
         statistics.median(busy),
         machine(torch.device(device)),
         len(files) if len(files) < len(contents) else 0,
@@ -213,13 +213,13 @@ class _DocumentedDetector:
             self._note.write_text(str(time.time()))  # the start-up ends here
         images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in batch["image"]]
         outputs = self._model([image.to(self._device).float() / 255 for image in images])
-        found = [{name: value.cpu() for name, value in output.items()} for output in outputs]
+        results = [{name: value.cpu() for name, value in output.items()} for output in outputs]
         return {
             "path": batch["path"],
-            "boxes": [result["boxes"].numpy() for result in found],
-            "labels": [result["labels"].numpy() for result in found],
-            "scores": [result["scores"].numpy() for result in found],
-            "masks": [(result["masks"][:, 0] > 0.5).numpy() for result in found],
+            "boxes": [result["boxes"].numpy() for result in results],
+            "labels": [result["labels"].numpy() for result in results],
+            "scores": [result["scores"].numpy() for result in results],
+            "masks": [(result["masks"][:, 0] > 0.5).numpy() for result in results],
         }
 
 
@@ -311,7 +311,7 @@ def _gpu_watched(busy: list[float], wanted: bool) -> Iterator[None]:
 def _busy_share(lines: str) -> list[float]:
     """Mean of percentages, one a line, from the first that is not 0 to the last; nothing where there is none."""
     percentages = [int(line) for line in lines.split() if line.isdigit()]
-    worked = [place for place, percentage in enumerate(percentages) if percentage]
+    worked = [index for index, percentage in enumerate(percentages) if percentage]
     return [statistics.mean(percentages[worked[0] : worked[-1] + 1]) / 100] if worked else []
 
 
@@ -320,10 +320,10 @@ def _descendants() -> Sequence[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found - {os.getpid()})
+    tree = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return sorted(tree - {os.getpid()})
 
 
 def _peak_of(pid: int) -> int:

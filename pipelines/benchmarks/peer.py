@@ -235,7 +235,8 @@ def profile_once(work: Callable[[], object], path: str) -> tuple[Shares, Shares]
         work: waits for the device before it returns.
 
     Returns:
-        Of each kind the ten largest: name and share of the kind's own time (on a GPU that of its kernels).
+        The ten largest operators, and the ten largest kernels: name and share of the own time of all (on a GPU an
+        operator's own time is that of its kernels).
     """
     with torch.profiler.profile() as profile:
         work()

@@ -126,8 +126,10 @@ class ConstantDetector:
         except ImageError as error:
             return ImageRecord(error.status, str(error), None, None)
         height, width = pixels.shape[-2:]
-        found = DetectionRecord(_CATEGORY.id, _CATEGORY.name, 0.5, (0.0, 0.0, 1.0, 1.0), _first_pixel(height, width))
-        return ImageRecord("ok", None, width, height, (found,))
+        detection = DetectionRecord(
+            _CATEGORY.id, _CATEGORY.name, 0.5, (0.0, 0.0, 1.0, 1.0), _first_pixel(height, width)
+        )
+        return ImageRecord("ok", None, width, height, (detection,))
 
     def propose(self, encoded: Sequence[bytes | ImageError]) -> Any:
         """Not asked for."""
@@ -221,7 +223,7 @@ def _write_inventory(folder: Path, size: int) -> tuple[Part, ...]:
         count = min(_INVENTORY_ROWS, size - start)
         keys = [f"camera/{index % 997:04d}/{index:012d}.jpg" for index in range(start, start + count)]
         table = pa.table({"bucket": ["pictures"] * count, "key": keys, "size": np.full(count, 123_456)})
-        place = folder / f"{start:012d}.parquet"
-        pq.write_table(table, place)
-        parts.append(Part("inventory", str(place), columns=("Bucket", "Key", "Size")))
+        path = folder / f"{start:012d}.parquet"
+        pq.write_table(table, path)
+        parts.append(Part("inventory", str(path), columns=("Bucket", "Key", "Size")))
     return tuple(parts)

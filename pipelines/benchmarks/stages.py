@@ -185,10 +185,10 @@ def batches_of_one_shape(contents: Sequence[bytes], size: int, rule: InputConfig
         return [[content] for content in contents]
     images = [decoded_image(content) for content in contents]
     shapes = [padded_size(input_size(image, rule), rule.divisor) for image in images]
-    alike = [place for place, shape in enumerate(shapes) if shape == shapes[0]]
+    alike = [index for index, shape in enumerate(shapes) if shape == shapes[0]]
     again = itertools.cycle(alike)
     batches = [list(itertools.islice(again, size)) for _ in range(max(len(alike) // size, 1))]
-    return [[contents[place] for place in sorted(batch, key=lambda place: images[place].shape)] for batch in batches]
+    return [[contents[index] for index in sorted(batch, key=lambda index: images[index].shape)] for batch in batches]
 
 
 def pixels_at_once(batches: Sequence[Sequence[bytes]], rule: InputConfig) -> int:
@@ -269,7 +269,7 @@ def flops_of(predictor: Predictor, plain: Detector, contents: Sequence[bytes]) -
     # The plain network has random weights and may find nothing: let the heads see what the real one would give them.
     batch = network_input(images, predictor.config.input).to(predictor.settings.device)
     with predictor.arithmetic():
-        proposals, found = predictor.detector.propose(batch), predictor.detector.detect(batch)
+        proposals, detections = predictor.detector.propose(batch), predictor.detector.detect(batch)
     counter = FlopCounterMode(display=False)
     totals: dict[str, float] = {}
     for name, module in parts_of(plain):
@@ -282,8 +282,8 @@ def flops_of(predictor: Predictor, plain: Detector, contents: Sequence[bytes]) -
         if plain.dense is not None:
             plain.dense.head(features.maps)
         plain.boxes(features, proposals)
-        plain.masks(features, found)
-        plain.heatmaps(features, found)
+        plain.masks(features, detections)
+        plain.heatmaps(features, detections)
     return {name: total / len(contents) for name, total in totals.items()}
 
 

@@ -127,8 +127,8 @@ def benchmark_tradeoff(run: TradeoffRun, on_point: Callable[[TradeoffPoint, int]
             on_point(point, len(settings))
     points = mark_front(points)
     torch.set_num_threads(run.threads or os.cpu_count() or 1)  # for the line about the machine
-    found = Tradeoff(tuple(points), len(files), machine(), ())
-    return replace(found, files=_write(run, found))
+    tradeoff = Tradeoff(tuple(points), len(files), machine(), ())
+    return replace(tradeoff, files=_write(run, tradeoff))
 
 
 def combinations(run: TradeoffRun) -> list[Setting]:
@@ -273,26 +273,26 @@ def _scored(
     scores = evaluate_coco(annotations, table, max_detections=run.max_detections)
     return TradeoffPoint(
         setting=setting,
-        ap={kind: stats[0] for kind, stats in scores.stats.items()},
+        ap={iou_type: stats[0] for iou_type, stats in scores.stats.items()},
         milliseconds=1e3 * statistics.median(seconds),
         megabytes=megabytes,
         detections=statistics.mean(len(record.detections) for record in records),
     )
 
 
-def _write(run: TradeoffRun, found: Tradeoff) -> tuple[str, ...]:
+def _write(run: TradeoffRun, tradeoff: Tradeoff) -> tuple[str, ...]:
     """Table as JSON and CSV, plot as PNG and SVG."""
     document = {
-        "points": [asdict(point) for point in found.points],
-        "images": found.images,
+        "points": [asdict(point) for point in tradeoff.points],
+        "images": tradeoff.images,
         "rounds": run.rounds,
         "max_detections": run.max_detections,
         "precision": run.precision,
         "clock": run.clock,
-        "machine": found.machine,
+        "machine": tradeoff.machine,
         "annotations": run.annotations,
     }
-    series = _series_names(found.points)
+    series = _series_names(tradeoff.points)
     pictures = draw_tradeoff(
         [
             (
@@ -302,15 +302,15 @@ def _write(run: TradeoffRun, found: Tradeoff) -> tuple[str, ...]:
                 point.milliseconds,
                 point.primary_ap,
             )
-            for point in found.points
+            for point in tradeoff.points
         ],
-        [point.on_front for point in found.points],
-        "mask AP" if all("segm" in point.ap for point in found.points) else "box AP",
+        [point.on_front for point in tradeoff.points],
+        "mask AP" if all("segm" in point.ap for point in tradeoff.points) else "box AP",
         "milliseconds per image (median" + (", processor time)" if run.clock == "cpu" else ")"),
     )
     contents = {
         "tradeoff.json": json.dumps(document, indent=2).encode() + b"\n",
-        "tradeoff.csv": _csv(found.points),
+        "tradeoff.csv": _csv(tradeoff.points),
         **{f"tradeoff.{ending}": picture for ending, picture in pictures.items()},
     }
     for name, content in contents.items():
@@ -326,17 +326,21 @@ def _series_names(points: Sequence[TradeoffPoint]) -> dict[str, str]:
 
 
 def _csv(points: Sequence[TradeoffPoint]) -> bytes:
-    kinds = sorted({kind for point in points for kind in point.ap})
+    iou_types = sorted({iou_type for point in points for iou_type in point.ap})
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(
-        (*("checkpoint", "trunk", "short_side", "proposals"), *(f"ap_{kind}" for kind in kinds), *_CSV_MEASURES)
+        (
+            *("checkpoint", "trunk", "short_side", "proposals"),
+            *(f"ap_{iou_type}" for iou_type in iou_types),
+            *_CSV_MEASURES,
+        )
     )
     for point in points:
         table.writerow(
             (
                 *asdict(point.setting).values(),
-                *(point.ap.get(kind, "") for kind in kinds),
+                *(point.ap.get(iou_type, "") for iou_type in iou_types),
                 *(point.milliseconds, point.megabytes, point.detections, int(point.on_front)),
             )
         )

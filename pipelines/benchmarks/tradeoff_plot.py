@@ -64,9 +64,9 @@ def draw_tradeoff(
     return pictures
 
 
-def _area(place: int, count: int) -> float:
+def _area(index: int, count: int) -> float:
     """Of a marker, square points."""
-    return 30 + 90 * place / max(count - 1, 1)
+    return 30 + 90 * index / max(count - 1, 1)
 
 
 def _style(axes: Axes, ap_name: str, time_name: str) -> None:
@@ -93,10 +93,10 @@ def _legends(figure: Figure, axes: Axes, trunks: Sequence[str], sides: Sequence[
     def entry(label: str, marker: str, color: str, area: float = 60.0) -> Line2D:
         return Line2D([], [], linestyle="", marker=marker, color=color, markersize=area**0.5, label=label)
 
-    entries = [entry(trunk, "o", _COLORS[place % len(_COLORS)]) for place, trunk in enumerate(trunks)]
-    entries += [entry(f"{side} px", _MARKERS[place % len(_MARKERS)], "#8a929c") for place, side in enumerate(sides)]
+    entries = [entry(trunk, "o", _COLORS[index % len(_COLORS)]) for index, trunk in enumerate(trunks)]
+    entries += [entry(f"{side} px", _MARKERS[index % len(_MARKERS)], "#8a929c") for index, side in enumerate(sides)]
     entries += [
-        entry(f"{count} proposals", "o", "#c3c7cb", _area(place, len(counts))) for place, count in enumerate(counts)
+        entry(f"{count} proposals", "o", "#c3c7cb", _area(index, len(counts))) for index, count in enumerate(counts)
     ]
     entries.append(Line2D([], [], color=_INK, linewidth=1, label="Pareto front"))
     axes.legend(

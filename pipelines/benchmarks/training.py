@@ -153,7 +153,7 @@ def benchmark_train(run: BenchmarkRun, progress: Callable[[str], None] = lambda 
             progress(f"round {number}: {name}, {rounds[-1][-1].seconds:.3f} s/step")
     operators, kernels = _traced(ways[best], run.trace)
     result = TrainingComparison(
-        ways=tuple(_way(name, [(times[0], times[place]) for times in rounds]) for place, name in enumerate(ways)),
+        ways=tuple(_way(name, [(times[0], times[index]) for times in rounds]) for index, name in enumerate(ways)),
         losses=losses,
         images=len(images),
         height=height,

@@ -123,8 +123,8 @@ def unwrapped_errors() -> Iterator[None]:
 def nodes() -> tuple[NodeCapacity, ...]:
     """Capacity of each live node of the connected cluster, biggest first; needs `connect`."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = [NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
-    return tuple(sorted(found, key=lambda node: (node.gpus, node.cpus), reverse=True))
+    capacities = [NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
+    return tuple(sorted(capacities, key=lambda node: (node.gpus, node.cpus), reverse=True))
 
 
 def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

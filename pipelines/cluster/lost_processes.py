@@ -62,12 +62,12 @@ def _is_death(error: BaseException) -> bool:
     return "creation task" not in str(error)
 
 
-def require_room(error: BaseException, place: str) -> None:
+def require_room(error: BaseException, output: str) -> None:
     """Raise a StorageError where the cause of an error is a disk without room.
 
     Args:
         error: what failed.
-        place: folder of the run, for the message.
+        output: folder of the run, for the message.
     """
     for cause in causes(error):
         if isinstance(cause, UserError):
@@ -75,7 +75,7 @@ def require_room(error: BaseException, place: str) -> None:
         if (isinstance(cause, OSError) and cause.errno in _NO_ROOM) or any(
             text in str(cause) for text in _NO_ROOM_TEXTS
         ):
-            raise no_room(place) from error
+            raise no_room(output) from error
 
 
 def as_write_error(error: BaseException, folder: Path, output: str) -> BaseException:
@@ -97,6 +97,6 @@ def as_write_error(error: BaseException, folder: Path, output: str) -> BaseExcep
     return no_room(output) if is_full else StorageError(f"{output}: a checkpoint cannot be written: {text}")
 
 
-def no_room(place: str) -> StorageError:
+def no_room(output: str) -> StorageError:
     """The disk is full."""
-    return StorageError(f"{place}: No space left on device; make room, and the same command goes on where it stopped")
+    return StorageError(f"{output}: No space left on device; make room, and the same command goes on where it stopped")

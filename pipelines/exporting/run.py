@@ -77,13 +77,13 @@ class _Counted:
 
     def labelled(self) -> Iterator[LabelledImage]:
         for labelled in self.source.labelled():
-            if self.draws and any(is_too_large(found, labelled.image) for found in labelled.objects):
-                kept = tuple(found for found in labelled.objects if not is_too_large(found, labelled.image))
+            if self.draws and any(is_too_large(detection, labelled.image) for detection in labelled.objects):
+                kept = tuple(detection for detection in labelled.objects if not is_too_large(detection, labelled.image))
                 self.undrawn += len(labelled.objects) - len(kept)
                 labelled = LabelledImage(labelled.image, kept)
             self.objects += len(labelled.objects)
             self.renamed += labelled.image.path != labelled.image.name
-            self.empty += sum(is_empty(found, labelled.image) for found in labelled.objects)
+            self.empty += sum(is_empty(detection, labelled.image) for detection in labelled.objects)
             yield labelled
 
 
@@ -112,7 +112,7 @@ def _export(run: ExportRun) -> ExportSummary:
             _link_images(source, whole / chosen.image_folder)
         for name in names:
             _require_free(run.output.rstrip("/") + name)
-        files = tuple(_place(whole, name, run.output) for name in names)
+        files = tuple(_move_out(whole, name, run.output) for name in names)
     left_out = 0 if chosen.keeps_empty else source.empty
     return ExportSummary(
         images=source.survey.images,
@@ -172,7 +172,7 @@ def _write_files(files: Iterator[ExportFile], whole: Path, is_folder: bool) -> l
     return [""] if is_folder else names
 
 
-def _place(whole: Path, name: str, output: str) -> str:
+def _move_out(whole: Path, name: str, output: str) -> str:
     """Moves the file, or the folder, that is to be `output` + `name`; returns where it is."""
     made = whole.with_name(whole.name + name)
     target = output.rstrip("/") + name
@@ -191,8 +191,8 @@ def _place(whole: Path, name: str, output: str) -> str:
 def _upload(path: Path, uri: str) -> None:
     filesystem, key = storage.filesystem_and_path(uri)
     try:
-        with path.open("rb") as source, filesystem.open_output_stream(key) as stream:
-            shutil.copyfileobj(source, stream, _COPIED_BYTES)
+        with path.open("rb") as file, filesystem.open_output_stream(key) as stream:
+            shutil.copyfileobj(file, stream, _COPIED_BYTES)
     except OSError as error:
         raise StorageError(f"output: {uri!r} cannot be written: {error}") from error
 

@@ -150,10 +150,10 @@ def draft_manifest(source: Source, folder: str, tasks: Tasks = one_by_one) -> Ma
     number_of_parts = 0
     try:
         listed = tasks(_list_part, [(part, index, pieces_folder) for index, part in enumerate(source.parts)])
-        pieces = [piece for found in listed for piece in found]
+        pieces = [piece for part_pieces in listed for piece in part_pieces]
         total = sum(sum(piece.rows) for piece in pieces)
         if total == 0:
-            raise StorageError(_nothing_found(source, sum(piece.others for piece in pieces)))
+            raise StorageError(_no_images(source, sum(piece.others for piece in pieces)))
         cuts = _cuts(pieces, max(1, -(-total // _PART_ROWS)))
         number_of_parts = len(cuts)
         files = tuple(piece.uri for piece in pieces if piece.rows)
@@ -207,14 +207,14 @@ def open_manifest(folder: str) -> Manifest | None:
     Raises:
         StorageError: it is damaged.
     """
-    place = storage.join(folder, "manifest.json")
-    if not storage.exists(place):
+    uri = storage.join(folder, "manifest.json")
+    if not storage.exists(uri):
         return None
     texts = ("digest", "images", "kind", "stamp")
-    content = read_json_object(place, {"parts": list, **dict.fromkeys(texts, str)}, LIST_AGAIN)
+    content = read_json_object(uri, {"parts": list, **dict.fromkeys(texts, str)}, LIST_AGAIN)
     parts = tuple(content["parts"])
     if not parts or any(type(rows) is not int or rows < 1 for rows in parts):
-        raise StorageError(f"{place}: parts is {str(parts)[:60]}, expected the rows of each; {LIST_AGAIN}")
+        raise StorageError(f"{uri}: parts is {str(parts)[:60]}, expected the rows of each; {LIST_AGAIN}")
     return Manifest(
         folder,
         parts,
@@ -278,7 +278,7 @@ def _table(some: Entries, part: Part) -> pa.Table:
             for values, field in zip(given, MANIFEST_SCHEMA, strict=True)
         ]
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise AnnotationError(f"images: {part.place!r} has an id or size of the wrong type: {error}") from error
+        raise AnnotationError(f"images: {part.path!r} has an id or size of the wrong type: {error}") from error
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
@@ -315,7 +315,7 @@ def _part_content(uri: str) -> bytes:
     return content
 
 
-def _nothing_found(source: Source, others: int) -> str:
+def _no_images(source: Source, others: int) -> str:
     seen = f"{others} other files" if others else ("no match" if source.kind == "glob" else "it is empty")
     return f"images: no images in {source.images!r} ({seen}); expected files with {', '.join(IMAGE_EXTENSIONS)}"
 

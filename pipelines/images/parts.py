@@ -40,16 +40,16 @@ class Part:
 
     Attributes:
         kind: of the source.
-        place: folder, file or data file of an inventory.
+        path: folder, file or data file of an inventory, with a scheme where it is not local.
         recursive: folders: with everything below.
         pattern: globs: what names relative to `root` must match.
         root: folder that relative names belong to.
-        keys: a range of S3 keys instead of `place`.
+        keys: a range of S3 keys instead of `path`.
         columns: of an inventory's headerless CSV.
     """
 
     kind: Kind
-    place: str
+    path: str
     recursive: bool = True
     pattern: str | None = None
     root: str = ""

@@ -118,7 +118,7 @@ def entries(part: Part) -> Iterator[Entries]:
     elif part.kind == "parquet":
         yield from parquet_entries(part)
     elif part.kind in ("csv", "inventory"):
-        yield from csv_entries(part) if not part.place.endswith(".parquet") else inventory_parquet_entries(part)
+        yield from csv_entries(part) if not part.path.endswith(".parquet") else inventory_parquet_entries(part)
     elif part.keys is not None:
         yield from _key_entries(part)
     else:
@@ -212,10 +212,10 @@ def _split_folder(top: str) -> tuple[list[str], list[str]]:
     _scanned(top)  # what cannot be listed below is left to whoever lists it
     while len(deep) < _MOST_LOCAL_PARTS // 4:
         below = [(folder, walk.subfolders(folder)) for folder in deep]
-        if not any(found for _, found in below):
+        if not any(children for _, children in below):
             break
         shallow += [folder for folder, _ in below]
-        deep = [found for _, children in below for found in children]
+        deep = [child for _, children in below for child in children]
         if not deep:
             break
     return shallow, deep
@@ -273,21 +273,21 @@ def _scanned(folder: str) -> "list[os.DirEntry[str]]":
         StorageError: it cannot be listed.
     """
     try:
-        with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        with os.scandir(folder) as scan:
+            return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise StorageError(f"images: cannot list {folder!r}: {error.strerror}") from error
 
 
 def _local_entries(part: Part) -> Iterator[Entries]:
     if part.kind == "file":
-        yield Entries([uri_of(storage.absolute(part.place))], sizes=[None])
+        yield Entries([uri_of(storage.absolute(part.path))], sizes=[None])
         return
     pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
     uris: list[str] = []
     sizes: list[int | None] = []
     others = 0
-    for path, size in _listed(part.place, part.recursive, _Walk(part.root, part.place)):
+    for path, size in _listed(part.path, part.recursive, _Walk(part.root, part.path)):
         if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
             continue
         if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
@@ -329,13 +329,13 @@ def _key_entries(part: Part) -> Iterator[Entries]:
     root = part.root.removeprefix("s3://").rstrip("/").partition("/")[2]
     skip = len(root) + 1 if root else 0
     for page in s3_listing.objects(part.keys):
-        names = [(found, found.key[skip:]) for found in page if not found.key.endswith("/")]
-        seen = [found for found, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-        images = [found for found in seen if found.key.lower().endswith(IMAGE_EXTENSIONS)]
+        names = [(entry, entry.key[skip:]) for entry in page if not entry.key.endswith("/")]
+        seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
+        images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
         yield Entries(
-            [f"s3://{part.keys.bucket}/{found.key}" for found in images],
-            sizes=[found.size for found in images],
-            etags=[found.etag for found in images],
+            [f"s3://{part.keys.bucket}/{entry.key}" for entry in images],
+            sizes=[entry.size for entry in images],
+            etags=[entry.etag for entry in images],
             others=len(seen) - len(images),
         )
 

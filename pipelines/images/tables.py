@@ -34,7 +34,7 @@ def coco_entries(part: Part) -> Iterator[Entries]:
     Raises:
         AnnotationError: the file is malformed.
     """
-    images = _coco_images(part.place)
+    images = _coco_images(part.path)
     names = file_names(part.root, images)
     for start in range(0, len(images), BATCH_ROWS):
         some = images[start : start + BATCH_ROWS]
@@ -71,7 +71,7 @@ def find_image_root(images: str, image_root: str | None) -> str:
     folder = posixpath.dirname(images) or "."
     parent = posixpath.dirname(folder) if folder not in (".", "..") else posixpath.join(folder, "..")
     parent = parent or "."
-    beside = [folder, *(posixpath.join(place, "images") for place in (folder, parent)), parent]
+    beside = [folder, *(posixpath.join(base, "images") for base in (folder, parent)), parent]
     candidates = [image_root] if image_root is not None else beside
     for candidate in candidates:
         if any(_is_there(candidate, name) for name in file_names(candidate, entries)):
@@ -106,8 +106,8 @@ def _other_spelling(folders: Sequence[str], names: Sequence[str]) -> str:
         ("folders that the files do not lie in any more", lambda name: re.split(r"[\\/]", name)[-1]),
     ):
         changed = [(spelled(name), name) for name in names if spelled(name) != name]
-        if (place := next((_absolute(f, n) for f in folders for n, _ in changed if _is_there(f, n)), None)) is not None:
-            return f"the names have {what}, as {place!r}: correct the names"
+        if (path := next((_absolute(f, n) for f in folders for n, _ in changed if _is_there(f, n)), None)) is not None:
+            return f"the names have {what}, as {path!r}: correct the names"
     return ""
 
 
@@ -120,7 +120,7 @@ def parquet_entries(part: Part) -> Iterator[Entries]:
     Raises:
         AnnotationError: the file or a row is malformed.
     """
-    images = part.place
+    images = part.path
     filesystem, path = storage.filesystem_and_path(images)
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -144,17 +144,17 @@ def _table_entries(part: Part, columns: dict[str, list[Any]], first: int) -> Ent
     for row, uri in enumerate(uris, first):
         if not isinstance(uri, str) or not uri:
             raise AnnotationError(
-                f"images: {part.place!r}, row {row}: uri is {str(uri)[:60]!r}, expected text; correct or remove the row"
+                f"images: {part.path!r}, row {row}: uri is {str(uri)[:60]!r}, expected text; correct or remove the row"
             )
     whole = {
-        name: [_whole(value, part.place, first + row, name) for row, value in enumerate(values)]
+        name: [_whole(value, part.path, first + row, name) for row, value in enumerate(values)]
         for name, values in columns.items()
         if name != "etag"
     }
     ids = whole.get("image_id")
     if ids is not None and None in ids:
         raise AnnotationError(
-            f"images: {part.place!r}, row {first + ids.index(None)}: no image_id, expected a whole number in each row, "
+            f"images: {part.path!r}, row {first + ids.index(None)}: no image_id, expected a whole number in each row, "
             "or no such column"
         )
     return Entries(
@@ -174,16 +174,16 @@ def csv_entries(part: Part) -> Iterator[Entries]:
         AnnotationError: the file or a row is malformed.
     """
     try:
-        yield from _csv_entries(part, _text(storage.read_bytes(part.place)))
+        yield from _csv_entries(part, _text(storage.read_bytes(part.path)))
     except UnicodeDecodeError as error:
         raise AnnotationError(
-            f"images: {part.place!r} is not UTF-8: byte 0x{error.object[error.start]:02x} is no part of a character; "
+            f"images: {part.path!r} is not UTF-8: byte 0x{error.object[error.start]:02x} is no part of a character; "
             "save it as UTF-8"
         ) from None
     except csv.Error as error:
-        raise AnnotationError(f"images: {part.place!r} is no CSV: {error}; is a quote not closed?") from None
+        raise AnnotationError(f"images: {part.path!r} is no CSV: {error}; is a quote not closed?") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise AnnotationError(f"images: {part.place!r} cannot be unpacked: {error}") from None
+        raise AnnotationError(f"images: {part.path!r} cannot be unpacked: {error}") from None
 
 
 def _text(content: bytes) -> TextIO:
@@ -205,7 +205,7 @@ def _csv_entries(part: Part, text: TextIO) -> Iterator[Entries]:
     names = reader.fieldnames or ()
     if "uri" not in names:
         raise AnnotationError(
-            f"images: the first line of {part.place!r} is {str(list(names))[:120]}; expected a column uri, and commas "
+            f"images: the first line of {part.path!r} is {str(list(names))[:120]}; expected a column uri, and commas "
             "between columns"
         )
     first = 1
@@ -226,7 +226,7 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield some
 
 
-def _whole(value: Any, place: str, row: int, name: str) -> int | None:
+def _whole(value: Any, path: str, row: int, name: str) -> int | None:
     """A whole number that a table holds as one, as text or as 7.0; None where it holds nothing."""
     if value is None or value == "" or value != value:  # not a number: how pandas writes nothing
         return None
@@ -238,7 +238,7 @@ def _whole(value: Any, place: str, row: int, name: str) -> int | None:
             return int(number)
     except (ValueError, TypeError, OverflowError):
         pass
-    raise AnnotationError(f"images: {place!r}, row {row}: {name} is {str(value)[:40]!r}, expected a whole number")
+    raise AnnotationError(f"images: {path!r}, row {row}: {name} is {str(value)[:40]!r}, expected a whole number")
 
 
 def is_inventory(images: str) -> bool:
@@ -264,7 +264,7 @@ def inventory_parts(images: str) -> tuple[Part, ...]:
 
 def inventory_parquet_entries(part: Part) -> Iterator[Entries]:
     """The images of one Parquet file of an S3 inventory."""
-    filesystem, path = storage.filesystem_and_path(part.place)
+    filesystem, path = storage.filesystem_and_path(part.path)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         wanted = {"bucket": "Bucket", "key": "Key", "size": "Size", "e_tag": "ETag", "is_latest": "IsLatest"}
         known = [name for name in wanted if name in file.schema_arrow.names]
@@ -292,5 +292,5 @@ def _inventory_entries(rows: Sequence[dict[str, Any]], quoted: bool = True) -> E
 def _absolute(folder: str, name: str) -> str:
     """Where the file lies that a table or a COCO json names, so that every process finds it whatever folder it runs
     in; as text that a record can hold."""
-    place = located(folder, name)
-    return uri_of(place if has_scheme(place) or "\0" in place else str(storage.filesystem_and_path(place)[1]))
+    path = located(folder, name)
+    return uri_of(path if has_scheme(path) or "\0" in path else str(storage.filesystem_and_path(path)[1]))

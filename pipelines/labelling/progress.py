@@ -173,7 +173,7 @@ class Poller:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, error_type: object, error: object, trace: object) -> None:
         self._stop.set()
         if self._report is not None:
             self._thread.join()

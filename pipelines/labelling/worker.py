@@ -199,13 +199,13 @@ class LabelWorker:
         records: list[Record] = []
         # The next group is read while this one is in the network.
         ahead = self._start_reading(ids, uris, groups[0]) if groups else None
-        for place, group in enumerate(groups):
+        for index, group in enumerate(groups):
             assert ahead is not None
             encoded = [self._read_image(image, uri) for image, uri in zip(ahead[0], uris[group], strict=True)]
             proposals = ahead[1]
-            if place + 1 < len(groups):
-                ahead = self._start_reading(ids, uris, groups[place + 1])
-            given = None if proposals is None else [self._proposals_in_time(found) for found in proposals]
+            if index + 1 < len(groups):
+                ahead = self._start_reading(ids, uris, groups[index + 1])
+            given = None if proposals is None else [self._proposals_in_time(call) for call in proposals]
             records += self._model_thread.submit(self._detect, ids[group], encoded, given).result()
         return self._table(ids, uris, records)
 
@@ -223,9 +223,9 @@ class LabelWorker:
         except TimeoutError:
             return self._reader.late(uri, self._settings.image_timeout)
 
-    def _proposals_in_time(self, found: Call[ImageProposals | ImageError]) -> ImageProposals | ImageError:
+    def _proposals_in_time(self, call: Call[ImageProposals | ImageError]) -> ImageProposals | ImageError:
         try:
-            return found.result()
+            return call.result()
         except TimeoutError as error:
             return ImageError("failed", f"reading its proposals {error} (label.image_timeout)")
 
@@ -260,10 +260,10 @@ class LabelWorker:
 
     def _report(self, key: int, records: Sequence[Record], busy: float, waited: float) -> None:
         statuses = Counter(record.status for record in records)
-        found = sum(_num_found(record) for record in records)
+        detections = sum(_num_detections(record) for record in records)
         failed = len(records) - statuses["ok"]
-        self._board.done(key, Work(len(records), found, failed, busy, waited))
-        self._metrics.images(statuses, found, busy, waited)
+        self._board.done(key, Work(len(records), detections, failed, busy, waited))
+        self._metrics.images(statuses, detections, busy, waited)
 
     def _predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
         if self._proposes:
@@ -292,14 +292,14 @@ class LabelWorker:
         """After a group ended a process, which no predictor survives to tell the culprit: its images alone, so that
         only those that end one again get `failed`."""
         records: list[Record] = []
-        for place, (image_id, image) in enumerate(zip(ids, encoded, strict=True)):
+        for index, (image_id, image) in enumerate(zip(ids, encoded, strict=True)):
             key = -1 - image_id  # a name of its own beside the group's
             crashes = self._board.begin(key) - 1
             if crashes >= _MOST_CRASHES:
                 records.append(self._given_up(crashes))
             else:
                 with self._time_limit(1):
-                    records += self._predict([image], None if proposals is None else [proposals[place]])
+                    records += self._predict([image], None if proposals is None else [proposals[index]])
             self._board.done(key, Work())
         return records
 
@@ -323,7 +323,7 @@ class LabelWorker:
             )
 
 
-def _num_found(record: Record) -> int:
+def _num_detections(record: Record) -> int:
     return len(record.scores if isinstance(record, ProposalRecord) else record.detections)
 
 

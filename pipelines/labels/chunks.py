@@ -196,8 +196,8 @@ def tally_rows(table: pa.Table) -> Tally:
     """Counts over label rows with columns image_id, uri, status, error and detections or proposals."""
     counted = table.column("status").value_counts().to_pylist()
     statuses = {entry["values"]: entry["counts"] for entry in counted}
-    found = table.column("proposals" if "proposals" in table.column_names else "detections")
-    detections = pc.sum(pc.list_value_length(found)).as_py() or 0
+    lists = table.column("proposals" if "proposals" in table.column_names else "detections")
+    detections = pc.sum(pc.list_value_length(lists)).as_py() or 0
     failed = table.select(["image_id", "uri", "status", "error"]).filter(pc.field("status") != "ok")
     failures = [FailedImage(**row) for row in failed.sort_by("image_id").slice(0, SHOWN_FAILURES).to_pylist()]
     return Tally(statuses, detections, tuple(failures))

@@ -118,8 +118,8 @@ class OpenLabelFile:
         """Columns of Parquet that hold these fields; writers differ in what they call a list's elements."""
         paths = [self._file.schema.column(index).path for index in range(len(self._file.schema))]
         inside = [path for path in paths if path.startswith("detections.")]
-        found = [path for path in inside if set(fields) & set(path.split(".")[1:4])]
-        return found or inside or ["detections"]
+        matching = [path for path in inside if set(fields) & set(path.split(".")[1:4])]
+        return matching or inside or ["detections"]
 
     def _as_records(self, raw: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
         raw.validate(full=True)  # text that is no UTF-8, and lists that end where they should not
@@ -128,12 +128,12 @@ class OpenLabelFile:
             if name not in raw.schema.names:
                 arrays.append(pa.nulls(len(raw), wanted))
                 continue
-            found = raw.column(name)
+            array = raw.column(name)
             try:
-                arrays.append(found if found.type == wanted else found.cast(wanted))
+                arrays.append(array if array.type == wanted else array.cast(wanted))
             except pa.ArrowException as error:
                 raise StorageError(
-                    f"{self.uri}: column {name!r} is {found.type!s:.200}, expected {wanted} ({_short(error)})"
+                    f"{self.uri}: column {name!r} is {array.type!s:.200}, expected {wanted} ({_short(error)})"
                 ) from error
         return pa.RecordBatch.from_arrays(arrays, list(types))
 
@@ -175,7 +175,7 @@ def open_label_file(uri: str, *, proposals: bool = False, pre_buffer: bool = Fal
         with _naming(uri):
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
-            _require_kind(uri, schema, proposals)
+            _require_label_schema(uri, schema, proposals)
             opened = OpenLabelFile(uri, () if proposals else _categories(uri, schema), groups, file)
         yield opened
 
@@ -204,7 +204,7 @@ def _categories(uri: str, schema: pa.Schema) -> tuple[Category, ...]:
         raise StorageError(f"{uri}: {error}") from error
 
 
-def _require_kind(uri: str, schema: pa.Schema, proposals: bool) -> None:
+def _require_label_schema(uri: str, schema: pa.Schema, proposals: bool) -> None:
     if proposals and "proposals" not in schema.names:
         raise StorageError(f"{uri}: not proposals: column 'proposals' is missing; give one run's folder")
     if is_proposals_schema(schema) and not proposals:
@@ -272,11 +272,11 @@ def category_names(files: Sequence[str]) -> dict[int, str]:
     Raises:
         StorageError: as `CategoryNames.add`.
     """
-    found = CategoryNames()
+    categories = CategoryNames()
     for uri in files:
         with open_label_file(uri) as file:
-            found.add(file)
-    return dict(sorted(found.names.items()))
+            categories.add(file)
+    return dict(sorted(categories.names.items()))
 
 
 def _named_in_rows(file: OpenLabelFile) -> list[tuple[int, str]]:

@@ -164,14 +164,14 @@ def chunk_rows(output: str, manifest: Manifest) -> int | None:
     Raises:
         StorageError: what has been settled is damaged, or was for another list of images.
     """
-    place = _run_file(output, "chunks.json")
-    if not storage.exists(place):
+    uri = _run_file(output, "chunks.json")
+    if not storage.exists(uri):
         return None
     mend = f"delete it together with {labels_folder(output)}, and give the command again"
-    content = read_json_object(place, {"rows": int}, mend)
+    content = read_json_object(uri, {"rows": int}, mend)
     rows: int = content["rows"]
     if rows < 1:
-        raise StorageError(f"{place}: rows is {rows}, expected 1 or more; {mend}")
+        raise StorageError(f"{uri}: rows is {rows}, expected 1 or more; {mend}")
     if content.get("manifest", manifest.digest) != manifest.digest:
         raise StorageError(
             f"output: the images of {output!r} were listed again and are others than those that its labels are of; "
@@ -249,13 +249,13 @@ def finished_tally(output: str) -> Tally:
     Raises:
         StorageError: they are damaged.
     """
-    place = _run_file(output, "_SUCCESS")
+    uri = _run_file(output, "_SUCCESS")
     mend = "delete it and give the command again: only what is missing is labelled"
-    content = read_json_object(place, {"statuses": dict, "detections": int, "failures": list}, mend)
+    content = read_json_object(uri, {"statuses": dict, "detections": int, "failures": list}, mend)
     try:
         return Tally.from_json(json.dumps(content))
     except ValueError as error:
-        raise StorageError(f"{place}: {error}; {mend}") from error
+        raise StorageError(f"{uri}: {error}; {mend}") from error
 
 
 def finished_files(output: str) -> dict[str, FinishedFile] | None:
@@ -264,11 +264,11 @@ def finished_files(output: str) -> dict[str, FinishedFile] | None:
     Raises:
         StorageError: the list is damaged.
     """
-    place = _run_file(output, "files.parquet")
-    if not storage.exists(place):
+    uri = _run_file(output, "files.parquet")
+    if not storage.exists(uri):
         return None
     try:
-        content = storage.read_bytes(place)
+        content = storage.read_bytes(uri)
         if (seal := seal_of(content)) is None or seal[0] != seal[1]:
             raise ValueError("other content than when it was written")
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
@@ -278,7 +278,7 @@ def finished_files(output: str) -> dict[str, FinishedFile] | None:
     except Exception as error:  # whatever Arrow makes of a torn file
         reason = " ".join(str(error).split())[:100]
         raise StorageError(
-            f"{place}: is damaged ({reason}); delete it and _SUCCESS beside it, and give the command again: only what "
+            f"{uri}: is damaged ({reason}); delete it and _SUCCESS beside it, and give the command again: only what "
             "is missing is labelled"
         ) from error
     return {file.name: file for file in files}

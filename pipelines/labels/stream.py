@@ -50,10 +50,10 @@ class LabelFiles:
         for batch in _batches(self.files, (*_IMAGE_COLUMNS, "error", "detections")):
             for row in batch.to_pylist():
                 if row["status"] == "ok":
-                    found = record_from_row(row).detections
+                    detections = record_from_row(row).detections
                     chosen = tuple(
                         detection
-                        for detection in found
+                        for detection in detections
                         if detection.score >= self.min_score
                         and (self.category_ids is None or detection.category_id in self.category_ids)
                     )
@@ -119,7 +119,7 @@ def _shared(root: list[str] | None, folder: list[str]) -> list[str]:
         return folder
     if folder[: len(root)] == root:
         return root
-    length = next(place for place, part in enumerate(root) if folder[place : place + 1] != [part])
+    length = next(index for index, part in enumerate(root) if folder[index : index + 1] != [part])
     return root[:length]
 
 

@@ -55,9 +55,9 @@ def write_contact_sheet(
         pixels = _pixels(located(images, files[image_id]))
         scale = fit_scale(pixels, _CELL)
         truth = objects_from_annotations(objects[image_id], categories, pixels.shape[0], pixels.shape[1])
-        found = objects_from_record(records[image_id], min_score=min_score)
-        caption = f"{files[image_id]}: {len(truth)} objects, {len(found)} found"
-        pairs.append((draw_objects(pixels, truth, scale=scale), draw_objects(pixels, found, scale=scale), caption))
+        detections = objects_from_record(records[image_id], min_score=min_score)
+        caption = f"{files[image_id]}: {len(truth)} objects, {len(detections)} found"
+        pairs.append((draw_objects(pixels, truth, scale=scale), draw_objects(pixels, detections, scale=scale), caption))
     sheet = contact_sheet(pairs, columns=columns, cell=_CELL)
     Image.fromarray(sheet).save(output)
     return output
@@ -73,8 +73,8 @@ def _most_interesting(
     """Image ids with most different categories, then most objects; ties by id."""
 
     def interest(image_id: int) -> tuple[int, int, int]:
-        kinds = Counter(entry["category_id"] for entry in objects[image_id])
-        return -len(kinds), -sum(kinds.values()), image_id
+        counts = Counter(entry["category_id"] for entry in objects[image_id])
+        return -len(counts), -sum(counts.values()), image_id
 
     return sorted(records, key=interest)[:count]
 

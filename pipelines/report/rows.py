@@ -139,19 +139,19 @@ class RowScan:
 
     def named(self, record: ImageRecord) -> ImageRecord:
         """The record with the names that the page has for its categories."""
-        found = record.detections
-        if all(self._shown.get(one.category_id, one.category) == one.category for one in found):
+        detections = record.detections
+        if all(self._shown.get(one.category_id, one.category) == one.category for one in detections):
             return record
-        renamed = (replace(one, category=self._shown.get(one.category_id, one.category)) for one in found)
+        renamed = (replace(one, category=self._shown.get(one.category_id, one.category)) for one in detections)
         return replace(record, detections=tuple(renamed))
 
     def _count_detections(self, rows: pa.Table) -> None:
         lists = rows.column("detections").combine_chunks()
-        found = pc.list_flatten(lists)
-        scores = found.field("score").to_numpy(zero_copy_only=False)
-        ids = found.field("category_id").to_numpy(zero_copy_only=False)
+        detections = pc.list_flatten(lists)
+        scores = detections.field("score").to_numpy(zero_copy_only=False)
+        ids = detections.field("category_id").to_numpy(zero_copy_only=False)
         images = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-        boxes = pc.list_flatten(found.field("bbox")).to_numpy(zero_copy_only=False).reshape(-1, 4)
+        boxes = pc.list_flatten(detections.field("bbox")).to_numpy(zero_copy_only=False).reshape(-1, 4)
         self._sizes += _counts(np.sqrt(np.maximum(boxes[:, 2] * boxes[:, 3], 0.0)), _SIZE_EDGES)
         if self._annotations is None:
             self._other += _counts(scores, np.linspace(0, 1, _SCORE_BINS + 1))
@@ -163,7 +163,7 @@ class RowScan:
             tally.confident += int((own & confident).sum())
             tally.images += len(np.unique(images[own & confident]))
             if category_id not in self._names:
-                self.add_names({category_id: found.field("category")[int(np.flatnonzero(own)[0])].as_py()})
+                self.add_names({category_id: detections.field("category")[int(np.flatnonzero(own)[0])].as_py()})
         ok = pc.equal(rows.column("status"), "ok").to_numpy(zero_copy_only=False)
         self._per_image.update(np.bincount(images[confident], minlength=len(rows))[ok].tolist())
 
@@ -195,12 +195,12 @@ class RowScan:
         if truth is None:
             return
         matched = match_objects(record.detections, truth, self._settings.match_overlap)
-        scores = np.array([found.score for found in record.detections])
+        scores = np.array([detection.score for detection in record.detections])
         edges = np.linspace(0, 1, _SCORE_BINS + 1)
         self._right += _counts(scores[matched.object_of >= 0], edges)
         self._other += _counts(scores[(matched.object_of < 0) & (matched.object_of != IGNORED)], edges)
-        found = judged_candidates(record, truth, matched, self._shown, self._settings.min_score)
-        self.galleries.offer(found, place)
+        candidates = judged_candidates(record, truth, matched, self._shown, self._settings.min_score)
+        self.galleries.offer(candidates, place)
 
     def categories(self) -> tuple[CategoryCount, ...]:
         """Counts of every category that is known, by id."""

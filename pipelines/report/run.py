@@ -114,9 +114,9 @@ def _write_report(run: ReportRun, truth: GroundTruth | None, command: str) -> Re
     examples, left_out = artist.examples(scan)
     content = _content(run, truth, scan, examples, left_out, command)
     page = page_html(content).encode()
-    place = storage.join(run.output, "index.html")
-    storage.write_bytes_atomically(place, page)
-    return ReportSummary(place, len(page) / 1e6, content.images, len(examples), left_out)
+    uri = storage.join(run.output, "index.html")
+    storage.write_bytes_atomically(uri, page)
+    return ReportSummary(uri, len(page) / 1e6, content.images, len(examples), left_out)
 
 
 def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str) -> ReportSummary:
@@ -238,8 +238,8 @@ class _Artist:
     def _draw(self, chosen: Chosen, scan: RowScan) -> Example:
         row = read_row(chosen.place, self._category_ids)
         record, candidate = scan.named(record_from_row(row)), chosen.candidate
-        place = self._image_place(row)
-        pixels = _pixels(place, record.height or 0, record.width or 0)
+        path = self._image_path(row)
+        pixels = _pixels(path, record.height or 0, record.width or 0)
         panels: tuple[Panel, ...] = example_panels(
             pixels,
             record,
@@ -249,10 +249,10 @@ class _Artist:
             min_score=self._settings.min_score,
             side=self._settings.side,
         )
-        source = f"{row['uri'].rsplit('/', 1)[-1]} (image {row['image_id']})"
-        return Example(candidate.kind, candidate.category_id, candidate.title, candidate.note, source, panels)
+        image_title = f"{row['uri'].rsplit('/', 1)[-1]} (image {row['image_id']})"
+        return Example(candidate.kind, candidate.category_id, candidate.title, candidate.note, image_title, panels)
 
-    def _image_place(self, row: Mapping[str, Any]) -> str:
+    def _image_path(self, row: Mapping[str, Any]) -> str:
         """Where an image lies: where its row says or, where the run says where images lie now, below that folder."""
         uri = str(row["uri"])
         if self._root is None:
@@ -260,10 +260,10 @@ class _Artist:
         name = self._file_names.get(row["image_id"], uri)
         if located(self._root, name) == name:  # that is where it lay
             name = name.rsplit("/", 1)[-1]
-        place = located(self._root, name)
-        if not storage.below(place, self._root):
-            raise StorageError(f"{place}: lies outside of {self._root}, where --images says that images lie")
-        return place
+        path = located(self._root, name)
+        if not storage.below(path, self._root):
+            raise StorageError(f"{path}: lies outside of {self._root}, where --images says that images lie")
+        return path
 
 
 def _taking_turns(galleries: Sequence[Sequence[Chosen]]) -> Iterator[Chosen]:
@@ -328,21 +328,21 @@ def _provenance(run: ReportRun, truth: GroundTruth | None, scan: RowScan, comman
 def _label_settings(labels: str) -> dict[str, Any]:
     """What a label run wrote down about itself, as far as it is there."""
     folder = labels.rstrip("/").removesuffix("/labels")
-    place = storage.join(folder, "_run", "run.json")
-    if not storage.exists(place):
+    uri = storage.join(folder, "_run", "run.json")
+    if not storage.exists(uri):
         return {}
     try:
-        settings = json.loads(storage.read_bytes(place)).get("settings", {})
+        settings = json.loads(storage.read_bytes(uri)).get("settings", {})
     except (ValueError, AttributeError):
         return {}
     return settings if isinstance(settings, dict) else {}
 
 
 def _versions() -> list[str]:
-    found = []
+    versions = []
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {metadata.version(package)}")
+            versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:  # this one, where it runs from its folder
             continue
-    return found
+    return versions

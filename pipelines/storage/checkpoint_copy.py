@@ -32,14 +32,14 @@ def local_checkpoint(uri: str) -> str:
         return uri
     filesystem, path = storage.filesystem_and_path(uri)
     with storage.naming(uri):
-        found = filesystem.get_file_info([f"{path}/{name}" for name in _FILES])
-    missing = [name for name, info in zip(_FILES, found, strict=True) if info.type != fs.FileType.File]
+        infos = filesystem.get_file_info([f"{path}/{name}" for name in _FILES])
+    missing = [name for name, info in zip(_FILES, infos, strict=True) if info.type != fs.FileType.File]
     if missing:
         hint = ""
         if Path(path).suffix:
             hint = "; a file of another framework becomes one by python -m jobs.convert --source FILE --output FOLDER"
         raise CheckpointError(f"{uri}: no {missing[0]} in it, expected a checkpoint folder{hint}")
-    name = hashlib.sha256(repr([uri, *((info.size, str(info.mtime)) for info in found)]).encode()).hexdigest()[:24]
+    name = hashlib.sha256(repr([uri, *((info.size, str(info.mtime)) for info in infos)]).encode()).hexdigest()[:24]
     copies = Path(tempfile.gettempdir()) / f"maskrcnn-checkpoints-{os.getuid()}"
     copy = copies / name
     if not copy.is_dir():

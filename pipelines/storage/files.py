@@ -298,9 +298,9 @@ def file_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
     """Bytes of each of the files of `list_files`, by uri; costs the same one listing."""
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
-        found = patiently(uri, lambda: filesystem.get_file_info(path))
-        if found.type != fs.FileType.Directory:
-            what = "no such folder" if found.type == fs.FileType.NotFound else "is a file; expected a folder"
+        folder_info = patiently(uri, lambda: filesystem.get_file_info(path))
+        if folder_info.type != fs.FileType.Directory:
+            what = "no such folder" if folder_info.type == fs.FileType.NotFound else "is a file; expected a folder"
             raise StorageError(f"{uri}: {what}")
         infos = patiently(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)))
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix))

@@ -21,22 +21,22 @@ def sealed(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
         writer.write_table(table, row_group_size=row_group_size)
         writer.add_key_value_metadata({_KEY.decode(): _BLANK.decode()})
     content: bytes = sink.getvalue().to_pybytes()
-    place = _place(content)
-    assert place is not None
-    assert content[place : place + len(_BLANK)] == _BLANK
-    return content[:place] + hashlib.sha256(content).hexdigest().encode() + content[place + len(_BLANK) :]
+    start = _digest_start(content)
+    assert start is not None
+    assert content[start : start + len(_BLANK)] == _BLANK
+    return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[start + len(_BLANK) :]
 
 
 def seal_of(content: bytes) -> tuple[str, str] | None:
     """The digest in a file, as it should be; and the one that the file has. None where it holds none: it was written by
     an earlier release, or is damaged just there."""
-    place = _place(content)
-    if place is None:
+    start = _digest_start(content)
+    if start is None:
         return None
-    written = content[place : place + len(_BLANK)]
-    digest = hashlib.sha256(memoryview(content)[:place])
+    written = content[start : start + len(_BLANK)]
+    digest = hashlib.sha256(memoryview(content)[:start])
     digest.update(_BLANK)
-    digest.update(memoryview(content)[place + len(_BLANK) :])
+    digest.update(memoryview(content)[start + len(_BLANK) :])
     return written.decode("ascii", "replace"), digest.hexdigest()
 
 
@@ -45,11 +45,11 @@ def seal_in(metadata: dict[bytes, bytes]) -> str:
     return metadata.get(_KEY, b"").decode("ascii", "replace")
 
 
-def _place(content: bytes) -> int | None:
+def _digest_start(content: bytes) -> int | None:
     """Where the digest stands: behind the last mention of its name, in the footer."""
     name = content.rfind(_KEY)
     if name < 0:
         return None
     # Thrift writes a field's type and the value's length between a name and its value.
-    place = name + len(_KEY) + 2
-    return place if place + len(_BLANK) <= len(content) else None
+    start = name + len(_KEY) + 2
+    return start if start + len(_BLANK) <= len(content) else None

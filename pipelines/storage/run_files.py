@@ -34,26 +34,26 @@ def read_json_object(uri: str, fields: Mapping[str, type | tuple[type, ...]], me
     """
     content = storage.read_bytes(uri)
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         what = "is empty" if not content else f"is no JSON ({_short(str(error))})"
         raise StorageError(f"{uri}: {what}; {mend}") from error
-    if not isinstance(found, dict):
-        raise StorageError(f"{uri}: holds {_short(repr(found))}, expected a JSON object; {mend}")
-    digest = found.pop(_DIGEST, None)  # files of earlier releases have none
-    if digest is not None and digest != _digest(found):
+    if not isinstance(document, dict):
+        raise StorageError(f"{uri}: holds {_short(repr(document))}, expected a JSON object; {mend}")
+    digest = document.pop(_DIGEST, None)  # files of earlier releases have none
+    if digest is not None and digest != _digest(document):
         raise StorageError(f"{uri}: other content than when it was written; {mend}")
-    for name, kind in fields.items():
-        value = found.get(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-            raise StorageError(f"{uri}: {name} is {_short(repr(value))}, expected {_in_words(kind)}; {mend}")
-    return found
+    for name, expected in fields.items():
+        value = document.get(name)
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is int):
+            raise StorageError(f"{uri}: {name} is {_short(repr(value))}, expected {_in_words(expected)}; {mend}")
+    return document
 
 
-def _in_words(kind: type | tuple[type, ...]) -> str:
+def _in_words(expected: type | tuple[type, ...]) -> str:
     names = {int: "a whole number", str: "text", dict: "an object", list: "a list"}
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(names.get(one, one.__name__) for one in kinds)
+    types = expected if isinstance(expected, tuple) else (expected,)
+    return " or ".join(names.get(one, one.__name__) for one in types)
 
 
 def _short(text: str, limit: int = 60) -> str:

@@ -51,15 +51,15 @@ def split_prefix(bucket: str, prefix: str, *, wanted: int = 64, depth: int = 3) 
     level = [prefix]
     for _ in range(depth):
         deeper: list[str] = []
-        for place in level:
-            folders, keys, complete = _first_page(s3, bucket, place)
+        for parent in level:
+            folders, keys, complete = _first_page(s3, bucket, parent)
             if not complete or not folders:
                 # Flat, or too much to know after one page: cut by the keys' next character.
-                ranges += [KeyRange(bucket, place)] if complete else _cut(bucket, place)
+                ranges += [KeyRange(bucket, parent)] if complete else _cut(bucket, parent)
                 continue
             deeper += folders
             if keys:  # objects beside the folders: everything below that is in none of them
-                ranges += _between(bucket, place, folders)
+                ranges += _between(bucket, parent, folders)
         if len(deeper) + len(ranges) >= wanted or not deeper:
             return ranges + [KeyRange(bucket, folder) for folder in deeper]
         level = deeper
@@ -100,14 +100,14 @@ def objects(keys: KeyRange) -> Iterator[list[S3Object]]:
     while True:
         with naming_s3(f"s3://{keys.bucket}/{keys.prefix}"):
             page = s3.list_objects_v2(**arguments)
-        found = [
+        listed = [
             S3Object(entry["Key"], int(entry["Size"]), entry.get("ETag", "").strip('"'))
             for entry in page.get("Contents", [])
         ]
         until = keys.until
-        inside = found if until is None else [entry for entry in found if entry.key.encode() <= until.encode()]
+        inside = listed if until is None else [entry for entry in listed if entry.key.encode() <= until.encode()]
         if inside:
             yield inside
-        if len(inside) < len(found) or not page.get("IsTruncated", False):
+        if len(inside) < len(listed) or not page.get("IsTruncated", False):
             return
         arguments["ContinuationToken"] = page["NextContinuationToken"]

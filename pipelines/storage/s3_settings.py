@@ -115,8 +115,8 @@ def error_code(error: BaseException, uri: str) -> str:
     text = str(error)
     for name in (uri.removeprefix("s3://"), uri.removeprefix("s3://").partition("/")[2]):
         text = text.replace(f"'{name}'", "''")
-    found = _ARROW_CODE.search(text)
-    return "" if found is None else found.group("name") or found.group("status") or found.group("code")
+    match = _ARROW_CODE.search(text)
+    return "" if match is None else match.group("name") or match.group("status") or match.group("code")
 
 
 def explain(code: str) -> str | None:

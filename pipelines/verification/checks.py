@@ -123,18 +123,18 @@ def _rows_of(parts: Sequence[str], books: _Books) -> dict[str, int]:
 
 
 def _read_identity(output: str, books: _Books) -> str | None:
-    place = storage.join(output, "_run", "run.json")
+    uri = storage.join(output, "_run", "run.json")
     mend = "without it nobody can say which model the run is of"
-    content = books.read(lambda: read_json_object(place, {"model": str}, mend))
+    content = books.read(lambda: read_json_object(uri, {"model": str}, mend))
     return None if content is None else str(content["model"])
 
 
 def _read_success(output: str, books: _Books) -> dict[str, Any] | None:
     """None where there is none; an empty dictionary where it is damaged."""
-    place = storage.join(output, "_run", "_SUCCESS")
-    if not storage.exists(place):
+    uri = storage.join(output, "_run", "_SUCCESS")
+    if not storage.exists(uri):
         return None
-    return books.read(lambda: read_json_object(place, {"statuses": dict}, "the counts of the run are lost")) or {}
+    return books.read(lambda: read_json_object(uri, {"statuses": dict}, "the counts of the run are lost")) or {}
 
 
 def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: _Books) -> None:
@@ -147,11 +147,11 @@ def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: 
 def _check_sizes(sizes: Mapping[str, int], known: Mapping[str, FinishedFile]) -> Findings:
     """The files are those that were there when the run was finished."""
     findings = NOTHING_FOUND
-    found = {uri.rsplit("/", 1)[-1]: (uri, size) for uri, size in sizes.items()}
+    present = {uri.rsplit("/", 1)[-1]: (uri, size) for uri, size in sizes.items()}
     for name, file in known.items():
-        if name not in found:
+        if name not in present:
             findings += one("file", f"no labels/{name}", "the file, as when the run was finished", file=name)
-        elif found[name][1] != file.size:
-            uri, size = found[name]
+        elif present[name][1] != file.size:
+            uri, size = present[name]
             findings += one("file", f"{size} bytes", f"{file.size}, as when the run was finished", file=uri)
     return findings

@@ -51,8 +51,8 @@ def split_ids(ids_per_file: Sequence[_Int64], files: Sequence[int], num_buckets:
     parts = []
     for number in range(num_buckets):
         chosen = bucket == number
-        found, sizes = np.unique(file_of[chosen], return_counts=True)  # files come in ascending order
-        parts.append(IdPart(ids[chosen], found.astype(np.int32), sizes.astype(np.int64)))
+        file_numbers, sizes = np.unique(file_of[chosen], return_counts=True)  # files come in ascending order
+        parts.append(IdPart(ids[chosen], file_numbers.astype(np.int32), sizes.astype(np.int64)))
     return parts
 
 
@@ -84,9 +84,9 @@ def match_bucket(wanted: Sequence[_Int64], labelled: Sequence[IdPart], file_name
 def _contains(sorted_ids: _Int64, wanted: _Int64) -> npt.NDArray[np.bool_]:
     if len(sorted_ids) == 0:
         return np.zeros(len(wanted), np.bool_)
-    place = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
-    found: npt.NDArray[np.bool_] = sorted_ids[place] == wanted
-    return found
+    index = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
+    contained: npt.NDArray[np.bool_] = sorted_ids[index] == wanted
+    return contained
 
 
 def _report(
@@ -111,12 +111,12 @@ def _repeated(
     ids: _Int64, file_of: npt.NDArray[np.int32], again: npt.NDArray[np.bool_], file_names: Sequence[str]
 ) -> Findings:
     """One offence for each row too many, in the file of that row; says where the first one is."""
-    places = np.flatnonzero(again)
-    if len(places) == 0:
+    indices = np.flatnonzero(again)
+    if len(indices) == 0:
         return NOTHING_FOUND
     first = []
-    for place in places[:_SHOWN].tolist():
-        before, here = file_names[file_of[place - 1]], file_names[file_of[place]]
+    for index in indices[:_SHOWN].tolist():
+        before, here = file_names[file_of[index - 1]], file_names[file_of[index]]
         got = "another row in the same file" if before == here else f"another row, as in {before}"
-        first.append(Offence("repeated", got, "one row for each image", int(ids[place]), here))
-    return Findings({"repeated": len(places)}, tuple(first))
+        first.append(Offence("repeated", got, "one row for each image", int(ids[index]), here))
+    return Findings({"repeated": len(indices)}, tuple(first))

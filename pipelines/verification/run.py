@@ -185,9 +185,9 @@ def _run_findings(files: RunFiles, report: FileReport) -> Findings:
     elif "statuses" in files.tally and files.tally["statuses"] != report.counts.statuses:
         got, closed = dict(report.counts.statuses), files.tally["statuses"]
         findings += one("counts", f"rows by status {got}", f"{closed}, as when the run was finished")
-    for check, found in (("models", report.models), ("category tables", report.tables), ("kinds", report.kinds)):
-        if len(found) > 1:
-            findings += one(check, f"{len(found)}: {', '.join(sorted(found))!s:.200}", "the same in all files")
+    for check, values in (("models", report.models), ("category tables", report.tables), ("kinds", report.kinds)):
+        if len(values) > 1:
+            findings += one(check, f"{len(values)}: {', '.join(sorted(values))!s:.200}", "the same in all files")
     return findings
 
 
@@ -293,9 +293,9 @@ def check_label_files(
     """
     report, ids_per_file = FileReport(), []
     for uri in uris:
-        found, ids = _check_file(uri, model, (seals or {}).get(uri, ""))
-        named = tuple(replace(offence, file=uri) for offence in found.findings.first)
-        report += replace(found, findings=Findings(found.findings.counts, named))
+        file_report, ids = _check_file(uri, model, (seals or {}).get(uri, ""))
+        named = tuple(replace(offence, file=uri) for offence in file_report.findings.first)
+        report += replace(file_report, findings=Findings(file_report.findings.counts, named))
         ids_per_file.append(ids)
     return report, split_ids(ids_per_file, list(numbers), num_buckets)
 

@@ -68,10 +68,10 @@ def _sum(_: Any, like: Any, addresses: Any, weights: Any, count: Any, shift: Any
         step = ir.Constant(shift.type, LANES * (2 if half else 4))
         sums = [cgutils.alloca_once_value(builder, lanes.zero()) for _ in range(_VECTORS)]
         with cgutils.for_range(builder, count) as loop:
-            place = builder.add(lanes.entry(addresses, loop.index), shift)
+            address = builder.add(lanes.entry(addresses, loop.index), shift)
             weight = lanes.spread(lanes.number(weights, loop.index))
             for part, total in enumerate(sums):
-                values = lanes.multiply(lanes.load(lanes.at(place, (step, part))), weight)
+                values = lanes.multiply(lanes.load(lanes.at(address, (step, part))), weight)
                 builder.store(lanes.add(builder.load(total), values), total)
         for part, total in enumerate(sums):
             lanes.store(builder.load(total), lanes.at(target, (step, part)))
@@ -94,9 +94,9 @@ def _axis(low: Any, high: Any, size: int, samples: int, offset: Any, least: Any,
         position = min(max(position, np.float32(0.0)), np.float32(size - 1))
         lower = np.int64(position)
         fraction = position - np.float32(lower)
-        row, place = index // samples, 2 * (index % samples)
-        cells[row, place], cells[row, place + 1] = lower, min(lower + 1, size - 1)
-        weights[row, place], weights[row, place + 1] = (np.float32(1.0) - fraction) * inside, fraction * inside
+        row, tap = index // samples, 2 * (index % samples)
+        cells[row, tap], cells[row, tap + 1] = lower, min(lower + 1, size - 1)
+        weights[row, tap], weights[row, tap + 1] = (np.float32(1.0) - fraction) * inside, fraction * inside
 
 
 @compiled()
@@ -130,10 +130,10 @@ def _align_some(levels_of_maps: Any, regions: Any, rule: Any, output: Any, begin
                     for j in range(taps):
                         addresses[i * taps + j] = base + (rows[down, i] * width + columns[across, j]) * pixel
                         weights[i * taps + j] = row_weights[down, i] * column_weights[across, j]
-                place = output.ctypes.data + ((region * resolution + down) * resolution + across) * pixel
+                target = output.ctypes.data + ((region * resolution + down) * resolution + across) * pixel
                 for block in range(channels // BLOCK):
                     shift = block * BLOCK * output.itemsize
-                    _sum(output, addresses.ctypes.data, weights.ctypes.data, taps * taps, shift, place + shift)
+                    _sum(output, addresses.ctypes.data, weights.ctypes.data, taps * taps, shift, target + shift)
 
 
 @compiled(parallel=True)

@@ -72,8 +72,8 @@ class Lanes:
 
     def entry(self, table: ir.Value, index: int | ir.Value) -> ir.Value:
         """An address out of a table of addresses (int64)."""
-        place = ir.Constant(_ADDRESS, index) if isinstance(index, int) else index
-        return self._builder.load(self._builder.gep(self._builder.inttoptr(table, _TABLE), [place]))
+        offset = ir.Constant(_ADDRESS, index) if isinstance(index, int) else index
+        return self._builder.load(self._builder.gep(self._builder.inttoptr(table, _TABLE), [offset]))
 
     def number(self, array: ir.Value, index: ir.Value) -> ir.Value:
         """A float32 out of an array of them."""

@@ -30,7 +30,7 @@ OUTER_POINT = 1.5
 than with the usual 2, and all factors stay exact."""
 
 _SHORT = 2
-_OUTER = (3, 4)  # their places among the points
+_OUTER = (3, 4)  # their indices among the points
 _FLOAT_STEP = 4 * LANES
 
 
@@ -232,8 +232,8 @@ def _inverse(*, short_down: bool, short_across: bool) -> Any:
             for i in range(len(lines[0])):
                 row = [lines[j][i] if j in lines else None for j in range(WINDOW)]
                 for j, value in enumerate(_from_points(lanes, row)):
-                    place = builder.add(lanes.entry(outputs, TILE * i + j), shift)
-                    lanes.store(lanes.at_least(lanes.add(value, constant), floor), place)
+                    address = builder.add(lanes.entry(outputs, TILE * i + j), shift)
+                    lanes.store(lanes.at_least(lanes.add(value, constant), floor), address)
             return context.get_dummy_value()
 
         return types.void(like, *(types.intp,) * 3, types.float32, *(types.intp,) * 2), generate
@@ -258,9 +258,9 @@ def _find_cells(maps: Any, image: int, top: int, left: int, outside: Any, addres
     for i in range(addresses.shape[0]):
         for j in range(addresses.shape[1]):
             y, x = top + i, left + j
-            place = maps.ctypes.data + ((image * height + y) * width + x) * channels * maps.itemsize
+            address = maps.ctypes.data + ((image * height + y) * width + x) * channels * maps.itemsize
             inside = 0 <= y < height and 0 <= x < width
-            addresses[i, j] = place if inside else outside.ctypes.data
+            addresses[i, j] = address if inside else outside.ctypes.data
 
 
 @compiled()
@@ -273,15 +273,15 @@ def _to_windows_some(pixels: Any, zeros: Any, tiles: Any, windows: int, stride: 
         target = windows + index * channels * 4
         short = tiles[index, 3]
         for block in range(blocks):
-            shift, place = block * LANES * pixels.itemsize, target + block * _FLOAT_STEP
+            shift, block_target = block * LANES * pixels.itemsize, target + block * _FLOAT_STEP
             if short == 3:
-                _forward_both(pixels, samples.ctypes.data, shift, place, stride)
+                _forward_both(pixels, samples.ctypes.data, shift, block_target, stride)
             elif short == 2:
-                _forward_down(pixels, samples.ctypes.data, shift, place, stride)
+                _forward_down(pixels, samples.ctypes.data, shift, block_target, stride)
             elif short == 1:
-                _forward_across(pixels, samples.ctypes.data, shift, place, stride)
+                _forward_across(pixels, samples.ctypes.data, shift, block_target, stride)
             else:
-                _forward_whole(pixels, samples.ctypes.data, shift, place, stride)
+                _forward_whole(pixels, samples.ctypes.data, shift, block_target, stride)
 
 
 @compiled(parallel=True)
@@ -300,8 +300,8 @@ def _spread_some(gradient: Any, zeros: Any, tiles: Any, windows: int, stride: in
         _find_cells(gradient, image, top, left, zeros, samples)
         target = windows + index * channels * 4
         for block in range(blocks):
-            shift, place = block * LANES * gradient.itemsize, target + block * _FLOAT_STEP
-            _spread(gradient, samples.ctypes.data, shift, place, stride)
+            shift, block_target = block * LANES * gradient.itemsize, target + block * _FLOAT_STEP
+            _spread(gradient, samples.ctypes.data, shift, block_target, stride)
 
 
 @compiled(parallel=True)
@@ -322,15 +322,15 @@ def _from_windows_some(products: Any, bias: int, low: float, tiles: Any, output:
         short = tiles[index, 3]
         for block in range(blocks):
             offset, constant = (index * blocks + block) * _FLOAT_STEP, bias + block * _FLOAT_STEP
-            table, places, shift = products.ctypes.data, outputs.ctypes.data, block * LANES * output.itemsize
+            table, addresses, shift = products.ctypes.data, outputs.ctypes.data, block * LANES * output.itemsize
             if short == 3:
-                _inverse_both(output, table, offset, constant, low, places, shift)
+                _inverse_both(output, table, offset, constant, low, addresses, shift)
             elif short == 2:
-                _inverse_down(output, table, offset, constant, low, places, shift)
+                _inverse_down(output, table, offset, constant, low, addresses, shift)
             elif short == 1:
-                _inverse_across(output, table, offset, constant, low, places, shift)
+                _inverse_across(output, table, offset, constant, low, addresses, shift)
             else:
-                _inverse_whole(output, table, offset, constant, low, places, shift)
+                _inverse_whole(output, table, offset, constant, low, addresses, shift)
 
 
 @compiled(parallel=True)

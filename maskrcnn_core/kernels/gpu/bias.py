@@ -10,11 +10,11 @@ _BLOCK = 4096
 
 @triton.jit
 def _add_bias(maps, bias, size, channels, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < size
-    added = tl.load(bias + place % channels, mask=inside, other=0.0).to(tl.float32)
-    values = tl.load(maps + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(maps + place, (values + added).to(maps.dtype.element_ty), mask=inside)
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < size
+    added = tl.load(bias + offset % channels, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(maps + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(maps + offset, (values + added).to(maps.dtype.element_ty), mask=inside)
 
 
 def add_bias_(maps: Tensor, bias: Tensor) -> Tensor:

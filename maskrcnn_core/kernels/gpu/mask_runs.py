@@ -63,7 +63,7 @@ def _window_columns(
     windows,
     counts,
     ends,
-    found,
+    positions,
     side,
     threshold,
     TAPS: tl.constexpr,
@@ -85,10 +85,12 @@ def _window_columns(
         column = first + tl.arange(0, COLUMNS)
         real = column < columns
         across = _positions(left + column, tl.load(window + 6), tl.load(window + 7), side, PADDED)
-        place = tl.load(window + 10).to(tl.int64) + column
+        column_index = tl.load(window + 10).to(tl.int64) + column
         total = tl.zeros([COLUMNS], dtype=tl.int64)
         if WRITE:
-            total += tl.load(ends + place, mask=real, other=0) - tl.load(counts + place, mask=real, other=0)
+            total += tl.load(ends + column_index, mask=real, other=0) - tl.load(
+                counts + column_index, mask=real, other=0
+            )
         for start in range(0, rows + 1, ROWS):
             row = start + tl.arange(0, ROWS)
             now = _inside(mask, across, top, origin, scale, row, rows, side, threshold, TAPS, PADDED)
@@ -98,10 +100,10 @@ def _window_columns(
             if WRITE:
                 position = (left + column).to(tl.int64)[None, :] * image_height + (top + row)[:, None]
                 slot = total[None, :] + tl.cumsum(changes, axis=0) - 1
-                tl.store(found + slot, position, mask=changed)
+                tl.store(positions + slot, position, mask=changed)
             total += tl.sum(changes, axis=0)
         if not WRITE:
-            tl.store(counts + place, total, mask=real)
+            tl.store(counts + column_index, total, mask=real)
 
 
 def count_and_write_runs(
@@ -137,7 +139,7 @@ def count_and_write_runs(
     up_to = counts.cumsum(dim=0)
     # A window without columns ends where the one before does.
     lengths = torch.where(ends > 0, up_to[(ends - 1).clamp(min=0)], 0).cpu()
-    found = torch.empty(int(lengths[-1]), dtype=torch.int64, device=masks.device)
-    if len(found) > 0:
-        _window_columns[grid](masks, windows, counts, up_to, found, side, threshold, WRITE=True, **fixed)
-    return found, lengths
+    positions = torch.empty(int(lengths[-1]), dtype=torch.int64, device=masks.device)
+    if len(positions) > 0:
+        _window_columns[grid](masks, windows, counts, up_to, positions, side, threshold, WRITE=True, **fixed)
+    return positions, lengths

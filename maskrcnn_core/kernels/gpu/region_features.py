@@ -63,9 +63,9 @@ def _bin_row(
     channel = tl.arange(0, BLOCK)
     real = channel < channels
     for bin_column in range(RESOLUTION):
-        place = (bin_row * RESOLUTION + bin_column) * channels + channel
+        element = (bin_row * RESOLUTION + bin_column) * channels + channel
         if BACKWARD:
-            total = tl.load(output + place, mask=real, other=0.0).to(tl.float32) / (SAMPLES * SAMPLES)
+            total = tl.load(output + element, mask=real, other=0.0).to(tl.float32) / (SAMPLES * SAMPLES)
         else:
             total = tl.zeros([BLOCK], dtype=tl.float32)
         for down in tl.static_range(SAMPLES):
@@ -88,7 +88,7 @@ def _bin_row(
                     total += tl.load(at11, mask=real, other=0.0).to(tl.float32) * (low * far)
         if not BACKWARD:
             total = total / (SAMPLES * SAMPLES)
-            tl.store(output + place, total.to(output.dtype.element_ty), mask=real)
+            tl.store(output + element, total.to(output.dtype.element_ty), mask=real)
 
 
 # Sizes of maps are left as they come: each pattern of multiples of 16 among them would get a kernel of its own.
@@ -182,8 +182,8 @@ def align_regions(
     Returns:
         [R, C, resolution, resolution], channels last.
     """
-    found: Tensor = _Align.apply(boxes, image_index, levels, tuple(strides), (resolution, samples, aligned), *maps)
-    return found
+    features: Tensor = _Align.apply(boxes, image_index, levels, tuple(strides), (resolution, samples, aligned), *maps)
+    return features
 
 
 class _Align(torch.autograd.Function):

@@ -46,14 +46,14 @@ def _suppress_group(
     kept = 0
     start = 0
     while (start < num_boxes) & (kept < max_kept):
-        place = start + lane
-        inside = place < num_boxes
-        x1 = tl.load(boxes + place * 4, mask=inside, other=0.0)
-        y1 = tl.load(boxes + place * 4 + 1, mask=inside, other=0.0)
-        x2 = tl.load(boxes + place * 4 + 2, mask=inside, other=0.0)
-        y2 = tl.load(boxes + place * 4 + 3, mask=inside, other=0.0)
-        label = tl.load(labels + place, mask=inside, other=-1) if LABELLED else place
-        real = tl.load(valid + place, mask=inside, other=0) != 0
+        index = start + lane
+        inside = index < num_boxes
+        x1 = tl.load(boxes + index * 4, mask=inside, other=0.0)
+        y1 = tl.load(boxes + index * 4 + 1, mask=inside, other=0.0)
+        x2 = tl.load(boxes + index * 4 + 2, mask=inside, other=0.0)
+        y2 = tl.load(boxes + index * 4 + 3, mask=inside, other=0.0)
+        label = tl.load(labels + index, mask=inside, other=-1) if LABELLED else index
+        real = tl.load(valid + index, mask=inside, other=0) != 0
         if tl.max(real.to(tl.int32), axis=0) != 0:
             struck = tl.zeros([BLOCK], dtype=tl.int32)
             for before in range(0, start, BLOCK):
@@ -79,7 +79,7 @@ def _suppress_group(
                 now = candidate & (hit == 0)
                 changes = tl.sum((now != stays).to(tl.int32), axis=0)
                 stays = now
-            tl.store(keep + place, stays.to(tl.int8), mask=inside)
+            tl.store(keep + index, stays.to(tl.int8), mask=inside)
             kept += tl.sum(stays.to(tl.int32), axis=0)
             tl.debug_barrier()  # the next block reads what this one keeps
         start += BLOCK
@@ -130,11 +130,11 @@ def _settle_group(words, valid, keep, num_boxes, num_blocks, max_kept, WORDS: tl
     kept = 0
     block = 0
     while (block < num_blocks) & (kept < max_kept):
-        place = block * BLOCK + lane
+        index = block * BLOCK + lane
         own = tl.sum(tl.where(block_of_word == block, struck, 0), axis=0)
-        real = tl.load(valid + place, mask=place < num_boxes, other=0) != 0
+        real = tl.load(valid + index, mask=index < num_boxes, other=0) != 0
         candidate = real & (((own >> bit) & 1) == 0)
-        among = tl.load(words + place * num_blocks + block)
+        among = tl.load(words + index * num_blocks + block)
         stays = candidate
         changes = 1
         while changes != 0:
@@ -142,12 +142,12 @@ def _settle_group(words, valid, keep, num_boxes, num_blocks, max_kept, WORDS: tl
             now = candidate & (((hit >> bit) & 1) == 0)
             changes = tl.sum((now != stays).to(tl.int32), axis=0)
             stays = now
-        tl.store(keep + place, stays.to(tl.int8), mask=place < num_boxes)
+        tl.store(keep + index, stays.to(tl.int8), mask=index < num_boxes)
         kept += tl.sum(stays.to(tl.int32), axis=0)
         # Words of blocks before this one were never written; nobody looks at their boxes again.
         later = (block_of_word > block) & (block_of_word < num_blocks)
         rows = tl.load(
-            words + place[:, None] * num_blocks + block_of_word[None, :],
+            words + index[:, None] * num_blocks + block_of_word[None, :],
             mask=stays[:, None] & later[None, :],
             other=0,
         )

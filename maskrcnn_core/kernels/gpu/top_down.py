@@ -12,22 +12,22 @@ _BLOCK = 4096
 
 @triton.jit
 def _add_enlarged(fine, coarse, size, height, width, channels, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < size
-    channel, cell = place % channels, place // channels
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < size
+    channel, cell = offset % channels, offset // channels
     column, line = cell % width, cell // width
     row, image = line % height, line // height
-    source = ((image * (height // 2) + row // 2) * (width // 2) + column // 2) * channels + channel
-    added = tl.load(coarse + source, mask=inside, other=0.0).to(tl.float32)
-    values = tl.load(fine + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(fine + place, (values + added).to(fine.dtype.element_ty), mask=inside)
+    coarse_offset = ((image * (height // 2) + row // 2) * (width // 2) + column // 2) * channels + channel
+    added = tl.load(coarse + coarse_offset, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(fine + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(fine + offset, (values + added).to(fine.dtype.element_ty), mask=inside)
 
 
 def add_enlarged_(fine: Tensor, coarse: Tensor) -> Tensor:
     """`fine` [N, C, 2 h, 2 w] plus `coarse` [N, C, h, w] enlarged by nearest neighbour, written over `fine`; with
     gradients for both. Both of one type and in memory channels last."""
-    found: Tensor = _TopDown.apply(fine, coarse)
-    return found
+    enlarged: Tensor = _TopDown.apply(fine, coarse)
+    return enlarged
 
 
 class _TopDown(torch.autograd.Function):

@@ -30,9 +30,11 @@ def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[int, int]) 
     Args:
         base: [B, 4]; shape: the map's (height, width); stride: (vertical, horizontal), input pixels.
     """
+    # The top left corner of each cell, input pixels: [H, W].
     columns = torch.arange(shape[1], dtype=torch.float32, device=base.device) * stride[1]
     rows = torch.arange(shape[0], dtype=torch.float32, device=base.device) * stride[0]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
+    # Every base anchor at every one of them: [H * W, 1, 4] + [B, 4].
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
     return (shifts + base).reshape(-1, 4)
 

@@ -46,7 +46,7 @@ class SampledLoss:
         positive_overlap, negative_overlap: IoU from which an anchor is positive, below which it is negative.
         batch_size, positive_fraction: anchors drawn of an image, and the positives' most.
         crowd_overlap: a negative with more than this share of its area in a crowd region is not drawn.
-        smooth_l1_beta, box_loss: beta and kind of `box_regression_loss`.
+        smooth_l1_beta, box_loss: beta and type of `box_regression_loss`.
     """
 
     positive_overlap: float
@@ -99,7 +99,7 @@ class SampledLoss:
             targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4)),
             positive,
             coding=coding,
-            kind=self.box_loss,
+            loss_type=self.box_loss,
             beta=self.smooth_l1_beta,
         )
         return {

@@ -1,6 +1,6 @@
 """A dense head's outputs at a few hundred sampled anchors, with gradients, and nowhere else.
 
-A loss over 256 anchors of an image has a gradient at 256 of some 200,000 places. Computed as convolutions, its backward
+A loss over 256 anchors of an image has a gradient at 256 of some 200,000. Computed as convolutions, its backward
 pass multiplies zeros for almost all of its time, a sixth of a training step's arithmetic. So the dense outputs, which
 proposals need, are made without gradients, and those of the sampled anchors again from the 3x3 neighbourhoods that they
 see: the same numbers and the same gradients.
@@ -60,8 +60,8 @@ def _neighbourhoods(maps: Sequence[Tensor], image: Tensor, position: Tensor, *, 
         # A GPU looks at every position on every level, rather than have the host wait for how many there are. A level
         # without any stays in the graph: data-parallel training waits for all gradients.
         rows = torch.arange(len(position), device=position.device) if fixed_size else here.nonzero()[:, 0]
-        found = _cells_around(level, image[rows], position[rows] - start, here[rows])
-        pieces.append(found)
+        cells = _cells_around(level, image[rows], position[rows] - start, here[rows])
+        pieces.append(cells)
         members.append(rows)
         start += height * width
     if fixed_size:
@@ -72,13 +72,15 @@ def _neighbourhoods(maps: Sequence[Tensor], image: Tensor, position: Tensor, *, 
 def _cells_around(level: Tensor, image: Tensor, cell: Tensor, real: Tensor) -> Tensor:
     """[m, 9 C] of one level; zeros where not `real`."""
     channels, height, width = level.shape[1:]
+    # The 3 x 3 cells around each: [m, 9].
     row, column = cell // width, cell % width
     steps = torch.arange(9, device=cell.device)
     rows, columns = row[:, None] + steps // 3 - 1, column[:, None] + steps % 3 - 1
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width) & real[:, None]
-    place = (image[:, None] * height + rows) * width + columns
+    flat_index = (image[:, None] * height + rows) * width + columns
+    # Their channels, out of all cells of the batch: [N * H * W, C] -> [m * 9, C].
     table = level.permute(0, 2, 3, 1).reshape(-1, channels)
     # What stands in for a cell outside is spread over the map: the gradients of all, zeros, would queue up at one.
-    cells = table.index_select(0, torch.where(inside, place, place.remainder(len(table))).flatten())
+    cells = table.index_select(0, torch.where(inside, flat_index, flat_index.remainder(len(table))).flatten())
     # Selected rather than multiplied: what stands in for a cell outside may be infinite.
     return torch.where(inside.flatten()[:, None], cells, 0.0).view(len(cell), 9 * channels)

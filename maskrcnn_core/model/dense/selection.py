@@ -123,6 +123,7 @@ def best_detections(
     all_labels = torch.cat(labels, dim=1).gather(1, order)
     all_boxes = clip_boxes(all_boxes, sizes)
     valid = (ranked > rule.min_score) & have_min_size(all_boxes, rule.min_size)
+    # Suppression, and the best of what it leaves: [N, D].
     slots, kept, count = survivors(all_boxes, ranked, all_labels, valid, rule, fixed_size=fixed_size)
     real = valid_slots(count, slots.shape[1])
     return Detections(

@@ -70,6 +70,7 @@ class BoxHead(nn.Module):
         """[R, C, resolution, resolution] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
         for conv in self.convs:
             features = convolve(conv, features, relu=True)
+        # One row a region: channels last, or the grid's mean.
         x = features.permute(0, 2, 3, 1).flatten(1) if len(self.layers) > 0 else features.mean(dim=(2, 3))
         for layer in self.layers:
             x = functional.relu(_linear(x, layer), inplace=True)
@@ -124,16 +125,18 @@ def box_losses(
     Args:
         logits: [N, S, K + 1]; deltas: [N, S, 1 or K, 4].
         coding: of the deltas.
-        smooth_l1_beta, box_loss: beta and kind of `box_regression_loss`.
+        smooth_l1_beta, box_loss: beta and type of `box_regression_loss`.
 
     Returns:
         `roi_class` and `roi_box`, scalars.
     """
+    # Classes of all regions: [N * S].
     num_sampled = count(samples.valid.sum())
     class_loss = functional.cross_entropy(
         full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none"
     )
     class_loss = torch.where(samples.valid.flatten(), class_loss, 0.0).sum() / num_sampled
+    # Deltas of the positives, which stand in front, each for its own class: [N, max_positives, 1, 4].
     front = slice(0, max(samples.max_positives, 1))
     positive, labels = samples.positive[:, front], samples.labels[:, front]
     deltas = full_precision(deltas[:, front])
@@ -146,7 +149,7 @@ def box_losses(
         samples.object_boxes[:, front],
         positive,
         coding=coding,
-        kind=box_loss,
+        loss_type=box_loss,
         beta=smooth_l1_beta,
     )
     return {"roi_class": class_loss, "roi_box": box_sum / num_sampled}

@@ -1,5 +1,5 @@
 """Keypoint head: a heatmap over the region for each keypoint of its object (Mask R-CNN, section 5, "Human Pose
-Estimation"). `maskrcnn_core.keypoints` turns heatmaps into places.
+Estimation"). `maskrcnn_core.keypoints` turns heatmaps into positions.
 
 Letters: R regions, P keypoints, S = 4 * resolution the heatmaps' side.
 """

@@ -76,6 +76,7 @@ class MaskHead(nn.Module):
         Returns:
             [R, M, M] or [R, 2, M, M], see the module.
         """
+        # Features of each pixel of the masks, not yet in order: [R, h, w, 2, 2, C'].
         x = features
         for conv in self.convs:
             x = convolve(conv, x, relu=True)
@@ -85,9 +86,11 @@ class MaskHead(nn.Module):
         if self.class_agnostic:
             labels = torch.zeros_like(labels)
         if self.activation == "softmax":
+            # Softmax: all classes at each pixel, then the own one and background.
             every = full_precision(functional.linear(cells, weight, bias)).log_softmax(dim=-1)
             own = every.gather(-1, labels.view(-1, 1, 1, 1, 1, 1).expand(*every.shape[:-1], 1))
             return torch.stack((_in_order(own[..., 0]), _in_order(every[..., -1])), dim=1)
+        # Sigmoid: the row of the own class alone, [R, C'].
         own_weight, own_bias = weight.index_select(0, labels), bias.index_select(0, labels)
         logits = torch.bmm(cells.flatten(1, -2), own_weight[:, :, None])[:, :, 0] + own_bias[:, None]
         return _in_order(logits.view(cells.shape[:-1]))
@@ -149,6 +152,7 @@ class MaskMLP(nn.Module):
         x = features.permute(0, 2, 3, 1).flatten(1)
         for layer in self.layers:
             x = functional.relu(layer(x), inplace=True)
+        # The mask of every class: [R, K, M, M], and background behind.
         every = self.predictor(x).unflatten(1, (-1, self.side, self.side))
         if self.class_agnostic:
             labels = torch.zeros_like(labels)
@@ -193,6 +197,7 @@ def mask_targets(
     """
     assert targets.masks is not None
     assert targets.mask_boxes is not None
+    # The crop of each region's object [R, Sy, Sx], and the frame that it covers [R, 4].
     side_y, side_x = targets.masks.shape[-2:]
     crops = targets.masks[image_index, objects].to(boxes.dtype) / 255.0
     frames = targets.mask_boxes[image_index, objects]
@@ -201,6 +206,7 @@ def mask_targets(
     if not aligned:
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
         boxes = torch.cat((boxes[:, :2], boxes[:, :2] + sides), dim=1) + 0.5
+    # The regions in cells of their crops: [R, 4].
     origins = frames[:, :2].repeat(1, 2)
     cells = boxes.new_full((4,), side_x)
     cells[1::2] = side_y

@@ -32,14 +32,17 @@ def sampled_crops(crops: Tensor, regions: Tensor, bins: int, *, fixed_size: bool
     Returns:
         [R, M, M].
     """
+    # Samples of a bin along each axis: [R, 2].
     counts = ((regions[:, 2:] - regions[:, :2]) / bins).ceil()
     # Not "more than": what is no number must not reach the operator either.
     few = (counts <= _MOST_SAMPLES).all(dim=1)
+    # Regions with few samples by the operator: [R, M, M].
     rows = torch.arange(len(crops), device=regions.device, dtype=regions.dtype)[:, None]
     rois = torch.cat((rows, real_or_unit(regions, few)), dim=1)
     sampled: Tensor = torchvision.ops.roi_align(crops[:, None], rois, bins, 1.0, -1, True)[:, 0]
     if fixed_size:
         return torch.where(few[:, None, None], sampled, _weighted(crops, regions, counts, bins))
+    # The others by weights, in their rows.
     many = (~few).nonzero()[:, 0]
     if len(many) == 0:
         return sampled
@@ -67,6 +70,7 @@ def axis_weights(low: Tensor, high: Tensor, counts: Tensor, cells: int, bins: in
     Returns:
         [R, M, S] float64.
     """
+    # Where the samples begin, and how far apart they are: [R, 1].
     counts = counts.double().clamp(min=0)[:, None]
     start = (low.double() - 0.5)[:, None]
     step = (high.double() - low.double())[:, None] / (bins * counts.clamp(min=1))

@@ -65,12 +65,15 @@ class FPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The trunk's maps, each [N, C_l, H_l, W_l] -> levels P2 to P6, each [N, channels, H_l, W_l]."""
+        # 1x1 convolutions to one width.
         laterals = [
             convolve(lateral, maps[index]) for lateral, index in zip(self.laterals, self._maps_used, strict=True)
         ]
+        # From the coarsest down each is added to the next finer one.
         if self.top_down:
             for level in range(len(laterals) - 2, -1, -1):
                 laterals[level] = _merged(laterals[level], laterals[level + 1])
+        # 3x3 convolutions, and the level above the coarsest.
         pyramid = [convolve(output, lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
         if self.extra == "max_pool":
             pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
@@ -87,6 +90,7 @@ def _merged(fine: Tensor, coarse: Tensor) -> Tensor:
     if torch.is_grad_enabled() or size != (2 * coarse.shape[-2], 2 * coarse.shape[-1]):
         with torch.autocast(fine.device.type, enabled=False):  # it would copy in float32 and back
             return fine + functional.interpolate(coarse, size=size, mode="nearest")
+    # Each coarse cell is added to its 2 x 2 fine ones.
     blocks = fine.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     blocks += coarse[:, :, :, None, :, None]
     return fine

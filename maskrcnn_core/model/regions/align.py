@@ -188,6 +188,7 @@ def _adaptive_max(features: Tensor, regions: Tensor, stride: int, grid: Sampling
 
     For ablations: it asks the device how many samples there are, which the other transforms never do.
     """
+    # Samples of a bin along each axis: [r, 2].
     sides = (regions[:, 3:] - regions[:, 1:3]) / stride
     if not grid.aligned:
         sides = sides.clamp(min=1.0)
@@ -221,12 +222,14 @@ def align_by_embedding_bag(
         chosen = (levels == level).nonzero()[:, 0]
         if len(chosen) == 0:
             continue
+        # Table rows and weights of each bin: [r, bins, taps].
         height, width = features.shape[-2:]
         index, weights = bilinear_taps(
             boxes[chosen] / stride, height, width, grid.resolution, grid.sampling_ratio, aligned=grid.aligned
         )
         index = index + (image_index[chosen] * (height * width))[:, None, None]
         table = _in_precision(features.permute(0, 2, 3, 1), boxes.dtype).reshape(-1, channels)
+        # Their weighted sums: [r, bins, C].
         taps = index.shape[-1]
         pieces.append(
             functional.embedding_bag(index.view(-1, taps), table, mode="sum", per_sample_weights=weights.view(-1, taps))
@@ -259,8 +262,10 @@ def bilinear_taps(
         index [R, resolution^2, 4 * sampling_ratio^2] int64 into the map's cells (row-major) and weights of the same
         shape, whose sum is 1 for a bin inside the map.
     """
+    # Cells and weights of each axis: [R, resolution, 2 * sampling_ratio].
     y_index, y_weight = _axis_taps(boxes[:, 1], boxes[:, 3], height, resolution, sampling_ratio, aligned=aligned)
     x_index, x_weight = _axis_taps(boxes[:, 0], boxes[:, 2], width, resolution, sampling_ratio, aligned=aligned)
+    # All pairs of a row and a column: [R, resolution, resolution, rows, columns].
     regions, taps = len(boxes), y_index.shape[-1]
     index = y_index[:, :, None, :, None] * width + x_index[:, None, :, None, :]
     weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
@@ -279,10 +284,12 @@ def _axis_taps(
     length = high - low
     if not aligned:
         length = length.clamp(min=1.0)
+    # Where each sample lies: [R, resolution * sampling_ratio].
     steps = torch.arange(resolution * sampling_ratio, dtype=low.dtype, device=low.device)
     positions = start[:, None] + (steps + 0.5) * (length / (resolution * sampling_ratio))[:, None]
     inside = (positions >= -1.0) & (positions <= size)
     positions = positions.clamp(min=0.0, max=size - 1.0)
+    # The two cells around it, and how much each counts.
     lower = positions.floor()
     fraction = positions - lower
     lower_index = lower.to(torch.int64)

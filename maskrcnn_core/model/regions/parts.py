@@ -20,7 +20,7 @@ from maskrcnn_core.structures import Detections, Targets
 
 @dataclass(frozen=True)
 class BoxLossRule:
-    """What the box head learns by: beta and kind of `box_regression_loss`."""
+    """What the box head learns by: beta and type of `box_regression_loss`."""
 
     smooth_l1_beta: float
     box_loss: str = "smooth_l1"
@@ -134,6 +134,7 @@ class KeypointPart(nn.Module):
     def decode(self, heatmaps: Tensor, detections: Detections, max_side: int, *, fixed_size: bool) -> Tensor:
         """[N, D, P, 3] keypoints (x, y, score) in the frame of the detections, of heatmaps [N, D, P, S, S]; zeros where
         a label has none. No box is longer than `max_side` pixels."""
+        # Points of the rows that are computed: [R, P, 3].
         wanted = self.wanted(detections).flatten()
         rows = rows_to_compute(wanted, fixed_size=fixed_size)
         points, _ = decode_heatmaps(

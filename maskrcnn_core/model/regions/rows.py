@@ -56,19 +56,22 @@ class PositiveRegions:
         fixed_size: only few sizes may occur.
 
     Attributes:
-        slots: [R] int64, place among the N * S sampled regions.
+        slots: [R] int64, index among the N * S sampled regions.
         boxes: [R, 4]; images, labels, objects: [R] int64, of each; the label of a negative is 0.
         positive: [R] bool.
     """
 
     def __init__(self, samples: RoISamples, image_index: Tensor, count: DelayedCount, *, fixed_size: bool) -> None:
+        # The slots that positives may fill: [N * max_positives].
         front = slice(0, max(samples.max_positives, 1))
         positive = samples.positive[:, front].flatten()
+        # Rows among them, the positives first: [R].
         if fixed_size:
             rounded = -(-max(count.read(), 1) // _POSITIVES_STEP) * _POSITIVES_STEP
             rows = torch.argsort((~positive).to(torch.uint8), stable=True)[:rounded]
         else:
             rows = positive.nonzero()[:, 0]
+        # What stands in these rows: [R, ...].
         all_slots = torch.arange(samples.labels.numel(), device=rows.device).view(samples.labels.shape)
         self.slots = all_slots[:, front].flatten()[rows]
         self.boxes = samples.boxes[:, front].flatten(0, 1)[rows]
@@ -114,9 +117,11 @@ def in_slots(
         wanted: [N, D] bool; boxes: [N, D, 4]; labels: [N, D].
         fixed_size: as in `rows_to_compute`.
     """
+    # The rows that are computed: [R, ...].
     rows = rows_to_compute(wanted.flatten(), fixed_size=fixed_size)
     images = image_index_of(wanted).flatten()[rows]
     (drawn,) = in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
+    # Back in their slots: [N * D, ...].
     if fixed_size:
         kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))
         drawn = torch.where(kept, drawn, 0.0)

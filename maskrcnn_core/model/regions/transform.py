@@ -159,6 +159,7 @@ class PyramidRoIWarp(_FromLevels):
         if len(boxes) == 0:
             return _no_regions(maps[0], self.bins)
         levels = self.levels.choose(boxes)
+        # The regions, rounded to whole cells of their own maps: [R, 4].
         finest = torch.full_like(levels, self.levels.strides[0])
         strides = torch.bitwise_left_shift(finest, levels)[:, None].to(boxes.dtype)
         whole = whole_cells(boxes / strides) * strides

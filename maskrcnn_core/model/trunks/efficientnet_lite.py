@@ -15,11 +15,11 @@ _NORM_NAMES_FULL = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
 _NORM_NAMES_FIRST = {"_bn1": "bn1", "_bn2": "bn2"}
 
 
-def translate_lite_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def translate_lite_state(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights for timm's feature network from the package's state dict.
 
     Args:
-        source: keys `_conv_stem`, `_bn0`, `_blocks.i.*` (blocks numbered through), `_conv_head`, `_bn1`, `_fc`.
+        state: keys `_conv_stem`, `_bn0`, `_blocks.i.*` (blocks numbered through), `_conv_head`, `_bn1`, `_fc`.
         target: state dict of the timm network; its keys say how many blocks each stage has.
 
     Returns:
@@ -30,7 +30,7 @@ def translate_lite_state(source: Mapping[str, Tensor], target: Mapping[str, Tens
     """
     stages = sorted({tuple(map(int, key.split(".")[1:3])) for key in target if key.startswith("blocks.")})
     renamed: dict[str, Tensor] = {}
-    for key, value in source.items():
+    for key, value in state.items():
         if key.startswith("_conv_stem."):
             renamed[key.replace("_conv_stem", "conv_stem")] = value
         elif key.startswith("_bn0."):

@@ -22,27 +22,27 @@ def is_classifier(state: Mapping[str, Tensor]) -> bool:
     return begins and any(_HEAD.fullmatch(key) for key in state)
 
 
-def load_backbone_weights(trunk: nn.Module, source: Path | str, name: str) -> None:
+def load_backbone_weights(trunk: nn.Module, path: Path | str, name: str) -> None:
     """Load a classifier's weights into a trunk, in place; its classification head is left out.
 
     Args:
         trunk: as made from torchvision's network, before its batch norms are frozen.
-        source: .pth file with the state dict of torchvision's classifier.
+        path: .pth file with the state dict of torchvision's classifier.
         name: of the network, for messages.
 
     Raises:
         CheckpointError: the file cannot be read, keys are missing, left over or of another shape, or values are no
             finite numbers.
     """
-    state = read_state(source, is_classifier)
-    found = {_trunk_key(key): (key, value) for key, value in state.items() if not _HEAD.fullmatch(key)}
+    state = read_state(path, is_classifier)
+    entries = {_trunk_key(key): (key, value) for key, value in state.items() if not _HEAD.fullmatch(key)}
     wanted = {key: value for key, value in trunk.state_dict().items() if not key.endswith(".num_batches_tracked")}
-    missing = [key for key in wanted if key not in found]
-    left = [key for ours, (key, _) in found.items() if ours not in wanted]
+    missing = [key for key in wanted if key not in entries]
+    left = [key for ours, (key, _) in entries.items() if ours not in wanted]
     misshapen = [
-        f"{found[key][0]} {list(found[key][1].shape)} (expected {list(value.shape)})"
+        f"{entries[key][0]} {list(entries[key][1].shape)} (expected {list(value.shape)})"
         for key, value in wanted.items()
-        if key in found and found[key][1].shape != value.shape
+        if key in entries and entries[key][1].shape != value.shape
     ]
     faults = [
         f"{len(items)} keys {what} ({listed(items)})"
@@ -51,13 +51,13 @@ def load_backbone_weights(trunk: nn.Module, source: Path | str, name: str) -> No
     ]
     if faults:
         raise CheckpointError(
-            f"model.backbone.weights: {source} does not fit model.backbone.name {name}: {'; '.join(faults)}; expected "
+            f"model.backbone.weights: {path} does not fit model.backbone.name {name}: {'; '.join(faults)}; expected "
             f"the state dict of torchvision's {name}"
         )
-    weights = {found[key][0]: found[key][1] for key in wanted}
-    check_floating(weights, f"model.backbone.weights: {source}")
-    check_finite(weights, f"model.backbone.weights: {source}")
-    trunk.load_state_dict({key: found[key][1] for key in wanted}, strict=False)
+    weights = {entries[key][0]: entries[key][1] for key in wanted}
+    check_floating(weights, f"model.backbone.weights: {path}")
+    check_finite(weights, f"model.backbone.weights: {path}")
+    trunk.load_state_dict({key: entries[key][1] for key in wanted}, strict=False)
 
 
 def _trunk_key(key: str) -> str:

@@ -98,7 +98,9 @@ class _Trace:
         """How many modules had begun when this map was complete."""
         # A tensor can come out of several modules: of those that change it in place, of the block around them and, once
         # it is complete, of modules that only pass it on. The last one that did not also take it in completes it.
-        ends = [end for end, output, source in self._produced if output is features and source is not features]
+        ends = [
+            end for end, output, module_input in self._produced if output is features and module_input is not features
+        ]
         if not ends:  # a view of what a module made (another order of axes, a crop): the last one on the same memory
             memory = features.untyped_storage().data_ptr()
             ends = [end for end, output, _ in self._produced if output.untyped_storage().data_ptr() == memory]

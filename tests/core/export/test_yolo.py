@@ -3,7 +3,7 @@
 import pytest
 
 from maskrcnn_core.export.source import ExportImage, ExportStyle
-from maskrcnn_core.export.yolo import _place
+from maskrcnn_core.export.yolo import _coordinates
 from maskrcnn_core.records.labels import DetectionRecord
 
 
@@ -18,4 +18,4 @@ from maskrcnn_core.records.labels import DetectionRecord
 )
 def test_shares_are_from_0_to_1(bbox: tuple[float, float, float, float], expected: str) -> None:
     image = ExportImage(1, "a/b.jpg", "b.jpg", width=100, height=50)
-    assert _place(DetectionRecord(1, "disc", 0.9, bbox, None, None), image, ExportStyle()) == expected
+    assert _coordinates(DetectionRecord(1, "disc", 0.9, bbox, None, None), image, ExportStyle()) == expected

@@ -120,7 +120,7 @@ def test_images_are_grouped_by_padded_shape_without_being_resized(monkeypatch: p
     monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_image", None)
     images = [*IMAGES, image_of(90, 60), *IMAGES]
     groups = list(preparation_of().batches(images, [None] * len(images), lambda *_: None))
-    assert [sorted(item.place for item in group) for group in groups] == [[0, 1, 2, 3, 4, 5, *range(7, 13)], [6]]
+    assert [sorted(item.index for item in group) for group in groups] == [[0, 1, 2, 3, 4, 5, *range(7, 13)], [6]]
     # Equal sizes side by side, which are resized together.
     assert [item.original_size for item in groups[0]] == sorted(SIZES * 2)
 
@@ -130,8 +130,8 @@ def test_a_large_image_is_resized_on_the_host_and_has_a_batch_of_its_own(monkeyp
     preparation = preparation_of()
     images = [image_of(60, 90), image_of(61, 90), image_of(60, 90, 1)]
     groups = list(preparation.batches(images, [None] * 3, lambda *_: None))
-    assert [[item.place for item in group] for group in groups] == [[0, 2], [1]]
+    assert [[item.index for item in group] for group in groups] == [[0, 2], [1]]
     for group in groups:
         batch = preparation.padded(group)
-        expected = on_host([images[item.place] for item in group], 0, (64,))
+        expected = on_host([images[item.index] for item in group], 0, (64,))
         assert_same(preparation.views(batch)[0], expected)

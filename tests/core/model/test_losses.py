@@ -102,7 +102,7 @@ def test_regression_loss_sums_the_counted_boxes_only(kind: str, garbage: float) 
         each = peer(decode_deltas(deltas, references, WEIGHTS)[counted], wanted[counted])
     references[~counted], wanted[~counted] = garbage, garbage
     deltas.requires_grad_()
-    loss = box_regression_loss(deltas, references, wanted, counted, coding=CODING, kind=kind, beta=0.5)
+    loss = box_regression_loss(deltas, references, wanted, counted, coding=CODING, loss_type=kind, beta=0.5)
     torch.testing.assert_close(loss, each.sum(), atol=1e-6, rtol=1e-6)
     loss.backward()
     assert deltas.grad.isfinite().all()
@@ -114,7 +114,7 @@ def test_regression_loss_sums_the_counted_boxes_only(kind: str, garbage: float) 
 def test_nothing_counted_is_zero_and_has_a_gradient(kind: str, shape: tuple[int, int]) -> None:
     deltas = torch.zeros(*shape, 4, requires_grad=True)
     boxes, counted = torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool)
-    loss = box_regression_loss(deltas, boxes, boxes, counted, coding=CODING, kind=kind, beta=1.0)
+    loss = box_regression_loss(deltas, boxes, boxes, counted, coding=CODING, loss_type=kind, beta=1.0)
     assert loss.item() == 0
     loss.backward()
     assert not deltas.grad.any()
@@ -126,7 +126,7 @@ def test_the_right_box_costs_nothing_and_descent_finds_it(kind: str) -> None:
     counted = torch.ones(8, dtype=torch.bool)
 
     def loss(deltas: Tensor) -> Tensor:
-        return box_regression_loss(deltas, references, wanted, counted, coding=CODING, kind=kind, beta=1.0)
+        return box_regression_loss(deltas, references, wanted, counted, coding=CODING, loss_type=kind, beta=1.0)
 
     right = encode_deltas(wanted, references, WEIGHTS)
     assert loss(right).item() == pytest.approx(0, abs=1e-6)
@@ -143,4 +143,4 @@ def test_the_right_box_costs_nothing_and_descent_finds_it(kind: str) -> None:
 def test_unknown_kind_is_refused() -> None:
     box = torch.zeros(1, 4)
     with pytest.raises(ConfigError, match="box_loss: got 'diou', expected 'smooth_l1', 'giou' or 'ciou'"):
-        box_regression_loss(box, box, box, torch.ones(1).bool(), coding=CODING, kind="diou", beta=0.0)
+        box_regression_loss(box, box, box, torch.ones(1).bool(), coding=CODING, loss_type="diou", beta=0.0)

@@ -156,7 +156,7 @@ def test_code_is_not_run(kind: str, form: str, tmp_path: Path) -> None:
 def test_an_object_is_known_by_the_name_of_its_class(tmp_path: Path) -> None:
     content = content_of(written(tmp_path / "a.pkl", {"x": Calls(os.system, "true")}))
     assert isinstance(content["x"], Unbuilt)
-    assert content["x"].kind == f"{os.system.__module__}.system"
+    assert content["x"].class_name == f"{os.system.__module__}.system"
 
 
 def opcodes(*parts: bytes) -> bytes:
