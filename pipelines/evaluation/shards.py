@@ -16,6 +16,7 @@ import pyarrow as pa
 from maskrcnn_core.data.coco.annotations import read_annotations
 from maskrcnn_core.data.coco.category_names import match_categories, names_of
 from maskrcnn_core.data.coco.entry_faults import FaultList, Faults
+from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
 from maskrcnn_core.data.coco.json_text import without_garbage_collection
 from maskrcnn_core.data.coco.sections import CocoSections
 from maskrcnn_core.errors import AnnotationError
@@ -28,7 +29,6 @@ from maskrcnn_core.evaluation.coco_json_results import (
     results_layout,
 )
 from maskrcnn_core.evaluation.federated import is_federated
-from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
 from pipelines import storage

@@ -11,7 +11,7 @@ from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.keypoints import pixel_offset
 from pipelines.images.picture_sizes import picture_sizes
-from pipelines.images.split_names import names_below
+from pipelines.images.split_names import splits_to_drop
 from pipelines.training.config import DatasetConfig, TrainRun
 
 
@@ -74,9 +74,8 @@ def _read(paths: DatasetConfig, model: ModelConfig, *, require_masks: bool) -> C
     )
     if not dataset.named_by_url:
         return dataset
-    names = names_below(paths.images, [image.file_name for image in dataset.images])
-    images = (replace(image, file_name=name) for image, name in zip(dataset.images, names, strict=True))
-    return replace(dataset, images=tuple(images))
+    names = (dataset.columns.file_name(index) for index in range(len(dataset.images)))
+    return replace(dataset, split_folders=splits_to_drop(paths.images, names))
 
 
 def _notes(paths: DatasetConfig, dataset: CocoDataset) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -221,7 +222,7 @@ def _require_objects(paths: DatasetConfig, dataset: CocoDataset, *, masks: bool)
     if _objects(dataset):
         return
     _require_annotations(paths, dataset)
-    regions = sum(len(image.objects) for image in dataset.images)
+    regions = int(dataset.columns.numbers_of_objects.sum())
     why = "; ".join(dataset.faults.lines())
     what = "is a crowd (iscrowd 1)" + (" or has no mask" if masks else "")
     mend = ", give masks, or set model.mask_head.enabled false" if masks else ""
@@ -232,7 +233,7 @@ def _require_objects(paths: DatasetConfig, dataset: CocoDataset, *, masks: bool)
 
 
 def _require_annotations(paths: DatasetConfig, dataset: CocoDataset) -> None:
-    if not any(image.objects for image in dataset.images):
+    if not dataset.columns.numbers_of_objects.any():
         why = "; ".join(dataset.faults.lines())
         raise AnnotationError(
             f"{paths.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
@@ -246,14 +247,14 @@ def _nothing_to_score(paths: DatasetConfig, dataset: CocoDataset) -> tuple[str, 
 
 
 def _objects(dataset: CocoDataset) -> int:
-    return sum(not item.crowd for image in dataset.images for item in image.objects)
+    return sum(int(np.count_nonzero(~batch.crowds)) for _, batch in dataset.objects())
 
 
 def _check_dataset(name: str, paths: DatasetConfig, dataset: CocoDataset) -> None:
     if not dataset.images:
         raise AnnotationError(f"{paths.annotations}: section 'images' is empty, expected at least one image")
     if (proposals := proposals_of(paths, name)) is not None:
-        proposals.require(image.image_id for image in dataset.images)
+        proposals.require(dataset.columns.image_ids.tolist())
     first = located(paths.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(

@@ -15,6 +15,7 @@ import functools
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,9 +115,8 @@ class AnnotationColumns:
     def entries(self, image: int) -> list[CocoDict]:
         """Clean annotations of the image at this position, in file order (`annotations.read_annotation`)."""
         first = int(self._firsts[image])
-        rows: Sequence[int] = range(first, first + int(self._numbers[image]))
-        if self._order is not None:
-            rows = self._order[rows.start : rows.stop].tolist()
+        last = first + int(self._numbers[image])
+        rows: Sequence[int] = range(first, last) if self._order is None else self._order[first:last].tolist()
         size = [int(side) for side in self.sizes[image]]
         return [self._entry(row, size) for row in rows]
 
@@ -179,9 +179,7 @@ class _Batch:
         first, last = int(self.parts[row]), int(self.parts[row + 1])
         if last > first:
             ends = self.ends[first : last + 1].tolist()
-            entry["segmentation"] = [
-                array("d", self.coordinates[begin:end].tobytes()) for begin, end in zip(ends, ends[1:], strict=False)
-            ]
+            entry["segmentation"] = [array("d", self.coordinates[begin:end].tobytes()) for begin, end in pairwise(ends)]
         elif counts := self.counts[row].as_py():
             entry["segmentation"] = {"size": size, "counts": counts}
         begin, end = int(self.point_ends[row]), int(self.point_ends[row + 1])
@@ -216,10 +214,12 @@ def places_of_objects(
         within an image; None instead of it where they lie like this.
     """
     by_id = np.argsort(image_ids, kind="stable")
-    images = by_id[np.searchsorted(image_ids[by_id], of_objects)].astype(np.int64 if len(image_ids) > 2**31 else np.int32)
+    images = by_id[np.searchsorted(image_ids[by_id], of_objects)].astype(
+        np.int64 if len(image_ids) > 2**31 else np.int32
+    )
     numbers = np.bincount(images, minlength=len(image_ids)).astype(np.int32)
     firsts = np.cumsum(numbers, dtype=np.int64) - numbers
-    if len(images) < 2 or (images[1:] >= images[:-1]).all():
+    if not (np.diff(images) < 0).any():
         return firsts, numbers, None
     return firsts, numbers, np.argsort(images, kind="stable").astype(np.int64)
 

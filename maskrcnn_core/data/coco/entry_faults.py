@@ -86,6 +86,13 @@ class FaultList:
         if len(lines) < _KEPT:
             lines.append(f"{where}: {what}")
 
+    def extend(self, later: Faults) -> None:
+        """More, of entries that come later in the file."""
+        for kind, count in later.counts.items():
+            self._counts[kind] = self._counts.get(kind, 0) + count
+            lines = self._first.setdefault(kind, [])
+            lines += later.first[kind][: _KEPT - len(lines)]
+
     def faults(self) -> Faults:
         """All so far."""
         return Faults(dict(self._counts), {kind: tuple(lines) for kind, lines in self._first.items()})

@@ -10,7 +10,7 @@ Faults of single entries cost the smallest thing that is wrong and are counted (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -185,6 +185,44 @@ def columns_of_json(
         return build.columns(entries, convert)
 
 
+def categories_of_json(content: Any) -> tuple[CocoDict, ...]:
+    """Clean entries of the categories of a COCO file, whatever else it holds.
+
+    Raises:
+        AnnotationError: they are wrong; without the file's name.
+    """
+    sections = CocoSections(names=False, sizes=False, keypoints=False)
+    for entry in _section(content, "categories"):
+        sections.add_category(entry)
+    sections.finish()
+    return tuple(sections.categories)
+
+
+def _section(content: Any, name: str) -> list[Any]:
+    try:
+        span = list_spans(content).get(name)
+        if span is not None:
+            return [entry for piece in span.pieces for entry in parse_piece(content, piece)]
+    except NoSpans:
+        pass
+    section: list[Any] = _document(content, (name,))[name]
+    return section
+
+
+def _document(content: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The whole file, which has these sections."""
+    document = parse_json(bytes(content))
+    if not isinstance(document, dict):
+        raise AnnotationError(
+            f"the top level is a {type(document).__name__}, expected an object with the sections "
+            "images, annotations and categories (a list is a COCO results file, which is no ground truth)"
+        )
+    for name in names:
+        if not isinstance(document.get(name), list):
+            raise AnnotationError(_missing(name, is_there=name in document))
+    return document
+
+
 class _Sections(Protocol):
     def entries(self, name: str) -> Iterator[list[Any]]: ...
 
@@ -238,15 +276,7 @@ class _Entries:
 
 
 def _whole(content: Any) -> _Entries:
-    document = parse_json(bytes(content))
-    if not isinstance(document, dict):
-        raise AnnotationError(
-            f"the top level is a {type(document).__name__}, expected an object with the sections "
-            "images, annotations and categories (a list is a COCO results file, which is no ground truth)"
-        )
-    for name in _SECTIONS:
-        if not isinstance(document.get(name), list):
-            raise AnnotationError(_missing(name, is_there=name in document))
+    document = _document(content, _SECTIONS)
     return _Entries(lambda name: iter(document[name]))
 
 

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskrcnn_core.errors import AnnotationError
-
 PIECE_BYTES = 1 << 22
 """Of one piece, about: what is parsed at once."""
 

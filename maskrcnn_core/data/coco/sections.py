@@ -56,6 +56,7 @@ class CocoSections:
         categories: clean entries in file order: `id`; `name`, `keypoints` and LVIS' `frequency` where there are any.
         faults: of single images.
         left_out: ids of images that cannot be used.
+        keypoint_fault: why a category's keypoints cannot be used, where they are not asked for.
     """
 
     def __init__(self, *, names: "bool | Literal['kept', 'bytes']", sizes: "bool | SizeOf", keypoints: bool) -> None:
@@ -63,6 +64,7 @@ class CocoSections:
         self.categories: list[CocoDict] = []
         self.faults = FaultList()
         self.left_out: set[int] = set()
+        self.keypoint_fault = ""
         self._names, self._sizes, self._keypoints = names, sizes, keypoints
         self._wrong: dict[str, list[str]] = {"entries": [], "annotations": []}  # the first of them
         self._number_wrong = {"entries": 0, "annotations": 0}
@@ -137,6 +139,20 @@ class CocoSections:
             return self._add_odd_annotation(entry)
         return self._add_ids(annotation_id, image_id, category_id)
 
+    @property
+    def is_refused(self) -> bool:
+        """Something is wrong with the file already; `finish` says what."""
+        return any(self._number_wrong.values())
+
+    def absorb(self, later: "CocoSections") -> None:
+        """Take the ids of annotations that come later in the file and were looked at elsewhere, all of them sound."""
+        self._ids.extend(later._ids)
+        self._image_ids.extend(later._image_ids)
+        self._positions["annotation"] += later._positions["annotation"]
+        for category_id, annotation_id in later._strange.items():
+            if category_id not in self._category_ids:
+                self._strange.setdefault(category_id, annotation_id)
+
     def finish(self) -> None:
         """All entries have come: compare them.
 
@@ -194,9 +210,12 @@ class CocoSections:
     def _add_keypoints(self, category: CocoDict, names: Any) -> None:
         if isinstance(names, list) and len(set(map(str, names))) == len(names):
             category["keypoints"] = [str(name) for name in names]
-        elif self._keypoints:
-            what = f"keypoints {shown(names)}, expected a list of different names"
-            self._refuse(f"category {category['id']}: {what}")
+            return
+        what = f"category {category['id']}: keypoints {shown(names)}, expected a list of different names"
+        if self._keypoints:
+            self._refuse(what)
+        else:
+            self.keypoint_fault = self.keypoint_fault or what
 
     def _add_odd_annotation(self, entry: CocoDict) -> tuple[int, int] | None:
         if "segments_info" in entry:
