@@ -6,7 +6,6 @@ unbroken one; a finished run is left alone, unless `train.steps` has grown.
 """
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +22,11 @@ from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
+from pipelines.annotations.columns import content_digest, needs_tasks
 from pipelines.cluster import connection
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
-from pipelines.training.datasets import RunData, training_data, validation_data
+from pipelines.training.datasets import RunData, publish_data, training_data, validation_data
 from pipelines.training.events import DataNote, TrainingEvent, forwarded, start_progress_log
 from pipelines.training.output import (
     checkpoint_uri,
@@ -44,7 +44,6 @@ from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,13 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     """
     run = _with_absolute_paths(run)
     require_free(run.output)
+    with contextlib.ExitStack() as stack:
+        if any(needs_tasks(paths.annotations) for paths in (run.data.train, run.data.val)):
+            stack.enter_context(connection.connect(run.cluster))  # whose tasks read them
+        return _train(run, on_progress)
+
+
+def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     content = _digests(run)
@@ -107,7 +113,6 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
-    del data  # the workers read their own
     with connection.connect(run.cluster):
         _check_cluster(run)
         for note in notes if on_progress else ():
@@ -117,6 +122,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
+            publish_data(run, data.values())
             result = _fit(run, owner, on_progress)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
@@ -138,18 +144,10 @@ def _digests(run: TrainRun) -> dict[str, str]:
     digests = {}
     for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
         if paths.annotations:
-            digests[f"{name}.annotations"] = _sha256(paths.annotations)
+            digests[f"{name}.annotations"] = content_digest(paths.annotations)
         if (proposals := proposals_of(paths, name)) is not None:
             digests[f"{name}.proposals"] = str(proposals.fingerprint)
     return digests
-
-
-def _sha256(uri: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_stream(uri) as read:
-        while piece := read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def check_data(run: TrainRun) -> dict[str, RunData]:
@@ -166,7 +164,7 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
     data = run.data
     check_proposal_settings(run)
     _require_given("data.train", data.train)
-    datasets = {"data.train": training_data(run)}
+    datasets = {"data.train": training_data(run, fresh=True)}
     dataset = datasets["data.train"].dataset
     _check_dataset("data.train", data.train, dataset)
     _require_objects(data.train, dataset, masks=run.model.mask_head.enabled)
@@ -180,7 +178,7 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
     if data.val.annotations or data.val.images:
         _require_given("data.val", data.val)
         known = replace(run, model=replace(run.model, categories=dataset.categories))
-        validation = validation_data(known)
+        validation = validation_data(known, fresh=True)
         _check_dataset("data.val", data.val, validation.dataset)
         _require_annotations(data.val, validation.dataset)
         datasets["data.val"] = replace(
