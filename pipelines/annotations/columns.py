@@ -9,18 +9,20 @@ import functools
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
 from maskrcnn_core.data.coco.columns import AnnotationColumns, open_columns
-from maskrcnn_core.data.coco.json_columns import SCORING, ConvertPieces, Reader, columns_of_json, convert_here
+from maskrcnn_core.data.coco.conversion import SCORING, Reader
+from maskrcnn_core.data.coco.json_columns import ConvertPieces, columns_of_json, convert_here
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.inference.code_fingerprint import fingerprint_of
 from pipelines import storage
 from pipelines.annotations import cache
+from pipelines.annotations.shards import read_shards, shards_digest
 from pipelines.annotations.shared import shared_columns
 
 SMALL_BYTES = 1 << 24
@@ -30,7 +32,7 @@ TASKS_BYTES = 1 << 27
 """Of a file that is worth converting in tasks, where Ray is connected."""
 
 _READ_BYTES = 1 << 22
-_READING = "maskrcnn_core.data.coco.json_columns"
+_READINGS = ("maskrcnn_core.data.coco.json_columns", "maskrcnn_core.data.coco.shard_columns")
 
 
 def annotation_columns(
@@ -39,7 +41,7 @@ def annotation_columns(
     """The columns of an annotation file.
 
     Args:
-        uri: COCO file.
+        uri: COCO file, or a folder of Parquet shards (`shard_columns`).
         reader: what is needed of its images; without `sizes` that are asked for, see `images`.
         images: folder of the pictures that `reader.sizes` looks at.
         shared: folder that a run publishes its columns in (`shared`); empty = none.
@@ -52,20 +54,26 @@ def annotation_columns(
     if shared and (columns := shared_columns(shared, uri)) is not None:
         return columns
     try:
+        if storage.is_folder(uri):
+            return _made(shards_digest(uri), reader, images, functools.partial(read_shards, uri, reader))
         with _opened(uri) as file:
             if len(file.content) <= SMALL_BYTES:
                 return columns_of_json(file.content, reader, source=uri)
-            return _cached(file, reader, images, convert)
+            read = functools.partial(columns_of_json, file.content, reader, source=uri, convert=convert)
+            return _made(file.digest(), reader, images, read)
     except AnnotationError as error:
         raise AnnotationError(f"{uri}: {error}") from None
 
 
 def content_digest(uri: str) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits; looked up where it was read before and has not changed.
+    """SHA-256 of a file, 64 hexadecimal digits; looked up where it was read before and has not changed. Of a folder of
+    shards that of what is stated about them (`shards.shards_digest`).
 
     Raises:
         StorageError: it cannot be read.
     """
+    if storage.is_folder(uri):
+        return shards_digest(uri)
     note = _note(uri)
     if known := _read_note(note):
         return known
@@ -87,17 +95,16 @@ def needs_tasks(uri: str) -> bool:
     return not digest or not any(cache.found(_key(digest, reader)) for reader in (Reader(), SCORING))
 
 
-def _cached(file: "_File", reader: Reader, images: str, convert: ConvertPieces) -> AnnotationColumns:
-    plain, by_pictures = _key(file.digest(), reader), _key(file.digest(), reader, images)
-    for other in {_key(file.digest(), one) for one in (Reader(), SCORING)} - {plain}:
+def _made(digest: str, reader: Reader, images: str, read: Callable[..., AnnotationColumns]) -> AnnotationColumns:
+    """The columns of a folder of the cache; `read` makes them where they are not there, given `digest` and `folder`."""
+    plain, by_pictures = _key(digest, reader), _key(digest, reader, images)
+    for other in {_key(digest, one) for one in (Reader(), SCORING)} - {plain}:
         # Where every image has a name and a size, all readers see the same.
         if (folder := cache.found(other)) is not None and (columns := open_columns(str(folder))).info.is_plain:
             return columns
 
     def make(folder: Path) -> str:
-        columns = columns_of_json(
-            file.content, reader, source=file.uri, digest=file.digest(), folder=folder, convert=convert
-        )
+        columns = read(digest=digest, folder=folder)
         return by_pictures if columns.info.sized_by_pictures else plain
 
     return open_columns(str(cache.made((plain, by_pictures), make)))
@@ -105,7 +112,7 @@ def _cached(file: "_File", reader: Reader, images: str, convert: ConvertPieces) 
 
 def _key(digest: str, reader: Reader, images: str = "") -> str:
     """Of columns that this code makes for such readers, with sizes from pictures in a folder."""
-    parts = [fingerprint_of(_READING), digest, str(reader.names), str(bool(reader.sizes)), images]
+    parts = [*map(fingerprint_of, _READINGS), digest, str(reader.names), str(bool(reader.sizes)), images]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

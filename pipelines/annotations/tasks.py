@@ -6,7 +6,8 @@ from typing import Any
 
 import ray
 
-from maskrcnn_core.data.coco.json_columns import Converted, ImageSizes, convert_text
+from maskrcnn_core.data.coco.conversion import Converted, ImageSizes
+from maskrcnn_core.data.coco.json_columns import convert_text
 from pipelines.cluster.connection import nodes
 
 

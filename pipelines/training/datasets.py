@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import ray
 
+from maskrcnn_core.data.coco.conversion import Reader
 from maskrcnn_core.data.coco.dataset import CocoDataset, dataset_of, with_categories
-from maskrcnn_core.data.coco.json_columns import Reader, convert_here
+from maskrcnn_core.data.coco.json_columns import convert_here
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.keypoints import pixel_offset

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from maskrcnn_core.data.coco.column_schema import IMAGES, OBJECTS
@@ -49,18 +50,23 @@ def object_batch(entries: Sequence[CocoDict]) -> pa.RecordBatch:
         ),
         pa.array(np.array([entry["area"] for entry in entries], np.float64)),
         pa.array(np.array([entry["iscrowd"] for entry in entries], np.uint8)),
-        _lists(parts, _lists(lengths, pa.array(np.frombuffer(numbers, np.float64)))),
+        lists(_numbers(parts), lists(_numbers(lengths), pa.array(np.frombuffer(numbers, np.float64)))),
         pa.array(counts, pa.string()),
-        _lists(point_lengths, pa.array(np.frombuffer(points, np.float64))),
+        lists(_numbers(point_lengths), pa.array(np.frombuffer(points, np.float64))),
         pa.array([entry.get("num_keypoints", 0) for entry in entries], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=OBJECTS)
 
 
-def _lists(lengths: "array[int]", values: pa.Array) -> pa.ListArray:
+def lists(lengths: NDArray[np.int32], values: pa.Array) -> pa.ListArray:
+    """Lists of so many of the values each, one after the other."""
     offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(np.frombuffer(lengths, np.int32) if lengths else [], out=offsets[1:])
+    np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _numbers(values: "array[int]") -> NDArray[np.int32]:
+    return np.frombuffer(values, np.int32) if values else np.zeros(0, np.int32)
 
 
 def _compressed(mask: CocoDict) -> str:

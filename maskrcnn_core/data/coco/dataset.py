@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.coco.columns import AnnotationColumns, ObjectBatch
+from maskrcnn_core.data.coco.conversion import Reader
 from maskrcnn_core.data.coco.entry_faults import Faults
-from maskrcnn_core.data.coco.json_columns import Reader, categories_of_json, columns_of_json
+from maskrcnn_core.data.coco.json_columns import categories_of_json, columns_of_json
 from maskrcnn_core.data.coco.sections import CocoDict, SizeOf
 from maskrcnn_core.data.files import read_bytes
 from maskrcnn_core.data.segmentation import Segmentation, rasterise

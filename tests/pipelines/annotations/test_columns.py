@@ -10,7 +10,8 @@ import pytest
 
 from maskrcnn_core.data.coco import json_spans
 from maskrcnn_core.data.coco.column_schema import ColumnsInfo
-from maskrcnn_core.data.coco.json_columns import SCORING, Reader, columns_of_json
+from maskrcnn_core.data.coco.conversion import SCORING, Reader
+from maskrcnn_core.data.coco.json_columns import columns_of_json
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.annotations import cache, columns, shared
@@ -131,7 +132,7 @@ def test_two_processes_make_one_folder(tmp_path: Path, empty_cache: Path) -> Non
     script = (
         "import sys\n"
         "from pipelines.annotations import columns\n"
-        "from maskrcnn_core.data.coco.json_columns import Reader\n"
+        "from maskrcnn_core.data.coco.conversion import Reader\n"
         "columns.SMALL_BYTES = 10\n"
         "print(columns.annotation_columns(sys.argv[1], Reader()).folder)\n"
     )

@@ -12,8 +12,9 @@ import pytest
 
 from maskrcnn_core.data.coco import json_columns, json_spans
 from maskrcnn_core.data.coco.columns import INFO_FILE, AnnotationColumns, open_columns, places_of_objects
+from maskrcnn_core.data.coco.conversion import SCORING, Reader
 from maskrcnn_core.data.coco.dataset import dataset_of
-from maskrcnn_core.data.coco.json_columns import SCORING, Reader, columns_of_json, convert_here
+from maskrcnn_core.data.coco.json_columns import columns_of_json, convert_here
 from maskrcnn_core.errors import AnnotationError, StorageError
 
 SIDE = 64
