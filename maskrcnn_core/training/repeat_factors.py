@@ -6,6 +6,7 @@ r(image) = the largest r(c) of its categories; 1 for an image without an object
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,33 @@ def repeat_factors(
         threshold: share of images below which a category counts as rare; 0 = none.
     """
     # Pairs of an image and a category that it has, as one number each, however many objects of it there are.
-    keys = [np.unique(images * (1 << 32) + categories) for images, categories in objects]
-    pairs = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
-    images, categories = np.divmod(pairs, 1 << 32)
-    # In how many images each category is, then r(c), then the largest of an image's own.
-    _, rows, counts = np.unique(categories, return_inverse=True, return_counts=True)
-    of_category = np.array([max(1.0, (threshold * num_images / count) ** 0.5) for count in counts.tolist()], np.float64)
+    some = [_different(np.sort((images << 32) | categories)) for images, categories in objects]
+    pairs = np.concatenate(some) if some else np.zeros(0, np.int64)
+    del some  # there may be a hundred million
+    pairs.sort()
+    pairs = _different(pairs)
     factors = np.ones(num_images)
-    np.maximum.at(factors, images, of_category[rows])
+    if not len(pairs):
+        return factors
+    # In how many images each category is, then r(c).
+    categories = (pairs & 0xFFFFFFFF).astype(np.int32)
+    known = _different(np.sort(categories))
+    rows = np.searchsorted(known, categories)
+    counts = np.bincount(rows).tolist()
+    of_category = np.array([max(1.0, (threshold * num_images / count) ** 0.5) for count in counts])
+    # The largest of an image's own: its pairs are neighbours.
+    images = pairs >> 32
+    first = np.flatnonzero(np.diff(images, prepend=-1))
+    factors[images[first]] = np.maximum.reduceat(of_category[rows], first)
     return factors
+
+
+def _different(ordered: NDArray[Any]) -> NDArray[Any]:
+    """Each value of an ordered array once."""
+    if not len(ordered):
+        return ordered
+    once: NDArray[Any] = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return once
 
 
 def dataset_repeat_factors(dataset: CocoDataset, threshold: float) -> NDArray[np.float64] | None:
