@@ -62,7 +62,15 @@ def shared_columns(folder: str, uri: str) -> AnnotationColumns | None:
             _get(file, partial / file.rsplit("/", 1)[-1])
         return str(key)
 
-    return open_columns(str(cache.found(key) or cache.made((key,), fetch)))
+    return open_columns(str(cache.found(key) or cache.made((key,), fetch)), opened_by=(_reopened, (folder, uri)))
+
+
+def _reopened(folder: str, uri: str) -> AnnotationColumns:
+    """What another process makes of columns that were sent to it."""
+    columns = shared_columns(folder, uri)
+    if columns is None:
+        raise StorageError(f"{storage.join(folder, _INDEX)}: has no columns of {uri} any more; start the run again")
+    return columns
 
 
 def _put(file: Path, uri: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ class AnnotationColumns:
         firsts, numbers: of each image, the place of its first object in `order`, and how many it has.
         order: rows of `objects` by image; None = they lie by image.
         folder: that they are memory-mapped from; None = in memory.
+        opened_by: a function and its arguments that open the same columns on any machine; None = there is none.
     """
 
     def __init__(
@@ -69,14 +70,18 @@ class AnnotationColumns:
         numbers: NDArray[np.int32],
         order: NDArray[np.int64] | None,
         folder: Path | None = None,
+        opened_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
     ) -> None:
         self.info, self.images, self.objects, self.folder = info, images, objects, folder
+        self.opened_by = opened_by
         self._firsts, self._numbers, self._order = firsts, numbers, order
         self._batches = [_Batch(batch) for batch in objects.to_batches()]
         self._begins = np.cumsum([0, *(len(batch) for batch in self._batches)]).tolist()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process of the machine maps the same files."""
+        """Another process maps the same files: by `opened_by`, or those of the folder, which are on this machine."""
+        if self.opened_by is not None:
+            return self.opened_by
         if self.folder is not None:
             return open_columns, (str(self.folder),)
         return AnnotationColumns, (self.info, self.images, self.objects, self._firsts, self._numbers, self._order)
@@ -240,8 +245,11 @@ def write_folder(
     (folder / INFO_FILE).write_bytes(info.to_json())
 
 
-def open_columns(folder: str) -> AnnotationColumns:
+def open_columns(folder: str, opened_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None) -> AnnotationColumns:
     """The columns in a local folder, memory-mapped.
+
+    Args:
+        opened_by: as of `AnnotationColumns`.
 
     Raises:
         StorageError: there are none.
@@ -256,7 +264,8 @@ def open_columns(folder: str) -> AnnotationColumns:
         raise AnnotationError(f"{folder}: {error}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise StorageError(f"{folder}: no annotation columns ({error}); remove the folder, it is made again") from None
-    return AnnotationColumns(info, images, objects, _numbers(places, "first"), _numbers(places, "number"), order, path)
+    first, number = _numbers(places, "first"), _numbers(places, "number")
+    return AnnotationColumns(info, images, objects, first, number, order, path, opened_by)
 
 
 def _mapped(path: Path) -> pa.Table:

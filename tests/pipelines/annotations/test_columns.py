@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -184,6 +185,12 @@ def test_other_machines_get_what_a_run_publishes(
     assert there.folder is not None
     assert str(tmp_path / "other machine") in str(there.folder)
     assert same(one, there)
+    # What is sent to a third machine is opened there.
+    sent = pickle.dumps(there)
+    monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "third machine"))
+    arrived = pickle.loads(sent)
+    assert same(one, arrived)
+    assert "third machine" in str(arrived.folder)
     assert len(readings) == 1
     assert shared_columns(run, "another file") is None
 
