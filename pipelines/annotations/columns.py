@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import mmap
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,15 @@ def annotation_columns(
             return _made(file.digest(), reader, images, read)
     except AnnotationError as error:
         raise AnnotationError(f"{uri}: {error}") from None
+
+
+def conversion() -> ConvertPieces:
+    """Who converts the pieces of a large file for a driver: tasks, where it has joined a cluster; else itself."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # Ray is slow to load, and not always needed
+        from pipelines.annotations.tasks import convert_in_tasks
+
+        return convert_in_tasks
+    return convert_here
 
 
 def content_digest(uri: str) -> str:

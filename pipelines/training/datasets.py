@@ -6,8 +6,6 @@ What a model does not need is not looked at: masks without a mask head, keypoint
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import ray
-
 from maskrcnn_core.data.coco.conversion import Reader
 from maskrcnn_core.data.coco.dataset import CocoDataset, dataset_of, with_categories
 from maskrcnn_core.data.coco.json_columns import convert_here
@@ -15,9 +13,8 @@ from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.keypoints import pixel_offset
 from pipelines import storage
-from pipelines.annotations.columns import annotation_columns
+from pipelines.annotations.columns import annotation_columns, conversion
 from pipelines.annotations.shared import publish_columns
-from pipelines.annotations.tasks import convert_in_tasks
 from pipelines.images.picture_sizes import picture_sizes
 from pipelines.images.split_names import splits_to_drop
 from pipelines.training.config import DatasetConfig, TrainRun
@@ -97,7 +94,7 @@ def _read(run: TrainRun, paths: DatasetConfig, *, fresh: bool, require_masks: bo
         Reader(sizes=picture_sizes(paths.images)),
         images=paths.images,
         shared="" if fresh else _published(run),
-        convert=convert_in_tasks if fresh and ray.is_initialized() else convert_here,
+        convert=conversion() if fresh else convert_here,
     )
     masks, keypoints = run.model.mask_head.enabled, run.model.keypoint_head.enabled
     try:

@@ -11,6 +11,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_core.data.coco.column_schema import IMAGES, OBJECTS
 from maskrcnn_core.data.coco.sections import CocoDict
 
+_MOST = 2**31 - 1
+
 
 def image_table(images: Iterable[CocoDict]) -> pa.Table:
     """Columns of clean image entries (`sections`)."""
@@ -53,7 +55,8 @@ def object_batch(entries: Sequence[CocoDict]) -> pa.RecordBatch:
         lists(_numbers(parts), lists(_numbers(lengths), pa.array(np.frombuffer(numbers, np.float64)))),
         pa.array(counts, pa.string()),
         lists(_numbers(point_lengths), pa.array(np.frombuffer(points, np.float64))),
-        pa.array([entry.get("num_keypoints", 0) for entry in entries], pa.int32()),
+        pa.array([max(min(entry.get("num_keypoints", 0), _MOST), -_MOST) for entry in entries], pa.int32()),
+        pa.array([entry.get("unread", "") for entry in entries], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=OBJECTS)
 

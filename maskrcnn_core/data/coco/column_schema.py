@@ -10,6 +10,7 @@
 | | polygons list of lists of double | x, y, ... as annotated; empty where there are none |
 | | counts | run lengths of the whole image as COCO's text; "" where there are none |
 | | keypoints list of double, num_keypoints int32 | x, y, visibility ...; empty where none are annotated |
+| | unread | the entry's JSON, where the size of its image is not known: a mask is judged with it; else "" |
 
 Numbers are doubles, as pycocotools reads them: a polygon in less is another mask, and other scores.
 """
@@ -33,8 +34,8 @@ IMAGES = pa.schema(
         ("file_name", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("neg_category_ids", pa.list_(pa.int32())),
-        ("not_exhaustive_category_ids", pa.list_(pa.int32())),
+        ("neg_category_ids", pa.list_(pa.int64())),
+        ("not_exhaustive_category_ids", pa.list_(pa.int64())),
     ]
 )
 OBJECTS = pa.schema(
@@ -49,6 +50,7 @@ OBJECTS = pa.schema(
         ("counts", pa.string()),
         ("keypoints", pa.list_(pa.float64())),
         ("num_keypoints", pa.int32()),
+        ("unread", pa.string()),
     ]
 )
 ORDER = pa.schema([("object", pa.int64())])

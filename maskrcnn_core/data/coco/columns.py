@@ -29,6 +29,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 
 INFO_FILE, IMAGES_FILE, OBJECTS_FILE = "info.json", "images.arrow", "objects.arrow"
 PLACES_FILE, ORDER_FILE = "places.arrow", "order.arrow"
+_IMAGES_AT_ONCE = 10_000
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -111,19 +112,57 @@ class AnnotationColumns:
 
     def image_entry(self, image: int) -> CocoDict:
         """The clean entry of the image at this position (`sections`)."""
-        row = {name: self.images.column(name)[image].as_py() for name in self.images.column_names}
+        return self._image_entry(self.images.slice(image, 1).to_pylist()[0])
+
+    def image_entries(self) -> Iterator[CocoDict]:
+        """Those of all images, in file order."""
+        return (
+            self._image_entry(row) for batch in self.images.to_batches(_IMAGES_AT_ONCE) for row in batch.to_pylist()
+        )
+
+    def _image_entry(self, row: CocoDict) -> CocoDict:
         entry: CocoDict = {"id": row["id"]}
-        entry |= {"file_name": row["file_name"]} if row["file_name"] else {}
+        if row["file_name"]:
+            entry |= {"file_name": row["file_name"]} | ({"named_by_url": True} if self.info.named_by_url else {})
         entry |= {"width": row["width"], "height": row["height"]} if row["width"] else {}
         return entry | {name: row[name] for name in _FEDERATED if row[name] is not None}
 
     def entries(self, image: int) -> list[CocoDict]:
-        """Clean annotations of the image at this position, in file order (`annotations.read_annotation`)."""
+        """Clean annotations of the image at this position, in file order (`annotations.read_annotation`).
+
+        Where the size of the image is not known an annotation has its JSON, `unread`, and its ids; the rest is void.
+        """
         first = int(self._firsts[image])
         last = first + int(self._numbers[image])
         rows: Sequence[int] = range(first, last) if self._order is None else self._order[first:last].tolist()
         size = [int(side) for side in self.sizes[image]]
         return [self._entry(row, size) for row in rows]
+
+    def part(self, images: NDArray[np.int64]) -> AnnotationColumns:
+        """The columns of the images at some positions alone, in memory."""
+        numbers = self._numbers[images]
+        ends = np.cumsum(numbers, dtype=np.int64)
+        # The rows of each image one after the other: those before, and the place within the image.
+        rows = np.repeat(self._firsts[images] - (ends - numbers), numbers) + np.arange(ends[-1] if len(ends) else 0)
+        rows = rows if self._order is None else self._order[rows]
+        return AnnotationColumns(
+            self.info, self.images.take(images), self._objects_at(rows), ends - numbers, numbers, None
+        )
+
+    def _objects_at(self, rows: NDArray[np.int64]) -> pa.Table:
+        """These rows, in this order; batch by batch, since Arrow would first join all batches of lists."""
+        ascending = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[ascending], self._begins)
+        taken = [
+            batch.rows(rows[ascending[begin:end]] - start)
+            for batch, start, (begin, end) in zip(self._batches, self._begins, pairwise(cuts), strict=False)
+            if end > begin
+        ]
+        if not taken:
+            return self.objects.slice(0, 0)
+        back = np.empty_like(ascending)
+        back[ascending] = np.arange(len(ascending))
+        return pa.Table.from_batches(taken).combine_chunks().take(back).combine_chunks()
 
     def batches(self) -> Iterator[ObjectBatch]:
         """The numbers of all objects, in file order."""
@@ -170,7 +209,10 @@ class _Batch:
         points = batch.column("keypoints")
         self.__dict__["point_ends"] = points.offsets.to_numpy()
         self.__dict__["points"] = points.values.to_numpy()
-        self.__dict__["counts"] = batch.column("counts")
+        self.__dict__["counts"], self.__dict__["unread"] = batch.column("counts"), batch.column("unread")
+
+    def rows(self, rows: NDArray[np.int64]) -> pa.RecordBatch:
+        return self._batch.take(pa.array(rows))
 
     def entry(self, row: int, size: list[int]) -> CocoDict:
         entry: CocoDict = {
@@ -190,6 +232,8 @@ class _Batch:
         begin, end = int(self.point_ends[row]), int(self.point_ends[row + 1])
         if end > begin:
             entry |= {"keypoints": self.points[begin:end].tolist(), "num_keypoints": int(self.num_keypoints[row])}
+        if unread := self.unread[row].as_py():
+            entry["unread"] = unread
         return entry
 
     def as_numbers(self) -> ObjectBatch:

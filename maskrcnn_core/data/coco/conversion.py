@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from maskrcnn_core.data.coco.annotations import Asked, read_annotations
 from maskrcnn_core.data.coco.column_rows import object_batch
 from maskrcnn_core.data.coco.entry_faults import FaultList, Faults
 from maskrcnn_core.data.coco.sections import CocoDict, CocoSections, SizeOf
+from maskrcnn_core.data.coco.values import whole
 
 
 @dataclass(frozen=True)
@@ -118,5 +120,21 @@ def convert_entries(entries: Iterable[Any], images: ImageSizes, keypoints: Mappi
         if known is not None:
             usable.append(entry)
             image_ids.append(known[1])
-    clean = read_annotations(usable, images.among(image_ids), Asked(True, keypoints), faults, images.left_out)
-    return Converted(object_batch(list(clean)), ids, faults.faults())
+    entry_of = images.among(image_ids)
+    unsized = {image_id for image_id, image in entry_of.items() if "width" not in image}
+    if not unsized:
+        clean = list(read_annotations(usable, entry_of, Asked(True, keypoints), faults, images.left_out))
+    else:
+        clean = []
+        for entry, image_id in zip(usable, image_ids, strict=True):
+            if image_id in unsized:
+                clean.append(_unread(entry))
+            else:
+                clean += read_annotations([entry], entry_of, Asked(True, keypoints), faults, images.left_out)
+    return Converted(object_batch(clean), ids, faults.faults())
+
+
+def _unread(entry: CocoDict) -> CocoDict:
+    """An entry that waits for the size of its image."""
+    identity = {name: whole(entry[name]) for name in ("id", "image_id", "category_id")}
+    return {**identity, "bbox": [0.0] * 4, "area": 0.0, "iscrowd": 0, "unread": json.dumps(entry)}

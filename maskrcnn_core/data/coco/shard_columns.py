@@ -267,6 +267,7 @@ def _plain_batch(rows: _Rows, chosen: NDArray[np.bool_]) -> pa.RecordBatch:
         pa.array(np.full(number, "", object), pa.string()),
         lists(nothing, empty),
         pa.array(nothing),
+        pa.array(np.full(number, "", object), pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=OBJECTS)
 
