@@ -62,7 +62,11 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is not None or type(None) not in arguments:
-            _require_type(name, value, next(argument for argument in arguments if argument is not type(None)))
+            kinds = [argument for argument in arguments if argument is not type(None)]
+            # A word that stands for a choice of the program, such as `auto`, or else what the last of the types asks.
+            words = [word for kind in kinds[:-1] for word in typing.get_args(kind)]
+            if value not in words:
+                _require_type(name, value, kinds[-1])
     elif origin is typing.Literal:
         known = isinstance(value, str) and value in arguments
         require(known, name, value, f"one of {', '.join(map(str, arguments))}")
