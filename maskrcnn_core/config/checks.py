@@ -61,12 +61,18 @@ def _hints(config_class: Any) -> dict[str, Any]:
 def _require_type(name: str, value: Any, hint: Any) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is not None or type(None) not in arguments:
-            kinds = [argument for argument in arguments if argument is not type(None)]
-            # A word that stands for a choice of the program, such as `auto`, or else what the last of the types asks.
-            words = [word for kind in kinds[:-1] for word in typing.get_args(kind)]
-            if value not in words:
-                _require_type(name, value, kinds[-1])
+        words = [
+            word
+            for argument in arguments
+            if typing.get_origin(argument) is typing.Literal
+            for word in typing.get_args(argument)
+        ]
+        if (value is None and type(None) in arguments) or (isinstance(value, str) and value in words):
+            return
+        try:
+            _require_type(name, value, next(argument for argument in arguments if argument is not type(None)))
+        except ConfigError as error:
+            raise ConfigError(" or ".join([str(error), *words])) from None
     elif origin is typing.Literal:
         known = isinstance(value, str) and value in arguments
         require(known, name, value, f"one of {', '.join(map(str, arguments))}")
