@@ -31,7 +31,11 @@ def label_with_progress(settings: LabelRun) -> "LabelSummary":
     from pipelines.labelling.run import label
 
     with labelling_progress(settings.label.record) as show:
-        return label(settings, show)
+        return label(settings, show, on_note=_show_note)
+
+
+def _show_note(text: str) -> None:
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def exit_code(settings: LabelRun, summary: "LabelSummary") -> int:

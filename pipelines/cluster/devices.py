@@ -4,7 +4,7 @@ from typing import Literal
 
 from pipelines.cluster.capacity import Capacity
 
-UseGpu = Literal["auto"] | bool
+UseGpu = bool | Literal["auto"]
 
 
 def chooses_gpu(setting: UseGpu, capacity: Capacity) -> bool:

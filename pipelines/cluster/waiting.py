@@ -1,5 +1,6 @@
 """Waiting for machines: an autoscaler starts them, or lost ones come back."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,11 +39,13 @@ class Patience:
         self._tell, self._clock = tell, clock
         self._since: float | None = None
         self._told: tuple[str, float] = ("", 0.0)
+        self._before = ""
 
     def reset(self) -> None:
         """What was waited for is there."""
         self._since = None
         self._told = ("", 0.0)
+        self._before = ""
 
     def go_on(self, capacity: Capacity) -> None:
         """Still waiting; says so where it is time.
@@ -55,12 +58,15 @@ class Patience:
         self._since = now if self._since is None else self._since
         if now - self._since >= 60.0 * self._minutes:
             raise ConfigError(self._given_up(capacity))
-        line = waiting_line(self._demand, capacity)
-        before, at = self._told
-        if line != before or now - at >= _REPEAT_SECONDS:
+        line, before = waiting_line(self._demand, capacity), self._before
+        self._before = line
+        if line != before and fits_now(self._demand, capacity):  # machines that have just come are there in a moment
+            return
+        told, at = self._told
+        if line != told or now - at >= _REPEAT_SECONDS:
             self._told = (line, now)
-            left = 60.0 * self._minutes - (now - self._since)
-            self._tell(f"{line}; for up to {left / 60.0:.0f} more minutes ({self._setting})")
+            left = math.ceil((60.0 * self._minutes - (now - self._since)) / 60.0)
+            self._tell(f"{line}; for up to {left} more minute{'' if left == 1 else 's'} ({self._setting})")
 
     def _given_up(self, capacity: Capacity) -> str:
         demand = self._demand

@@ -148,7 +148,7 @@ class TrainConfig:
     """Training processes (Ray Train workers)."""
     min_workers: int = 0
     """Go on with as few as this where machines are lost for good; 0 = wait for train.num_workers."""
-    use_gpu: Literal["auto"] | bool = "auto"
+    use_gpu: bool | Literal["auto"] = "auto"
     """One GPU for each worker (NCCL) instead of CPU (gloo); auto = where the cluster has GPUs, or can start machines
     with them."""
     accelerator_type: str = ""
@@ -235,8 +235,8 @@ class TrainConfig:
     """How often in a row lost workers or machines are replaced without a new checkpoint in between; each time training
     goes on from the last one. What a provider takes away with notice is not counted."""
     timeout_minutes: float = 10.0
-    """How long workers wait for each other before one counts as hung, and the group starts anew; more than the longest
-    validation or evaluation of a share takes."""
+    """How long workers wait for each other before one counts as hung and they start anew. The others wait for the first
+    one while it scores a validation."""
 
     def __post_init__(self) -> None:
         require_typed("train", self)

@@ -21,11 +21,17 @@ _HEAD_TYPE = "ray.head.default"  # Ray's name for it in its provider of machines
 _STORE = 80 * 2**20
 
 _EMPTY: dict[str, Any] = {
-    **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-    **dict.fromkeys(("cluster_synced_files", "initialization_commands", "setup_commands"), []),
-    **dict.fromkeys(("head_setup_commands", "worker_setup_commands"), []),
-    **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "cluster_synced_files": [],
     "file_mounts_sync_continuously": False,
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
 }
 
 
