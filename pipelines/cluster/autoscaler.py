@@ -21,6 +21,7 @@ _READ_SECONDS = 60.0
 
 _MONITOR = b"monitor.py"
 _GCS_OPTION, _CONFIG_OPTION = b"--gcs-address=", b"--autoscaling-config="
+_PROCESSES = Path("/proc")
 _KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -108,7 +109,7 @@ def read_description(address: str) -> dict[str, Any] | None:
 
 def _config_of_monitor(address: str) -> Path | None:
     """The file that the autoscaler's process names in its command line."""
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in _PROCESSES.glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended, or is another user's

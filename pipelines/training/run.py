@@ -121,7 +121,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     del data  # the workers read their own
     tell = on_progress or (lambda _: None)
     with connection.connect(run.cluster):
-        run = _with_machines(run, tell)
+        fitted = _with_machines(run, tell)
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -129,7 +129,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
-            result = _fit(run, owner, tell)
+            result = _fit(fitted, owner, tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary

@@ -49,9 +49,9 @@ class GrowingCluster:
 
     def machines(self) -> list[int]:
         """Process ids of the raylets that the autoscaler has started."""
-        monitors = [pid for pid in descendants(self.head.pid) if b"monitor.py" in _command(pid)]
+        monitors = [pid for pid in descendants(self.head.pid) if b"monitor.py" in command(pid)]
         below = {child for monitor in monitors for child in descendants(monitor)}
-        return sorted(pid for pid in below if _command(pid).split(b"\0")[0].endswith(b"/raylet"))
+        return sorted(pid for pid in below if command(pid).split(b"\0")[0].endswith(b"/raylet"))
 
     def lose(self, raylet: int) -> None:
         """A machine vanishes without notice, as on spot."""
@@ -132,7 +132,8 @@ def _configuration(node_types: Mapping[str, Mapping[str, Any]], address: str) ->
     }
 
 
-def _command(pid: int) -> bytes:
+def command(pid: int) -> bytes:
+    """The command line of a process, its words apart by zeros; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:

@@ -29,6 +29,7 @@ from pipelines.training import run as training
 from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
 from pipelines.training.events import (
     CheckpointSaved,
+    ClusterNote,
     ProgressLog,
     StepReport,
     StoppedEarly,
@@ -151,7 +152,9 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     assert not [path.name for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
     assert json.loads((output / "run.json").read_text())["train"]["steps"] == STEPS
-    assert events[0] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    assert events[0] == ClusterNote("computing on CPUs: the Ray cluster has no GPU (train.use_gpu auto)")
+    assert events[1] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    assert json.loads((output / "run.json").read_text())["train"]["use_gpu"] == "auto"
     reports = [event for event in events if isinstance(event, StepReport)]
     assert [report.step for report in reports] == [2, 4, 6]
     assert set(reports[0].losses) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
@@ -275,7 +278,8 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
                     if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(training, "start_progress_log", lambda: ray.remote(KillingLog).options(num_cpus=0).remote())
+    killing = ray.remote(KillingLog).options(num_cpus=0)
+    monkeypatch.setattr(training, "start_progress_log", lambda seconds: killing.remote(seconds))
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     run = replace(run, data=replace(run.data, val=DatasetConfig()))
     events: list[TrainingEvent] = []
@@ -283,6 +287,30 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     assert [event.step for event in events if isinstance(event, TrainingStarted)] == [0, 3]
     assert [type(event) for event in events].count(WorkersLost) == 1
     assert_equal_weights(summary.last, straight[2].last)
+
+
+@pytest.mark.ray
+def test_checkpoints_by_time_change_nothing(
+    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path
+) -> None:
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), checkpoint_every=100, checkpoint_minutes=1e-9)
+    events: list[TrainingEvent] = []
+    summary = train(run, events.append)
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved) and event.path == summary.last]
+    assert saved == [2, 5, 6]  # two steps after it was due, and no sooner than all have come to the step after
+    assert_equal_weights(summary.last, straight[2].last)
+
+
+@pytest.mark.ray
+def test_two_workers_agree_on_checkpoints_by_time(ray_here: None, tmp_path: Path) -> None:
+    settings = {"batch_size": 2, "num_workers": 2, "steps": 20, "checkpoint_every": 100, "checkpoint_minutes": 1e-9}
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), **settings)
+    events: list[TrainingEvent] = []
+    summary = train(replace(run, data=replace(run.data, val=DatasetConfig())), events.append)
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert summary.steps == 20
+    assert len(saved) > 3
+    assert saved == sorted(set(saved))
 
 
 @pytest.mark.ray
