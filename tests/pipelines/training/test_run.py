@@ -47,6 +47,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SIDE, IMAGES, STEPS = 64, 7, 6
 
+KILLED = "a process of it was killed or crashed (most often the system does so when memory runs out)"
+
 SMALL = ModelConfig(
     input=InputConfig(short_side=SIDE, long_side=SIDE),
     backbone=BackboneConfig(name="efficientnet_lite0", pretrained=False, frozen_stages=0),
@@ -262,31 +264,45 @@ def test_a_missing_image_ends_the_run_and_the_same_command_resumes(
     assert_equal_weights(summary.last, straight[2].last)
 
 
-@pytest.mark.ray
-def test_a_killed_worker_is_replaced_and_changes_nothing(
-    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class KillingLog(ProgressLog):
-        """Kills the workers when it hears of the first checkpoint. They wait for its answers, so they cannot be ahead
-        by more than a step."""
+class KillingLog(ProgressLog):
+    """Kills the workers when it hears of the first checkpoint. They wait for its answers, so they cannot be ahead by
+    more than a step."""
 
-        def add(self, event: TrainingEvent) -> None:
-            super().add(event)
-            if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
-                raylet = os.getppid()
-                for pid in descendants(raylet):
-                    if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(pid, signal.SIGKILL)
+    def add(self, event: TrainingEvent) -> None:
+        super().add(event)
+        if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
+            raylet = os.getppid()
+            for pid in descendants(raylet):
+                if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
+
+@pytest.fixture
+def killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
+    """A run without validation whose worker is killed after the first checkpoint."""
     killing = ray.remote(KillingLog).options(num_cpus=0)
     monkeypatch.setattr(training, "start_progress_log", lambda seconds: killing.remote(seconds))
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
-    run = replace(run, data=replace(run.data, val=DatasetConfig()))
+    return replace(run, data=replace(run.data, val=DatasetConfig()))
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_changes_nothing(
+    straight: tuple[TrainRun, list[TrainingEvent], Any], killed_once: TrainRun
+) -> None:
     events: list[TrainingEvent] = []
-    summary = train(run, events.append)
+    summary = train(killed_once, events.append)
     assert [event.step for event in events if isinstance(event, TrainingStarted)] == [0, 3]
-    assert [type(event) for event in events].count(WorkersLost) == 1
+    assert [event for event in events if isinstance(event, WorkersLost)] == [WorkersLost(KILLED)]
     assert_equal_weights(summary.last, straight[2].last)
+
+
+@pytest.mark.ray
+def test_a_worker_killed_once_too_often_ends_the_run(ray_here: None, killed_once: TrainRun) -> None:
+    once_too_often = replace(killed_once, train=replace(killed_once.train, max_failures=0))
+    with pytest.raises(UserError) as caught:
+        train(once_too_often)
+    assert str(caught.value) == (f"the training workers were lost: {KILLED}; the same command resumes after step 3")
 
 
 @pytest.mark.ray
