@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.slow,  # a cluster of its own, whose machines take seconds to start
 ]
 
-STEPS = 40
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +97,23 @@ def test_training_starts_from_nothing_waits_for_lost_machines_and_finishes(
     cluster: GrowingCluster, tmp_path: Path
 ) -> None:
     source = write_data(tmp_path / "data")
-    settings: dict[str, Any] = {"num_workers": 3, "batch_size": 3, "steps": STEPS, "checkpoint_every": 5}
+    settings: dict[str, Any] = {"num_workers": 2, "batch_size": 2, "steps": STEPS, "checkpoint_every": 4}
     run = unvalidated(tmp_path / "run", source, **settings, use_gpu=False, max_failures=1, wait_minutes=3.0)
     events: list[TrainingEvent] = []
 
     def lose_a_machine(event: TrainingEvent) -> None:
         events.append(event)
-        if isinstance(event, CheckpointSaved) and event.step in (5, 15):
+        if isinstance(event, CheckpointSaved) and event.step in (4, 8):
             cluster.lose(next(machine for machine in cluster.machines() if _holds_a_worker(machine)))
 
     summary = train(run, lose_a_machine)
     assert summary.steps == STEPS
     assert sorted(read_samples(run.output)) == list(range(STEPS))
     waits = [event.text for event in events if isinstance(event, WaitingForMachines)]
-    assert any(line.startswith("waiting for 3 CPUs: ") for line in waits)
+    assert any(line.startswith("waiting for 2 CPUs: ") for line in waits)
     starts = [event.step for event in events if isinstance(event, TrainingStarted)]
     assert starts[0] == 0
-    assert 5 <= starts[1] < starts[2]  # two losses with a checkpoint in between, and one failure in a row allowed
+    assert 4 <= starts[1] < starts[2]  # two losses with a checkpoint in between, and one failure in a row allowed
     assert [type(event) for event in events].count(WorkersLost) == 2
     notes = [event.text for event in events if isinstance(event, ClusterNote)]
     assert all("lie idle: train.use_gpu is false" in note for note in notes)
