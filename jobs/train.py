@@ -61,6 +61,7 @@ def event_line(event: "TrainingEvent") -> str:
     from pipelines.training.events import (
         CheckpointPassedOver,
         CheckpointSaved,
+        ClusterNote,
         DataNote,
         InitialWeightsLoaded,
         Interrupted,
@@ -68,13 +69,16 @@ def event_line(event: "TrainingEvent") -> str:
         StepReport,
         StoppedEarly,
         TrainingStarted,
+        WaitingForMachines,
         WorkersLost,
     )
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
-    if isinstance(event, DataNote):
+    if isinstance(event, DataNote | ClusterNote):
         return f"note: {printable(event.text)}"
+    if isinstance(event, WaitingForMachines):
+        return event.text
     if isinstance(event, WorkersLost):
         return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
     if isinstance(event, Interrupted):

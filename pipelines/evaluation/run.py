@@ -109,7 +109,11 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
     }
 
 
-def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
+def evaluate(
+    run: EvaluateRun,
+    on_progress: "Callable[[LabelProgress], None] | None" = None,
+    on_note: "Callable[[str], None]" = lambda _: None,
+) -> EvaluationSummary:
     """Score the labels of a run; `write_numbers` writes the summary where `run.output` says so.
 
     Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
@@ -117,7 +121,7 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
 
     Args:
         run: what to score.
-        on_progress: called while images are labelled, as of `labelling.label`.
+        on_progress, on_note: called while images are labelled, as of `labelling.label`.
 
     Raises:
         ConfigError: keypoint sigmas of another number than the keypoints; or as `labelling.label`.
@@ -127,7 +131,7 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
     """
     with applied(run.storage):
         check_output(run)
-        with labels_of(run, on_progress) as labels:
+        with labels_of(run, on_progress, on_note) as labels:
             return _score_labels(run, labels)
 
 
@@ -149,7 +153,11 @@ def write_numbers(output: str, summary: Numbers) -> None:
 
 
 @contextmanager
-def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> Iterator[str]:
+def labels_of(
+    run: EvaluateRun,
+    on_progress: "Callable[[LabelProgress], None] | None" = None,
+    on_note: "Callable[[str], None]" = lambda _: None,
+) -> Iterator[str]:
     """The labels of a run, inside the block: those that are there, or those that its checkpoint makes.
 
     Raises:
@@ -171,7 +179,7 @@ def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | 
             storage=run.storage,
             cluster=run.cluster,
         )
-        label(wanted, on_progress)
+        label(wanted, on_progress, on_note=on_note)
         yield output
 
 

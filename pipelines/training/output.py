@@ -37,7 +37,9 @@ _FREE_TO_CHANGE = (
     "data.reader",
     "data.workers",
     "output",
+    "train.accelerator_type",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.log_every",
     "train.max_failures",
     "train.max_skipped_steps",
@@ -45,11 +47,13 @@ _FREE_TO_CHANGE = (
     "train.num_workers",
     "train.pictures",
     "train.threads_per_worker",
+    "train.timeout_minutes",
     "train.use_gpu",
     "train.validate_in",
     "train.validation_losses",
     "train.validation_tasks",
     "train.validate_every",
+    "train.wait_minutes",
 )
 """Settings that do not change what is learned (beyond the order of sums): a resumed run may change them. Beyond them,
 the data may have moved (`_MOVABLE`), and `train.steps` may grow; a rate that follows the last step (cosine) then takes

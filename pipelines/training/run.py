@@ -6,6 +6,7 @@ unbroken one; a finished run is left alone, unless `train.steps` has grown.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,10 +25,21 @@ from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
 from pipelines.annotations.columns import content_digest, needs_tasks
 from pipelines.cluster import connection
+from pipelines.cluster.autoscaler import read_capacity
+from pipelines.cluster.capacity import Demand
+from pipelines.cluster.waiting import wait_for_machines
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
 from pipelines.training.datasets import RunData, publish_data, training_data, validation_data
-from pipelines.training.events import DataNote, TrainingEvent, forwarded, start_progress_log
+from pipelines.training.events import (
+    ClusterNote,
+    DataNote,
+    TrainingEvent,
+    WaitingForMachines,
+    forwarded,
+    start_progress_log,
+)
+from pipelines.training.machines import WAIT_SETTING, MachineWatch, on_chosen_devices, training_demand, worker_resources
 from pipelines.training.output import (
     checkpoint_uri,
     claim,
@@ -113,17 +125,18 @@ def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
+    tell = on_progress or (lambda _: None)
     with connection.connect(run.cluster):
-        _check_cluster(run)
-        for note in notes if on_progress else ():
-            on_progress(DataNote(note))  # type: ignore[misc]
+        fitted = _with_machines(run, tell)
+        for note in notes:
+            tell(DataNote(note))
         is_new = claim(run, content)
         owner = take_over(run.output)
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
             publish_data(run, data.values())
-            result = _fit(run, owner, on_progress)
+            result = _fit(fitted, owner, tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
@@ -276,26 +289,19 @@ def _with_absolute_paths(run: TrainRun) -> TrainRun:
     return replace(run, output=storage.absolute_or_empty(run.output), data=data, init=init)
 
 
-def _check_cluster(run: TrainRun) -> None:
-    """A request that the cluster can never fill would wait without a word."""
-    settings = run.train
-    field = "min_workers" if settings.min_workers else "num_workers"
-    workers: int = getattr(settings, field)
-    tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
-    readers = workers * run.data.workers if run.data.reader == "ray" else 0
-    wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
-    available = ray.cluster_resources()
-    for resource, amount in wanted.items():
-        if amount > available.get(resource, 0.0):
-            beside = f" with {run.data.workers} readers each (data.workers)" if readers else ""
-            beside += f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
-            raise ConfigError(
-                f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
-                f"{available.get(resource, 0.0):g}; lower train.{field}, add machines"
-                + (", lower data.workers or set data.reader to local" if readers and resource == "CPU" else "")
-                + (", set train.validate_in to workers" if tasks else "")
-                + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
-            )
+def _with_machines(run: TrainRun, tell: Callable[[TrainingEvent], None]) -> TrainRun:
+    """The run with its devices chosen, once the cluster has room for it.
+
+    Raises:
+        ConfigError: it never has, or not in time.
+    """
+    run = on_chosen_devices(run, read_capacity(), lambda text: tell(ClusterNote(text)))
+    wait_for_machines(_demand(run), WAIT_SETTING, run.train.wait_minutes, lambda text: tell(WaitingForMachines(text)))
+    return run
+
+
+def _demand(run: TrainRun) -> Demand:
+    return training_demand(run, _cpus(run), run.data.workers if run.data.reader == "ray" else 0)
 
 
 def _cpus(run: TrainRun) -> int:
@@ -304,27 +310,35 @@ def _cpus(run: TrainRun) -> int:
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
-def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
-    progress = start_progress_log()
+def _fit(run: TrainRun, owner: str, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
+    progress = start_progress_log(60.0 * run.train.checkpoint_minutes)
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"worker": WorkerConfig(run, progress, owner)},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(60.0 * run.train.timeout_minutes)),
         scaling_config=ScalingConfig(
-            num_workers=_num_workers(run), use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
+            num_workers=_num_workers(run),
+            use_gpu=bool(run.train.use_gpu),
+            resources_per_worker=worker_resources(run.train, _cpus(run)),
+            accelerator_type=run.train.accelerator_type or None,
         ),
         run_config=RunConfig(
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[Notices(progress)],
-            failure_config=FailureConfig(max_failures=run.train.max_failures),
+            callbacks=[Notices(progress, run.train.max_failures)],
+            # `Notices` ends a run whose workers are lost again and again; Ray would count every loss of a run of days.
+            failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
-    with forwarded(progress, on_progress):
-        result = result_of(trainer, progress, run.output)
+    watch = MachineWatch(
+        _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
+    )
+    with forwarded(progress, tell):
+        result = result_of(trainer, progress, run.output, watch)
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -335,10 +349,6 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
 def _num_workers(run: TrainRun) -> int | tuple[int, int]:
     most, least = run.train.num_workers, run.train.min_workers
     return most if least in (0, most) else (least, most)
-
-
-def _resources(run: TrainRun) -> dict[str, float]:
-    return {"CPU": float(_cpus(run)), **({"GPU": 1.0} if run.train.use_gpu else {})}
 
 
 def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:

@@ -271,7 +271,7 @@ def test_from_a_checkpoint_the_annotated_images_are_labelled_first(
     annotations, labels, run = write_run(tmp_path)
     asked: list[LabelRun] = []
 
-    def label(wanted: LabelRun, on_progress: Any = None) -> None:
+    def label(wanted: LabelRun, *_: Any, **__: Any) -> None:
         asked.append(wanted)
         (Path(wanted.output) / "labels").mkdir(parents=True)
         pq.write_table(labels, Path(wanted.output) / "labels/a.parquet")
