@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.config.checks import (
+    IN_PLACE_OF,
     require,
     require_between,
     require_fraction,
@@ -23,7 +24,6 @@ _MAX_STEPS = 1_000_000_000
 _MAX_FACTOR = 1e6
 _MAX_PICTURES = 1000
 _MAX_GROUPS = 1000
-_DEFAULT_WARMUP = 1000
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,9 @@ class TrainConfig:
 
     steps: int = 90_000
     """Optimisation steps."""
+    epochs: float = field(default=0.0, metadata={IN_PLACE_OF: "steps"})
+    """Passes over the training images, in place of steps; an image that train.repeat_threshold repeats counts as often
+    as it is shown. 0 = train.steps."""
     batch_size: int = 16
     """Images per step over all workers, whatever their number; at least train.num_workers."""
     num_workers: int = 1
@@ -175,14 +178,19 @@ class TrainConfig:
     """Compile trunk and pyramid with torch.compile (minutes at the start, for long runs on a GPU)."""
     max_skipped_steps: int = 10
     """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
-    warmup_steps: int = _DEFAULT_WARMUP
+    warmup_steps: int = 1000
     """Steps of linear warm-up."""
+    warmup_share: float = field(default=0.0, metadata={IN_PLACE_OF: "warmup_steps"})
+    """Share of the run that warms up, in place of warmup_steps; 0 = train.warmup_steps."""
     warmup_factor: float = 0.001
     """Learning rate at step 0, as a share of the peak."""
     schedule: Literal["step", "cosine"] = "step"
     """After warm-up: step = multiply by decay_factor at decay_steps; cosine = to zero at the last step."""
     decay_steps: tuple[int, ...] = (60_000, 80_000)
     """Steps at which the learning rate falls (schedule: step)."""
+    decay_shares: tuple[float, ...] = field(default=(), metadata={IN_PLACE_OF: "decay_steps"})
+    """Shares of the run after which it falls, in place of decay_steps, for example 0.67 and 0.89; empty =
+    train.decay_steps."""
     decay_factor: float = 0.1
     """What the learning rate is multiplied by at each of decay_steps."""
     clip_norm: float = 0.0
@@ -209,6 +217,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step always makes one."""
     validate_every: int = 5000
     """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
+    validations: int = field(default=0, metadata={IN_PLACE_OF: "validate_every"})
+    """So many validations, evenly over the run, in place of validate_every; 0 = train.validate_every."""
     log_every: int = 20
     """Steps between log entries (TensorBoard, progress)."""
     validate_in: Literal["workers", "task"] = "workers"
@@ -239,7 +249,8 @@ class TrainConfig:
             *(("patience", _MAX_STEPS), ("pictures", _MAX_PICTURES), ("threads_per_worker", _MAX_THREADS)),
             *(("weight_decay", _MAX_FACTOR), ("weight_decay_bias", _MAX_FACTOR), ("weight_decay_norm", _MAX_FACTOR)),
             *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
-            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS)),
+            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS), ("epochs", _MAX_STEPS)),
+            ("validations", _MAX_STEPS),
         ):
             require_between(f"train.{name}", getattr(self, name), 0, most)
         for name in ("clip_norm", "seed"):
@@ -250,14 +261,8 @@ class TrainConfig:
             self.mask_crop,
             f"0 (input resolution), or 3 to {MAX_SIDE:,}",
         )
-        # The default, made for long runs, is only remarked on (see `schedule_remarks`).
-        require(
-            self.warmup_steps <= self.steps or self.warmup_steps == _DEFAULT_WARMUP,
-            "train.warmup_steps",
-            self.warmup_steps,
-            f"at most train.steps ({self.steps}), better a tenth of them",
-        )
         self._check_rates()
+        self._check_shares()
         self._check_workers()
         self._check_lists()
         require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
@@ -269,6 +274,21 @@ class TrainConfig:
         for name in ("warmup_factor", "flip_probability"):
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
+
+    def _check_shares(self) -> None:
+        require(
+            0.0 <= self.warmup_share < 1.0,
+            "train.warmup_share",
+            self.warmup_share,
+            "a number from 0, below 1, for example 0.05",
+        )
+        require(
+            tuple(sorted(set(self.decay_shares))) == tuple(self.decay_shares)
+            and all(0.0 < share < 1.0 for share in self.decay_shares),
+            "train.decay_shares",
+            self.decay_shares,
+            "increasing numbers between 0 and 1",
+        )
 
     def _check_workers(self) -> None:
         require(
@@ -298,26 +318,6 @@ class TrainConfig:
             self.decay_steps,
             "increasing steps",
         )
-
-    @property
-    def schedule_remarks(self) -> tuple[str, ...]:
-        """What is odd about the learning rate of a run of `steps`, and how to mend it."""
-        remarks = []
-        if self.warmup_steps >= self.steps:
-            share = self.warmup_factor + (1 - self.warmup_factor) * (self.steps - 1) / self.warmup_steps
-            remarks.append(
-                f"the {self.warmup_steps} steps of warm-up are not over at the end of {self.steps} steps: the learning "
-                f"rate reaches {share:.0%} of its peak; set --train.warmup_steps, for example to {self.steps // 10}"
-            )
-        late = [step for step in self.decay_steps if step >= self.steps] if self.schedule == "step" else []
-        if late and len(late) == len(self.decay_steps):
-            remarks.append(
-                f"the learning rate never falls: train.decay_steps {late} are beyond the end of {self.steps} steps; "
-                f"set --train.decay_steps, for example to [{self.steps * 2 // 3}, {self.steps * 8 // 9}]"
-            )
-        elif late:
-            remarks.append(f"train.decay_steps {late} are beyond the end of {self.steps} steps")
-        return tuple(remarks)
 
     @property
     def peak_learning_rate(self) -> float:

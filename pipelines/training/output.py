@@ -50,10 +50,15 @@ _FREE_TO_CHANGE = (
     "train.validation_losses",
     "train.validation_tasks",
     "train.validate_every",
+    "train.validations",
 )
 """Settings that do not change what is learned (beyond the order of sums): a resumed run may change them. Beyond them,
-the data may have moved (`_MOVABLE`), and `train.steps` may grow; a rate that follows the last step (cosine) then takes
-the longer way from there on."""
+the data may have moved (`_MOVABLE`), and `train.steps` may grow: what follows the last step (cosine, `_SHARES`) then
+follows the new one from there on."""
+
+_SHARES = {"train.warmup_steps": "train.warmup_share", "train.decay_steps": "train.decay_shares"}
+"""Steps of the schedule that follow from shares of the run, where those are given: they may change while it grows. What
+was asked for may be said in another way (`train.epochs` too) that comes to the same steps."""
 
 _MOVABLE = {
     "data.train.annotations": ("data.train.annotations", "data.train.images"),
@@ -196,15 +201,15 @@ def _differences(owner: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     # A setting that did not exist when the run began: what it does by default is what the run has done.
     owner = {**{name: value for name, value in _flat(_defaults()).items() if name not in owner}, **owner}
     moved = {name for given, names in _MOVABLE.items() if _is_same_content(given, owner, ours) for name in names}
-    names = [
-        name
-        for name in {**owner, **ours}
-        if not name.startswith((*_FREE_TO_CHANGE, f"{_CONTENT}.")) and name not in moved
-    ]
+    free = (*_FREE_TO_CHANGE, f"{_CONTENT}.", *_SHARES.values())
+    follows = _follows_length(owner, ours) if _grows(owner, ours) else set()
+    if owner["train.steps"] == ours["train.steps"]:
+        follows.add("train.epochs")
+    names = [name for name in {**owner, **ours} if not name.startswith(free) and name not in moved | follows]
     changed = [
         f"{name} was {_short(owner.get(name))}, now {_short(ours.get(name))}"
         for name in names
-        if owner.get(name) != ours.get(name) and not (name == "train.steps" and _grows(owner, ours))
+        if owner.get(name) != ours.get(name)
     ]
     return changed + [
         f"{name} holds something else than when the run began (SHA-256 {before:.12}, now {now:.12})"
@@ -221,6 +226,12 @@ def _is_same_content(name: str, owner: dict[str, Any], ours: dict[str, Any]) -> 
 def _grows(owner: dict[str, Any], ours: dict[str, Any]) -> bool:
     before, now = owner.get("train.steps"), ours["train.steps"]
     return isinstance(before, int) and now > before
+
+
+def _follows_length(owner: dict[str, Any], ours: dict[str, Any]) -> set[str]:
+    """Settings that are others because the run is longer, and the same shares of it."""
+    same = {steps for steps, share in _SHARES.items() if ours[share] and ours[share] == owner[share]}
+    return {"train.steps", "train.epochs", *same}
 
 
 def _defaults() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipelines.cluster import connection
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
 from pipelines.training.datasets import RunData, training_data, validation_data
-from pipelines.training.events import DataNote, TrainingEvent, forwarded, start_progress_log
+from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent, forwarded, start_progress_log
 from pipelines.training.output import (
     checkpoint_uri,
     claim,
@@ -39,6 +39,7 @@ from pipelines.training.output import (
     write_summary,
 )
 from pipelines.training.proposals import check_proposal_settings, proposals_of
+from pipelines.training.schedule import images_per_epoch, require_end_of_warmup, schedule_in_steps, schedule_remarks
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
@@ -94,6 +95,8 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     require_free(run.output)
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
+    epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
+    run = replace(run, train=schedule_in_steps(run.train, epoch_images))
     content = _digests(run)
     if is_claimed(run.output):
         claim(run, content)
@@ -101,12 +104,17 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
             notes = tuple(finished.get("notes", ()))
             return TrainSummary(**{**finished, "resumed_from": finished["steps"], "notes": notes})
     else:  # a run that goes on has been looked at, and no longer needs what it started from
+        require_end_of_warmup(run.train)
         _check_images(run, data)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
     del data  # the workers read their own
+    if on_progress:
+        settings = run.train
+        remarks = schedule_remarks(settings)
+        on_progress(SchedulePlanned(settings.steps, settings.batch_size, epoch_images, remarks))
     with connection.connect(run.cluster):
         _check_cluster(run)
         for note in notes if on_progress else ():
