@@ -192,6 +192,7 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
         *(f"note: {printable(note)}" for note in summary.notes),
         f"checkpoint: {summary.checkpoint}",
+        *([f"curves: {summary.curves}"] if summary.curves else []),
     ]
     dataset = settings.data.val if settings.data.val.annotations else settings.data.train
     images = settings.data.val.annotations or settings.data.train.images

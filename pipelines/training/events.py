@@ -53,7 +53,11 @@ class SchedulePlanned:
     @property
     def epochs(self) -> float:
         """Passes over the training images."""
-        return self.steps * self.batch_size / self.epoch_images
+        return self.epochs_of(self.steps)
+
+    def epochs_of(self, steps: int) -> float:
+        """Passes over the training images that some steps are."""
+        return steps * self.batch_size / self.epoch_images
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ OUTPUT/run.json                   configuration and digests of the annotations; 
 OUTPUT/checkpoints/{last,best}    checkpoint folders for every other job
 OUTPUT/tensorboard/               event files
 OUTPUT/summary.json               there once the run has finished
+OUTPUT/curves.svg, curves.json    losses, scores, learning rate and speed over the steps, drawn and in numbers
 OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
@@ -181,7 +182,7 @@ def release(output: str, owner: str) -> None:
     """
     if list_checkpoints(resume_uri(output)) or not owns(output, owner):
         return
-    for name in ("run.json", "data.json"):
+    for name in ("run.json", "data.json", "curves.svg", "curves.json"):
         storage.delete_file(storage.join(output, name))
     for name in ("_ray", "samples", "tensorboard"):
         storage.delete_folder(storage.join(output, name))

@@ -24,6 +24,7 @@ from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.curves import CurveKeeper, picture_uri
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
 from pipelines.training.datasets import RunData, training_data, validation_data
 from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent, forwarded, start_progress_log
@@ -63,6 +64,7 @@ class TrainSummary:
         resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
             the run was already finished.
         notes: what a person should know of the annotations, a line each.
+        curves: picture of losses, scores and learning rate over the steps; None of a run of an earlier release.
     """
 
     checkpoint: str
@@ -75,6 +77,7 @@ class TrainSummary:
     best_step: int | None
     resumed_from: int
     notes: tuple[str, ...] = ()
+    curves: str | None = None
 
 
 def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
@@ -111,20 +114,19 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
     del data  # the workers read their own
-    if on_progress:
-        settings = run.train
-        remarks = schedule_remarks(settings)
-        on_progress(SchedulePlanned(settings.steps, settings.batch_size, epoch_images, remarks))
+    tell = on_progress or (lambda _: None)
+    plan = SchedulePlanned(run.train.steps, run.train.batch_size, epoch_images, schedule_remarks(run.train))
+    tell(plan)
     with connection.connect(run.cluster):
         _check_cluster(run)
-        for note in notes if on_progress else ():
-            on_progress(DataNote(note))  # type: ignore[misc]
+        for note in notes:
+            tell(DataNote(note))
         is_new = claim(run, content)
         owner = take_over(run.output)
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
-            result = _fit(run, owner, on_progress)
+            result = _fit(run, owner, plan, tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
@@ -313,8 +315,14 @@ def _cpus(run: TrainRun) -> int:
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
-def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
+def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
     progress = start_progress_log()
+    curves = CurveKeeper(run.output, plan, tell)
+
+    def forward(event: TrainingEvent) -> None:
+        tell(event)
+        curves.add(event)
+
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -332,8 +340,11 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
             worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
-    with forwarded(progress, on_progress):
-        result = result_of(trainer, progress, run.output)
+    try:
+        with forwarded(progress, forward):
+            result = result_of(trainer, progress, run.output)
+    finally:
+        curves.draw()
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -363,4 +374,5 @@ def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
         best_score=state.best_score,
         best_step=state.best_step,
         resumed_from=result.resumed_from,
+        curves=picture_uri(run.output),
     )

@@ -40,6 +40,7 @@ from pipelines.training.events import (
 )
 from pipelines.training.run import check_data, train
 from pipelines.training.sample_log import read_samples
+from pipelines.training.schedule import schedule_remarks
 from tests.processes import descendants
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
@@ -152,7 +153,11 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     assert not [path.name for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
     assert json.loads((output / "run.json").read_text())["train"]["steps"] == STEPS
-    assert events[:2] == [SchedulePlanned(STEPS, 1, IMAGES), TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)]
+    remarks = schedule_remarks(run.train)
+    assert events[0] == SchedulePlanned(STEPS, 1, IMAGES, remarks)
+    assert events[1] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    assert summary.curves == str(output / "curves.svg")
+    assert "step 6 of 6" in Path(summary.curves).read_text()
     reports = [event for event in events if isinstance(event, StepReport)]
     assert [report.step for report in reports] == [2, 4, 6]
     assert set(reports[0].losses) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
