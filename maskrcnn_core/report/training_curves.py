@@ -28,7 +28,9 @@ _WINDOWS = 25
 _USUAL_SHARE = 0.98
 _LETTER, _DOT = 6.1, 22.0  # how wide a letter of the legend is about, and a dot with the room on both sides
 _STYLE = """
-svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
+svg {
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", "DejaVu Sans", sans-serif;
+}
 .paper { fill: var(--paper); }
 .heading { fill: var(--ink); font-size: 21px; font-weight: 650; }
 .below { fill: var(--soft); font-size: 13px; }
