@@ -46,6 +46,7 @@ from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, Ini
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training.proposals import proposals_of
 from pipelines.training.readers import remote_batches
+from pipelines.training.schedule import images_per_epoch
 
 
 class Batch(NamedTuple):
@@ -70,6 +71,7 @@ class TrainingJob:
         learner: the detector, wrapped to average gradients where there are several workers.
         optimizer: of the detector's parameters.
         data: training annotations.
+        epoch_images: training images that an epoch shows, those with rare categories as often as they are repeated.
         validation: validation annotations; None where the run has none.
         proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
         writer: of TensorBoard events; on rank 0 only.
@@ -87,6 +89,7 @@ class TrainingJob:
     learner: nn.Module
     optimizer: torch.optim.Optimizer
     data: CocoDataset
+    epoch_images: float
     validation: CocoDataset | None
     writer: SummaryWriter | None
     tensorboard: Path
@@ -159,6 +162,7 @@ def prepare_job(
         detector.trunk.compile()
         detector.pyramid.compile()
     tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
+    data = training_data(run).dataset
     job = TrainingJob(
         run=run,
         progress=progress,
@@ -168,7 +172,8 @@ def prepare_job(
         detector=detector,
         learner=_learner(detector),
         optimizer=optimizer,
-        data=training_data(run).dataset,
+        data=data,
+        epoch_images=images_per_epoch(data, run.train.repeat_threshold),
         validation=validation_data(run).dataset if run.data.val.annotations else None,
         writer=writer,
         tensorboard=tensorboard,

@@ -23,7 +23,7 @@ def report_steps(job: TrainingJob, meter: LossMeter, done: int, steps: int, watc
     report = StepReport(
         step=done,
         steps=settings.steps,
-        epoch=done * settings.batch_size / len(job.data.images),
+        epoch=done * settings.batch_size / job.epoch_images,
         losses=losses,
         learning_rate=result.learning_rate,
         grad_norm=float(result.grad_norm),
