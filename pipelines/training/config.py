@@ -144,8 +144,10 @@ class TrainConfig:
     epochs: float = field(default=0.0, metadata={IN_PLACE_OF: "steps"})
     """Passes over the training images, in place of steps; an image that train.repeat_threshold repeats counts as often
     as it is shown. 0 = train.steps."""
-    batch_size: int = 16
-    """Images per step over all workers, whatever their number; at least train.num_workers."""
+    batch_size: int | Literal["auto"] = 16
+    """Images per step over all workers, whatever their number; at least train.num_workers. auto = as many as fit into
+    the GPUs, found by trying, at most 8 times reference_batch_size and a sixteenth of an epoch; on a CPU
+    reference_batch_size."""
     num_workers: int = 1
     """Training processes (Ray Train workers)."""
     min_workers: int = 0
@@ -237,10 +239,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_typed("train", self)
-        for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
         for name, most in (
-            *(("steps", _MAX_STEPS), ("batch_size", _MAX_BATCH), ("num_workers", _MAX_WORKERS)),
+            *(("steps", _MAX_STEPS), ("num_workers", _MAX_WORKERS)),
             *(("learning_rate", _MAX_FACTOR), ("accumulate", _MAX_BATCH), ("max_skipped_steps", _MAX_STEPS)),
             ("validation_tasks", _MAX_WORKERS),
         ):
@@ -263,8 +265,27 @@ class TrainConfig:
         )
         self._check_rates()
         self._check_shares()
+        self._check_batch()
         self._check_workers()
         self._check_lists()
+
+    def _check_batch(self) -> None:
+        if self.batch_size == "auto":
+            require(
+                self.reference_batch_size > 0,
+                "train.reference_batch_size",
+                self.reference_batch_size,
+                "the batch that train.learning_rate is meant for, with train.batch_size auto",
+            )
+            return
+        require_positive("train.batch_size", self.batch_size)
+        require(self.batch_size <= _MAX_BATCH, "train.batch_size", self.batch_size, f"up to {_MAX_BATCH:,}, above 0")
+        require(
+            self.batch_size >= self.num_workers,
+            "train.batch_size",
+            self.batch_size,
+            f"at least train.num_workers ({self.num_workers})",
+        )
         require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
 
     def _check_rates(self) -> None:
@@ -292,12 +313,6 @@ class TrainConfig:
 
     def _check_workers(self) -> None:
         require(
-            self.batch_size >= self.num_workers,
-            "train.batch_size",
-            self.batch_size,
-            f"at least train.num_workers ({self.num_workers})",
-        )
-        require(
             0 <= self.min_workers <= self.num_workers,
             "train.min_workers",
             self.min_workers,
@@ -322,7 +337,14 @@ class TrainConfig:
     @property
     def peak_learning_rate(self) -> float:
         """`learning_rate` for the batch as it is."""
-        return self.learning_rate * (self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0)
+        reference = self.reference_batch_size
+        return self.learning_rate * (self.images_per_step / reference if reference else 1.0)
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` of a run for which it is known: auto is replaced before anything is built."""
+        assert self.batch_size != "auto", "train.batch_size is auto until find_batch_size has replaced it"
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -355,4 +377,10 @@ class TrainRun:
             self.train.accumulate,
             "1 with model.backbone.norm sync_batch, whose statistics are those of the whole batch (or norm frozen or "
             "group)",
+        )
+        require(
+            self.train.batch_size != "auto" or self.model.dense.enabled,
+            "train.batch_size",
+            self.train.batch_size,
+            "a number where the proposals come from a file (model.dense.enabled false)",
         )

@@ -40,7 +40,7 @@ from pipelines.cluster.connection import physical_cores
 from pipelines.training.augmentation import color_jitter, scale_jitter
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
-from pipelines.training.config import TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
 from pipelines.training.datasets import target_rule, training_data, validation_data
 from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
@@ -117,7 +117,7 @@ class TrainingJob:
     @property
     def slots(self) -> range:
         """This worker's places in each batch."""
-        return slots_of(self.rank, self.world_size, self.run.train.batch_size)
+        return slots_of(self.rank, self.world_size, self.run.train.images_per_step)
 
     def agree(self, decision: bool) -> bool:
         """The first worker's decision, on all of them."""
@@ -248,15 +248,7 @@ def _restore(
     pretrained = run.model.backbone.pretrained and checkpoint is None and not run.init and rank == 0
     detector = build_detector(run.model, load_pretrained=pretrained)
     detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(
-        detector,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        bias_decay=settings.weight_decay_bias,
-        norm_decay=settings.weight_decay_norm,
-        algorithm=settings.optimizer,
-    )
+    optimizer = new_optimizer(detector, settings)
     if checkpoint is None:
         return detector, optimizer, TrainingState(), None
     _, weights = load_checkpoint(checkpoint)
@@ -265,6 +257,19 @@ def _restore(
     require_weights_of(detector, {name: tuple(value.shape) for name, value in own.items()}, checkpoint)
     detector.load_state_dict(own)
     return detector, optimizer, load_training_state(checkpoint, optimizer), None if learnt is None else weights
+
+
+def new_optimizer(detector: Detector, settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that the settings ask for, before its first step."""
+    return build_optimizer(
+        detector,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_decay=settings.weight_decay_bias,
+        norm_decay=settings.weight_decay_norm,
+        algorithm=settings.optimizer,
+    )
 
 
 def _moving_average(detector: nn.Module, decay: float, stored: dict[str, Tensor] | None) -> MovingAverage | None:
@@ -322,7 +327,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     )
     plan = BatchPlan(
         data.sizes,
-        batch_size=settings.batch_size,
+        batch_size=settings.images_per_step,
         seed=settings.seed,
         world_size=job.world_size,
         flip_probability=settings.flip_probability,

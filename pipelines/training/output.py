@@ -20,7 +20,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from maskrcnn_core.weights.format_1 import has_old_names, renamed_settings
 from pipelines import storage
 from pipelines.storage.run_files import json_object_bytes, read_json_object
 from pipelines.training.checkpoint_store import copy_file, list_checkpoints
-from pipelines.training.config import TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
 
 _FREE_TO_CHANGE = (
     "cluster.",
@@ -173,6 +173,18 @@ def claim(run: TrainRun, content: Mapping[str, str] | None = None) -> bool:
     if owner != ours:
         storage.write_bytes_atomically(uri, written)
     return False
+
+
+def with_batch_size_of_run(run: TrainRun) -> TrainConfig:
+    """The settings of a run that goes on: auto is the batch size that was found when it began.
+
+    Raises:
+        StorageError: run.json is damaged.
+    """
+    if run.train.batch_size != "auto":
+        return run.train
+    stored = read_json_object(storage.join(run.output, "run.json"), {"train": dict, "data": dict}, _MEND)
+    return replace(run.train, batch_size=stored["train"].get("batch_size", TrainConfig().batch_size))
 
 
 def release(output: str, owner: str) -> None:

@@ -23,6 +23,7 @@ from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, Use
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.training.batch_size import find_batch_size
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.curves import CurveKeeper, picture_uri
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
@@ -37,6 +38,7 @@ from pipelines.training.output import (
     release,
     require_free,
     take_over,
+    with_batch_size_of_run,
     write_summary,
 )
 from pipelines.training.proposals import check_proposal_settings, proposals_of
@@ -99,26 +101,31 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
-    run = replace(run, train=schedule_in_steps(run.train, epoch_images))
     content = _digests(run)
+    tell = on_progress or (lambda _: None)
     if is_claimed(run.output):
+        run = replace(run, train=schedule_in_steps(with_batch_size_of_run(run), epoch_images))
         claim(run, content)
         if (finished := read_summary(run.output)) is not None:
             notes = tuple(finished.get("notes", ()))
             return TrainSummary(**{**finished, "resumed_from": finished["steps"], "notes": notes})
     else:  # a run that goes on has been looked at, and no longer needs what it started from
-        require_end_of_warmup(run.train)
+        run = _scheduled_new(run, epoch_images)
         _check_images(run, data)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
     del data  # the workers read their own
-    tell = on_progress or (lambda _: None)
-    plan = SchedulePlanned(run.train.steps, run.train.batch_size, epoch_images, schedule_remarks(run.train))
-    tell(plan)
+    if run.train.batch_size != "auto":
+        tell(_plan(run, epoch_images))
     with connection.connect(run.cluster):
         _check_cluster(run)
+        if run.train.batch_size == "auto":
+            number, note = find_batch_size(run, epoch_images)
+            tell(DataNote(note))
+            run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
+            tell(_plan(run, epoch_images))
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -126,10 +133,24 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
-            result = _fit(run, owner, plan, tell)
+            result = _fit(run, owner, _plan(run, epoch_images), tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
+
+
+def _scheduled_new(run: TrainRun, epoch_images: float) -> TrainRun:
+    """A new run with its schedule in steps, as soon as its batch size is known."""
+    if run.train.batch_size == "auto":
+        return run
+    settings = schedule_in_steps(run.train, epoch_images)
+    require_end_of_warmup(settings)
+    return replace(run, train=settings)
+
+
+def _plan(run: TrainRun, epoch_images: float) -> SchedulePlanned:
+    settings = run.train
+    return SchedulePlanned(settings.steps, settings.images_per_step, epoch_images, schedule_remarks(settings))
 
 
 @contextlib.contextmanager
@@ -363,7 +384,7 @@ def _resources(run: TrainRun) -> dict[str, float]:
 
 def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
     state = result.state
-    images = state.step * run.train.batch_size
+    images = state.step * run.train.images_per_step
     return TrainSummary(
         checkpoint=checkpoint_uri(run.output, "last" if state.best_step is None else "best"),
         last=checkpoint_uri(run.output, "last"),

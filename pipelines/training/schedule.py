@@ -25,7 +25,7 @@ def schedule_in_steps(settings: TrainConfig, epoch_images: float) -> TrainConfig
     """The same settings with the steps that their epochs and shares come to; what was asked for stays beside them.
 
     Args:
-        settings: as they were given.
+        settings: as they were given; the batch size is a number.
         epoch_images: images that an epoch shows (`images_per_epoch`).
 
     Raises:
@@ -33,7 +33,7 @@ def schedule_in_steps(settings: TrainConfig, epoch_images: float) -> TrainConfig
     """
     steps = settings.steps
     if settings.epochs:
-        steps = max(1, math.ceil(settings.epochs * epoch_images / settings.batch_size - _ROUNDING))
+        steps = max(1, math.ceil(settings.epochs * epoch_images / settings.images_per_step - _ROUNDING))
     warmup_steps, decay_steps, validate_every = settings.warmup_steps, settings.decay_steps, settings.validate_every
     if settings.warmup_share:
         warmup_steps = min(round(settings.warmup_share * steps), steps - 1)
