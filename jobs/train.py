@@ -58,6 +58,7 @@ class Teller:
     def __init__(self, show: Callable[["TrainingEvent"], None], note: Callable[[str], None]) -> None:
         self._show, self._note = show, note
         self._timed_from: int | None = None
+        self._validates = False
 
     def __call__(self, event: "TrainingEvent") -> None:
         """Show it."""
@@ -68,12 +69,12 @@ class Teller:
             for remark in event.remarks:
                 self._note(f"note: {remark}")
         elif isinstance(event, TrainingStarted):
-            self._timed_from = event.step
+            self._timed_from, self._validates = event.step, event.validation_images > 0
         elif isinstance(event, StepReport) and self._is_timed(event):
             self._timed_from = None
             self._note(
                 f"note: some {duration(event.seconds_left)} here for the {event.steps - event.step:,} steps left, at "
-                f"{event.images_per_second:.1f} images/s; validations come on top"
+                f"{event.images_per_second:.1f} images/s" + ("; validations come on top" if self._validates else "")
             )
 
     def _is_timed(self, report: "StepReport") -> bool:

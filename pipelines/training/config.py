@@ -353,10 +353,10 @@ class TrainRun:
 
     output: str
     """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
-    train.steps may have grown then, the data may have moved while the annotations stay the same, and what does not
-    change what is learnt may be another: train.num_workers, min_workers, use_gpu, threads_per_worker, checkpoint_every,
-    validate_every, validate_in, validation_tasks, validation_losses, log_every, pictures, max_failures,
-    max_skipped_steps, data.reader, data.workers, data.max_pixels, cluster."""
+    train.steps or epochs may have grown then, the data may have moved while the annotations stay the same, and what
+    does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, threads_per_worker,
+    checkpoint_every, validate_every, validations, validate_in, validation_tasks, validation_losses, log_every,
+    pictures, max_failures, max_skipped_steps, data.reader, data.workers, data.max_pixels, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
     several, separated by commas, the first that has a weight gives it."""

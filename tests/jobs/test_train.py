@@ -143,6 +143,11 @@ def test_the_next_command_finds_the_images_wherever_they_lie(tmp_path: Path, ima
     assert (scoring.labels, scoring.annotations) == (labelling.output, str(annotations))
 
 
+def test_summary_names_the_curves() -> None:
+    lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, curves="runs/one/curves.svg"))
+    assert lines[1:3] == ["checkpoint: runs/one/checkpoints/best", "curves: runs/one/curves.svg"]
+
+
 def test_summary_repeats_what_was_left_out() -> None:
     lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, notes=("a.json: 2 masks are mended: ...",)))
     assert lines[1] == "note: a.json: 2 masks are mended: ..."
@@ -182,6 +187,9 @@ def test_the_time_is_told_once_and_never_before_it_was_measured() -> None:
     teller(replace(STARTED, step=140))
     teller(reports[4])  # nothing is left
     assert len(notes) == 2
+    teller(replace(STARTED, step=140, validation_images=0))
+    teller(reports[3])
+    assert notes[2].endswith("steps left, at 3.5 images/s")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The largest batch that fits, without a GPU: memory is counted as what the backward pass keeps."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import ray
 import torch
 
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.training.state import TrainingState
+from pipelines.cluster import connection
 from pipelines.training import batch_size
+from pipelines.training import run as training
 from pipelines.training.batch_size import (
     LargestImage,
     find_batch_size,
@@ -21,7 +25,10 @@ from pipelines.training.batch_size import (
 )
 from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
 from pipelines.training.datasets import training_data
+from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent
 from pipelines.training.output import claim, with_batch_size_of_run
+from pipelines.training.run import train
+from pipelines.training.worker import WorkerResult
 from tests.pipelines.training.test_run import small_run, write_data
 
 
@@ -177,6 +184,34 @@ def test_a_run_that_goes_on_has_the_batch_that_was_found(run: TrainRun, tmp_path
     claim(begun)
     assert with_batch_size_of_run(replace(begun, train=run.train)).batch_size == 6
     assert with_batch_size_of_run(begun) == begun.train
+
+
+def test_a_start_finds_it_once_and_works_out_the_schedule(
+    run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[TrainRun] = []
+
+    def fit(run: TrainRun, *_: Any) -> WorkerResult:
+        begun.append(run)
+        return WorkerResult(TrainingState(step=run.train.steps), resumed_from=0)
+
+    monkeypatch.setattr(connection, "connect", lambda *_: nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(training, "_fit", fit)
+    fresh = replace(run, output=str(tmp_path / "run"), train=replace(run.train, epochs=2.0, warmup_share=0.5))
+    events: list[TrainingEvent] = []
+    train(fresh, events.append)
+    assert [type(event) for event in events] == [DataNote, SchedulePlanned]
+    assert (begun[0].train.batch_size, begun[0].train.steps, begun[0].train.warmup_steps) == (2, 7, 4)
+    monkeypatch.setattr(training, "find_batch_size", None)  # a run that goes on asks nobody
+    train(fresh)
+    train(replace(fresh, train=replace(fresh.train, epochs=4.0)))
+    assert (begun[1].train.batch_size, begun[1].train.steps) == (2, 14)
+    never = replace(fresh, output=str(tmp_path / "other"), train=replace(fresh.train, warmup_share=0.0, warmup_steps=7))
+    monkeypatch.setattr(training, "find_batch_size", find_batch_size)
+    with pytest.raises(ConfigError, match="7 steps of warm-up are not over at the end of 7 steps"):
+        train(never)
+    assert not Path(never.output).exists()
 
 
 @pytest.mark.parametrize(
