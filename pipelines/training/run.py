@@ -122,10 +122,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     with connection.connect(run.cluster):
         _check_cluster(run)
         if run.train.batch_size == "auto":
-            number, note = find_batch_size(run, epoch_images)
-            tell(DataNote(note))
-            run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
-            tell(_plan(run, epoch_images))
+            run = _with_found_batch(run, epoch_images, tell)
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -146,6 +143,15 @@ def _scheduled_new(run: TrainRun, epoch_images: float) -> TrainRun:
     settings = schedule_in_steps(run.train, epoch_images)
     require_end_of_warmup(settings)
     return replace(run, train=settings)
+
+
+def _with_found_batch(run: TrainRun, epoch_images: float, tell: Callable[[TrainingEvent], None]) -> TrainRun:
+    """A new run with the largest batch that fits, and the schedule that follows from it; tells both."""
+    number, note = find_batch_size(run, epoch_images)
+    tell(DataNote(note))
+    run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
+    tell(_plan(run, epoch_images))
+    return run
 
 
 def _plan(run: TrainRun, epoch_images: float) -> SchedulePlanned:
