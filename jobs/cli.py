@@ -17,6 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from jobs.alternatives import withdrawn
 from jobs.interrupts import Interrupts, interrupts
 from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.printable import printable
@@ -112,12 +113,13 @@ def parse_run(run_type: type[Run], *, prog: str, argv: Sequence[str] | None = No
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     hints = _leaf_types(run_type)
-    file_of = {key: path for path in _config_paths(arguments) for key in _read_keys(path, hints)}
+    files = [(path, _read_keys(path, hints)) for path in _config_paths(arguments)]
     # An argument overrides the files, wherever it stands, only as far as the parser says so; for naming the culprit it
     # is enough to know whether the key was given as an argument at all.
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
-    file_of = {key: path for key, path in file_of.items() if key not in given}
+    file_of = {key: path for path, keys in files for key in keys if key not in given}
     _require_flat(arguments)
+    arguments += withdrawn(run_type, [*(keys for _, keys in files), given])
     parser = _build_parser(run_type, prog, closing)
     try:
         parsed = parser.instantiate(parser.parse_args(arguments))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SECONDS_TO_SAVE_AND_END = 30.0
 
+_TIMED_STEPS = 20
 _SHOWN_METRICS = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "proposals/AR@100", "proposals/AR@1000")
 
 
@@ -43,17 +44,57 @@ def train_with_progress(settings: TrainRun) -> "TrainSummary":
     from pipelines.training.run import train
 
     watch = _with_bar if sys.stdout.isatty() else _with_lines
-    return watch(lambda show: train(settings, lambda event: _show_with_remarks(event, settings, show)))
+    return watch(lambda show: train(settings, Teller(show, lambda line: print(line, file=sys.stderr, flush=True))))
 
 
-def _show_with_remarks(event: "TrainingEvent", settings: TrainRun, show: Callable[["TrainingEvent"], None]) -> None:
-    """Behind the line that a run starts with, what is odd about its schedule."""
-    from pipelines.training.events import TrainingStarted
+class Teller:
+    """Shows the events of a run, and behind some of them what a person should know who has to wait for it.
 
-    show(event)
-    if isinstance(event, TrainingStarted):
-        for remark in settings.train.schedule_remarks:
-            print(f"note: {remark}", file=sys.stderr, flush=True)
+    Args:
+        show: an event.
+        note: a line.
+    """
+
+    def __init__(self, show: Callable[["TrainingEvent"], None], note: Callable[[str], None]) -> None:
+        self._show, self._note = show, note
+        self._timed_from: int | None = None
+        self._validates = False
+
+    def __call__(self, event: "TrainingEvent") -> None:
+        """Show it."""
+        from pipelines.training.events import SchedulePlanned, StepReport, TrainingStarted
+
+        self._show(event)
+        if isinstance(event, SchedulePlanned):
+            for remark in event.remarks:
+                self._note(f"note: {remark}")
+        elif isinstance(event, TrainingStarted):
+            self._timed_from, self._validates = event.step, event.validation_images > 0
+        elif isinstance(event, StepReport) and self._is_timed(event):
+            self._timed_from = None
+            self._note(
+                f"note: some {duration(event.seconds_left)} here for the {event.steps - event.step:,} steps left, at "
+                f"{event.images_per_second:.1f} images/s" + ("; validations come on top" if self._validates else "")
+            )
+
+    def _is_timed(self, report: "StepReport") -> bool:
+        """Whether it is the first that tells how long the rest will take: the first steps are slower."""
+        enough = self._timed_from is not None and report.step - self._timed_from >= _TIMED_STEPS
+        return enough and report.step < report.steps
+
+
+def duration(seconds: float) -> str:
+    """Roughly: 50 s, 40 min, 3 h 20 min, 5 days 4 h."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
 
 
 def event_line(event: "TrainingEvent") -> str:
@@ -66,6 +107,7 @@ def event_line(event: "TrainingEvent") -> str:
         InitialWeightsLoaded,
         Interrupted,
         MachineLeaves,
+        SchedulePlanned,
         StepReport,
         StoppedEarly,
         TrainingStarted,
@@ -75,6 +117,11 @@ def event_line(event: "TrainingEvent") -> str:
 
     if isinstance(event, TrainingStarted):
         return _started_line(event)
+    if isinstance(event, SchedulePlanned):
+        return (
+            f"{event.steps:,} steps of {event.batch_size:,} images = {_number(event.epochs)} epochs of "
+            f"{event.epoch_images:,.0f} images"
+        )
     if isinstance(event, DataNote | ClusterNote):
         return f"note: {printable(event.text)}"
     if isinstance(event, WaitingForMachines):
@@ -113,6 +160,11 @@ def event_line(event: "TrainingEvent") -> str:
     return f"validation at step {event.step}: {numbers}{losses}  {images}{best}"
 
 
+def _number(value: float) -> str:
+    """To three digits, whole from 100 on: 0.0213, 12, 12.3, 3,600."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _started_line(event: "TrainingEvent") -> str:
     from pipelines.training.events import TrainingStarted
 
@@ -145,6 +197,7 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
         *(f"note: {printable(note)}" for note in summary.notes),
         f"checkpoint: {summary.checkpoint}",
+        *([f"curves: {summary.curves}"] if summary.curves else []),
     ]
     dataset = settings.data.val if settings.data.val.annotations else settings.data.train
     images = settings.data.val.annotations or settings.data.train.images

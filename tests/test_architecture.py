@@ -35,7 +35,7 @@ FORBIDDEN_OUTSIDE = {
 }
 FORBIDDEN_EVERYWHERE = {"unittest", "pytest", "tests"}
 # What commands share. A command imports no other; the demo runs them, and the benchmarks have a folder of their own.
-SHARED_BY_COMMANDS = {"cli", "interrupts", "terminal"}
+SHARED_BY_COMMANDS = {"alternatives", "cli", "interrupts", "terminal"}
 ALSO_IMPORTED = {"jobs/demo.py": {"demo_config", "evaluate", "label", "train"}, "jobs/benchmark.py": {"benchmarks"}}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "base", "misc", "engine", "core"}
 

@@ -10,6 +10,9 @@ from typing import Any, cast
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.printable import printable
 
+IN_PLACE_OF = "in place of"
+"""Key of a field's metadata: the field of the same dataclass whose place it takes where it is not at its default."""
+
 _MAX_SHOWN = 200
 _LARGEST_WHOLE = (1 << 63) - 1
 

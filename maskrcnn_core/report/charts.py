@@ -45,6 +45,7 @@ class Line:
         dashed: thin and dashed, for a line of reference.
         dots: a disc at each point.
         filled: a light area beneath.
+        faint: thin and light, for values behind their mean.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Line:
     dashed: bool = False
     dots: bool = False
     filled: bool = False
+    faint: bool = False
 
 
 SHARE = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -64,11 +66,23 @@ def share_axis(title: str) -> Axis:
 
 
 def count_axis(title: str, largest: float) -> Axis:
-    """From 0 to a round number that is not below `largest`."""
-    step = _round_step(max(largest, 1.0) / (_MOST_TICKS - 1))
-    count = max(1, math.ceil(max(largest, 1.0) / step - 1e-9))
+    """From 0 to a round number that is not below `largest`, nor below 1."""
+    return value_axis(title, max(largest, 1.0))
+
+
+def value_axis(title: str, largest: float) -> Axis:
+    """From 0 to a round number that is not below `largest`, which is above 0."""
+    step = _round_step(largest / (_MOST_TICKS - 1))
+    count = max(1, math.ceil(largest / step - 1e-9))
     ticks = tuple(index * step for index in range(count + 1))
     return Axis(title, 0.0, ticks[-1], ticks, tuple(short_number(tick) for tick in ticks))
+
+
+def progress_axis(title: str, end: float) -> Axis:
+    """From 0 to exactly `end`, which is above 0, with round numbers on the way."""
+    step = _round_step(end / _MOST_TICKS)
+    ticks = tuple(index * step for index in range(math.floor(end / step + 1e-9) + 1))
+    return Axis(title, 0.0, end, ticks, tuple(short_number(tick) for tick in ticks))
 
 
 def _round_step(least: float) -> float:
@@ -93,6 +107,12 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, label: str) -> str:
         x, y: axes; points outside are drawn at the edge.
         label: says what the chart shows to those who do not see it.
     """
+    legend = [(line.name, line.series) for line in lines if line.name]
+    return _svg(plot_of_lines(lines, x, y), label) + (_legend(legend) if len(legend) > 1 else "")
+
+
+def plot_of_lines(lines: Sequence[Line], x: Axis, y: Axis) -> str:
+    """What `line_chart` shows, as SVG elements within `WIDTH` and `HEIGHT`."""
     parts = []
     for line in lines:
         points = [(_across(x, px), _down(y, py)) for px, py in line.points]
@@ -101,12 +121,16 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, label: str) -> str:
         if line.filled:
             ends = f"L{points[-1][0]:.1f} {_down(y, y.low):.1f}L{points[0][0]:.1f} {_down(y, y.low):.1f}Z"
             parts.append(f'<path class="area f{line.series}" d="{_path(points)}{ends}"/>')
-        style = "line dashed" if line.dashed else "line"
+        style = "line" + " dashed" * line.dashed + " faint" * line.faint
         parts.append(f'<path class="{style} s{line.series}" d="{_path(points)}"/>')
         if line.dots:
             parts += [f'<circle class="f{line.series}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>' for px, py in points]
-    legend = [(line.name, line.series) for line in lines if line.name]
-    return _svg(_frame(x, y) + "".join(parts), label) + (_legend(legend) if len(legend) > 1 else "")
+    return _frame(x, y) + "".join(parts)
+
+
+def point_in_plot(x: Axis, y: Axis, point: tuple[float, float]) -> tuple[float, float]:
+    """Where a point lies in `plot_of_lines`."""
+    return _across(x, point[0]), _down(y, point[1])
 
 
 def curve_path(points: Sequence[tuple[float, float]]) -> str:

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
 from maskrcnn_core.report.content import ReportContent
 from maskrcnn_core.report.gallery import gallery_tabs
@@ -18,9 +17,10 @@ from maskrcnn_core.report.score_sections import (
     errors_section,
     numbers_section,
 )
+from maskrcnn_core.report.stylesheets import packaged, page_style
 from maskrcnn_core.report.table import Cell, sortable_table
 
-_STYLE, _SCRIPT = "style.css", "page.js"
+_SCRIPT = "page.js"
 
 
 def page_html(content: ReportContent) -> str:
@@ -29,7 +29,7 @@ def page_html(content: ReportContent) -> str:
     Every text of the user's (file names, categories, paths, errors) is escaped; the script is the only one that the
     page's content security policy lets run, and it writes text, never HTML.
     """
-    style, script = (_packaged(name) for name in (_STYLE, _SCRIPT))
+    style, script = page_style(), packaged(_SCRIPT)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     sections = [(name, title, body) for name, title, body in _sections(content) if body]
@@ -65,10 +65,6 @@ def page_html(content: ReportContent) -> str:
 </body>
 </html>
 """
-
-
-def _packaged(name: str) -> str:
-    return resources.files("maskrcnn_core.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _json(value: object) -> str:

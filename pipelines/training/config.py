@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.config.checks import (
+    IN_PLACE_OF,
     require,
     require_between,
     require_fraction,
@@ -23,7 +24,6 @@ _MAX_STEPS = 1_000_000_000
 _MAX_FACTOR = 1e6
 _MAX_PICTURES = 1000
 _MAX_GROUPS = 1000
-_DEFAULT_WARMUP = 1000
 _MAX_MINUTES = 7 * 24 * 60
 
 
@@ -142,8 +142,13 @@ class TrainConfig:
 
     steps: int = 90_000
     """Optimisation steps."""
-    batch_size: int = 16
-    """Images per step over all workers, whatever their number; at least train.num_workers."""
+    epochs: float = field(default=0.0, metadata={IN_PLACE_OF: "steps"})
+    """Passes over the training images, in place of steps; an image that train.repeat_threshold repeats counts as often
+    as it is shown. 0 = train.steps."""
+    batch_size: int | Literal["auto"] = 16
+    """Images per step over all workers, whatever their number; at least train.num_workers. auto = as many as fit into
+    the GPUs, found by trying, at most 8 times reference_batch_size and a sixteenth of an epoch; on a CPU
+    reference_batch_size."""
     num_workers: int = 1
     """Training processes (Ray Train workers)."""
     min_workers: int = 0
@@ -182,14 +187,19 @@ class TrainConfig:
     """Compile trunk and pyramid with torch.compile (minutes at the start, for long runs on a GPU)."""
     max_skipped_steps: int = 10
     """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
-    warmup_steps: int = _DEFAULT_WARMUP
+    warmup_steps: int = 1000
     """Steps of linear warm-up."""
+    warmup_share: float = field(default=0.0, metadata={IN_PLACE_OF: "warmup_steps"})
+    """Share of the run that warms up, in place of warmup_steps; 0 = train.warmup_steps."""
     warmup_factor: float = 0.001
     """Learning rate at step 0, as a share of the peak."""
     schedule: Literal["step", "cosine"] = "step"
     """After warm-up: step = multiply by decay_factor at decay_steps; cosine = to zero at the last step."""
     decay_steps: tuple[int, ...] = (60_000, 80_000)
     """Steps at which the learning rate falls (schedule: step)."""
+    decay_shares: tuple[float, ...] = field(default=(), metadata={IN_PLACE_OF: "decay_steps"})
+    """Shares of the run after which it falls, in place of decay_steps, for example 0.67 and 0.89; empty =
+    train.decay_steps."""
     decay_factor: float = 0.1
     """What the learning rate is multiplied by at each of decay_steps."""
     clip_norm: float = 0.0
@@ -218,6 +228,8 @@ class TrainConfig:
     """Minutes after a checkpoint until the next one, where that comes before checkpoint_every; 0 = by steps only."""
     validate_every: int = 5000
     """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
+    validations: int = field(default=0, metadata={IN_PLACE_OF: "validate_every"})
+    """So many validations, evenly over the run, in place of validate_every; 0 = train.validate_every."""
     log_every: int = 20
     """Steps between log entries (TensorBoard, progress)."""
     validate_in: Literal["workers", "task"] = "workers"
@@ -240,10 +252,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_typed("train", self)
-        for name in ("steps", "batch_size", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_workers", "learning_rate", "checkpoint_every", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
         for name, most in (
-            *(("steps", _MAX_STEPS), ("batch_size", _MAX_BATCH), ("num_workers", _MAX_WORKERS)),
+            *(("steps", _MAX_STEPS), ("num_workers", _MAX_WORKERS)),
             *(("learning_rate", _MAX_FACTOR), ("accumulate", _MAX_BATCH), ("max_skipped_steps", _MAX_STEPS)),
             ("validation_tasks", _MAX_WORKERS),
         ):
@@ -252,8 +264,8 @@ class TrainConfig:
             *(("patience", _MAX_STEPS), ("pictures", _MAX_PICTURES), ("threads_per_worker", _MAX_THREADS)),
             *(("weight_decay", _MAX_FACTOR), ("weight_decay_bias", _MAX_FACTOR), ("weight_decay_norm", _MAX_FACTOR)),
             *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
-            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS)),
-            *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES)),
+            *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS), ("epochs", _MAX_STEPS)),
+            *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES), ("validations", _MAX_STEPS)),
         ):
             require_between(f"train.{name}", getattr(self, name), 0, most)
         for name in ("clip_norm", "seed"):
@@ -264,24 +276,36 @@ class TrainConfig:
             self.mask_crop,
             f"0 (input resolution), or 3 to {MAX_SIDE:,}",
         )
-        # The default, made for long runs, is only remarked on (see `schedule_remarks`).
-        require(
-            self.warmup_steps <= self.steps or self.warmup_steps == _DEFAULT_WARMUP,
-            "train.warmup_steps",
-            self.warmup_steps,
-            f"at most train.steps ({self.steps}), better a tenth of them",
-        )
-        self._check_rates()
-        self._check_workers()
-        self._check_lists()
-        require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
-
         require(
             0 < self.timeout_minutes <= _MAX_MINUTES,
             "train.timeout_minutes",
             self.timeout_minutes,
             f"above 0, up to {_MAX_MINUTES:,}",
         )
+        self._check_rates()
+        self._check_shares()
+        self._check_batch()
+        self._check_workers()
+        self._check_lists()
+
+    def _check_batch(self) -> None:
+        if self.batch_size == "auto":
+            require(
+                self.reference_batch_size > 0,
+                "train.reference_batch_size",
+                self.reference_batch_size,
+                "the batch that train.learning_rate is meant for, with train.batch_size auto",
+            )
+            return
+        require_positive("train.batch_size", self.batch_size)
+        require(self.batch_size <= _MAX_BATCH, "train.batch_size", self.batch_size, f"up to {_MAX_BATCH:,}, above 0")
+        require(
+            self.batch_size >= self.num_workers,
+            "train.batch_size",
+            self.batch_size,
+            f"at least train.num_workers ({self.num_workers})",
+        )
+        require(self.peak_learning_rate <= _MAX_FACTOR, "train.learning_rate", self.peak_learning_rate, "a lower one")
 
     def _check_rates(self) -> None:
         require_fraction("train.repeat_threshold", self.repeat_threshold)
@@ -291,13 +315,22 @@ class TrainConfig:
             require_fraction(f"train.{name}", getattr(self, name))
         require(0.0 < self.decay_factor <= 1.0, "train.decay_factor", self.decay_factor, "a number above 0, at most 1")
 
-    def _check_workers(self) -> None:
+    def _check_shares(self) -> None:
         require(
-            self.batch_size >= self.num_workers,
-            "train.batch_size",
-            self.batch_size,
-            f"at least train.num_workers ({self.num_workers})",
+            0.0 <= self.warmup_share < 1.0,
+            "train.warmup_share",
+            self.warmup_share,
+            "a number from 0, below 1, for example 0.05",
         )
+        require(
+            tuple(sorted(set(self.decay_shares))) == tuple(self.decay_shares)
+            and all(0.0 < share < 1.0 for share in self.decay_shares),
+            "train.decay_shares",
+            self.decay_shares,
+            "increasing numbers between 0 and 1",
+        )
+
+    def _check_workers(self) -> None:
         require(
             0 <= self.min_workers <= self.num_workers,
             "train.min_workers",
@@ -327,29 +360,16 @@ class TrainConfig:
         )
 
     @property
-    def schedule_remarks(self) -> tuple[str, ...]:
-        """What is odd about the learning rate of a run of `steps`, and how to mend it."""
-        remarks = []
-        if self.warmup_steps >= self.steps:
-            share = self.warmup_factor + (1 - self.warmup_factor) * (self.steps - 1) / self.warmup_steps
-            remarks.append(
-                f"the {self.warmup_steps} steps of warm-up are not over at the end of {self.steps} steps: the learning "
-                f"rate reaches {share:.0%} of its peak; set --train.warmup_steps, for example to {self.steps // 10}"
-            )
-        late = [step for step in self.decay_steps if step >= self.steps] if self.schedule == "step" else []
-        if late and len(late) == len(self.decay_steps):
-            remarks.append(
-                f"the learning rate never falls: train.decay_steps {late} are beyond the end of {self.steps} steps; "
-                f"set --train.decay_steps, for example to [{self.steps * 2 // 3}, {self.steps * 8 // 9}]"
-            )
-        elif late:
-            remarks.append(f"train.decay_steps {late} are beyond the end of {self.steps} steps")
-        return tuple(remarks)
-
-    @property
     def peak_learning_rate(self) -> float:
         """`learning_rate` for the batch as it is."""
-        return self.learning_rate * (self.batch_size / self.reference_batch_size if self.reference_batch_size else 1.0)
+        reference = self.reference_batch_size
+        return self.learning_rate * (self.images_per_step / reference if reference else 1.0)
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` of a run for which it is known: auto is replaced before anything is built."""
+        assert self.batch_size != "auto", "train.batch_size is auto until find_batch_size has replaced it"
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -358,11 +378,11 @@ class TrainRun:
 
     output: str
     """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
-    train.steps may have grown then, the data may have moved while the annotations stay the same, and what does not
-    change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type, threads_per_worker,
-    checkpoint_every, checkpoint_minutes, validate_every, validate_in, validation_tasks, validation_losses, log_every,
-    pictures, max_failures, max_skipped_steps, wait_minutes, timeout_minutes, data.reader, data.workers,
-    data.max_pixels, cluster."""
+    train.steps or epochs may have grown then, the data may have moved while the annotations stay the same, and what
+    does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type,
+    threads_per_worker, checkpoint_every, checkpoint_minutes, validate_every, validations, validate_in,
+    validation_tasks, validation_losses, log_every, pictures, max_failures, max_skipped_steps, wait_minutes,
+    timeout_minutes, data.reader, data.workers, data.max_pixels, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
     several, separated by commas, the first that has a weight gives it."""
@@ -383,4 +403,10 @@ class TrainRun:
             self.train.accumulate,
             "1 with model.backbone.norm sync_batch, whose statistics are those of the whole batch (or norm frozen or "
             "group)",
+        )
+        require(
+            self.train.batch_size != "auto" or self.model.dense.enabled,
+            "train.batch_size",
+            self.train.batch_size,
+            "a number where the proposals come from a file (model.dense.enabled false)",
         )

@@ -36,6 +36,32 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True)
+class SchedulePlanned:
+    """How long the run is, told before its workers start.
+
+    Attributes:
+        steps: in all.
+        batch_size: images a step.
+        epoch_images: images that an epoch shows, those with rare categories as often as they are repeated.
+        remarks: what is odd about the schedule.
+    """
+
+    steps: int
+    batch_size: int
+    epoch_images: float
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training images."""
+        return self.epochs_of(self.steps)
+
+    def epochs_of(self, steps: int) -> float:
+        """Passes over the training images that some steps are."""
+        return steps * self.batch_size / self.epoch_images
+
+
+@dataclass(frozen=True)
 class DataNote:
     """Something a person should know of the annotations before the run starts.
 
@@ -217,6 +243,7 @@ class Interrupted:
 
 TrainingEvent = (
     TrainingStarted
+    | SchedulePlanned
     | DataNote
     | InitialWeightsLoaded
     | StepReport

@@ -40,12 +40,13 @@ from pipelines.cluster.connection import physical_cores
 from pipelines.training.augmentation import color_jitter, scale_jitter
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
-from pipelines.training.config import TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
 from pipelines.training.datasets import target_rule, training_data, validation_data
 from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training.proposals import proposals_of
 from pipelines.training.readers import remote_batches
+from pipelines.training.schedule import images_per_epoch
 
 
 class Batch(NamedTuple):
@@ -70,6 +71,7 @@ class TrainingJob:
         learner: the detector, wrapped to average gradients where there are several workers.
         optimizer: of the detector's parameters.
         data: training annotations.
+        epoch_images: training images that an epoch shows, those with rare categories as often as they are repeated.
         validation: validation annotations; None where the run has none.
         proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
         writer: of TensorBoard events; on rank 0 only.
@@ -87,6 +89,7 @@ class TrainingJob:
     learner: nn.Module
     optimizer: torch.optim.Optimizer
     data: CocoDataset
+    epoch_images: float
     validation: CocoDataset | None
     writer: SummaryWriter | None
     tensorboard: Path
@@ -114,7 +117,7 @@ class TrainingJob:
     @property
     def slots(self) -> range:
         """This worker's places in each batch."""
-        return slots_of(self.rank, self.world_size, self.run.train.batch_size)
+        return slots_of(self.rank, self.world_size, self.run.train.images_per_step)
 
     def agree(self, decision: bool) -> bool:
         """The first worker's decision, on all of them."""
@@ -159,6 +162,7 @@ def prepare_job(
         detector.trunk.compile()
         detector.pyramid.compile()
     tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
+    data = training_data(run).dataset
     job = TrainingJob(
         run=run,
         progress=progress,
@@ -168,7 +172,8 @@ def prepare_job(
         detector=detector,
         learner=_learner(detector),
         optimizer=optimizer,
-        data=training_data(run).dataset,
+        data=data,
+        epoch_images=images_per_epoch(data, run.train.repeat_threshold),
         validation=validation_data(run).dataset if run.data.val.annotations else None,
         writer=writer,
         tensorboard=tensorboard,
@@ -243,15 +248,7 @@ def _restore(
     pretrained = run.model.backbone.pretrained and checkpoint is None and not run.init and rank == 0
     detector = build_detector(run.model, load_pretrained=pretrained)
     detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(
-        detector,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        bias_decay=settings.weight_decay_bias,
-        norm_decay=settings.weight_decay_norm,
-        algorithm=settings.optimizer,
-    )
+    optimizer = new_optimizer(detector, settings)
     if checkpoint is None:
         return detector, optimizer, TrainingState(), None
     _, weights = load_checkpoint(checkpoint)
@@ -260,6 +257,19 @@ def _restore(
     require_weights_of(detector, {name: tuple(value.shape) for name, value in own.items()}, checkpoint)
     detector.load_state_dict(own)
     return detector, optimizer, load_training_state(checkpoint, optimizer), None if learnt is None else weights
+
+
+def new_optimizer(detector: Detector, settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that the settings ask for, before its first step."""
+    return build_optimizer(
+        detector,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_decay=settings.weight_decay_bias,
+        norm_decay=settings.weight_decay_norm,
+        algorithm=settings.optimizer,
+    )
 
 
 def _moving_average(detector: nn.Module, decay: float, stored: dict[str, Tensor] | None) -> MovingAverage | None:
@@ -317,7 +327,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     )
     plan = BatchPlan(
         data.sizes,
-        batch_size=settings.batch_size,
+        batch_size=settings.images_per_step,
         seed=settings.seed,
         world_size=job.world_size,
         flip_probability=settings.flip_probability,

@@ -23,11 +23,11 @@ def report_steps(job: TrainingJob, meter: LossMeter, done: int, steps: int, watc
     report = StepReport(
         step=done,
         steps=settings.steps,
-        epoch=done * settings.batch_size / len(job.data.images),
+        epoch=done * settings.images_per_step / job.epoch_images,
         losses=losses,
         learning_rate=result.learning_rate,
         grad_norm=float(result.grad_norm),
-        images_per_second=steps * settings.batch_size / seconds,
+        images_per_second=steps * settings.images_per_step / seconds,
         seconds_left=(settings.steps - done) * seconds / steps,
         waiting=waited / seconds,
         memory_gib=peak_memory_gib(job.device),

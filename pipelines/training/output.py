@@ -5,6 +5,7 @@ OUTPUT/run.json                   configuration and digests of the annotations; 
 OUTPUT/checkpoints/{last,best}    checkpoint folders for every other job
 OUTPUT/tensorboard/               event files
 OUTPUT/summary.json               there once the run has finished
+OUTPUT/curves.svg, curves.json    losses, scores, learning rate and speed over the steps, drawn and in numbers
 OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
@@ -19,7 +20,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from maskrcnn_core.weights.format_1 import has_old_names, renamed_settings
 from pipelines import storage
 from pipelines.storage.run_files import json_object_bytes, read_json_object
 from pipelines.training.checkpoint_store import copy_file, list_checkpoints
-from pipelines.training.config import TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
 
 _FREE_TO_CHANGE = (
     "cluster.",
@@ -54,10 +55,15 @@ _FREE_TO_CHANGE = (
     "train.validation_tasks",
     "train.validate_every",
     "train.wait_minutes",
+    "train.validations",
 )
 """Settings that do not change what is learned (beyond the order of sums): a resumed run may change them. Beyond them,
-the data may have moved (`_MOVABLE`), and `train.steps` may grow; a rate that follows the last step (cosine) then takes
-the longer way from there on."""
+the data may have moved (`_MOVABLE`), and `train.steps` may grow: what follows the last step (cosine, `_SHARES`) then
+follows the new one from there on."""
+
+_SHARES = {"train.warmup_steps": "train.warmup_share", "train.decay_steps": "train.decay_shares"}
+"""Steps of the schedule that follow from shares of the run, where those are given: they may change while it grows. What
+was asked for may be said in another way (`train.epochs` too) that comes to the same steps."""
 
 _MOVABLE = {
     "data.train.annotations": ("data.train.annotations", "data.train.images"),
@@ -173,6 +179,18 @@ def claim(run: TrainRun, content: Mapping[str, str] | None = None) -> bool:
     return False
 
 
+def with_batch_size_of_run(run: TrainRun) -> TrainConfig:
+    """The settings of a run that goes on: auto is the batch size that was found when it began.
+
+    Raises:
+        StorageError: run.json is damaged.
+    """
+    if run.train.batch_size != "auto":
+        return run.train
+    stored = read_json_object(storage.join(run.output, "run.json"), {"train": dict, "data": dict}, _MEND)
+    return replace(run.train, batch_size=stored["train"].get("batch_size", TrainConfig().batch_size))
+
+
 def release(output: str, owner: str) -> None:
     """Give a folder up that this process has claimed and in which nothing was trained: it is free again.
 
@@ -180,9 +198,9 @@ def release(output: str, owner: str) -> None:
     """
     if list_checkpoints(resume_uri(output)) or not owns(output, owner):
         return
-    for name in ("run.json", "data.json"):
+    for name in ("run.json", "data.json", "curves.svg", "curves.json"):
         storage.delete_file(storage.join(output, name))
-    for name in ("_ray", "samples", "tensorboard"):
+    for name in ("_ray", "annotations", "samples", "tensorboard"):
         storage.delete_folder(storage.join(output, name))
     for name in ("checkpoints", "resume"):
         storage.delete_if_empty(storage.join(output, name))
@@ -200,15 +218,15 @@ def _differences(owner: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     # A setting that did not exist when the run began: what it does by default is what the run has done.
     owner = {**{name: value for name, value in _flat(_defaults()).items() if name not in owner}, **owner}
     moved = {name for given, names in _MOVABLE.items() if _is_same_content(given, owner, ours) for name in names}
-    names = [
-        name
-        for name in {**owner, **ours}
-        if not name.startswith((*_FREE_TO_CHANGE, f"{_CONTENT}.")) and name not in moved
-    ]
+    free = (*_FREE_TO_CHANGE, f"{_CONTENT}.", *_SHARES.values())
+    follows = _follows_length(owner, ours) if _grows(owner, ours) else set()
+    if owner["train.steps"] == ours["train.steps"]:
+        follows.add("train.epochs")
+    names = [name for name in {**owner, **ours} if not name.startswith(free) and name not in moved | follows]
     changed = [
         f"{name} was {_short(owner.get(name))}, now {_short(ours.get(name))}"
         for name in names
-        if owner.get(name) != ours.get(name) and not (name == "train.steps" and _grows(owner, ours))
+        if owner.get(name) != ours.get(name)
     ]
     return changed + [
         f"{name} holds something else than when the run began (SHA-256 {before:.12}, now {now:.12})"
@@ -225,6 +243,12 @@ def _is_same_content(name: str, owner: dict[str, Any], ours: dict[str, Any]) -> 
 def _grows(owner: dict[str, Any], ours: dict[str, Any]) -> bool:
     before, now = owner.get("train.steps"), ours["train.steps"]
     return isinstance(before, int) and now > before
+
+
+def _follows_length(owner: dict[str, Any], ours: dict[str, Any]) -> set[str]:
+    """Settings that are others because the run is longer, and the same shares of it."""
+    same = {steps for steps, share in _SHARES.items() if ours[share] and ours[share] == owner[share]}
+    return {"train.steps", "train.epochs", *same}
 
 
 def _defaults() -> dict[str, Any]:

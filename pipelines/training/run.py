@@ -28,12 +28,15 @@ from pipelines.cluster import connection
 from pipelines.cluster.autoscaler import read_capacity
 from pipelines.cluster.capacity import Demand
 from pipelines.cluster.waiting import wait_for_machines
+from pipelines.training.batch_size import find_batch_size
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.curves import CurveKeeper, picture_uri
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
 from pipelines.training.datasets import RunData, publish_data, training_data, validation_data
 from pipelines.training.events import (
     ClusterNote,
     DataNote,
+    SchedulePlanned,
     TrainingEvent,
     WaitingForMachines,
     forwarded,
@@ -49,9 +52,11 @@ from pipelines.training.output import (
     release,
     require_free,
     take_over,
+    with_batch_size_of_run,
     write_summary,
 )
 from pipelines.training.proposals import check_proposal_settings, proposals_of
+from pipelines.training.schedule import images_per_epoch, require_end_of_warmup, schedule_in_steps, schedule_remarks
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
@@ -74,6 +79,7 @@ class TrainSummary:
         resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
             the run was already finished.
         notes: what a person should know of the annotations, a line each.
+        curves: picture of losses, scores and learning rate over the steps; None of a run of an earlier release.
     """
 
     checkpoint: str
@@ -86,6 +92,7 @@ class TrainSummary:
     best_step: int | None
     resumed_from: int
     notes: tuple[str, ...] = ()
+    curves: str | None = None
 
 
 def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
@@ -113,21 +120,29 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
 def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
+    epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
     content = _digests(run)
+    tell = on_progress or (lambda _: None)
     if is_claimed(run.output):
+        run = replace(run, train=schedule_in_steps(with_batch_size_of_run(run), epoch_images))
         claim(run, content)
         if (finished := read_summary(run.output)) is not None:
             notes = tuple(finished.get("notes", ()))
             return TrainSummary(**{**finished, "resumed_from": finished["steps"], "notes": notes})
     else:  # a run that goes on has been looked at, and no longer needs what it started from
+        run = _scheduled_new(run, epoch_images)
         _check_images(run, data)
         if run.init:
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
-    tell = on_progress or (lambda _: None)
+    if run.train.batch_size != "auto":
+        tell(_plan(run, epoch_images))
     with connection.connect(run.cluster):
         fitted = _with_machines(run, tell)
+        if run.train.batch_size == "auto":
+            fitted = _with_found_batch(fitted, epoch_images, tell)
+            run = replace(run, train=replace(fitted.train, use_gpu=run.train.use_gpu))
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -136,10 +151,33 @@ def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -
             if is_new:
                 write_data_summary(run.output, described)
             publish_data(run, data.values())
-            result = _fit(fitted, owner, tell)
+            result = _fit(fitted, owner, _plan(run, epoch_images), tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
+
+
+def _scheduled_new(run: TrainRun, epoch_images: float) -> TrainRun:
+    """A new run with its schedule in steps, as soon as its batch size is known."""
+    if run.train.batch_size == "auto":
+        return run
+    settings = schedule_in_steps(run.train, epoch_images)
+    require_end_of_warmup(settings)
+    return replace(run, train=settings)
+
+
+def _with_found_batch(run: TrainRun, epoch_images: float, tell: Callable[[TrainingEvent], None]) -> TrainRun:
+    """A new run with the largest batch that fits, and the schedule that follows from it; tells both."""
+    number, note = find_batch_size(run, epoch_images)
+    tell(DataNote(note))
+    run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
+    tell(_plan(run, epoch_images))
+    return run
+
+
+def _plan(run: TrainRun, epoch_images: float) -> SchedulePlanned:
+    settings = run.train
+    return SchedulePlanned(settings.steps, settings.images_per_step, epoch_images, schedule_remarks(settings))
 
 
 @contextlib.contextmanager
@@ -310,8 +348,14 @@ def _cpus(run: TrainRun) -> int:
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
-def _fit(run: TrainRun, owner: str, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
+def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
     progress = start_progress_log(60.0 * run.train.checkpoint_minutes)
+    curves = CurveKeeper(run.output, plan, tell)
+
+    def forward(event: TrainingEvent) -> None:
+        tell(event)
+        curves.add(event)
+
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -337,8 +381,11 @@ def _fit(run: TrainRun, owner: str, tell: Callable[[TrainingEvent], None]) -> Wo
     watch = MachineWatch(
         _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
     )
-    with forwarded(progress, tell):
-        result = result_of(trainer, progress, run.output, watch)
+    try:
+        with forwarded(progress, forward):
+            result = result_of(trainer, progress, run.output, watch)
+    finally:
+        curves.draw()
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -353,7 +400,7 @@ def _num_workers(run: TrainRun) -> int | tuple[int, int]:
 
 def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
     state = result.state
-    images = state.step * run.train.batch_size
+    images = state.step * run.train.images_per_step
     return TrainSummary(
         checkpoint=checkpoint_uri(run.output, "last" if state.best_step is None else "best"),
         last=checkpoint_uri(run.output, "last"),
@@ -364,4 +411,5 @@ def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:
         best_score=state.best_score,
         best_step=state.best_step,
         resumed_from=result.resumed_from,
+        curves=picture_uri(run.output),
     )

@@ -253,8 +253,6 @@ def test_what_a_training_may_be_can_be_started(kind: str) -> None:
         ({"seed": 2**63}, r"train\.seed: got 9223372036854775808, expected a whole number of at most 2\^63 - 1"),
         ({"learning_rate": math.inf}, r"train\.learning_rate: got inf, expected a finite number"),
         ({"weight_decay": math.nan}, r"train\.weight_decay: got nan, expected a finite number"),
-        ({"steps": 10, "warmup_steps": 11}, r"train\.warmup_steps: got 11, expected at most train\.steps \(10\)"),
-        ({"steps": 10, "warmup_steps": 5000}, r"train\.warmup_steps: got 5000"),
         ({"decay_steps": (5, 5)}, r"train\.decay_steps: got \(5, 5\), expected increasing steps"),
         ({"decay_steps": (-5, 5)}, r"train\.decay_steps: got"),
         ({"learning_rate": 1e5, "batch_size": 10**6, "reference_batch_size": 1}, r"train\.learning_rate: got"),
@@ -263,22 +261,6 @@ def test_what_a_training_may_be_can_be_started(kind: str) -> None:
 def test_training_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**settings)
-
-
-def test_a_schedule_that_a_short_run_never_follows_is_remarked_on() -> None:
-    remarks = TrainConfig(steps=500).schedule_remarks
-    assert len(remarks) == 2
-    assert "the 1000 steps of warm-up are not over at the end of 500 steps" in remarks[0]
-    assert "reaches 50% of its peak; set --train.warmup_steps, for example to 50" in remarks[0]
-    assert "train.decay_steps [60000, 80000] are beyond the end of 500 steps" in remarks[1]
-    assert "[333, 444]" in remarks[1]
-    assert TrainConfig(steps=500, warmup_steps=50, decay_steps=(300, 400)).schedule_remarks == ()
-    assert TrainConfig(steps=500, warmup_steps=50, decay_steps=()).schedule_remarks == ()
-    assert TrainConfig(steps=500, warmup_steps=50, schedule="cosine").schedule_remarks == ()
-    assert TrainConfig(steps=500, warmup_steps=50, decay_steps=(300, 600)).schedule_remarks == (
-        "train.decay_steps [600] are beyond the end of 500 steps",
-    )
-    assert TrainConfig().schedule_remarks == ()
 
 
 @pytest.mark.parametrize(

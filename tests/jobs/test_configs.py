@@ -5,6 +5,7 @@ import pytest
 from jobs.cli import parse_run
 from jobs.train import main
 from pipelines.training.config import TrainRun
+from pipelines.training.schedule import require_end_of_warmup, schedule_in_steps, schedule_remarks
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -29,7 +30,20 @@ def test_nuclei_has_small_anchors_and_a_short_schedule() -> None:
     run = parse(next(path for path in CONFIGS if path.stem == "nuclei"))
     assert run.model.dense.anchors.sizes == (8, 16, 32, 64, 128)
     assert run.model.backbone.name == "efficientnet_lite0"
-    assert run.train.warmup_steps < run.train.steps
+    schedule = schedule_in_steps(run.train, 200)
+    assert (schedule.steps, schedule.warmup_steps, schedule.validate_every) == (500, 100, 100)
+    assert (schedule.schedule, schedule.peak_learning_rate) == ("cosine", 0.015)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_lite0_fpn", "mask_keypoint_lite0_fpn", "nuclei"])
+@pytest.mark.parametrize("images", [1, 8, 24, 200, 3000, 118_000])
+def test_presets_for_ones_own_data_fit_any_number_of_images(name: str, images: int) -> None:
+    asked = load(name).train
+    schedule = schedule_in_steps(asked, images)
+    require_end_of_warmup(schedule)
+    assert schedule_remarks(schedule) == ()
+    assert schedule.steps * asked.batch_size >= asked.epochs * images
+    assert schedule.steps // schedule.validate_every <= asked.validations
 
 
 def load(name: str) -> TrainRun:

@@ -21,6 +21,7 @@ from pipelines.training.events import (
     DataNote,
     Interrupted,
     MachineLeaves,
+    SchedulePlanned,
     StepReport,
     StoppedEarly,
     TrainingEvent,
@@ -97,6 +98,10 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
             DataNote("a.json: 1 mask is mended: annotation 3 of image 2: \x1b[2J\nfinished"),
             "note: a.json: 1 mask is mended: annotation 3 of image 2: \\x1b[2J\\nfinished",
         ),
+        (SchedulePlanned(4500, 8, 3000.0), "4,500 steps of 8 images = 12 epochs of 3,000 images"),
+        (SchedulePlanned(90_000, 16, 200.0), "90,000 steps of 16 images = 7,200 epochs of 200 images"),
+        (SchedulePlanned(5, 2, 150_000.4), "5 steps of 2 images = 6.67e-05 epochs of 150,000 images"),
+        (SchedulePlanned(100, 4, 160.0), "100 steps of 4 images = 2.5 epochs of 160 images"),
         (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )
@@ -138,6 +143,11 @@ def test_the_next_command_finds_the_images_wherever_they_lie(tmp_path: Path, ima
     assert (scoring.labels, scoring.annotations) == (labelling.output, str(annotations))
 
 
+def test_summary_names_the_curves() -> None:
+    lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, curves="runs/one/curves.svg"))
+    assert lines[1:3] == ["checkpoint: runs/one/checkpoints/best", "curves: runs/one/curves.svg"]
+
+
 def test_summary_repeats_what_was_left_out() -> None:
     lines = job.summary_lines(TrainRun("runs/one"), replace(SUMMARY, notes=("a.json: 2 masks are mended: ...",)))
     assert lines[1] == "note: a.json: 2 masks are mended: ..."
@@ -146,19 +156,57 @@ def test_summary_repeats_what_was_left_out() -> None:
 def test_prints_events_and_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fake_train(run: TrainRun, on_progress: Callable[[TrainingEvent], None]) -> TrainSummary:
         assert run.train.steps == 600
-        for event in (STARTED, STEP, VALIDATION):
+        for event in (SchedulePlanned(600, 4, 200.0, ("the learning rate never falls",)), STARTED, STEP, VALIDATION):
             on_progress(event)
         return SUMMARY
 
     monkeypatch.setattr(training, "train", fake_train)
     assert job.main(["--output", "runs/one", "--train.steps", "600"]) == 0
     printed, noted = capsys.readouterr()
-    words = [line.split()[0] for line in printed.splitlines()[:5]]
-    assert words == ["starting", "step", "validation", "finished:", "checkpoint:"]
-    notes = noted.splitlines()
+    words = [line.split()[0] for line in printed.splitlines()[:6]]
+    assert words == ["600", "starting", "step", "validation", "finished:", "checkpoint:"]
+    assert noted.splitlines() == [
+        "note: the learning rate never falls",
+        "note: some 62 min here for the 580 steps left, at 3.5 images/s; validations come on top",
+    ]
+
+
+def test_the_time_is_told_once_and_never_before_it_was_measured() -> None:
+    notes: list[str] = []
+    teller = job.Teller(lambda _: None, notes.append)
+    reports = [replace(STEP, step=step, seconds_left=(600.0 - step) * 10) for step in (120, 139, 140, 160, 600)]
+    teller(replace(STARTED, step=119))
+    teller(reports[0])
+    assert notes == []
+    for report in reports[1:]:
+        teller(report)
+    assert notes == ["note: some 77 min here for the 461 steps left, at 3.5 images/s; validations come on top"]
+    teller(replace(STARTED, step=140))  # other workers, perhaps slower ones
+    teller(reports[3])
     assert len(notes) == 2
-    assert notes[0].startswith("note: the 1000 steps of warm-up are not over at the end of 600 steps")
-    assert "train.decay_steps [60000, 80000] are beyond the end of 600 steps" in notes[1]
+    teller(replace(STARTED, step=140))
+    teller(reports[4])  # nothing is left
+    assert len(notes) == 2
+    teller(replace(STARTED, step=140, validation_images=0))
+    teller(reports[3])
+    assert notes[2].endswith("steps left, at 3.5 images/s")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (50.4, "50 s"),
+        (89.0, "89 s"),
+        (91.0, "2 min"),
+        (2400.0, "40 min"),
+        (7170.0, "2 h 0 min"),
+        (12_000.0, "3 h 20 min"),
+        (447_000.0, "5 days 4 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert job.duration(seconds) == text
 
 
 def test_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,19 +52,21 @@ def assert_close_losses(one: dict[int, dict[str, float]], other: dict[int, dict[
 
 @pytest.mark.ray
 def test_the_number_of_workers_changes_nothing(ray_here: None, tmp_path: Path) -> None:
-    """20 steps with the default optimisation: warm-up of 1000 steps, learning rate by the linear rule.
+    """20 steps at the rates of the default optimisation's first ones: warm-up of 1000 steps, linear rule.
 
     Sums in another order differ in their last bits, and learning makes more of such a difference with every step, the
     faster the higher the rate. The first 20 steps of a recipe lie in its warm-up, and so do these.
     """
     source = write_data(tmp_path / "data")
-    recipe = TrainConfig()
+    recipe, warmup_steps = TrainConfig(), 19
+    begin = recipe.warmup_factor
+    end = begin + (1 - begin) * warmup_steps / recipe.warmup_steps
     settings = {
         "batch_size": 4,
-        "learning_rate": recipe.learning_rate,
+        "learning_rate": recipe.learning_rate * end,
         "reference_batch_size": recipe.batch_size,
-        "warmup_steps": recipe.warmup_steps,
-        "warmup_factor": recipe.warmup_factor,
+        "warmup_steps": warmup_steps,
+        "warmup_factor": begin / end,
         "log_every": 1,
         "checkpoint_every": 20,
     }
@@ -88,7 +90,8 @@ def test_batch_norm_over_workers_is_that_of_one_worker(ray_here: None, tmp_path:
     found = []
     for workers in (1, 2):
         # Few steps: C5 has 16 values of a channel here, so that differences of rounding grow fast.
-        run = unvalidated(tmp_path / f"by{workers}", source, num_workers=workers, steps=2, batch_size=4, log_every=1)
+        few = {"steps": 2, "warmup_steps": 1, "learning_rate": 0.001}
+        run = unvalidated(tmp_path / f"by{workers}", source, num_workers=workers, batch_size=4, log_every=1, **few)
         backbone = replace(run.model.backbone, norm="sync_batch")
         run = replace(run, model=replace(run.model, backbone=backbone))
         events: list[TrainingEvent] = []

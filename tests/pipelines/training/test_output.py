@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines.training import output as training_output
 from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
 from pipelines.training.output import claim, publish, read_summary, release, take_over, write_summary
+from pipelines.training.schedule import schedule_in_steps
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path: Path) -> None:
@@ -106,6 +108,41 @@ def test_steps_may_grow_and_not_shrink(tmp_path: Path) -> None:
     assert read_summary(str(tmp_path / "run")) is None  # no longer finished
     with pytest.raises(ConfigError, match=r"train\.steps was 90, now 60"):
         claim(run_with(tmp_path / "run", steps=60), ONE)
+
+
+def scheduled(output: Path, epoch_images: int = 30, **settings: Any) -> TrainRun:
+    return TrainRun(str(output), train=schedule_in_steps(TrainConfig(**settings), epoch_images))
+
+
+def test_epochs_may_grow_and_shares_follow(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"batch_size": 2, "warmup_share": 0.1, "decay_shares": (0.5,), "validations": 4}
+    claim(scheduled(tmp_path / "run", epochs=4, **asked))
+    write_summary(str(tmp_path / "run"), {"checkpoint": "c", "last": "l", "steps": 60, "images": 120})
+    assert not claim(scheduled(tmp_path / "run", epochs=6, **asked))
+    assert read_summary(str(tmp_path / "run")) is None
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["train"]
+    assert (stored["steps"], stored["warmup_steps"], stored["decay_steps"]) == (90, 9, [45])
+    assert (stored["epochs"], stored["validate_every"]) == (6, 23)
+    with pytest.raises(ConfigError, match=r"train\.steps was 90, now 60; train\.epochs was 6, now 4"):
+        claim(scheduled(tmp_path / "run", epochs=4, **{**asked, "warmup_steps": 9, "warmup_share": 0.0}))
+    with pytest.raises(ConfigError, match=r"settings: train\.warmup_steps was 9, now 24; give"):
+        claim(scheduled(tmp_path / "run", epochs=8, **{**asked, "warmup_share": 0.2}))
+    with pytest.raises(ConfigError, match=r"settings: train\.decay_steps was \[45\], now \[60000, 80000\]; give"):
+        claim(scheduled(tmp_path / "run", epochs=8, **{**asked, "decay_shares": ()}))
+
+
+def test_the_same_steps_may_be_asked_for_in_another_way(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"batch_size": 2, "epochs": 4, "warmup_share": 0.1, "decay_shares": (0.5,)}
+    claim(scheduled(tmp_path / "run", batch_size=2, steps=60, warmup_steps=6, decay_steps=(30,)))
+    written = tmp_path / "run" / "run.json"
+    stored = json.loads(written.read_text())
+    for name in ("epochs", "warmup_share", "decay_shares", "validations"):  # a run of an earlier release
+        del stored["train"][name]
+    written.write_text(json.dumps(stored))
+    assert not claim(scheduled(tmp_path / "run", **asked))
+    assert not claim(scheduled(tmp_path / "run", **{**asked, "epochs": 0, "steps": 60}))
+    with pytest.raises(ConfigError, match=r"settings: train\.decay_steps was \[30\], now \[36\]"):
+        claim(scheduled(tmp_path / "run", **{**asked, "decay_shares": (0.6,)}))
 
 
 def test_what_is_free_to_change_is_taken_over(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from pipelines.training.events import (
     CheckpointSaved,
     ClusterNote,
     ProgressLog,
+    SchedulePlanned,
     StepReport,
     StoppedEarly,
     TrainingEvent,
@@ -40,6 +41,7 @@ from pipelines.training.events import (
 )
 from pipelines.training.run import check_data, train
 from pipelines.training.sample_log import read_samples
+from pipelines.training.schedule import schedule_remarks
 from tests.processes import descendants
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.
@@ -154,9 +156,13 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     assert not [path.name for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
     assert json.loads((output / "run.json").read_text())["train"]["steps"] == STEPS
-    assert events[0] == ClusterNote("computing on CPUs: the Ray cluster has no GPU (train.use_gpu auto)")
-    assert events[1] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    remarks = schedule_remarks(run.train)
+    assert events[0] == SchedulePlanned(STEPS, 1, IMAGES, remarks)
+    assert events[1] == ClusterNote("computing on CPUs: the Ray cluster has no GPU (train.use_gpu auto)")
+    assert events[2] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
     assert json.loads((output / "run.json").read_text())["train"]["use_gpu"] == "auto"
+    assert summary.curves == str(output / "curves.svg")
+    assert "step 6 of 6" in Path(summary.curves).read_text()
     reports = [event for event in events if isinstance(event, StepReport)]
     assert [report.step for report in reports] == [2, 4, 6]
     assert set(reports[0].losses) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
@@ -208,6 +214,26 @@ def test_a_run_stops_where_validation_no_longer_improves(ray_here: None, tmp_pat
     assert (summary.steps, summary.best_step) == (6, 2)
     assert [event for event in events if isinstance(event, StoppedEarly)] == [StoppedEarly(6, 2, 2)]
     assert train(run).resumed_from == 6
+
+
+@pytest.mark.ray
+def test_a_run_of_epochs_is_the_run_of_its_steps_and_may_grow(
+    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"steps": 90_000, "warmup_steps": 1000, "warmup_share": 1 / 3, "validations": 2}
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), epochs=6 / IMAGES, **asked)
+    summary = train(run)
+    assert summary.steps == STEPS
+    assert_equal_weights(summary.last, straight[2].last)
+    stored = json.loads(Path(run.output, "run.json").read_text())["train"]
+    assert (stored["steps"], stored["warmup_steps"], stored["validate_every"]) == (6, 2, 3)
+    assert (stored["epochs"], stored["warmup_share"], stored["validations"]) == (6 / IMAGES, 1 / 3, 2)
+    longer = replace(run, train=replace(run.train, epochs=8 / IMAGES))
+    events: list[TrainingEvent] = []
+    grown = train(longer, events.append)
+    assert (grown.steps, grown.resumed_from) == (8, STEPS)
+    assert [event.step for event in events if isinstance(event, ValidationReport)] == [8]
+    assert train(longer).resumed_from == 8
 
 
 @pytest.mark.ray
