@@ -302,7 +302,7 @@ def _expected(hint: Any) -> str:
     if hint in names:
         return names[hint]
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_expected(argument) for argument in arguments)
     if get_origin(hint) is tuple and arguments[-1] is Ellipsis:

@@ -61,8 +61,18 @@ def _hints(config_class: Any) -> dict[str, Any]:
 def _require_type(name: str, value: Any, hint: Any) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is not None or type(None) not in arguments:
+        words = [
+            word
+            for argument in arguments
+            if typing.get_origin(argument) is typing.Literal
+            for word in typing.get_args(argument)
+        ]
+        if (value is None and type(None) in arguments) or (isinstance(value, str) and value in words):
+            return
+        try:
             _require_type(name, value, next(argument for argument in arguments if argument is not type(None)))
+        except ConfigError as error:
+            raise ConfigError(" or ".join([str(error), *words])) from None
     elif origin is typing.Literal:
         known = isinstance(value, str) and value in arguments
         require(known, name, value, f"one of {', '.join(map(str, arguments))}")

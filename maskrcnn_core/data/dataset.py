@@ -6,8 +6,10 @@ repeated and resumed, on any number of workers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
@@ -15,14 +17,31 @@ from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder
+from maskrcnn_core.data.packed_inputs import PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
-from maskrcnn_core.errors import ConfigError, ImageError
+from maskrcnn_core.data.transform import prepare_image, resize_exactly, resized_size
+from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, ImageStatus
 from maskrcnn_core.keypoints import mirror_keypoints
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.structures import Proposals, Targets
+
+
+class ImageFiles(Protocol):
+    """Where the files of a data set are read (`files.Folder`, or what is more patient)."""
+
+    def path(self, name: str) -> str:
+        """Where the file lies that the annotations call `name`, for messages."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Its bytes.
+
+        Raises:
+            OSError: FileNotFoundError where there is none, others whatever keeps it from being read.
+            ImageError: the same, told by whoever reads.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,8 @@ class TrainingItem:
     """One image ready for a batch.
 
     Attributes:
-        image: [3, h, w] float32, normalised.
+        image: [3, h, w], in memory [h, w, 3]: uint8 RGB where the resized values are whole numbers, or else float32
+            normalised.
         original_size: (height, width) of the image file, pixels.
         targets: its objects in the input frame.
         image_id: COCO image id.
@@ -68,7 +88,7 @@ class CocoTrainingData:
 
     Args:
         dataset: annotations.
-        images: folder or URI that the file names are relative to.
+        images: the files that the annotations name.
         input: how an image becomes the network's input; each sample says its own short side.
         targets: what the targets hold.
         max_pixels: larger images are refused.
@@ -84,7 +104,7 @@ class CocoTrainingData:
     def __init__(
         self,
         dataset: CocoDataset,
-        images: str,
+        images: ImageFiles,
         input: InputConfig,
         targets: TargetRule,
         *,
@@ -102,7 +122,7 @@ class CocoTrainingData:
         self._images = dataset.images
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
-        self._folder = Folder(images)
+        self._files = images
         self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
         self._jitter, self._colors = jitter, colors
@@ -119,9 +139,20 @@ class CocoTrainingData:
         """Read, decode and resize the image, and make its targets.
 
         Raises:
-            ImageError: the image is missing, damaged or not of the annotated size.
+            ImageError: the image, or its partner, is missing, damaged or not of the annotated size, or an annotation of
+                it cannot be used; has its COCO id.
         """
         image = self._images[sample.index]
+        try:
+            return self._item(image, sample)
+        except ImageError as error:
+            if error.image_id is not None:
+                raise
+            raise ImageError(error.status, str(error), image.image_id) from None
+        except AnnotationError as error:
+            raise self._bad(image, "failed", str(error)) from None
+
+    def _item(self, image: CocoImage, sample: Sample) -> TrainingItem:
         rng = seeded(sample.seed)
         if self._jitter is not None:
             return self._jittered_item(image, sample, self._jitter, rng)
@@ -160,6 +191,9 @@ class CocoTrainingData:
         return pixels if self._colors is None else recolored(pixels, self._colors, rng)
 
     def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        exact = resize_exactly(pixels, size, self._input.resize)
+        if exact is not None:
+            return exact
         return prepare_image(
             pixels,
             size=size,
@@ -193,30 +227,34 @@ class CocoTrainingData:
         return proposals
 
     def _decode(self, image: CocoImage) -> Tensor:
-        where = f"image {image.image_id} ({self._folder.path(image.file_name)})"
+        """[3, H, W] uint8 RGB, of the annotated size."""
         try:
-            encoded = self._folder.read(image.file_name)
-        except FileNotFoundError:
-            raise ImageError("missing", f"{where}: no such file; check data.*.images and its file_name") from None
-        except (OSError, ValueError) as error:
-            raise ImageError("unreadable", f"{where}: cannot be read: {error}") from None
-        try:
+            encoded = self._files.read(image.file_name)
             # COCO's ground truth is drawn on the pixels as stored, so the EXIF orientation must not turn them.
             pixels = decode_image(encoded, max_pixels=self._max_pixels, apply_exif=False)
+        except FileNotFoundError:
+            raise self._bad(image, "missing", "no such file; check data.*.images and its file_name") from None
         except ImageError as error:
-            raise ImageError(error.status, f"{where}: {error}") from None
+            raise self._bad(image, error.status, str(error)) from None
+        except OSError as error:
+            raise self._bad(image, "unreadable", f"cannot be read: {error}") from None
         height, width = pixels.shape[1:]
         if (height, width) != (image.height, image.width):
             turned = (height, width) == (image.width, image.height)
             hint = (
                 "were the annotations drawn on the image as turned by EXIF? store it turned" if turned else "correct it"
             )
-            raise ImageError(
+            raise self._bad(
+                image,
                 "failed",
-                f"{where}: the file has {width} x {height} pixels (width x height), "
+                f"the file has {width} x {height} pixels (width x height), "
                 f"the annotation file says {image.width} x {image.height}; {hint}",
             )
         return pixels
+
+    def _bad(self, image: CocoImage, status: ImageStatus, reason: str) -> ImageError:
+        where = f"image {image.image_id} ({self._files.path(image.file_name)})"
+        return ImageError(status, f"{where}: {reason}", image.image_id)
 
 
 def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
@@ -225,11 +263,14 @@ def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
     return pad_proposals(proposals) if proposals else None
 
 
-def collate(items: Sequence[TrainingItem], *, divisor: int = 32) -> tuple[ImageBatch, Targets, list[int]]:
-    """Items to one batch: padded images, padded targets, COCO image ids.
+def collate(
+    items: Sequence[TrainingItem], rule: InputConfig, dtype: torch.dtype = torch.float32
+) -> tuple[PackedInputs, Targets, list[int]]:
+    """Items to one batch: images packed for the way to the device, padded targets, COCO image ids.
 
     Args:
-        divisor: sides of the batch are a multiple of it, pixels.
+        rule: the network's input, as of the data set.
+        dtype: of the pixels on the device.
     """
-    batch = pad_batch([item.image for item in items], [item.original_size for item in items], divisor)
-    return batch, pad_targets([item.targets for item in items]), [item.image_id for item in items]
+    images = pack_inputs([item.image for item in items], [item.original_size for item in items], rule, dtype)
+    return images, pad_targets([item.targets for item in items]), [item.image_id for item in items]

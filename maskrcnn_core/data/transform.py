@@ -71,7 +71,7 @@ def prepare_image(
         torchvision, which normalises before it resizes: both are linear. With `antialias` the resized values are
         Pillow's own.
     """
-    resized = _resize_as_pillow(image, size) if resize == "antialias" else _resize(image, size)
+    resized = _resize_as_pillow(image, size).to(torch.float32) if resize == "antialias" else _resize(image, size)
     if channels == "bgr":
         resized = resized.flip(-1)
     factor, offset = normalisation(mean, std, scale)
@@ -79,6 +79,21 @@ def prepare_image(
     rows = resized.view(size[0], -1)
     rows.mul_(factor.repeat(size[1])).add_(offset.repeat(size[1]))
     return resized.permute(2, 0, 1)
+
+
+def resize_exactly(image: Tensor, size: tuple[int, int], rule: ResizeRule) -> Tensor | None:
+    """The resized image where its values are whole numbers: [3, h, w] uint8, in memory [h, w, 3]; else None.
+
+    `prepare_image` gives the same of it as of the image.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        size: (height, width) to resize to, pixels.
+        rule: the resize rule (see above).
+    """
+    if rule != "antialias" and tuple(image.shape[1:]) != size:
+        return None
+    return _resize_as_pillow(image, size).permute(2, 0, 1)
 
 
 def normalisation(
@@ -109,11 +124,12 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_as_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`_resize` by Pillow itself. (torch's antialiased interpolation of uint8 is off by one in a value of some 600.)"""
+    """[3, H, W] uint8 -> [h, w, 3] uint8 by Pillow itself. (torch's antialiased interpolation of uint8 is off by one in
+    a value of some 600.)"""
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     if pixels.shape[:2] != size:
         pixels = np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).to(torch.float32)
+    return torch.from_numpy(pixels)
 
 
 def resized_part(

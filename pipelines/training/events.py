@@ -2,15 +2,18 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from maskrcnn_core.errors import UserError
+from maskrcnn_core.training.batches import BadImage
+from pipelines.training.bad_images import BadImages
 
 _POLL_SECONDS = 0.5
+_BAD_IMAGES_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class TrainingStarted:
         images, validation_images: in the data sets.
         workers, threads: processes, and CPU threads of each.
         dropped_annotations: faulty ones that are left out of the training data.
+        loaders: processes of each worker that prepare its images; 0 = a thread.
     """
 
     step: int
@@ -32,6 +36,7 @@ class TrainingStarted:
     workers: int
     threads: int
     dropped_annotations: int
+    loaders: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,19 @@ class DataNote:
     """
 
     text: str
+
+
+@dataclass(frozen=True)
+class ImageReplaced:
+    """An image cannot be used; another one takes its place. Told of the first ones only.
+
+    Attributes:
+        reason: which image, and what is wrong with it.
+        is_last: further ones are only listed.
+    """
+
+    reason: str
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -195,6 +213,7 @@ class Interrupted:
 TrainingEvent = (
     TrainingStarted
     | DataNote
+    | ImageReplaced
     | InitialWeightsLoaded
     | StepReport
     | ValidationReport
@@ -208,15 +227,16 @@ TrainingEvent = (
 
 
 class ProgressLog:
-    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, and where it is to
-    stop.
+    """An actor's state: events not yet fetched, the bad images, the user's mistake that ended the run, if one did, and
+    where it is to stop.
 
     All workers stop before the same step without waiting for each other: each announces a step when it comes to it, and
     looks at the answer to the announcement before. No worker is further than the last step announced when the run is
     asked to stop, so all of them hear of a stop two steps later in time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bad_images: BadImages) -> None:
+        self._bad_images = bad_images
         self._events: list[TrainingEvent] = []
         self._mistake: UserError | None = None
         self._announced: int | None = None
@@ -251,6 +271,18 @@ class ProgressLog:
         events, self._events = self._events, []
         return events
 
+    def count_bad(self, bad: Sequence[BadImage], seen: int) -> UserError | None:
+        """A worker had to replace images; returns why the run must end, if it must. See `BadImages`."""
+        told = len(self._bad_images)
+        for image in self._bad_images.add(bad)[: max(0, _BAD_IMAGES_TOLD - told)]:
+            told += 1
+            self.add(ImageReplaced(image.reason, is_last=told == _BAD_IMAGES_TOLD))
+        return self._bad_images.verdict(seen)
+
+    def bad_images(self, known: int = 0) -> list[BadImage]:
+        """All bad images, if there are more than are known."""
+        return self._bad_images.all() if len(self._bad_images) > known else []
+
     def fail(self, mistake: UserError) -> None:
         """Record what no restart would mend; the first one stays."""
         self._mistake = self._mistake or mistake
@@ -260,11 +292,11 @@ class ProgressLog:
         return self._mistake
 
 
-def start_progress_log() -> Any:
+def start_progress_log(bad_images: BadImages) -> Any:
     """A `ProgressLog` as an actor beside the driver (so that losing a worker's node does not lose it)."""
     node = ray.get_runtime_context().get_node_id()
     options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
-    return ray.remote(ProgressLog).options(**options).remote()
+    return ray.remote(ProgressLog).options(**options).remote(bad_images)
 
 
 @contextlib.contextmanager

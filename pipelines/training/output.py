@@ -8,6 +8,7 @@ OUTPUT/summary.json               there once the run has finished
 OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
+OUTPUT/bad_images.jsonl           images that could not be used and were replaced
 OUTPUT/validation/                scores of every validation
 OUTPUT/_ray/                      Ray Train's storage
 """
@@ -27,16 +28,19 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.weights.format_1 import has_old_names, renamed_settings
 from pipelines import storage
 from pipelines.storage.run_files import json_object_bytes, read_json_object
+from pipelines.training.bad_images import BAD_IMAGES
 from pipelines.training.checkpoint_store import copy_file, list_checkpoints
 from pipelines.training.config import TrainRun
 
 _FREE_TO_CHANGE = (
     "cluster.",
     "data.check_images",
+    "data.max_bad_fraction",
     "data.max_pixels",
     "data.reader",
     "data.workers",
     "output",
+    "storage.",
     "train.checkpoint_every",
     "train.log_every",
     "train.max_failures",
@@ -176,7 +180,7 @@ def release(output: str, owner: str) -> None:
     """
     if list_checkpoints(resume_uri(output)) or not owns(output, owner):
         return
-    for name in ("run.json", "data.json"):
+    for name in ("run.json", "data.json", BAD_IMAGES):
         storage.delete_file(storage.join(output, name))
     for name in ("_ray", "samples", "tensorboard"):
         storage.delete_folder(storage.join(output, name))

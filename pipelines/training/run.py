@@ -23,6 +23,8 @@ from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, Use
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.storage.s3_settings import applied, settings_environment
+from pipelines.training.bad_images import BadImages, most_by_chance, read_bad_images, write_bad_images
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
 from pipelines.training.datasets import RunData, training_data, validation_data
@@ -62,6 +64,7 @@ class TrainSummary:
         resumed_from: step of the checkpoint that the workers last started from, 0 without one; equal to `steps` where
             the run was already finished.
         notes: what a person should know of the annotations, a line each.
+        bad_images: how many could not be used and were replaced (OUTPUT/bad_images.jsonl).
     """
 
     checkpoint: str
@@ -74,6 +77,7 @@ class TrainSummary:
     best_step: int | None
     resumed_from: int
     notes: tuple[str, ...] = ()
+    bad_images: int = 0
 
 
 def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
@@ -90,7 +94,11 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         KeyboardInterrupt: the run was interrupted; its text says where the same call goes on.
         ray.train.TrainingFailedError: a bug.
     """
-    run = _with_absolute_paths(run)
+    with applied(run.storage):
+        return _train(_with_absolute_paths(run), on_progress)
+
+
+def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
     require_free(run.output)
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
@@ -107,7 +115,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
     del data  # the workers read their own
-    with connection.connect(run.cluster):
+    with connection.connect(run.cluster, environment=settings_environment(run.storage)):
         _check_cluster(run)
         for note in notes if on_progress else ():
             on_progress(DataNote(note))  # type: ignore[misc]
@@ -117,7 +125,7 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
             if is_new:
                 write_data_summary(run.output, described)
             result = _fit(run, owner, on_progress)
-    summary = replace(_summary(run, result), notes=notes)
+    summary = replace(_summary(run, result), notes=notes, bad_images=len(read_bad_images(run.output)))
     write_summary(run.output, asdict(summary))
     return summary
 
@@ -192,7 +200,8 @@ def _check_images(run: TrainRun, data: Mapping[str, RunData]) -> None:
     for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
         if run.data.check_images and name in data:
             number, most = run.data.check_images, run.data.max_pixels
-            check_images(name, data[name].dataset, paths.images, number=number, max_pixels=most)
+            tolerated = int(most_by_chance(min(number, len(data[name].dataset.images)), run.data.max_bad_fraction))
+            check_images(name, data[name].dataset, paths.images, number=number, max_pixels=most, tolerated=tolerated)
 
 
 def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
@@ -283,7 +292,7 @@ def _check_cluster(run: TrainRun) -> None:
     field = "min_workers" if settings.min_workers else "num_workers"
     workers: int = getattr(settings, field)
     tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
-    readers = workers * run.data.workers if run.data.reader == "ray" else 0
+    readers = workers * _actors(run)
     wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
     available = ray.cluster_resources()
     for resource, amount in wanted.items():
@@ -300,13 +309,19 @@ def _check_cluster(run: TrainRun) -> None:
 
 
 def _cpus(run: TrainRun) -> int:
-    """Of a training worker, its loader processes included."""
-    loaders = run.data.workers if run.data.reader == "local" else 0
+    """Of a training worker, with the loader processes that it was given; those that it chooses itself take what CPUs
+    its machine has, be they few."""
+    loaders = run.data.workers if run.data.reader == "local" and run.data.workers != "auto" else 0
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
+def _actors(run: TrainRun) -> int:
+    """Readers of a training worker."""
+    return run.data.workers if run.data.reader == "ray" and run.data.workers != "auto" else 0
+
+
 def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None] | None) -> WorkerResult:
-    progress = start_progress_log()
+    progress = start_progress_log(BadImages(run.data.max_bad_fraction, read_bad_images(run.output)))
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -321,11 +336,16 @@ def _fit(run: TrainRun, owner: str, on_progress: Callable[[TrainingEvent], None]
             callbacks=[Notices(progress)],
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             logging_config=LoggingConfig("ERROR"),
-            worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
+            # Actors and tasks that the workers start inherit it.
+            worker_runtime_env={
+                "env_vars": {**connection.TENSOR_MEMORY_ENVIRONMENT, **settings_environment(run.storage)}
+            },
         ),
     )
     with forwarded(progress, on_progress):
         result = result_of(trainer, progress, run.output)
+    if bad := ray.get(progress.bad_images.remote()):
+        write_bad_images(run.output, bad)
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake

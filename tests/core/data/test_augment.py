@@ -14,6 +14,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, draw_placement, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, TrainingItem, collate
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import ConfigError
@@ -65,7 +66,8 @@ def data_of(
     generated: tuple[CocoDataset, str], mask_size: int | None = TargetRule.mask_size, **others: Any
 ) -> CocoTrainingData:
     size = InputConfig(short_side=90, long_side=200, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return CocoTrainingData(*generated, size, TargetRule(mask_size, keypoints=True), **others)
+    dataset, images = generated
+    return CocoTrainingData(dataset, Folder(images), size, TargetRule(mask_size, keypoints=True), **others)
 
 
 def part(field: Tensor | None) -> Tensor:
@@ -119,7 +121,7 @@ def test_mask_targets_draw_the_objects_that_are_seen(generated: tuple[CocoDatase
     """From the pixels: a picture painted by its masks is found again in the mask head's targets."""
     data = data_of(generated, jitter=replace(RULE, scale=(0.9, 1.2)), mask_size=0)
     item = data[replace(samples(1)[0], partner=None)]
-    targets = collate([item])[1]
+    targets = collate([item], InputConfig())[1]
     count = len(item.targets)
     regions = targets.boxes[0, :count]
     drawn = mask_targets(targets, regions, torch.zeros(count, dtype=torch.int64), torch.arange(count), 28, aligned=True)

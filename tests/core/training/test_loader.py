@@ -8,7 +8,8 @@ import pytest
 
 from maskrcnn_core.data.dataset import Sample
 from maskrcnn_core.errors import AnnotationError, ImageError, StorageError, UserError
-from maskrcnn_core.training.loader import _Batches, load_batches, prefetch
+from maskrcnn_core.training.batches import BatchMaker, MadeBatch
+from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.sampler import BatchPlan
 
 
@@ -54,14 +55,14 @@ MISTAKES = (
 
 @pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
 def test_a_mistake_leaves_a_loader_process_as_a_value(error: UserError) -> None:
-    bad = Sample(3, False, 0)
-    batches = _Batches(Broken(error, bad), as_list)
-    good = Sample(2, False, 0)
-    assert batches[[good]] == [good]
-    arrived = pickle.loads(pickle.dumps(batches[[good, bad]]))
+    plan = BatchPlan([(3, 4)] * 6, batch_size=2, seed=0)
+    bad = plan.batch(1)[1]
+    make = BatchMaker(Broken(error, bad), as_list, plan, 0)
+    assert make(0) == MadeBatch(plan.batch(0))
+    arrived = pickle.loads(pickle.dumps(make(1)))
     assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
     with pytest.raises(OSError, match="disk"):  # no mistake of the user's
-        _Batches(Broken(OSError("disk"), bad), as_list)[[bad]]
+        BatchMaker(Broken(OSError("disk"), bad), as_list, plan, 0)(1)
 
 
 def test_a_mistake_is_the_same_wherever_it_is_found() -> None:

@@ -1,5 +1,6 @@
 """Control groups of both versions as a container and a machine show them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_no_control_groups_no_quota(tmp_path: Path) -> None:
 def test_cpus_and_cores_are_those_that_a_quota_keeps_busy(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
-    monkeypatch.setattr(connection.os, "sched_getaffinity", lambda _: set(range(10_000, 10_006)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10_000, 10_006)))
     monkeypatch.setattr(connection, "cpu_quota", lambda: quota)
     assert connection.usable_cpus() == expected
     assert connection.physical_cores() == expected  # no file tells that two of these are one core

@@ -275,7 +275,9 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
                     if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(training, "start_progress_log", lambda: ray.remote(KillingLog).options(num_cpus=0).remote())
+    monkeypatch.setattr(
+        training, "start_progress_log", lambda bad: ray.remote(KillingLog).options(num_cpus=0).remote(bad)
+    )
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     run = replace(run, data=replace(run.data, val=DatasetConfig()))
     events: list[TrainingEvent] = []

@@ -15,6 +15,7 @@ from ray.train import WorkerGroupError
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.training.state import TrainingState
 from pipelines.training import supervision
+from pipelines.training.bad_images import BadImages
 from pipelines.training.events import ProgressLog, WorkersLost
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerResult
@@ -29,7 +30,7 @@ class FakeProgress:
     """A `ProgressLog` in this process."""
 
     def __init__(self) -> None:
-        self.log = ProgressLog()
+        self.log = ProgressLog(BadImages(0.0))
 
     def __getattr__(self, name: str) -> _Call:
         return _Call(getattr(self.log, name))
@@ -119,7 +120,7 @@ def test_workers_that_are_replaced_say_why_and_mistakes_end_the_run_instead() ->
 def test_all_workers_stop_before_the_same_step(seed: int) -> None:
     """Whatever they are at when the run is asked to stop; each step needs all of them, as gradients do."""
     dice = random.Random(seed)
-    log, workers = ProgressLog(), dice.randint(1, 4)
+    log, workers = ProgressLog(BadImages(0.0)), dice.randint(1, 4)
     at = [dice.randint(0, 5)] * workers
     answers: list[int | None] = [None] * workers
     ended: list[int | None] = [None] * workers
@@ -143,7 +144,7 @@ def test_all_workers_stop_before_the_same_step(seed: int) -> None:
 
 
 def test_new_workers_after_a_failure_stop_too() -> None:
-    log = ProgressLog()
+    log = ProgressLog(BadImages(0.0))
     assert not log.stop()  # nobody trains yet
     assert log.begin(7) == 9
     log.restart()
