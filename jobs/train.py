@@ -167,7 +167,7 @@ def _bad_image_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
     if not summary.bad_images:
         return []
     number = f"{summary.bad_images} image{'s' if summary.bad_images > 1 else ''}"
-    return [f"note: {number} could not be used and had others in their place: {settings.output}/bad_images.jsonl"]
+    return [f"note: {number} could not be used: {settings.output}/bad_images.jsonl"]
 
 
 def _proposal_options(settings: TrainRun, dataset: DatasetConfig) -> str:
