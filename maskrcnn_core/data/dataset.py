@@ -17,11 +17,11 @@ from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.packed_inputs import PackedInputs, pack_inputs
+from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
-from maskrcnn_core.data.transform import prepare_image, resize_exactly, resized_size
+from maskrcnn_core.data.transform import is_resized_on_device, prepare_image, resize_exactly, resized_size
 from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, ImageStatus
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Proposals, Targets
@@ -68,16 +68,13 @@ class TrainingItem:
     """One image ready for a batch.
 
     Attributes:
-        image: [3, h, w], in memory [h, w, 3]: uint8 RGB where the resized values are whole numbers, or else float32
-            normalised.
-        original_size: (height, width) of the image file, pixels.
+        image: as it travels to the device.
         targets: its objects in the input frame.
         image_id: COCO image id.
         proposals: in the input frame, or None where an RPN makes them.
     """
 
-    image: Tensor
-    original_size: tuple[int, int]
+    image: InputImage
     targets: ImageTargets
     image_id: int
     proposals: ImageProposals | None = None
@@ -94,6 +91,7 @@ class CocoTrainingData:
         max_pixels: larger images are refused.
         proposals: of every image, where no RPN makes them.
         max_proposals: best ones of an image that are used.
+        resized_on_device: leave the resizing to the device, which is a GPU, where that is the smaller way to travel.
         jitter: large-scale jitter, in place of resizing to the sample's short side; also what a sample's partner needs.
         colors: random changes to colours.
 
@@ -111,6 +109,7 @@ class CocoTrainingData:
         max_pixels: int = MAX_PIXELS,
         proposals: ProposalFiles | None = None,
         max_proposals: int = 1000,
+        resized_on_device: bool = False,
         jitter: ScaleJitter | None = None,
         colors: ColorJitter | None = None,
     ) -> None:
@@ -125,7 +124,7 @@ class CocoTrainingData:
         self._files = images
         self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
-        self._jitter, self._colors = jitter, colors
+        self._jitter, self._colors, self._resized_on_device = jitter, colors, resized_on_device
 
     def __len__(self) -> int:
         return len(self._images)
@@ -158,12 +157,12 @@ class CocoTrainingData:
             return self._jittered_item(image, sample, self._jitter, rng)
         pixels = self._recolored(self._decode(image), rng)
         size = resized_size(image.height, image.width, sample.short_side, self._input.long_side, self._input.resize)
-        prepared = self._prepared(pixels.flip(-1) if sample.flip else pixels, size)
+        prepared = self._prepared(image, pixels.flip(-1) if sample.flip else pixels, size)
         targets = self._targets(image, size, flip=sample.flip)
         proposals = None
         if self._proposals is not None:
             proposals = resize_proposals(self._read_proposals(self._proposals, image), size, flip=sample.flip)
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id, proposals)
+        return TrainingItem(prepared, targets, image.image_id, proposals)
 
     def _jittered_item(
         self, image: CocoImage, sample: Sample, jitter: ScaleJitter, rng: np.random.Generator
@@ -182,27 +181,29 @@ class CocoTrainingData:
             keypoint_offset=self._rule.keypoint_offset,
             resize=self._input.resize,
         )
-        prepared = self._prepared(self._recolored(made.pixels, rng), made.size)
+        prepared = self._prepared(image, self._recolored(made.pixels, rng), made.size)
         changed = replace(image, height=made.size[0], width=made.size[1], objects=made.objects)
         targets = self._targets(changed, made.size, flip=False)
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id)
+        return TrainingItem(prepared, targets, image.image_id)
 
     def _recolored(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        return pixels if self._colors is None else recolored(pixels, self._colors, rng)
+        return pixels if self._colors is None else recolored(pixels.contiguous(), self._colors, rng)
 
-    def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        exact = resize_exactly(pixels, size, self._input.resize)
+    def _prepared(self, image: CocoImage, pixels: Tensor, size: tuple[int, int]) -> InputImage:
+        rule, exact = self._input, resize_exactly(pixels, size, self._input.resize)
         if exact is not None:
-            return exact
-        return prepare_image(
-            pixels,
-            size=size,
-            mean=self._input.mean,
-            std=self._input.std,
-            channels=self._input.channels,
-            scale=self._input.scale,
-            resize=self._input.resize,
-        )
+            pixels = exact
+        elif not (self._resized_on_device and is_resized_on_device(pixels, size, rule.resize)):
+            pixels = prepare_image(
+                pixels,
+                size=size,
+                mean=rule.mean,
+                std=rule.std,
+                channels=rule.channels,
+                scale=rule.scale,
+                resize=rule.resize,
+            )
+        return InputImage(pixels, size, (image.height, image.width))
 
     def _targets(self, image: CocoImage, size: tuple[int, int], *, flip: bool) -> ImageTargets:
         return object_targets(
@@ -272,5 +273,5 @@ def collate(
         rule: the network's input, as of the data set.
         dtype: of the pixels on the device.
     """
-    images = pack_inputs([item.image for item in items], [item.original_size for item in items], rule, dtype)
+    images = pack_inputs([item.image for item in items], rule, dtype)
     return images, pad_targets([item.targets for item in items]), [item.image_id for item in items]

@@ -1,10 +1,13 @@
-"""Resized training images on their way to the device: in one piece, without the padding that a batch has, and in 8 bits
-where their values have no more.
+"""Training images on their way to the device: in one piece, without the padding that a batch has, and in 8 bits where
+that is all there is to them.
 
-A training image is resized on the host, whose arithmetic decides its values. Where these are whole numbers again (the
-resize rule `antialias`, a crop of large-scale jitter, an image that keeps its size), they travel as they are and are
-normalised where the network is: the same product and the same sum, each rounded once, on every device. Interpolated
-values travel normalised, in the type that the network takes. Padding is added on arrival.
+The values of a batch are decided by the host's resizing, and are the same to the last bit however they travel:
+    8 bits, final        whole numbers: the resize rule `antialias`, a crop of large-scale jitter, an image that keeps
+                         its size
+    8 bits, as decoded   for a GPU, which resizes as the host would (`transform.resize_on_device`)
+    floating point       interpolated and normalised by the host, in the type that the network takes
+Values of 8 bits are normalised where the network is: by the same product and the same sum, each rounded once. Padding
+is added on arrival.
 """
 
 from collections.abc import Sequence
@@ -15,88 +18,118 @@ from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.packing import Size, pack
-from maskrcnn_core.data.transform import normalisation, padded_size, prepare_image, size_table
+from maskrcnn_core.data.transform import normalisation, padded_size, resize_on_device, size_table
 from maskrcnn_core.structures import ImageBatch
 
 
 @dataclass(frozen=True)
-class PackedInputs:
-    """A batch of training images, resized, on the host.
+class InputImage:
+    """A training image before it is packed.
 
     Attributes:
-        values: [B], [h, w, 3] of one image after the other. uint8: 0..255, RGB, not normalised; floating point: as the
-            network takes them.
-        factor, offset: [3] float32, by which uint8 values are normalised.
-        input_sizes, original_sizes: [N, 2] int64, as in `ImageBatch`.
-        sizes: the input sizes as numbers.
-        channels: order that the network expects.
-        divisor: sides of the padded batch are a multiple of it, pixels.
-        dtype: of the padded batch.
+        pixels: [3, H, W], best in memory [H, W, 3]: uint8 RGB, to be resized to `size` and normalised, or else float32,
+            of that size and normalised.
+        size: (height, width) of the network's input, pixels.
+        original_size: the same of the image file.
     """
 
+    pixels: Tensor
+    size: Size
+    original_size: Size
+
+
+@dataclass(frozen=True)
+class PackedInputs:
+    """A batch of training images.
+
+    Attributes:
+        pixels: [B] uint8 RGB, [H, W, 3] of one image after the other, of those that travel in 8 bits.
+        values: [V] float32 or bfloat16, [h, w, 3] of one after the other, of those that are normalised.
+        factor, offset: [3] float32, by which 8 bits are normalised.
+        input_sizes, original_sizes: [N, 2] int64, as in `ImageBatch`.
+        sizes: the input sizes as numbers.
+        stored: of each image the size in which it lies in `pixels`; None = it lies in `values`.
+        channels: order that the network expects.
+        divisor: sides of the padded batch are a multiple of it, pixels.
+    """
+
+    pixels: Tensor
     values: Tensor
     factor: Tensor
     offset: Tensor
     input_sizes: Tensor
     original_sizes: Tensor
     sizes: tuple[Size, ...]
+    stored: tuple[Size | None, ...]
     channels: str
     divisor: int
-    dtype: torch.dtype
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """The batch on a device, normalised and padded there; a GPU is not waited for."""
-        values = self._normalised(device)
-        height, width = padded_size(
-            (max(height for height, _ in self.sizes), max(width for _, width in self.sizes)), self.divisor
+        """The batch on a device, resized, normalised and padded there; a GPU is not waited for."""
+        pixels, values, factor, offset, input_sizes, original_sizes = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (
+                self.pixels,
+                self.values,
+                self.factor,
+                self.offset,
+                self.input_sizes,
+                self.original_sizes,
+            )
         )
+        height, width = (max(sides) for sides in zip(*self.sizes, strict=True))
         # In memory channels last, as the convolutions are fastest.
-        pixels = torch.zeros(len(self), height, width, 3, dtype=self.dtype, device=device)
-        start = 0
-        for slot, (height, width) in zip(pixels, self.sizes, strict=True):
-            stop = start + height * width * 3
-            slot[:height, :width] = values[start:stop].view(height, width, 3)
-            start = stop
-        tables = (table.to(device, non_blocking=True) for table in (self.input_sizes, self.original_sizes))
-        return ImageBatch(pixels.permute(0, 3, 1, 2), *tables)
+        shape = (len(self), *padded_size((height, width), self.divisor), 3)
+        batch = torch.zeros(shape, dtype=self.values.dtype, device=device)
+        begin = {True: 0, False: 0}
+        for slot, size, stored in zip(batch, self.sizes, self.stored, strict=True):
+            height, width = stored or size
+            first = begin[stored is None]
+            last = begin[stored is None] = first + height * width * 3
+            if stored is None:
+                image = values[first:last].view(height, width, 3)
+            else:
+                image = self._normalised(pixels[first:last].view(height, width, 3), size, factor, offset)
+            slot[: size[0], : size[1]] = image
+        return ImageBatch(batch.permute(0, 3, 1, 2), input_sizes, original_sizes)
 
-    def _normalised(self, device: torch.device | str) -> Tensor:
-        values = self.values.to(device, non_blocking=True)
-        if values.dtype != torch.uint8:
-            return values
-        factor, offset = (part.to(device, non_blocking=True) for part in (self.factor, self.offset))
-        rows = values.view(-1, 3)
-        rows = (rows.flip(1) if self.channels == "bgr" else rows).to(torch.float32)
+    def _normalised(self, pixels: Tensor, size: Size, factor: Tensor, offset: Tensor) -> Tensor:
+        """[H, W, 3] uint8 -> [h, w, 3] float32."""
+        values = pixels.to(torch.float32) if pixels.shape[:2] == size else resize_on_device(pixels, size)
+        if self.channels == "bgr":
+            values = values.flip(-1)
         # A product and then a sum, as `prepare_image` has it: one operation of both would round but once.
-        return rows.mul_(factor).add_(offset).view(-1)
+        return values.mul_(factor).add_(offset)
 
 
-def pack_inputs(
-    images: Sequence[Tensor], original_sizes: Sequence[Size], rule: InputConfig, dtype: torch.dtype = torch.float32
-) -> PackedInputs:
-    """Resized training images as one batch.
+def pack_inputs(images: Sequence[InputImage], rule: InputConfig, dtype: torch.dtype = torch.float32) -> PackedInputs:
+    """Training images as one batch.
 
     Args:
-        images: at least one, [3, h, w], in memory [h, w, 3]: uint8 RGB, or float32 normalised.
-        original_sizes: (height, width) of each image file, pixels.
+        images: at least one.
         rule: the network's input.
         dtype: what the network takes: float32, or what its first layer would round to.
     """
-    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    if any(image.dtype != torch.uint8 for image in images):
-        images = [_normalised(image, rule) if image.dtype == torch.uint8 else image for image in images]
-    by_pixel = [image.permute(1, 2, 0) for image in images]
-    values = pack(by_pixel, torch.uint8 if images[0].dtype == torch.uint8 else dtype)
+    in_bytes = [image.pixels for image in images if image.pixels.dtype == torch.uint8]
+    normalised = [image.pixels for image in images if image.pixels.dtype != torch.uint8]
     factor, offset = normalisation(rule.mean, rule.std, rule.scale)
-    tables = size_table(sizes), size_table(original_sizes)
-    return PackedInputs(values, factor, offset, *tables, sizes, rule.channels, rule.divisor, dtype)
-
-
-def _normalised(image: Tensor, rule: InputConfig) -> Tensor:
-    size = (image.shape[1], image.shape[2])
-    return prepare_image(
-        image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
+    sizes = tuple(image.size for image in images)
+    return PackedInputs(
+        pack([pixels.permute(1, 2, 0) for pixels in in_bytes], torch.uint8),
+        pack([pixels.permute(1, 2, 0) for pixels in normalised], dtype),
+        factor,
+        offset,
+        size_table(sizes),
+        size_table([image.original_size for image in images]),
+        sizes,
+        tuple(_stored_size(image.pixels) for image in images),
+        rule.channels,
+        rule.divisor,
     )
+
+
+def _stored_size(pixels: Tensor) -> Size | None:
+    return (pixels.shape[1], pixels.shape[2]) if pixels.dtype == torch.uint8 else None

@@ -51,7 +51,7 @@ def load_batches(
     make = BatchMaker(data, collate, plan, rank)
     steps = range(start, stop)
     if workers == 0:
-        return delivered(prefetch((make(step) for step in steps), depth), start, on_bad)
+        return delivered(prefetch((make(step) for step in steps), depth, alone=True), start, on_bad)
     loader: DataLoader[MadeBatch[_Batch] | UserError] = DataLoader(
         _Batches(make),  # type: ignore[arg-type]
         batch_size=None,  # an item is a batch

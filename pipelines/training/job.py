@@ -321,6 +321,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageB
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.dense.post_nms_train,
+        resized_on_device=job.device.type == "cuda",
         jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
         colors=color_jitter(settings.augment),
     )

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
+import torch
 
 from maskrcnn_core.data.prefetch import prefetch
 from maskrcnn_core.errors import ConfigError, UserError
@@ -47,6 +48,7 @@ class BatchReader(Generic[_Item, _Batch]):
     def __init__(
         self, data: TrainingData[_Item], collate: Callable[[Sequence[_Item]], _Batch], plan: BatchPlan, rank: int
     ) -> None:
+        torch.set_num_threads(1)  # as in a process of torch's DataLoader: resizing has other last bits with several
         self._make = BatchMaker(data, collate, plan, rank)
 
     def ready(self) -> None:

@@ -89,17 +89,17 @@ def test_items_are_functions_of_their_samples(generated: tuple[CocoDataset, str]
     data, again = (data_of(generated, jitter=RULE, colors=colors) for _ in range(2))
     for sample in reversed(samples(3)):
         first, second = data[sample], again[sample]
-        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.image.pixels, second.image.pixels)
         assert torch.equal(first.targets.boxes, second.targets.boxes)
         assert torch.equal(part(first.targets.masks), part(second.targets.masks))
         assert torch.equal(part(first.targets.keypoints), part(second.targets.keypoints))
-        assert not torch.equal(first.image, data[replace(sample, seed=sample.seed + 1000)].image)
+        assert not torch.equal(first.image.pixels, data[replace(sample, seed=sample.seed + 1000)].image.pixels)
 
 
 def test_masks_lie_in_tight_boxes_and_keypoints_in_the_image(generated: tuple[CocoDataset, str]) -> None:
     seen = 0
     for item in items(data_of(generated, jitter=RULE), 16):
-        height, width = item.image.shape[1:]
+        height, width = item.image.size
         assert (height, width) == RULE.crop  # the canvas of copy-paste
         found = item.targets
         assert (found.boxes[:, :2] >= 0).all()
