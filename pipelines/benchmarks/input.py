@@ -1,9 +1,10 @@
 """The input of training: our loader beside that of torchvision's detection reference, on the same files.
 
 Both sides read the same images in the same batches, mirrored alike, in as many processes of torch's DataLoader, one
-thread each. Ours ends with a batch as it travels to the device: images resized, masks cropped to their objects. Theirs
-ends with the images in the size of the file and leaves resizing to the model, so it is measured a second time with the
-model's transform in the same processes, which is what compares: from JPEG to what the network takes in.
+thread each. There are two comparisons:
+    for a GPU that resizes      theirs ends with images and masks in the size of the file, as its model takes them; ours
+                                with images in the size of the file and masks cropped to their objects
+    resized by the host         theirs with the model's transform in the same processes; ours as on a CPU
 """
 
 import functools
@@ -44,7 +45,7 @@ class InputWay:
         name: of it.
         images_per_second: median over the rounds, by the clock.
         images_per_core_second: the same by the processor time of the loader processes.
-        ratio, core_ratio: how many times that of the last way: medians of the rounds' ratios.
+        ratio, core_ratio: how many times that of torchvision's way it is: medians of the rounds' ratios.
     """
 
     name: str
@@ -59,7 +60,7 @@ class InputComparison:
     """What was measured.
 
     Attributes:
-        ways: ours, the reference's loader alone, and with the model's transform.
+        ways: torchvision's and ours for a GPU that resizes, then both resized by the host.
         images: of a round.
         batch: images of a batch.
         processes: of each way.
@@ -115,11 +116,16 @@ def benchmark_input(run: InputBenchmarkRun, progress: Callable[[str], None] = la
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
     with _data_of(run) as (dataset, folder):
         reference = ReferenceData(dataset, folder)
-        ours = CocoTrainingData(dataset, Folder(folder), rule, TargetRule())
+        ours, for_gpu = (
+            CocoTrainingData(dataset, Folder(folder), rule, TargetRule(), resized_on_device=on_device)
+            for on_device in (False, True)
+        )
+        packed = functools.partial(packed_batch, rule=rule, dtype=dtype)
         ways: dict[str, tuple[Any, Callable[[Sequence[Any]], Any]]] = {
-            "ours": (ours, functools.partial(packed_batch, rule=rule, dtype=dtype)),
-            "torchvision's loader, images not resized": (reference, as_tuples),
+            "torchvision's loader, not resized": (reference, as_tuples),
+            "ours for a GPU, not resized": (for_gpu, packed),
             "torchvision's loader and transform": (reference, Transformed(rule)),
+            "ours, resized": (ours, packed),
         }
         plan = BatchPlan(ours.sizes, batch_size=run.batch, seed=0, short_sides=(rule.short_side,))
         steps = -(-run.num_images // run.batch)
@@ -169,7 +175,7 @@ def _measured(
 
 
 def _way(name: str, rounds: Sequence[Sequence[_Times]], place: int) -> InputWay:
-    own, peer = [times[place] for times in rounds], [times[-1] for times in rounds]
+    own, peer = [times[place] for times in rounds], [times[place // 2 * 2] for times in rounds]
     return InputWay(
         name,
         statistics.median(times.wall for times in own),
