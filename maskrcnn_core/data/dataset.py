@@ -16,7 +16,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
-from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.decode import decode_pixels
 from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
@@ -232,7 +232,7 @@ class CocoTrainingData:
         try:
             encoded = self._files.read(image.file_name)
             # COCO's ground truth is drawn on the pixels as stored, so the EXIF orientation must not turn them.
-            pixels = decode_image(encoded, max_pixels=self._max_pixels, apply_exif=False)
+            pixels = decode_pixels(encoded, max_pixels=self._max_pixels, apply_exif=False)
         except FileNotFoundError:
             raise self._bad(image, "missing", "no such file; check data.*.images and its file_name") from None
         except ImageError as error:
