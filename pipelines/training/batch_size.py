@@ -16,6 +16,7 @@ import torch
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
 from maskrcnn_core.data.dataset import TrainingItem, collate
+from maskrcnn_core.data.packed_inputs import InputImage
 from maskrcnn_core.data.targets import ImageTargets, TargetRule
 from maskrcnn_core.data.transform import resized_size
 from maskrcnn_core.errors import ConfigError
@@ -133,9 +134,8 @@ def images_that_fit(run: TrainRun, largest: LargestImage, memory: DeviceMemory, 
 
     def steps(number: int) -> None:
         items = [_item(largest, run.model, target_rule(run))] * number
-        images, targets, _ = collate(items, divisor=run.model.input.divisor)
-        pixels = images.pixels.to(dtype, memory_format=torch.channels_last)
-        images, targets = replace(images, pixels=pixels).to(device), targets.to(device)
+        packed, targets, _ = collate(items, run.model.input, dtype)
+        images, targets = packed.to(device), targets.to(device)
         targets = replace(targets, seeds=image_seeds(run.train.seed, 0, range(number)).to(device))
         for _ in range(_TRIED_STEPS):
             training_step(
@@ -176,8 +176,8 @@ def _item(largest: LargestImage, model: ModelConfig, rule: TargetRule) -> Traini
         mask_boxes=None if rule.mask_size is None else boxes,
         keypoints=_keypoints(boxes, len(model.keypoint_head.names)) if rule.keypoints else None,
     )
-    image = torch.randn(3, height, width, generator=generator)
-    return TrainingItem(image, (height, width), targets, image_id=0)
+    pixels = torch.randn(3, height, width, generator=generator)
+    return TrainingItem(InputImage(pixels, (height, width), (height, width)), targets, image_id=0)
 
 
 def _keypoints(boxes: torch.Tensor, number: int) -> torch.Tensor:

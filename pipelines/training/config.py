@@ -15,6 +15,7 @@ from maskrcnn_core.config.checks import (
 from maskrcnn_core.config.limits import MAX_PIXELS, MAX_SIDE
 from maskrcnn_core.config.model import ModelConfig
 from pipelines.cluster.config import ClusterConfig
+from pipelines.storage.config import StorageConfig
 
 # Numbers beyond these are mistakes that a machine would only find when it is out of memory.
 _MAX_WORKERS = 10_000
@@ -54,23 +55,31 @@ class DataConfig:
     reader: Literal["local", "ray"] = "local"
     """Who decodes and augments training images: local = each training worker on its own machine; ray = actors of one
     CPU on any machine of the cluster, those without a GPU first. Both give the same batches."""
-    workers: int = 0
-    """Loader processes (reader: local; 0 = one background thread) or actors (reader: ray) per training worker."""
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes of each training worker (reader: local; 0 = one background thread) or actors (reader: ray). auto
+    = on a GPU the worker's share of its machine's CPUs, two of them left out, at most 12; on a CPU, where the network
+    takes them all, 0."""
     max_pixels: int = MAX_PIXELS
-    """Larger images are refused, pixels."""
+    """Larger images are bad ones, pixels."""
+    max_bad_fraction: float = 0.01
+    """Bad images (missing, damaged, of another size than annotated) are replaced by others and listed in
+    OUTPUT/bad_images.jsonl. The run ends where there are more of them than this share of the images seen, by more than
+    chance, and more than 10; 0 = at the first one."""
     check_images: int = 32
     """Images of each data set that are read and compared with their annotations before a new run starts."""
 
     def __post_init__(self) -> None:
         require_typed("data", self)
-        require_between("data.workers", self.workers, 0, _MAX_WORKERS)
+        if self.workers != "auto":
+            require_between("data.workers", self.workers, 0, _MAX_WORKERS)
         require(
-            self.reader == "local" or self.workers > 0,
+            self.reader == "local" or (self.workers != "auto" and self.workers > 0),
             "data.workers",
             self.workers,
             "the number of actors of each training worker, 1 or more, with data.reader ray",
         )
         require_positive("data.max_pixels", self.max_pixels)
+        require_fraction("data.max_bad_fraction", self.max_bad_fraction)
         require_not_negative("data.check_images", self.check_images)
 
 
@@ -382,7 +391,7 @@ class TrainRun:
     does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type,
     threads_per_worker, checkpoint_every, checkpoint_minutes, validate_every, validations, validate_in,
     validation_tasks, validation_losses, log_every, pictures, max_failures, max_skipped_steps, wait_minutes,
-    timeout_minutes, data.reader, data.workers, data.max_pixels, cluster."""
+    timeout_minutes, data.reader, data.workers, data.max_pixels, data.max_bad_fraction, storage, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
     several, separated by commas, the first that has a weight gives it."""
@@ -392,6 +401,8 @@ class TrainRun:
     """Data sets."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """S3."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
 

@@ -5,10 +5,11 @@ import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
+import ray
 import ray.train
 import ray.train.collective
 import ray.train.torch
@@ -19,12 +20,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
-from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate, collate_proposals
+from maskrcnn_core.data.dataset import CocoTrainingData
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.trained import require_weights_of
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.structures import ImageBatch
+from maskrcnn_core.training.batches import BadImage
 from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.training.device_feed import feed, pixel_type
 from maskrcnn_core.training.loader import load_batches
@@ -36,26 +38,20 @@ from maskrcnn_core.training.state import TrainingState, load_learnt_weights, loa
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines import storage
-from pipelines.cluster.connection import physical_cores
+from pipelines.cluster.connection import physical_cores, usable_cpus
 from pipelines.training.augmentation import color_jitter, scale_jitter
+from pipelines.training.batch import Batch, packed_batch
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.training.config import TrainConfig, TrainRun
 from pipelines.training.datasets import target_rule, training_data, validation_data
 from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
+from pipelines.training.image_files import PatientFiles
+from pipelines.training.loader_processes import loader_processes
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training.proposals import proposals_of
 from pipelines.training.readers import remote_batches
 from pipelines.training.schedule import images_per_epoch
-
-
-class Batch(NamedTuple):
-    """What one step learns from; the proposals are None where an RPN makes them."""
-
-    images: ImageBatch
-    targets: Targets
-    image_ids: Sequence[int]
-    proposals: Proposals | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ class TrainingJob:
         tensorboard: folder that it writes to.
         saver: of checkpoints; on rank 0 only.
         average: moving average of the detector's weights, or None.
+        loaders: processes that prepare this worker's images, or actors; 0 = a thread.
     """
 
     run: TrainRun
@@ -97,6 +94,7 @@ class TrainingJob:
     validation_proposals: ProposalFiles | None
     saver: CheckpointSaver | None
     average: MovingAverage | None
+    loaders: int
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
@@ -118,6 +116,17 @@ class TrainingJob:
     def slots(self) -> range:
         """This worker's places in each batch."""
         return slots_of(self.rank, self.world_size, self.run.train.images_per_step)
+
+    def count_bad(self, step: int, bad: Sequence[BadImage]) -> None:
+        """Have the bad images of a step counted.
+
+        Raises:
+            ImageError: there are too many of them.
+        """
+        seen = min((step + 1) * self.run.train.batch_size, len(self.data.images))
+        verdict = ray.get(self.progress.count_bad.remote(bad, seen))
+        if verdict is not None:
+            raise verdict
 
     def agree(self, decision: bool) -> bool:
         """The first worker's decision, on all of them."""
@@ -181,6 +190,12 @@ def prepare_job(
         validation_proposals=proposals_of(run.data.val, "data.val"),
         saver=_saver(run.output, owner, progress) if rank == 0 else None,
         average=average,
+        loaders=loader_processes(
+            run.data.workers,
+            on_gpu=device.type == "cuda",
+            cpus=usable_cpus(),
+            workers_here=context.get_local_world_size(),
+        ),
     )
     job.tell(_started(job, start, threads))
     return job, start
@@ -212,6 +227,7 @@ def _started(job: TrainingJob, start: TrainingState, threads: int) -> TrainingSt
         job.world_size,
         threads,
         job.data.faults.counts.get("object", 0),
+        job.loaders,
     )
 
 
@@ -302,26 +318,20 @@ def _open_tensorboard(output: str, step: int, stack: contextlib.ExitStack) -> tu
     return folder, writer
 
 
-def device_collate(items: Sequence[TrainingItem], *, divisor: int, dtype: torch.dtype) -> Batch:
-    """`collate`, with the pixels in the memory layout that convolutions are fastest with, and of type `dtype`."""
-    images, targets, image_ids = collate(items, divisor=divisor)
-    pixels = images.pixels.to(dtype, memory_format=torch.channels_last)
-    return Batch(replace(images, pixels=pixels), targets, image_ids, collate_proposals(items))
-
-
 @contextlib.contextmanager
-def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
+def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageBatch]]]:
     """This rank's batches from step `start` to the last, prepared in the background while the block runs, and on the
     device when they are handed out."""
     settings, model = job.run.train, job.run.model
     data = CocoTrainingData(
         job.data,
-        job.run.data.train.images,
+        PatientFiles(job.run.data.train.images),
         model.input,
         target_rule(job.run),
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.dense.post_nms_train,
+        resized_on_device=job.device.type == "cuda",
         jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
         colors=color_jitter(settings.augment),
     )
@@ -338,16 +348,15 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     )
     rounds = settings.precision == "bfloat16"
     collated = functools.partial(
-        device_collate,
-        divisor=model.input.divisor,
+        packed_batch,
+        rule=model.input,
         dtype=pixel_type(job.device, bfloat16=rounds, rounds_input=job.detector.trunk.rounds_input),
     )
-    steps: dict[str, int] = {"rank": job.rank, "start": start, "stop": settings.steps}
+    steps: dict[str, Any] = {"rank": job.rank, "start": start, "stop": settings.steps, "on_bad": job.count_bad}
     with contextlib.ExitStack() as stack:
-        workers = job.run.data.workers
         if job.run.data.reader == "ray":
-            batches = stack.enter_context(remote_batches(data, collated, plan, readers=workers, **steps))
+            batches = stack.enter_context(remote_batches(data, collated, plan, readers=job.loaders, **steps))
         else:
-            batches = load_batches(data, collated, plan, workers=workers, **steps)
-        fed = stack.enter_context(contextlib.closing(feed(batches, job.device)))
-        yield fed
+            batches = load_batches(data, collated, plan, workers=job.loaders, **steps)
+        # What goes in packed comes out padded.
+        yield stack.enter_context(contextlib.closing(cast(Any, feed(batches, job.device))))

@@ -9,6 +9,7 @@ OUTPUT/curves.svg, curves.json    losses, scores, learning rate and speed over t
 OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
+OUTPUT/bad_images.jsonl           images that could not be used and were replaced
 OUTPUT/validation/                scores of every validation
 OUTPUT/_ray/                      Ray Train's storage
 """
@@ -28,16 +29,19 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.weights.format_1 import has_old_names, renamed_settings
 from pipelines import storage
 from pipelines.storage.run_files import json_object_bytes, read_json_object
+from pipelines.training.bad_images import BAD_IMAGES
 from pipelines.training.checkpoint_store import copy_file, list_checkpoints
 from pipelines.training.config import TrainConfig, TrainRun
 
 _FREE_TO_CHANGE = (
     "cluster.",
     "data.check_images",
+    "data.max_bad_fraction",
     "data.max_pixels",
     "data.reader",
     "data.workers",
     "output",
+    "storage.",
     "train.accelerator_type",
     "train.checkpoint_every",
     "train.checkpoint_minutes",
@@ -198,7 +202,7 @@ def release(output: str, owner: str) -> None:
     """
     if list_checkpoints(resume_uri(output)) or not owns(output, owner):
         return
-    for name in ("run.json", "data.json", "curves.svg", "curves.json"):
+    for name in ("run.json", "data.json", "curves.svg", "curves.json", BAD_IMAGES):
         storage.delete_file(storage.join(output, name))
     for name in ("_ray", "annotations", "samples", "tensorboard"):
         storage.delete_folder(storage.join(output, name))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.model.loss_counts import mean_count, own_count
+from maskrcnn_core.structures import ImageBatch
 from maskrcnn_core.training.optimizer import learning_rate
 from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.state import TrainingState, save_training_state
@@ -20,11 +21,13 @@ from maskrcnn_core.training.step import StepResult, seed_step, training_step
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines import storage
 from pipelines.cluster.lost_processes import require_room
+from pipelines.training.bad_images import write_bad_images
+from pipelines.training.batch import Batch
 from pipelines.training.checkpoint_saver import publish_stored, staging_folder
 from pipelines.training.checkpoint_store import list_checkpoints
 from pipelines.training.config import TrainRun
 from pipelines.training.events import CheckpointSaved, MachineLeaves, Orders, StoppedEarly
-from pipelines.training.job import Batch, TrainingJob, open_batches, prepare_job
+from pipelines.training.job import TrainingJob, open_batches, prepare_job
 from pipelines.training.meter import LossMeter, Stopwatch
 from pipelines.training.monitoring import report_steps, report_validation
 from pipelines.training.output import checkpoint_uri, publish, resume_uri, upload_folder
@@ -118,6 +121,7 @@ class TrainingLoop:
         self._answer: Any = None
         self.was_stopped = False
         self._saved = start.step
+        self._listed_bad = 0
         self._validations: PendingValidations | None = None
         if settings.validate_in == "task" and job.validation is not None and job.rank == 0:
             self._validations = PendingValidations(job.run)
@@ -163,7 +167,7 @@ class TrainingLoop:
                 self._validations.start(step)
         self._state = self._with_best(self._start)
 
-    def _step(self, step: int, batch: Batch) -> bool:
+    def _step(self, step: int, batch: Batch[ImageBatch]) -> bool:
         """One step and what is due after it; returns whether the run ends here."""
         job, settings = self._job, self._job.run.train
         done = step + 1
@@ -202,6 +206,7 @@ class TrainingLoop:
         with self._watch.paused():
             self._meter.settle()
             self._samples.write()
+            self._list_bad_images()
             self._state = replace(
                 self._state,
                 step=done,
@@ -220,6 +225,12 @@ class TrainingLoop:
                 upload_folder(job.tensorboard, storage.join(job.run.output, "tensorboard"))
             self._saved = done
             ray.train.report({"step": done})
+
+    def _list_bad_images(self) -> None:
+        """Write down what could not be used so far; on rank 0."""
+        if self._job.rank == 0 and (bad := ray.get(self._job.progress.bad_images.remote(self._listed_bad))):
+            write_bad_images(self._job.run.output, bad)
+            self._listed_bad = len(bad)
 
     def _start_validation(self, done: int) -> None:
         assert self._validations is not None
@@ -322,7 +333,7 @@ def _is_due(done: int, every: int, is_last: bool) -> bool:
     return is_last or (every > 0 and done % every == 0)
 
 
-def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
+def _compute(job: TrainingJob, step: int, batch: Batch[ImageBatch]) -> StepResult:
     settings = job.run.train
     seed_step(settings.seed, step, job.rank)
     rate = learning_rate(

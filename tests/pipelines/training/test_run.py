@@ -278,7 +278,7 @@ def test_a_missing_image_ends_the_run_and_the_same_command_resumes(
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     missing = Path(run.data.train.images, f"{image_of_step(4)}.png")
     missing.rename(missing.with_suffix(".away"))
-    run = replace(run, data=replace(run.data, val=DatasetConfig()))
+    run = replace(run, data=replace(run.data, val=DatasetConfig(), max_bad_fraction=0.0))
     with pytest.raises(ImageError, match=r"image \d+ .*no such file"):
         train(run)
     missing.with_suffix(".away").rename(missing)
@@ -307,7 +307,7 @@ class KillingLog(ProgressLog):
 def killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
     """A run without validation whose worker is killed after the first checkpoint."""
     killing = ray.remote(KillingLog).options(num_cpus=0)
-    monkeypatch.setattr(training, "start_progress_log", lambda seconds: killing.remote(seconds))
+    monkeypatch.setattr(training, "start_progress_log", killing.remote)
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     return replace(run, data=replace(run.data, val=DatasetConfig()))
 

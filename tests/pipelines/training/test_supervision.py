@@ -19,6 +19,7 @@ from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.training.state import TrainingState
 from pipelines.cluster.capacity import Capacity, Demand
 from pipelines.training import machines, supervision
+from pipelines.training.bad_images import BadImages
 from pipelines.training.events import CheckpointSaved, Orders, ProgressLog, WorkersLost
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerResult
@@ -33,7 +34,7 @@ class FakeProgress:
     """A `ProgressLog` in this process."""
 
     def __init__(self) -> None:
-        self.log = ProgressLog()
+        self.log = ProgressLog(bad_images=BadImages(0.0))
 
     def __getattr__(self, name: str) -> _Call:
         return _Call(getattr(self.log, name))
@@ -123,7 +124,7 @@ def test_workers_that_are_replaced_say_why_and_mistakes_end_the_run_instead() ->
 def test_all_workers_stop_before_the_same_step(seed: int) -> None:
     """Whatever they are at when the run is asked to stop; each step needs all of them, as gradients do."""
     dice = random.Random(seed)
-    log, workers = ProgressLog(), dice.randint(1, 4)
+    log, workers = ProgressLog(bad_images=BadImages(0.0)), dice.randint(1, 4)
     at = [dice.randint(0, 5)] * workers
     answers: list[int | None] = [None] * workers
     ended: list[int | None] = [None] * workers
@@ -147,7 +148,7 @@ def test_all_workers_stop_before_the_same_step(seed: int) -> None:
 
 
 def test_new_workers_after_a_failure_stop_too() -> None:
-    log = ProgressLog()
+    log = ProgressLog(bad_images=BadImages(0.0))
     assert not log.stop()  # nobody trains yet
     assert log.begin(7) == Orders(stop_before=9)
     log.restart()
