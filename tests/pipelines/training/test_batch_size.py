@@ -13,7 +13,8 @@ import torch
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.training.state import TrainingState
-from pipelines.cluster import connection
+from pipelines.cluster import connection, waiting
+from pipelines.cluster.capacity import Capacity
 from pipelines.training import batch_size
 from pipelines.training import run as training
 from pipelines.training.batch_size import (
@@ -26,7 +27,7 @@ from pipelines.training.batch_size import (
 )
 from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
 from pipelines.training.datasets import training_data
-from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent
+from pipelines.training.events import ClusterNote, DataNote, SchedulePlanned, TrainingEvent
 from pipelines.training.output import claim, with_batch_size_of_run
 from pipelines.training.run import train
 from pipelines.training.worker import WorkerResult
@@ -194,13 +195,14 @@ def test_a_start_finds_it_once_and_works_out_the_schedule(
         begun.append(run)
         return WorkerResult(TrainingState(step=run.train.steps), resumed_from=0)
 
-    monkeypatch.setattr(connection, "connect", lambda *_: nullcontext())
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: nullcontext())
+    for module in (training, waiting):
+        monkeypatch.setattr(module, "read_capacity", lambda: Capacity(({"CPU": 2.0},), is_own=True))
     monkeypatch.setattr(training, "_fit", fit)
     fresh = replace(run, output=str(tmp_path / "run"), train=replace(run.train, epochs=2.0, warmup_share=0.5))
     events: list[TrainingEvent] = []
     train(fresh, events.append)
-    assert [type(event) for event in events] == [DataNote, SchedulePlanned]
+    assert [type(event) for event in events] == [ClusterNote, DataNote, SchedulePlanned]
     assert (begun[0].train.batch_size, begun[0].train.steps, begun[0].train.warmup_steps) == (2, 7, 4)
     monkeypatch.setattr(training, "find_batch_size", None)  # a run that goes on asks nobody
     train(fresh)
