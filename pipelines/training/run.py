@@ -335,7 +335,11 @@ def _fit(run: TrainRun, owner: str, tell: Callable[[TrainingEvent], None]) -> Wo
         ),
     )
     watch = MachineWatch(
-        _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
+        _demand(run),
+        read_capacity(),
+        run.train.wait_minutes,
+        progress,
+        lambda text: progress.add.remote(WaitingForMachines(text)),
     )
     with forwarded(progress, tell):
         result = result_of(trainer, progress, run.output, watch)
