@@ -395,7 +395,11 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
         ),
     )
     watch = MachineWatch(
-        _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
+        _demand(run),
+        read_capacity(),
+        run.train.wait_minutes,
+        progress,
+        lambda text: progress.add.remote(WaitingForMachines(text)),
     )
     try:
         with forwarded(progress, forward):

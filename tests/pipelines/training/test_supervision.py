@@ -237,13 +237,13 @@ def test_a_wait_for_machines_that_is_over_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_missing_machines_are_looked_for_only_while_nobody_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, back = Capacity(({},)), Capacity(({"CPU": 2.0},))
-    now, capacity, told = [0.0], gone, []  # type: ignore[var-annotated]
-    monkeypatch.setattr(machines, "read_capacity", lambda: capacity)
+    gone, back = ({},), ({"CPU": 2.0},)  # type: ignore[var-annotated]
+    now, nodes, told = [0.0], gone, []  # type: ignore[var-annotated]
+    monkeypatch.setattr(machines, "live_nodes", lambda: nodes)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = FakeProgress()
     demand = Demand("train.num_workers", "2 workers", ({"CPU": 1.0},) * 2, "add machines")
-    watch = machines.MachineWatch(demand, 1.0, progress, told.append)
+    watch = machines.MachineWatch(demand, Capacity(back), 1.0, progress, told.append)
     watch._patience._clock = lambda: now[0]
 
     def looked_at(seconds: float) -> int:
@@ -256,9 +256,9 @@ def test_missing_machines_are_looked_for_only_while_nobody_trains(monkeypatch: p
     progress.log.lose()
     assert looked_at(20.0) == 1
     assert looked_at(22.0) == 1  # not yet again
-    capacity = back
+    nodes = back
     assert looked_at(60.0) == 1  # they start
-    capacity = gone
+    nodes = gone
     assert looked_at(90.0) == 2  # a new wait, of a minute of its own
     assert looked_at(140.0) == 2
     with pytest.raises(ConfigError, match=r"need 2 CPUs, the Ray cluster has 0 after 1 minutes of waiting"):
