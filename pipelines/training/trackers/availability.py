@@ -13,8 +13,9 @@ from pipelines.training.config import TrainRun
 
 _PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 _PREFIXES = ("MLFLOW_", "WANDB_")
+_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 _WANDB_SERVER = "https://api.wandb.ai"
-_WITHOUT_SERVER = ("offline", "dryrun", "disabled")
+_OFFLINE = ("offline", "dryrun")
 
 
 def check_trackers(run: TrainRun) -> dict[str, str]:
@@ -60,14 +61,14 @@ def _require_mlflow_store(output: str, environment: Mapping[str, str]) -> None:
 
 def _wandb_access(output: str, environment: Mapping[str, str]) -> dict[str, str]:
     """What lets a worker write to the server: the key that `wandb login` has left, where no variable has it."""
-    if environment.get("WANDB_MODE") in _WITHOUT_SERVER:
+    if environment.get("WANDB_MODE") in _OFFLINE:
         if not storage.is_local(output):
             raise ConfigError(
                 f"train.trackers: WANDB_MODE={environment['WANDB_MODE']} would leave the files of wandb on one of the "
                 f"workers, because {output} is not a local folder; unset it, or give a local output"
             )
         return {}
-    if any(environment.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+    if environment.get("WANDB_MODE") == "disabled" or any(environment.get(name) for name in _KEYS):
         return {}
     server = environment.get("WANDB_BASE_URL", _WANDB_SERVER)
     key = _stored_key(urlsplit(server).hostname or server)

@@ -71,6 +71,8 @@ def test_files_of_wandb_stay_where_the_run_is(tmp_path: Path, monkeypatch: pytes
     assert check_trackers(local) == {"WANDB_MODE": "offline"}
     with pytest.raises(ConfigError, match=r"WANDB_MODE=offline would leave the files of wandb on one of the workers"):
         check_trackers(replace(local, output="s3://bucket/run"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert check_trackers(replace(local, output="s3://bucket/run")) == {"WANDB_MODE": "disabled"}
 
 
 def test_unknown_and_repeated_trackers_are_refused() -> None:
