@@ -326,8 +326,6 @@ def _broadcast(detector: nn.Module) -> None:
         tensor.copy_(contiguous)
 
 
-
-
 @contextlib.contextmanager
 def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageBatch]]]:
     """This rank's batches from step `start` to the last, prepared in the background while the block runs, and on the

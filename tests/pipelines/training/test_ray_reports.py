@@ -1,6 +1,7 @@
 """What Ray Train's callbacks get to see of a run."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import ray.train
 
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.training import ray_reports
 from pipelines.training.config import TrainRun
 from pipelines.training.events import StepReport, TrainingEvent, ValidationReport
 from pipelines.training.ray_reports import RayReports
@@ -41,7 +41,7 @@ def reports_of(job: Any) -> RayReports:
 
 def test_only_what_matters_goes_without_delay(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(ray_reports.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     reports = reports_of(Lonely())
     for step in range(1, 31):  # a second each
         now[0] += 1.0
@@ -66,7 +66,7 @@ def test_older_numbers_stay_until_there_are_newer_ones(sent: Sent) -> None:
     ]
 
 
-class Recorder(ray.train.UserCallback):
+class Recorder(ray.train.UserCallback):  # type: ignore[misc] # Ray has no types here
     """Writes the first worker's reports beside the run."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
