@@ -111,6 +111,7 @@ def event_line(event: "TrainingEvent") -> str:
         SchedulePlanned,
         StepReport,
         StoppedEarly,
+        TrackerFailed,
         TrainingStarted,
         WaitingForMachines,
         WorkersLost,
@@ -132,6 +133,8 @@ def event_line(event: "TrainingEvent") -> str:
         return f"replaced by another image: {printable(event.reason)}{rest}"
     if isinstance(event, WorkersLost):
         return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
+    if isinstance(event, TrackerFailed):
+        return f"{event.tracker} (train.trackers) fails, training goes on: {printable(event.reason)}"
     if isinstance(event, Interrupted):
         return f"saving a checkpoint, for at most {event.seconds:.0f} seconds; interrupt again to end at once"
     if isinstance(event, InitialWeightsLoaded):

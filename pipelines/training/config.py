@@ -240,7 +240,10 @@ class TrainConfig:
     validations: int = field(default=0, metadata={IN_PLACE_OF: "validate_every"})
     """So many validations, evenly over the run, in place of validate_every; 0 = train.validate_every."""
     log_every: int = 20
-    """Steps between log entries (TensorBoard, progress)."""
+    """Steps between log entries (train.trackers, progress)."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """What keeps losses, scores and pictures: tensorboard = files in OUTPUT/tensorboard; mlflow = the server of
+    MLFLOW_TRACKING_URI, or files in OUTPUT/mlruns; wandb = Weights & Biases (WANDB_API_KEY, or WANDB_MODE=offline)."""
     validate_in: Literal["workers", "task"] = "workers"
     """Who validates: the training workers, which wait for it; or tasks of their own on other resources of the cluster,
     while training goes on."""
@@ -251,7 +254,7 @@ class TrainConfig:
     patience: int = 0
     """Stop after so many validations in a row without a better score; 0 = never."""
     pictures: int = 4
-    """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
+    """Validation images whose predictions are drawn beside the ground truth for train.trackers; 0 = none."""
     max_failures: int = 3
     """How often in a row lost workers or machines are replaced without a new checkpoint in between; each time training
     goes on from the last one. What a provider takes away with notice is not counted."""
@@ -367,6 +370,9 @@ class TrainConfig:
             self.decay_steps,
             "increasing steps",
         )
+        require(
+            len(set(self.trackers)) == len(self.trackers), "train.trackers", self.trackers, "each tracker at most once"
+        )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -386,11 +392,11 @@ class TrainRun:
     """Train a Mask R-CNN on COCO-format data."""
 
     output: str
-    """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
+    """Folder of the run (local or s3://): checkpoints, logs, configuration. The same command resumes it.
     train.steps or epochs may have grown then, the data may have moved while the annotations stay the same, and what
     does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type,
     threads_per_worker, checkpoint_every, checkpoint_minutes, validate_every, validations, validate_in,
-    validation_tasks, validation_losses, log_every, pictures, max_failures, max_skipped_steps, wait_minutes,
+    validation_tasks, validation_losses, log_every, trackers, pictures, max_failures, max_skipped_steps, wait_minutes,
     timeout_minutes, data.reader, data.workers, data.max_pixels, data.max_bad_fraction, storage, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of

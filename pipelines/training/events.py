@@ -249,6 +249,19 @@ class WorkersLost:
 
 
 @dataclass(frozen=True)
+class TrackerFailed:
+    """A tracker of train.trackers does not take what it is told; the run goes on without it.
+
+    Attributes:
+        tracker: its name.
+        reason: the first line of its error.
+    """
+
+    tracker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """The run was asked to end, and saves a checkpoint first.
 
@@ -274,6 +287,7 @@ TrainingEvent = (
     | ClusterNote
     | WaitingForMachines
     | WorkersLost
+    | TrackerFailed
     | Interrupted
 )
 

@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import functools
-import tempfile
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
@@ -37,7 +36,6 @@ from maskrcnn_core.training.sampler import BatchPlan, slots_of
 from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
-from pipelines import storage
 from pipelines.cluster.connection import physical_cores, usable_cpus
 from pipelines.training.augmentation import color_jitter, scale_jitter
 from pipelines.training.batch import Batch, packed_batch
@@ -45,13 +43,20 @@ from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.training.config import TrainConfig, TrainRun
 from pipelines.training.datasets import target_rule, training_data, validation_data
-from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
+from pipelines.training.events import (
+    CheckpointPassedOver,
+    CheckpointSaved,
+    InitialWeightsLoaded,
+    TrackerFailed,
+    TrainingStarted,
+)
 from pipelines.training.image_files import PatientFiles
 from pipelines.training.loader_processes import loader_processes
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training.proposals import proposals_of
 from pipelines.training.readers import remote_batches
 from pipelines.training.schedule import images_per_epoch
+from pipelines.training.trackers.board import TrackerBoard, open_board
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,7 @@ class TrainingJob:
         epoch_images: training images that an epoch shows, those with rare categories as often as they are repeated.
         validation: validation annotations; None where the run has none.
         proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
-        writer: of TensorBoard events; on rank 0 only.
-        tensorboard: folder that it writes to.
+        board: trackers of the run; on rank 0 only.
         saver: of checkpoints; on rank 0 only.
         average: moving average of the detector's weights, or None.
         loaders: processes that prepare this worker's images, or actors; 0 = a thread.
@@ -88,8 +92,7 @@ class TrainingJob:
     data: CocoDataset
     epoch_images: float
     validation: CocoDataset | None
-    writer: SummaryWriter | None
-    tensorboard: Path
+    board: TrackerBoard | None
     proposals: ProposalFiles | None
     validation_proposals: ProposalFiles | None
     saver: CheckpointSaver | None
@@ -138,7 +141,7 @@ class TrainingJob:
 
 
 def prepare_job(
-    run: TrainRun, progress: Any, owner: str, stack: contextlib.ExitStack
+    run: TrainRun, progress: Any, owner: str, environment: Mapping[str, str], stack: contextlib.ExitStack
 ) -> tuple[TrainingJob, TrainingState]:
     """Build everything from the configuration and the last checkpoint, inside a worker of Ray Train.
 
@@ -146,6 +149,7 @@ def prepare_job(
         run: configuration.
         progress: `ProgressLog` actor.
         owner: proof that this process may write to the run (`output.take_over`).
+        environment: variables for the trackers.
         stack: closes what has to be closed.
 
     Raises:
@@ -170,7 +174,7 @@ def prepare_job(
         check_compiler(device)
         detector.trunk.compile()
         detector.pyramid.compile()
-    tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
+    board = _opened_board(run, start.step, environment, progress, stack) if rank == 0 else None
     data = training_data(run).dataset
     job = TrainingJob(
         run=run,
@@ -184,11 +188,10 @@ def prepare_job(
         data=data,
         epoch_images=images_per_epoch(data, run.train.repeat_threshold),
         validation=validation_data(run).dataset if run.data.val.annotations else None,
-        writer=writer,
-        tensorboard=tensorboard,
+        board=board,
         proposals=proposals_of(run.data.train, "data.train"),
         validation_proposals=proposals_of(run.data.val, "data.val"),
-        saver=_saver(run.output, owner, progress) if rank == 0 else None,
+        saver=None if board is None else _saver(run.output, owner, progress, board),
         average=average,
         loaders=loader_processes(
             run.data.workers,
@@ -212,8 +215,11 @@ def _load_initial(init: str, model: ModelConfig, detector: Detector, progress: A
 
 def _learner(detector: Detector) -> nn.Module:
     """The detector as it learns: on several workers their gradients are averaged."""
+    # Buffers are equal from the start and stay so. The setting has another name from torch 2.13 on.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     learner: nn.Module = ray.train.torch.prepare_model(
-        detector, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        detector, parallel_strategy_kwargs={buffers: False, "gradient_as_bucket_view": True}
     )
     return learner.train()
 
@@ -249,8 +255,23 @@ def _resumed_checkpoint(output: str, rank: int, progress: Any) -> Iterator[Path 
         yield None if newest is None else newest[1]
 
 
-def _saver(output: str, owner: str, progress: Any) -> CheckpointSaver:
-    return CheckpointSaver(output, owner, lambda step, uri: progress.add.remote(CheckpointSaved(step, uri)))
+def _opened_board(
+    run: TrainRun, step: int, environment: Mapping[str, str], progress: Any, stack: contextlib.ExitStack
+) -> TrackerBoard:
+    def tell(tracker: str, reason: str) -> None:
+        progress.add.remote(TrackerFailed(tracker, reason))
+
+    board = open_board(run, step, environment, tell)
+    stack.callback(board.close)
+    return board
+
+
+def _saver(output: str, owner: str, progress: Any, board: TrackerBoard) -> CheckpointSaver:
+    def saved(step: int, uri: str) -> None:
+        progress.add.remote(CheckpointSaved(step, uri))
+        board.store()
+
+    return CheckpointSaver(output, owner, saved)
 
 
 def _restore(
@@ -303,19 +324,6 @@ def _broadcast(detector: nn.Module) -> None:
         contiguous = tensor.contiguous()
         dist.broadcast(contiguous, src=0)
         tensor.copy_(contiguous)
-
-
-def _open_tensorboard(output: str, step: int, stack: contextlib.ExitStack) -> tuple[Path, SummaryWriter]:
-    """A writer for OUTPUT/tensorboard; for a remote output into a local folder that is uploaded now and then."""
-    uri = storage.join(output, "tensorboard")
-    if storage.is_local(uri):
-        folder = Path(storage.filesystem_and_path(uri)[1])
-    else:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskrcnn-tensorboard-")))
-    # Entries after the checkpoint were written by a run that was cut off: they come again.
-    writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-    stack.callback(writer.close)
-    return folder, writer
 
 
 @contextlib.contextmanager

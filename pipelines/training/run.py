@@ -60,6 +60,7 @@ from pipelines.training.output import (
 from pipelines.training.proposals import check_proposal_settings, proposals_of
 from pipelines.training.schedule import images_per_epoch, require_end_of_warmup, schedule_in_steps, schedule_remarks
 from pipelines.training.supervision import Notices, result_of
+from pipelines.training.trackers.availability import check_trackers
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
@@ -116,13 +117,16 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     run = _with_absolute_paths(run)
     with applied(run.storage), contextlib.ExitStack() as stack:
         require_free(run.output)
+        environment = check_trackers(run)
         if any(needs_tasks(paths.annotations) for paths in (run.data.train, run.data.val)):
             # Their tasks read them.
             stack.enter_context(connection.connect(run.cluster, environment=settings_environment(run.storage)))
-        return _train(run, on_progress)
+        return _train(run, environment, on_progress)
 
 
-def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
+def _train(
+    run: TrainRun, environment: Mapping[str, str], on_progress: Callable[[TrainingEvent], None] | None
+) -> TrainSummary:
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
@@ -156,7 +160,7 @@ def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -
             if is_new:
                 write_data_summary(run.output, described)
             publish_data(run, data.values())
-            result = _fit(fitted, owner, _plan(run, epoch_images), tell)
+            result = _fit(fitted, owner, environment, _plan(run, epoch_images), tell)
     summary = replace(_summary(run, result), notes=notes, bad_images=len(read_bad_images(run.output)))
     write_summary(run.output, asdict(summary))
     return summary
@@ -360,7 +364,13 @@ def _actors(run: TrainRun) -> int:
     return run.data.workers if run.data.reader == "ray" and run.data.workers != "auto" else 0
 
 
-def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
+def _fit(
+    run: TrainRun,
+    owner: str,
+    environment: Mapping[str, str],
+    plan: SchedulePlanned,
+    tell: Callable[[TrainingEvent], None],
+) -> WorkerResult:
     known = BadImages(run.data.max_bad_fraction, read_bad_images(run.output))
     progress = start_progress_log(60.0 * run.train.checkpoint_minutes, known)
     curves = CurveKeeper(run.output, plan, tell)
@@ -372,7 +382,7 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"worker": WorkerConfig(run, progress, owner)},
+        train_loop_config={"worker": WorkerConfig(run, progress, owner, environment)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(60.0 * run.train.timeout_minutes)),
         scaling_config=ScalingConfig(
             num_workers=_num_workers(run),
