@@ -65,6 +65,11 @@ BENCHMARKS = {
         config.ScaleRun,
         scale.manifest,
     ),
+    "annotations": Benchmark(
+        "annotations of any number of images, from a file to a training's first batch; memory of each process",
+        config.AnnotationsBenchmarkRun,
+        scale.annotations,
+    ),
     "chaos": Benchmark("jobs.label while its processes, nodes and driver are killed", config.ChaosRun, scale.chaos),
 }
 
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked_for_help = name in ("-h", "--help")
         print(
             "usage: python -m jobs.benchmark NAME [settings; see NAME --help]\n"
-            + "\n".join(f"  {known:10}{benchmark.meaning}" for known, benchmark in BENCHMARKS.items()),
+            + "\n".join(f"  {known:13}{benchmark.meaning}" for known, benchmark in BENCHMARKS.items()),
             file=sys.stdout if asked_for_help else sys.stderr,
         )
         if not asked_for_help:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
-from jobs.terminal import labelling_progress, new_table, plain_console, print_report, score_text, text_cell
+from jobs.terminal import labelling_progress, new_table, plain_console, print_report, score_text, show_note, text_cell
 from maskrcnn_core.printable import printable
 from pipelines.evaluation.config import EvaluateRun
 
@@ -85,7 +85,7 @@ def _labels(run: EvaluateRun) -> "Iterator[EvaluateRun]":
         return
     with ExitStack() as stack:
         with labelling_progress("detections") as show:
-            labels = stack.enter_context(labels_of(run, show))
+            labels = stack.enter_context(labels_of(run, show, show_note))
         yield on_labels(run, labels)
 
 
@@ -99,7 +99,7 @@ def _evaluate_with_progress(run: EvaluateRun) -> "EvaluationSummary":
     from pipelines.evaluation.run import evaluate
 
     with labelling_progress("detections") as show:
-        return evaluate(run, show)
+        return evaluate(run, show, show_note)
 
 
 def print_scores(scores: "CocoScores") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, run_job
-from jobs.terminal import labelling_progress
+from jobs.terminal import labelling_progress, show_note
 from maskrcnn_core.printable import printable
 from pipelines.labelling.config import LabelRun
 
@@ -31,7 +31,7 @@ def label_with_progress(settings: LabelRun) -> "LabelSummary":
     from pipelines.labelling.run import label
 
     with labelling_progress(settings.label.record) as show:
-        return label(settings, show)
+        return label(settings, show, on_note=show_note)
 
 
 def exit_code(settings: LabelRun, summary: "LabelSummary") -> int:

@@ -43,6 +43,11 @@ def labelling_progress(noun: str) -> Iterator["Callable[[LabelProgress], None]"]
         yield show
 
 
+def show_note(text: str) -> None:
+    """A line beside the output that other programs may read."""
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+
+
 class PlainProgress:
     """Progress as lines of `name=value` pairs, which people and log collectors read alike, ever more rarely."""
 

@@ -102,6 +102,7 @@ def event_line(event: "TrainingEvent") -> str:
     from pipelines.training.events import (
         CheckpointPassedOver,
         CheckpointSaved,
+        ClusterNote,
         DataNote,
         InitialWeightsLoaded,
         Interrupted,
@@ -110,6 +111,7 @@ def event_line(event: "TrainingEvent") -> str:
         StepReport,
         StoppedEarly,
         TrainingStarted,
+        WaitingForMachines,
         WorkersLost,
     )
 
@@ -120,8 +122,10 @@ def event_line(event: "TrainingEvent") -> str:
             f"{event.steps:,} steps of {event.batch_size:,} images = {_number(event.epochs)} epochs of "
             f"{event.epoch_images:,.0f} images"
         )
-    if isinstance(event, DataNote):
+    if isinstance(event, DataNote | ClusterNote):
         return f"note: {printable(event.text)}"
+    if isinstance(event, WaitingForMachines):
+        return event.text
     if isinstance(event, WorkersLost):
         return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
     if isinstance(event, Interrupted):

@@ -24,6 +24,7 @@ CORE_LEVELS: tuple[tuple[str, ...], ...] = (
 )
 PIPELINE_LEVELS: tuple[tuple[str, ...], ...] = (
     ("storage", "cluster"),
+    ("annotations",),
     ("images", "labels", "verification", "conversion"),
     ("labelling", "exporting"),
     ("evaluation",),

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.benchmarks.config import ChaosRun, ScaleRun
+from pipelines.benchmarks.config import AnnotationsBenchmarkRun, ChaosRun, ScaleRun
 
 if TYPE_CHECKING:
+    from pipelines.benchmarks.annotations import ProcessCost
     from pipelines.benchmarks.chaos import ChaosRound
     from pipelines.benchmarks.scale import ScalePoint
 
@@ -23,6 +24,26 @@ def manifest(run: ScaleRun) -> int:
 
     benchmark_manifest(run, _show_point)
     return 0
+
+
+def annotations(run: AnnotationsBenchmarkRun) -> int:
+    """Annotations from a file, or shards, to the first batch."""
+    from pipelines.benchmarks.annotations import benchmark_annotations
+
+    print(
+        f"  {run.num_images:,} images, {run.num_objects:,} objects, {run.form}\n"
+        "                       read    first batch   plan of a step   memory of its own   most resident",
+        flush=True,
+    )
+    benchmark_annotations(run, _show_cost)
+    return 0
+
+
+def _show_cost(cost: "ProcessCost") -> None:
+    read, seconds = (f"{value:.1f} s" if value else "" for value in (cost.read, cost.seconds))
+    step = f"{cost.step * 1000:.2f} ms" if cost.step else ""
+    own, peak = (f"{value / 2**20:,.0f} MiB" for value in (cost.own, cost.peak))
+    print(f"  {cost.name:18}{read:>9}{seconds:>15}{step:>17}{own:>20}{peak:>16}", flush=True)
 
 
 def _show_point(point: "ScalePoint") -> None:

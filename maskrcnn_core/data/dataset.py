@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
@@ -99,7 +100,7 @@ class CocoTrainingData:
                 "train.augment.jitter_scale: got one together with proposals from a file, which lie in the whole "
                 "image; leave it empty, or train with an RPN"
             )
-        self._images = dataset.images
+        self._images, self._sizes = dataset.images, dataset.sizes
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
         self._folder = Folder(images)
@@ -111,9 +112,9 @@ class CocoTrainingData:
         return len(self._images)
 
     @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of every image file, pixels."""
-        return tuple((image.height, image.width) for image in self._images)
+    def sizes(self) -> NDArray[np.int32]:
+        """[images, 2]: height and width of every image file, pixels."""
+        return self._sizes
 
     def __getitem__(self, sample: Sample) -> TrainingItem:
         """Read, decode and resize the image, and make its targets.

@@ -40,17 +40,23 @@ def code_fingerprint() -> str:
     return fingerprint_below(Path(maskrcnn_core.__file__).parent)
 
 
-def fingerprint_below(root: Path) -> str:
+@functools.cache
+def fingerprint_of(entry: str) -> str:
+    """The same of another module of the package and what it imports."""
+    return fingerprint_below(Path(maskrcnn_core.__file__).parent, entry)
+
+
+def fingerprint_below(root: Path, entry: str = _ENTRY) -> str:
     """The same of a package folder given."""
-    digests = sorted(_read(path.read_text()).digest for path in deciding_files(root).values())
+    digests = sorted(_read(path.read_text()).digest for path in deciding_files(root, entry).values())
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def deciding_files(root: Path) -> Mapping[str, Path]:
+def deciding_files(root: Path, entry: str = _ENTRY) -> Mapping[str, Path]:
     """Module name -> file of everything that decides, below the folder of the package."""
     files = {_module_name(path.relative_to(root.parent)): path for path in root.rglob("*.py")}
     reached: dict[str, Path] = {}
-    waiting = [_ENTRY]
+    waiting = [entry]
     while waiting:
         name = waiting.pop()
         if name in reached or name in NO_LABEL_SEES or name not in files:

@@ -10,7 +10,6 @@ An image with repeat factor r is shown floor((c + 1) r + u) - floor(c r + u) tim
 its own random phase: r times on average, never more than one off, and known for any cycle without those before.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +23,8 @@ _AUGMENTATION = 3
 _PHASE = 4
 _PARTNER = 5
 _SEED = 6
-_CACHED_ORDERS = 8
+_CACHED_IMAGES = 1 << 24
+"""In the orders of streams that are kept, 4 bytes each; the one in use is always kept."""
 _CACHED_TOTALS = 64
 
 
@@ -50,7 +50,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[tuple[int, int]] | NDArray[np.int32],
         *,
         batch_size: int,
         seed: int,
@@ -64,7 +64,7 @@ class BatchPlan:
         """Divide the images into groups.
 
         Args:
-            sizes: (height, width) of every image, pixels; position in the sequence is `Sample.index`.
+            sizes: (height, width) of every image, pixels, [images, 2]; the position is `Sample.index`.
             batch_size: images of a step over all ranks, at least one for each.
             flip_probability: share of mirrored samples.
             short_sides: the resized short side is drawn from these, pixels.
@@ -75,7 +75,7 @@ class BatchPlan:
         Raises:
             ValueError: there is no image, no short side, or fewer images in a batch than ranks.
         """
-        if not sizes or not short_sides or world_size < 1 or batch_size < world_size:
+        if not len(sizes) or not short_sides or world_size < 1 or batch_size < world_size:
             raise ValueError(
                 "BatchPlan: expected images, short sides and a batch_size of at least world_size (1 or more), got "
                 f"{len(sizes)} images, {len(short_sides)} short sides, batch_size {batch_size}, world_size {world_size}"
@@ -86,7 +86,8 @@ class BatchPlan:
         factors = None if repeat_factors is None else np.asarray(repeat_factors, dtype=np.float64)
         groups = aspect_groups(sizes, batch_size, aspect_ratio_factor)
         self._streams = [_Stream(seed, number, members, factors) for number, members in enumerate(groups)]
-        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._orders: dict[tuple[int, int], NDArray[np.int32]] = {}
+        self._epoch_turns: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, step: int, rank: int = 0) -> list[Sample]:
         """The samples of `rank` at `step` (both from 0)."""
@@ -109,20 +110,27 @@ class BatchPlan:
     def _locate(self, step: int) -> tuple[int, int]:
         """The stream that feeds `step`, and the position in it of the batch's first image."""
         epoch = self.epoch(step)
-        # Each stream's number, once for each batch that it has in this epoch.
-        labels = np.concatenate(
-            [
-                np.full(self._batches_before(stream, epoch + 1) - self._batches_before(stream, epoch), stream)
-                for stream in range(len(self._streams))
-            ]
-        )
-        # The streams take their turns in a random order.
-        order = counter_generator(self._seed, _EPOCH_ORDER, epoch, 0).permutation(labels)
+        order = self._turns(epoch)
         offset = step - self._steps_before(epoch)
         stream = int(order[offset])
         # Batches that the stream gave before: in earlier epochs, and earlier in this one.
         earlier = self._batches_before(stream, epoch) + int(np.count_nonzero(order[:offset] == stream))
         return stream, earlier * self._batch_size
+
+    def _turns(self, epoch: int) -> NDArray[np.int64]:
+        """The stream of every batch of an epoch; kept until another one is asked for."""
+        if self._epoch_turns is None or self._epoch_turns[0] != epoch:
+            # Each stream's number, once for each batch that it has in this epoch.
+            labels = np.concatenate(
+                [
+                    np.full(self._batches_before(stream, epoch + 1) - self._batches_before(stream, epoch), stream)
+                    for stream in range(len(self._streams))
+                ]
+            )
+            # The streams take their turns in a random order.
+            order = counter_generator(self._seed, _EPOCH_ORDER, epoch, 0).permutation(labels)
+            self._epoch_turns = epoch, order
+        return self._epoch_turns[1]
 
     def _batches_before(self, stream: int, epoch: int) -> int:
         return self._streams[stream].shown_before(epoch) // self._batch_size
@@ -135,7 +143,7 @@ class BatchPlan:
         order = self._orders.get((stream, cycle))
         if order is None:
             order = self._streams[stream].order(cycle)
-            while len(self._orders) >= _CACHED_ORDERS:
+            while self._orders and sum(map(len, self._orders.values())) + len(order) > _CACHED_IMAGES:
                 self._orders.pop(next(iter(self._orders)))
             self._orders[stream, cycle] = order
         return int(order[offset])
@@ -156,7 +164,7 @@ class BatchPlan:
 class _Stream:
     """One group of images, endlessly repeated."""
 
-    def __init__(self, seed: int, number: int, members: NDArray[np.int64], factors: NDArray[np.float64] | None) -> None:
+    def __init__(self, seed: int, number: int, members: NDArray[np.int32], factors: NDArray[np.float64] | None) -> None:
         self._seed, self._number, self._members = seed, number, members
         self._factors = self._phases = None
         if factors is not None and (factors[members] != 1.0).any():
@@ -187,7 +195,7 @@ class _Stream:
             low, high = (low, middle) if self.shown_before(middle + 1) > position else (middle + 1, high)
         return low, position - self.shown_before(low)
 
-    def order(self, cycle: int) -> NDArray[np.int64]:
+    def order(self, cycle: int) -> NDArray[np.int32]:
         """The images of a cycle in their random order."""
         images = self._members
         if self._factors is not None:
@@ -195,7 +203,9 @@ class _Stream:
         return counter_generator(self._seed, _STREAM_ORDER, self._number, cycle).permutation(images)
 
 
-def aspect_groups(sizes: Sequence[tuple[int, int]], batch_size: int, factor: int = 0) -> list[NDArray[np.int64]]:
+def aspect_groups(
+    sizes: Sequence[tuple[int, int]] | NDArray[np.int32], batch_size: int, factor: int = 0
+) -> list[NDArray[np.int32]]:
     """Image positions by aspect ratio; a group that cannot fill a batch without repeating joins its neighbour.
 
     Args:
@@ -204,10 +214,11 @@ def aspect_groups(sizes: Sequence[tuple[int, int]], batch_size: int, factor: int
             torchvision's reference (group_by_aspect_ratio).
     """
     borders = [2.0 ** (-1.0 + step / factor) for step in range(2 * factor + 1)] if factor else [1.0]
+    sides = np.asarray(sizes, np.float64).reshape(-1, 2)
     # The number of borders at or below an image's ratio is its bucket.
-    buckets = np.array([bisect_right(borders, width / height) for height, width in sizes])
-    groups = [np.flatnonzero(buckets == bucket) for bucket in range(len(borders), -1, -1)]
-    joined: list[NDArray[np.int64]] = []
+    buckets = np.searchsorted(borders, sides[:, 1] / sides[:, 0], side="right")
+    groups = [np.flatnonzero(buckets == bucket).astype(np.int32) for bucket in range(len(borders), -1, -1)]
+    joined: list[NDArray[np.int32]] = []
     # A group joins its neighbour where either of them is smaller than a batch.
     for group in groups:  # from wide to tall
         if joined and min(len(joined[-1]), len(group)) < batch_size:

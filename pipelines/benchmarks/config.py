@@ -124,6 +124,30 @@ class ScaleRun:
 
 
 @dataclass(frozen=True)
+class AnnotationsBenchmarkRun:
+    """Measure how annotations of any number of images get to a training's processes."""
+
+    form: Literal["json", "shards"] = "json"
+    """json = a COCO file with outlines; shards = Parquet shards with boxes."""
+    num_images: int = 118_287
+    """Images; those of COCO train2017."""
+    num_objects: int = 860_001
+    """Annotations."""
+    repeat_threshold: float = 0.001
+    """As of train.repeat_threshold, whose factors are part of the plan; 0 = without."""
+    peer: bool = True
+    """Measure pycocotools' reader beside ours (form: json)."""
+    folder: str = ""
+    """Where the files are written, and removed afterwards; empty = the system's folder for temporary files."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "num_objects"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        require(0.0 <= self.repeat_threshold <= 1.0, "repeat_threshold", self.repeat_threshold, "a number from 0 to 1")
+
+
+@dataclass(frozen=True)
 class TradeoffRun:
     """Measure accuracy against speed: input sizes x checkpoints x numbers of proposals."""
 

@@ -10,6 +10,9 @@ import ray.exceptions
 
 from maskrcnn_core.errors import StorageError, UserError
 
+# Where Ray's errors keep the one behind them.
+_LINKS = ("cause", "controller_failure", "health_check_failure")
+
 # An error may hold the same one again.
 _LONGEST_CHAIN = 20
 
@@ -29,7 +32,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if current is None:
             return
         yield current
-        inner = getattr(current, "cause", None) or getattr(current, "controller_failure", None)
+        inner = next((link for name in _LINKS if (link := getattr(current, name, None))), None)
         if inner is None and (failures := getattr(current, "worker_failures", None)):
             inner = next(iter(failures.values()))
         current = inner if isinstance(inner, BaseException) else current.__cause__

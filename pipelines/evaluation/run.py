@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from maskrcnn_core.data.coco.json_text import parse_json, without_garbage_collection
+import numpy as np
+
+from maskrcnn_core.data.coco.conversion import SCORING
+from maskrcnn_core.data.coco.entry_faults import FaultList
+from maskrcnn_core.data.coco.json_text import without_garbage_collection
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.analyse import build_comparison, build_details
 from maskrcnn_core.evaluation.analysis import EvaluationDetails, RunComparison
-from maskrcnn_core.evaluation.annotations import Annotations, read_document
+from maskrcnn_core.evaluation.annotations import Annotations, asked_of
 from maskrcnn_core.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES, CocoScores, finish_scores
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.match_counts import notes_of
@@ -21,8 +25,17 @@ from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.evaluation.scoring_states import Engine
 from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
 from pipelines import storage
+from pipelines.annotations.columns import annotation_columns
 from pipelines.evaluation.config import EvaluateRun
-from pipelines.evaluation.shards import Keep, ScoringInputs, Shard, is_results_file, read_inputs, score_all
+from pipelines.evaluation.shards import (
+    Keep,
+    ScoringInputs,
+    Shard,
+    ShardAnnotations,
+    is_results_file,
+    read_inputs,
+    score_all,
+)
 from pipelines.labelling.config import LabelRun
 from pipelines.labels.files import label_files
 from pipelines.storage.s3_settings import applied, settings_environment
@@ -96,7 +109,11 @@ def coverage_counts(coverage: Coverage) -> dict[str, int]:
     }
 
 
-def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> EvaluationSummary:
+def evaluate(
+    run: EvaluateRun,
+    on_progress: "Callable[[LabelProgress], None] | None" = None,
+    on_note: "Callable[[str], None]" = lambda _: None,
+) -> EvaluationSummary:
     """Score the labels of a run; `write_numbers` writes the summary where `run.output` says so.
 
     Where `run.checkpoint` says so, the annotated images are labelled first. Large labels, and those of a run with a
@@ -104,7 +121,7 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
 
     Args:
         run: what to score.
-        on_progress: called while images are labelled, as of `labelling.label`.
+        on_progress, on_note: called while images are labelled, as of `labelling.label`.
 
     Raises:
         ConfigError: keypoint sigmas of another number than the keypoints; or as `labelling.label`.
@@ -114,7 +131,7 @@ def evaluate(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | N
     """
     with applied(run.storage):
         check_output(run)
-        with labels_of(run, on_progress) as labels:
+        with labels_of(run, on_progress, on_note) as labels:
             return _score_labels(run, labels)
 
 
@@ -136,7 +153,11 @@ def write_numbers(output: str, summary: Numbers) -> None:
 
 
 @contextmanager
-def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | None" = None) -> Iterator[str]:
+def labels_of(
+    run: EvaluateRun,
+    on_progress: "Callable[[LabelProgress], None] | None" = None,
+    on_note: "Callable[[str], None]" = lambda _: None,
+) -> Iterator[str]:
     """The labels of a run, inside the block: those that are there, or those that its checkpoint makes.
 
     Raises:
@@ -158,7 +179,7 @@ def labels_of(run: EvaluateRun, on_progress: "Callable[[LabelProgress], None] | 
             storage=run.storage,
             cluster=run.cluster,
         )
-        label(wanted, on_progress)
+        label(wanted, on_progress, on_note=on_note)
         yield output
 
 
@@ -212,18 +233,16 @@ def _scorer(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]
         yield _kept_here, score_all
         return
     # Imported here: loading Ray takes longer than scoring a small set.
-    import ray
-
     from pipelines.cluster.connection import connect
-    from pipelines.evaluation.tasks import score_on_ray
+    from pipelines.evaluation.tasks import kept_on_ray, score_on_ray
 
     with connect(run.cluster, environment=settings_environment(run.storage)):
-        yield ray.put, score_on_ray
+        yield kept_on_ray, score_on_ray
 
 
-def _kept_here(text: str) -> str:
-    """Shards that this process scores hold their text themselves; Ray's tasks find it in Ray's store."""
-    return text
+def _kept_here(piece: Any) -> Any:
+    """Shards that this process scores hold what they need themselves; Ray's tasks find it in Ray's store."""
+    return piece
 
 
 def _plan(run: EvaluateRun, inputs: ScoringInputs) -> ScoringPlan:
@@ -262,15 +281,16 @@ def check_output(run: EvaluateRun) -> None:
 
 
 def load_annotations(uri: str) -> Annotations:
-    """The clean entries of a COCO JSON file, all at once.
+    """The clean entries of annotations, all at once.
 
     Raises:
         StorageError: no such file.
         AnnotationError: it is no COCO instances JSON, or its ids are wrong.
     """
-    content = storage.read_bytes(uri)
-    try:
-        with without_garbage_collection():
-            return read_document(parse_json(content))
-    except AnnotationError as error:
-        raise AnnotationError(f"{uri}: {error}") from None
+    with without_garbage_collection():
+        columns = annotation_columns(uri, SCORING)
+        images = {entry["id"]: entry for entry in columns.image_entries()}
+        faults, info = FaultList(), columns.info
+        entries = ShardAnnotations(columns, np.arange(len(columns))).read(images, asked_of(info.categories), faults)
+        annotations = Annotations(images, info.categories, list(entries), info.faults, info.has_id_zero)
+        return replace(annotations, faults=info.faults + faults.faults())

@@ -1,8 +1,8 @@
-"""The shards of a scoring: which images belong together, and their annotations, read once as a stream.
+"""The shards of a scoring: which images belong together, and their annotations, read once as columns.
 
 Labels stay where they lie: a shard is some row groups of one label file, and its annotations come to it. Of the
-annotation file one process holds the ids and sizes of the images and a few megabytes of text; the annotations go to
-their shards as they are read.
+annotation file one process holds the ids and sizes of the images; the annotations are memory-mapped, and those of a
+shard go to the machine that scores it.
 """
 
 import json
@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from maskrcnn_core.data.coco.annotations import read_annotations
+from maskrcnn_core.data.coco.annotations import Asked, read_annotations
 from maskrcnn_core.data.coco.category_names import match_categories, names_of
+from maskrcnn_core.data.coco.columns import AnnotationColumns
+from maskrcnn_core.data.coco.conversion import SCORING
 from maskrcnn_core.data.coco.entry_faults import FaultList, Faults
+from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
 from maskrcnn_core.data.coco.json_text import without_garbage_collection
-from maskrcnn_core.data.coco.sections import CocoSections
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import CocoDict, asked_of, notes_of_ids
 from maskrcnn_core.evaluation.coco_json_results import (
@@ -28,10 +32,10 @@ from maskrcnn_core.evaluation.coco_json_results import (
     results_layout,
 )
 from maskrcnn_core.evaluation.federated import is_federated
-from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
 from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
 from pipelines import storage
+from pipelines.annotations.columns import annotation_columns, conversion
 from pipelines.labels.files import LIGHT_COLUMNS, CategoryNames, label_files, open_label_file, read_label_batches
 
 _ROWS_AT_ONCE = 250  # of labels, with all their detections
@@ -61,19 +65,51 @@ class LabelRows:
 
 
 @dataclass(frozen=True)
+class ShardAnnotations:
+    """The annotations of some images.
+
+    Attributes:
+        columns: that they are in.
+        positions: of the images.
+    """
+
+    columns: AnnotationColumns
+    positions: NDArray[np.int64]
+
+    def apart(self) -> "ShardAnnotations":
+        """The same without those of other images, for another machine."""
+        return ShardAnnotations(self.columns.part(self.positions), np.arange(len(self.positions)))
+
+    def read(self, images: Mapping[int, CocoDict], asked: Asked, faults: FaultList) -> Iterator[CocoDict]:
+        """Clean entries; those of images whose size was found out since are read now.
+
+        Args:
+            images: clean entries by id.
+            asked, faults: as of `read_annotations`.
+        """
+        for position in self.positions.tolist():
+            for entry in self.columns.entries(position):
+                if "unread" in entry:
+                    yield from read_annotations([json.loads(entry["unread"])], images, asked, faults)
+                else:
+                    yield entry
+
+
+@dataclass(frozen=True)
 class Shard:
     """Some images, with what is known of them.
 
     Attributes:
         images: their clean entries (`data.coco_sections`).
         rows: their label rows; None where the labels are no Parquet files, or the images have no labels.
-        annotations, results: text.
+        annotations: of the images; or a reference to them in Ray's store.
+        results: text.
         left_out: ids of the images that are not evaluated.
     """
 
     images: tuple[CocoDict, ...]
     rows: LabelRows | None
-    annotations: Pieces
+    annotations: ShardAnnotations | Any
     results: Pieces = ()
     left_out: frozenset[int] = frozenset()
 
@@ -89,7 +125,7 @@ class ScoringInputs:
         models: fingerprints of the models that made the label rows, sorted.
         layout: of a results file; None for label records.
         federated: images say which categories are known to be absent, as LVIS' do.
-        faults: of images of the annotation file.
+        faults: of the annotation file.
         notes: what else a reader of the numbers should know.
     """
 
@@ -103,8 +139,9 @@ class ScoringInputs:
     notes: tuple[str, ...] = ()
 
 
-Keep = Callable[[str], Any]
-"""What becomes of a piece of text: kept here, or put where other processes find it; returns it, or a reference."""
+Keep = Callable[[Any], Any]
+"""What becomes of a piece of text or of a shard's annotations: kept here, or put where other processes find it; returns
+it, or a reference."""
 
 
 def is_results_file(labels: str) -> bool:
@@ -120,7 +157,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
         annotations: COCO annotation file.
         images_per_shard: images of one shard, about.
         only_labelled: leave out annotated images without a good label row (of a results file: without results).
-        keep: where the text of the shards goes.
+        keep: where text and annotations of the shards go.
 
     Raises:
         StorageError: a file is missing, or is not what it should be.
@@ -158,7 +195,7 @@ def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> Shar
 def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
     images = {image["id"]: image for image in shard.images}
     objects, faults = defaultdict(list), FaultList()
-    for annotation in read_annotations(_parsed(shard.annotations), images, asked_of(plan.categories), faults):
+    for annotation in shard.annotations.read(images, asked_of(plan.categories), faults):
         objects[annotation["image_id"]].append(annotation)
     images = {image_id: image for image_id, image in images.items() if image_id not in shard.left_out}
     parts = []
@@ -322,23 +359,16 @@ class _Texts:
 
 
 class _AnnotationReader:
-    """Reads an annotation file as a stream: images, categories and all ids now, the annotations' texts for later."""
+    """Reads an annotation file: images and categories now, the annotations where they are scored."""
 
     def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
-        self.home = home
-        self._sections = CocoSections(names=False, sizes=False, keypoints=False)
-        self._texts = _Texts(keep)
-        self._keys: set[str] = set()
+        self.home, self._keep = home, keep
+        self.images: dict[int, CocoDict] = {}
 
     @property
-    def images(self) -> dict[int, CocoDict]:
-        """Clean entries by id."""
-        return self._sections.images
-
-    @property
-    def categories(self) -> list[CocoDict]:
+    def categories(self) -> tuple[CocoDict, ...]:
         """Clean entries."""
-        return self._sections.categories
+        return self._columns.info.categories
 
     def read(self, uri: str) -> None:
         """Read all of it.
@@ -347,55 +377,44 @@ class _AnnotationReader:
             StorageError: no such file.
             AnnotationError: it is not COCO instances JSON, or an entry is wrong.
         """
-        for entry in _stream(uri, "instances JSON"):
-            if entry.key == "":
-                raise AnnotationError(f"{uri}: holds a list; expected a COCO instances object")
-            self._keys.add(entry.key)
-            if entry.value == []:
-                continue
-            if entry.key == "annotations":
-                if (ids := self._sections.add_annotation(entry.value)) is not None:
-                    self._texts.add(self.home(ids[1]), entry.text)
-            elif entry.key == "images":
-                self._sections.add_image(entry.value)
-            elif entry.key == "categories":
-                self._sections.add_category(entry.value)
-        for key in ("images", "annotations", "categories"):
-            if key not in self._keys:
-                raise AnnotationError(f"the annotations have no list {key!r}; expected COCO instances JSON")
-        self._sections.finish()
+        self._columns = annotation_columns(uri, SCORING, convert=conversion())
+        for entry in self._columns.image_entries():
+            entry.pop("file_name", None)
+            self.images[entry["id"]] = entry
 
     def shards(
-        self, label_rows: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
+        self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
     ) -> tuple[Shard, ...]:
         """All shards of images that are evaluated."""
-        pieces = self._texts.finish()
+        positions: dict[_Home, list[int]] = defaultdict(list)
         images: dict[_Home, list[CocoDict]] = defaultdict(list)
-        for image_id, image in self.images.items():
-            images[self.home(image_id)].append(image)
-        strange = pieces.keys() - images.keys()  # annotations of images that are not there: scoring them counts them
+        for position, (image_id, image) in enumerate(self.images.items()):
+            home = self.home(image_id)
+            positions[home].append(position)
+            images[home].append(image)
         return tuple(
             Shard(
                 tuple(images[home]),
-                label_rows.get(home),
-                pieces.get(home, ()),
+                sources.get(home),
+                self._keep(ShardAnnotations(self._columns, np.array(positions[home]))),
                 results.get(home, ()),
                 frozenset(left_out.intersection(image["id"] for image in images[home])),
             )
-            for home in [*images, *strange]
+            for home in images
         )
 
     def inputs(
         self, shards: tuple[Shard, ...], coverage: Coverage, models: tuple[str, ...], layout: ResultsLayout | None
     ) -> ScoringInputs:
         """All that was read."""
+        info = self._columns.info
         return ScoringInputs(
-            tuple(self._sections.categories),
+            info.categories,
             shards,
             coverage,
             models,
             layout,
             is_federated(tuple(self.images.values())),
-            self._sections.faults.faults(),
-            notes_of_ids(self._sections.has_id_zero),
+            info.faults,
+            notes_of_ids(info.has_id_zero),
         )

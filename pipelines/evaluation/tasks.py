@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import ray
 
 from maskrcnn_core.evaluation.coco_json_results import ResultsLayout
 from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores, merge_shards
 from pipelines.cluster.connection import unwrapped_errors
-from pipelines.evaluation.shards import Shard, score
+from pipelines.evaluation.shards import Shard, ShardAnnotations, score
 
 _MERGED_AT_ONCE = 8
 
@@ -19,8 +20,8 @@ _ONE_THREAD = {"env_vars": {"RAYON_NUM_THREADS": "1"}}
 def score_on_ray(plan: ScoringPlan, shards: Sequence[Shard], layout: ResultsLayout | None) -> ShardScores:
     """All shards, of which there is at least one, as tasks of one CPU each; needs a connected cluster.
 
-    The text of the shards lies in Ray's store. States merge eight at a time as they come, so that no process ever
-    holds more than the states it merges.
+    Text and annotations of the shards lie in Ray's store. States merge eight at a time as they come, so that no process
+    ever holds more than the states it merges.
     """
     task = ray.remote(num_cpus=1, runtime_env=_ONE_THREAD)
     plan_there = ray.put(plan)
@@ -35,9 +36,14 @@ def score_on_ray(plan: ScoringPlan, shards: Sequence[Shard], layout: ResultsLayo
     return scores
 
 
+def kept_on_ray(piece: Any) -> Any:
+    """A reference to text, or to a shard's annotations, in Ray's store."""
+    return ray.put(piece.apart() if isinstance(piece, ShardAnnotations) else piece)
+
+
 def _score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
-    annotations, results = (tuple(ray.get(list(pieces))) for pieces in (shard.annotations, shard.results))
-    return score(plan, replace(shard, annotations=annotations, results=results), layout)
+    annotations, *results = ray.get([shard.annotations, *shard.results])
+    return score(plan, replace(shard, annotations=annotations, results=tuple(results)), layout)
 
 
 def _merge(*parts: ShardScores) -> ShardScores:

@@ -1,6 +1,6 @@
 """File names that begin with the folder of their split (`train2017/1.jpg`), as those of a `coco_url` do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maskrcnn_core.errors import StorageError
@@ -18,9 +18,14 @@ def names_below(folder: str, names: Sequence[str]) -> list[str]:
 
     Only names of two parts, whose first is no folder there, lose it: `train2017/1.jpg` in `.../train2017` is `1.jpg`.
     """
-    splits = {name.split("/")[0] for name in names if _has_split(name)}
-    absent = {split for split in splits if not _is_folder(storage.join(folder, split))}
+    absent = splits_to_drop(folder, names)
     return [name.partition("/")[2] if _has_split(name) and name.split("/")[0] in absent else name for name in names]
+
+
+def splits_to_drop(folder: str, names: Iterable[str]) -> frozenset[str]:
+    """The first parts of names of two parts that are no folders there."""
+    splits = {name.split("/")[0] for name in names if _has_split(name)}
+    return frozenset(split for split in splits if not _is_folder(storage.join(folder, split)))
 
 
 def _is_folder(uri: str) -> bool:

@@ -26,8 +26,11 @@ class LabelConfig:
 
     num_workers: int = 0
     """Detector processes (Ray actors); 0 = chosen from the cluster."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """One GPU for each worker; auto = where the cluster has GPUs, or can start machines with them."""
+    wait_minutes: float = 30.0
+    """How long the first machines are waited for where the cluster has none for the workers: an autoscaler starts them,
+    or lost ones come back. 0 = not at all. A cluster started by the job itself is not waited for."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
     batch_pixels: int = 0
@@ -53,7 +56,8 @@ class LabelConfig:
     """Images of one Parquet file, which is also what a lost worker has to do again; 0 = chosen, at most 1000 on GPUs
     and 250 on CPUs."""
     max_workers: int = 0
-    """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now."""
+    """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now, or as many as
+    it can grow to where none fits yet."""
     image_timeout: float = 600.0
     """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it; one that
     takes longer in two processes fails. 0 = no limit."""
@@ -74,6 +78,7 @@ class LabelConfig:
             "rows_per_file",
             "max_workers",
             "image_timeout",
+            "wait_minutes",
         ):
             require_not_negative(f"label.{name}", getattr(self, name))
         for name, most in (

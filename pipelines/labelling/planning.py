@@ -43,14 +43,14 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
     """How many workers of what size the cluster can hold, with a CPU left for the tasks that feed them.
 
     Args:
-        label: `num_workers` and `threads_per_worker` 0 = chosen here; with `max_workers` a cluster that grows by
-            itself may hold none yet.
+        label: with `use_gpu` chosen (auto counts as false); `num_workers` and `threads_per_worker` 0 = chosen here;
+            with `max_workers` a cluster that grows by itself may hold none yet.
         cluster: nodes with their logical resources.
 
     Raises:
         ConfigError: too few CPUs or GPUs; says how many there are.
     """
-    if label.use_gpu:
+    if label.use_gpu is True:
         hosts = [node for node in cluster if node.gpus > 0 and node.cpus > 0]
         per_node = max((node.gpus for node in hosts), default=0)
         room = sum(node.gpus for node in hosts)
@@ -59,11 +59,11 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
         hosts = [node for node in cluster if node.cpus > 0]
         per_node, room, share = _cpu_shares(label, hosts)
     if label.max_workers and room == 0:
-        return WorkerPlan(1, label.threads_per_worker or 1, int(label.use_gpu), 1, label.max_workers)
+        return WorkerPlan(1, label.threads_per_worker or 1, int(label.use_gpu is True), 1, label.max_workers)
     workers = label.num_workers or min(room, label.max_workers or room)
     cpus = min(share, label.threads_per_worker) if label.threads_per_worker else share
     total = sum(node.cpus for node in cluster)
-    if label.use_gpu and (workers > room or workers == 0):
+    if label.use_gpu is True and (workers > room or workers == 0):
         raise ConfigError(
             f"label.use_gpu: {workers or 'at least 1'} workers need a GPU each, the cluster has {room}; add machines, "
             "or set label.max_workers where the cluster grows by itself"
@@ -75,7 +75,7 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
             f"the cluster has {total}; use fewer workers, or more CPUs (cluster.num_cpus for a cluster of this machine)"
         )
     most = max(workers, label.max_workers)
-    return WorkerPlan(workers, cpus, int(label.use_gpu), max(1, min(per_node, workers)), most)
+    return WorkerPlan(workers, cpus, int(label.use_gpu is True), max(1, min(per_node, workers)), most)
 
 
 def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int, int, int]:
@@ -96,7 +96,7 @@ def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int,
 def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
     """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
     many enough for files of a useful size."""
-    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu else _MOST_ROWS_CPU)
+    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU)
     balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
     least = min(group_size, math.ceil(images / workers))
     return min(max(balanced, least), limit)

@@ -6,10 +6,9 @@ Only the places of chunks and their counts pass through Ray: images are read nex
 written by the process that made them (see `labels.run_folder` for why nothing is lost or doubled).
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from maskrcnn_core.data.proposals import ProposalFiles
@@ -29,8 +28,9 @@ from pipelines.images.manifest import (
     publish_manifest,
 )
 from pipelines.images.source import Source, open_source
-from pipelines.labelling.config import LabelRun
+from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.execution import Detector, label_on_cluster
+from pipelines.labelling.machines import on_this_cluster
 from pipelines.labelling.planning import choose_chunk_rows, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress
 from pipelines.labelling.worker import WorkerSettings
@@ -85,6 +85,7 @@ def label(
     on_progress: Callable[[LabelProgress], None] | None = None,
     *,
     detector: Detector | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> LabelSummary:
     """Detect the objects of every image and write one row for each to OUTPUT/labels.
 
@@ -94,6 +95,7 @@ def label(
         run: what to label, with what, where to.
         on_progress: called about once a second while images are labelled, from another thread.
         detector: None = the checkpoints of this project.
+        on_note: called with lines that say what the run uses of the cluster, leaves idle, and waits for.
 
     Raises:
         ConfigError: the cluster cannot hold the workers asked for, or the model cannot do what is asked of it.
@@ -103,11 +105,15 @@ def label(
         AnnotationError: the source of the images is malformed.
     """
     with applied(run.storage):
-        return _label(run, on_progress, detector or _own_detector(), time.monotonic())
+        return _label(run, on_progress, detector or _own_detector(), on_note, time.monotonic())
 
 
 def _label(
-    run: LabelRun, on_progress: Callable[[LabelProgress], None] | None, detector: Detector, started: float
+    run: LabelRun,
+    on_progress: Callable[[LabelProgress], None] | None,
+    detector: Detector,
+    on_note: Callable[[str], None],
+    started: float,
 ) -> LabelSummary:
     state = run_folder.state_of(run.output)
     manifest = open_manifest(run_folder.manifest_folder(run.output))
@@ -123,35 +129,53 @@ def _label(
         tally = run_folder.finished_tally(run.output)
         if not (run.label.retry_failed and tally.failed):
             return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
-    with _cluster_when_needed(run) as ensure_cluster:
+    with ExitStack() as stack:
+        cluster = _Cluster(run, stack, on_note)
         if manifest is None:
             assert source is not None
-            manifest = _new_manifest(run, source, identity, ensure_cluster)
+            manifest = _new_manifest(run, source, identity, cluster)
         else:
             _check_proposals(run, manifest)
             run_folder.claim_run(run.output, identity)
         if state == "finished":
             run_folder.reopen_run(run.output)
         settings = replace(settings, manifest=manifest)
-        before, counts = _label_chunks(run, manifest, settings, detector, ensure_cluster, on_progress)
+        before, counts = _label_chunks(run, manifest, settings, detector, cluster, on_progress)
     tally, files = _checked_files(run.output, manifest)
     run_folder.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
-@contextmanager
-def _cluster_when_needed(run: LabelRun) -> Iterator[Callable[[], None]]:
-    """A function that connects to the cluster when it is first called; the connection ends with the block."""
-    with ExitStack() as stack:
+class _Cluster:
+    """The cluster of a run, joined or started when it is first needed.
 
-        @functools.cache
-        def ensure() -> None:
-            stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
+    Args:
+        run: as it was given.
+        stack: whose end ends the connection.
+        tell: takes lines for the user.
+    """
 
-        yield ensure
+    def __init__(self, run: LabelRun, stack: ExitStack, tell: Callable[[str], None]) -> None:
+        self._run, self._stack, self._tell = run, stack, tell
+        self._is_connected = False
+        self._fitted: LabelRun | None = None
+
+    def connect(self) -> None:
+        """Make sure of the connection; tasks may follow."""
+        if not self._is_connected:
+            run = self._run
+            self._stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
+            self._is_connected = True
+
+    def fitted(self) -> LabelRun:
+        """The run with settings for this cluster, which has room for its first workers; see `on_this_cluster`."""
+        if self._fitted is None:
+            self.connect()
+            self._fitted = replace(self._run, label=on_this_cluster(self._run.label, self._tell))
+        return self._fitted
 
 
-def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_cluster: Callable[[], None]) -> Manifest:
+def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster: _Cluster) -> Manifest:
     """The manifest of a new run, and the claim on its folder, after all that can be refused has been looked at.
 
     Whatever ends this early leaves the folder as it was; what another process has made in it stays.
@@ -160,10 +184,9 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_c
     folder = run_folder.manifest_folder(run.output)
     draft = None
     try:
-        draft = _draft_manifest(source, folder, ensure_cluster)
+        draft = _draft_manifest(source, folder, cluster)
         _check_proposals(run, draft)
-        ensure_cluster()
-        plan_workers(run.label, nodes())
+        plan_workers(cluster.fitted().label, nodes())
         run_folder.claim_run(run.output, identity)
         manifest = publish_manifest(draft)
     except BaseException:
@@ -176,11 +199,11 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, ensure_c
     return manifest
 
 
-def _draft_manifest(source: Source, folder: str, ensure_cluster: Callable[[], None]) -> Manifest:
+def _draft_manifest(source: Source, folder: str, cluster: _Cluster) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
     if len(source.parts) > _MOST_PARTS_HERE:
-        ensure_cluster()
+        cluster.connect()
         tasks = on_cluster
     with unwrapped_errors():
         return draft_manifest(source, folder, tasks)
@@ -243,16 +266,16 @@ def _label_chunks(
     manifest: Manifest,
     settings: WorkerSettings,
     detector: Detector,
-    ensure_cluster: Callable[[], None],
+    cluster: _Cluster,
     on_progress: Callable[[LabelProgress], None] | None,
 ) -> tuple[int, Counts]:
     """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
     and the counts of this start."""
     rows = run_folder.chunk_rows(run.output, manifest)
     if rows is None:
-        ensure_cluster()
+        run = cluster.fitted()
         workers = plan_workers(run.label, nodes()).workers
-        rows = choose_chunk_rows(len(manifest), workers, settings.group_size, run.label)
+        rows = choose_chunk_rows(len(manifest), workers, _on_device(settings, run.label).group_size, run.label)
         run_folder.settle_chunk_rows(run.output, rows, manifest)
         rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
     done, todo = run_folder.chunks_done(run.output, manifest, rows)
@@ -260,11 +283,13 @@ def _label_chunks(
     before = sum(tallies, NOTHING)
     labelled_before = before.images
     counts = Counts()
+    must_retry = run.label.retry_failed and before.failed > 0
+    if todo or must_retry:
+        run = cluster.fitted()
+        settings = _on_device(settings, run.label)
     if todo:
-        ensure_cluster()
         counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
-    if run.label.retry_failed and before.failed:
-        ensure_cluster()
+    if must_retry:
         faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
         again = replace(settings, retry_failed=True)
         retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
@@ -293,10 +318,10 @@ def _check_proposals(run: LabelRun, manifest: Manifest) -> None:
 def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) -> WorkerSettings:
     config = run.label
     apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
-    return WorkerSettings(
+    return WorkerSettings(  # on a CPU, until the cluster is known: see `_on_device`
         checkpoint=storage.absolute(run.checkpoint),
         predictor=PredictorSettings(
-            device="cuda" if config.use_gpu else "cpu",
+            device="cpu",
             precision=config.precision,
             batch_pixels=config.batch_pixels,
             max_pixels=config.max_pixels,
@@ -310,11 +335,18 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
         ),
         proposals=storage.absolute_or_empty(run.proposals),
         threads=config.threads_per_worker,
-        group_size=_GROUP_SIZE_GPU if config.use_gpu else _GROUP_SIZE_CPU,
+        group_size=_GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
         image_root=storage.absolute_or_empty(run.image_root),
     )
+
+
+def _on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
+    """The settings of workers that compute where `label.use_gpu`, which is chosen now, says."""
+    if not label.use_gpu:
+        return settings
+    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=_GROUP_SIZE_GPU)
 
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:

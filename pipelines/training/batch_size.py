@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import ray
-import ray.train.torch
 import torch
+from numpy.typing import NDArray
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
@@ -24,7 +25,7 @@ from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.step import training_step
 from pipelines.cluster.connection import unwrapped_errors
 from pipelines.training.config import TrainConfig, TrainRun
-from pipelines.training.datasets import target_rule, training_data
+from pipelines.training.datasets import target_rule
 from pipelines.training.job import new_optimizer
 
 _TRIED_STEPS = 2
@@ -96,19 +97,25 @@ def most_images(settings: TrainConfig, epoch_images: float) -> int:
     return max(most, settings.num_workers)
 
 
-def largest_image(run: TrainRun, dataset: CocoDataset) -> LargestImage:
-    """The longest sides that any batch of the run is padded to, and the most objects in an image."""
+def largest_image(run: TrainRun, sizes: NDArray[np.int32], objects: int) -> LargestImage:
+    """The longest sides that any batch of the run is padded to, and the most objects that an image of it has.
+
+    Args:
+        run: its settings.
+        sizes: [images, 2], height and width as stored, pixels.
+        objects: the most in one image.
+    """
     pixels, settings = run.model.input, run.train
-    objects = max(len(image.objects) for image in dataset.images)
     if settings.augment.jitter_scale:
         (height, width), objects = settings.augment.crop, objects * (2 if settings.augment.copy_paste else 1)
         return LargestImage(height, width, objects)
     short_side = max(settings.short_sides or (pixels.short_side,))
-    sizes = [
-        resized_size(image.height, image.width, short_side, pixels.long_side, pixels.resize) for image in dataset.images
+    resized = [
+        resized_size(height, width, short_side, pixels.long_side, pixels.resize)
+        for height, width in np.unique(sizes, axis=0).tolist()
     ]
     # Images of one orientation share a batch, which is as high and as wide as any of them.
-    groups = [[size for size in sizes if (size[0] > size[1]) == upright] for upright in (False, True)]
+    groups = [[size for size in resized if (size[0] > size[1]) == upright] for upright in (False, True)]
     sides = [(max(height for height, _ in group), max(width for _, width in group)) for group in groups if group]
     height, width = max(sides, key=lambda size: size[0] * size[1])
     return LargestImage(height, width, objects)
@@ -185,11 +192,12 @@ def _keypoints(boxes: torch.Tensor, number: int) -> torch.Tensor:
     return torch.cat((middles, visible), dim=1)[:, None].repeat(1, number, 1)
 
 
-def find_batch_size(run: TrainRun, epoch_images: float) -> tuple[int, str]:
+def find_batch_size(run: TrainRun, dataset: CocoDataset, epoch_images: float) -> tuple[int, str]:
     """The batch size of a new run, and a line that says how it came about.
 
     Args:
-        run: with `train.batch_size` auto and the model's categories.
+        run: with `train.batch_size` auto, `train.use_gpu` chosen, and the model's categories.
+        dataset: that it learns from.
         epoch_images: images that an epoch shows.
 
     Raises:
@@ -201,9 +209,11 @@ def find_batch_size(run: TrainRun, epoch_images: float) -> tuple[int, str]:
         return number, f"train.batch_size auto: {number}, as there is no GPU to try it on (train.reference_batch_size)"
     workers = settings.min_workers or settings.num_workers  # those that are left may have to do it alone
     most = most_images(settings, epoch_images)
-    remote: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(_try_on_gpu)
+    largest = largest_image(run, dataset.sizes, int(dataset.columns.numbers_of_objects.max()))
+    kind = {"accelerator_type": settings.accelerator_type} if settings.accelerator_type else {}
+    remote: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, **kind)(_try_on_gpu)
     with unwrapped_errors():
-        each, largest, memory = ray.get(remote.remote(run, -(-most // workers)))
+        each, memory = ray.get(remote.remote(run, largest, -(-most // workers)))
     what = f"{largest.height} x {largest.width} pixels with up to {largest.objects} objects"
     if each == 0:
         raise ConfigError(
@@ -214,9 +224,8 @@ def find_batch_size(run: TrainRun, epoch_images: float) -> tuple[int, str]:
     return number, f"train.batch_size auto: {number}; {each} images of {what} fit into {memory:.0f} GiB"
 
 
-def _try_on_gpu(run: TrainRun, most: int) -> tuple[int, LargestImage, float]:
-    """Images that fit, of which kind, and the GPU's memory in GiB; in a task on a GPU."""
+def _try_on_gpu(run: TrainRun, largest: LargestImage, most: int) -> tuple[int, float]:
+    """Images that fit, and the GPU's memory in GiB; in a task on a GPU."""
     device = torch.device("cuda")
     memory = CudaMemory(device)
-    largest = largest_image(run, training_data(run).dataset)
-    return images_that_fit(run, largest, memory, device, most), largest, memory.total / 2**30
+    return images_that_fit(run, largest, memory, device, most), memory.total / 2**30

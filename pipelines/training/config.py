@@ -24,6 +24,7 @@ _MAX_STEPS = 1_000_000_000
 _MAX_FACTOR = 1e6
 _MAX_PICTURES = 1000
 _MAX_GROUPS = 1000
+_MAX_MINUTES = 7 * 24 * 60
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,14 @@ class TrainConfig:
     """Training processes (Ray Train workers)."""
     min_workers: int = 0
     """Go on with as few as this where machines are lost for good; 0 = wait for train.num_workers."""
-    use_gpu: bool = False
-    """One GPU for each worker (NCCL) instead of CPU (gloo)."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """One GPU for each worker (NCCL) instead of CPU (gloo); auto = where the cluster has GPUs, or can start machines
+    with them."""
+    accelerator_type: str = ""
+    """Only GPUs of this kind, as Ray names it, such as H100; empty = any."""
+    wait_minutes: float = 30.0
+    """How long missing machines are waited for, at the start and after a loss: an autoscaler starts them, or lost ones
+    come back. 0 = not at all. A cluster started by the job itself gets no more machines, and is not waited for."""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 = the machine's cores / workers on it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -217,6 +224,8 @@ class TrainConfig:
     """Seed of weights, sampling order and augmentation."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step always makes one."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after a checkpoint until the next one, where that comes before checkpoint_every; 0 = by steps only."""
     validate_every: int = 5000
     """Steps between validations (COCO AP on data.val); the last step always validates; 0 = only the last."""
     validations: int = field(default=0, metadata={IN_PLACE_OF: "validate_every"})
@@ -235,7 +244,11 @@ class TrainConfig:
     pictures: int = 4
     """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
     max_failures: int = 3
-    """How often lost workers or machines are replaced, each time from the last checkpoint."""
+    """How often in a row lost workers or machines are replaced without a new checkpoint in between; each time training
+    goes on from the last one. What a provider takes away with notice is not counted."""
+    timeout_minutes: float = 10.0
+    """How long workers wait for each other before one counts as hung and they start anew. The others wait for the first
+    one while it scores a validation."""
 
     def __post_init__(self) -> None:
         require_typed("train", self)
@@ -253,6 +266,7 @@ class TrainConfig:
             *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
             *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS), ("epochs", _MAX_STEPS)),
             ("validations", _MAX_STEPS),
+            *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES)),
         ):
             require_between(f"train.{name}", getattr(self, name), 0, most)
         for name in ("clip_norm", "seed"):
@@ -268,6 +282,12 @@ class TrainConfig:
         self._check_batch()
         self._check_workers()
         self._check_lists()
+        require(
+            0 < self.timeout_minutes <= _MAX_MINUTES,
+            "train.timeout_minutes",
+            self.timeout_minutes,
+            f"above 0, up to {_MAX_MINUTES:,}",
+        )
 
     def _check_batch(self) -> None:
         if self.batch_size == "auto":
@@ -318,6 +338,12 @@ class TrainConfig:
             self.min_workers,
             f"0 to train.num_workers ({self.num_workers})",
         )
+        require(
+            not self.accelerator_type or self.use_gpu is not False,
+            "train.accelerator_type",
+            self.accelerator_type,
+            "none where train.use_gpu is false",
+        )
 
     def _check_lists(self) -> None:
         require(
@@ -354,9 +380,10 @@ class TrainRun:
     output: str
     """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
     train.steps or epochs may have grown then, the data may have moved while the annotations stay the same, and what
-    does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, threads_per_worker,
-    checkpoint_every, validate_every, validations, validate_in, validation_tasks, validation_losses, log_every,
-    pictures, max_failures, max_skipped_steps, data.reader, data.workers, data.max_pixels, cluster."""
+    does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type,
+    threads_per_worker, checkpoint_every, checkpoint_minutes, validate_every, validations, validate_in,
+    validation_tasks, validation_losses, log_every, pictures, max_failures, max_skipped_steps, wait_minutes,
+    timeout_minutes, data.reader, data.workers, data.max_pixels, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
     several, separated by commas, the first that has a weight gives it."""

@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
@@ -68,31 +68,36 @@ class DataSummary:
 def summarize(dataset: CocoDataset) -> DataSummary:
     """Count what a data set with at least one image holds."""
     names = distinct_names((category.id, category.name) for category in dataset.categories)
-    objects = [thing for image in dataset.images for thing in image.objects if not thing.crowd]
-    per_category = Counter(thing.category_id for thing in objects)
-    areas = np.array([thing.area for thing in objects], dtype=np.float64)
-    ranges = np.digitize(areas, _SIZE_LIMITS)
-    powers = Counter(int(power) for power in np.log2(np.maximum(np.sqrt(areas), 1.0)))
-    per_image = [sum(not thing.crowd for thing in image.objects) for image in dataset.images]
-    sides = [side for image in dataset.images for side in (image.width, image.height)]
+    per_category: Counter[int] = Counter()
+    per_range, powers = np.zeros(len(_SIZE_NAMES), np.int64), Counter[int]()
+    per_image, crowds = np.zeros(len(dataset.images), np.int64), 0
+    for images, batch in dataset.objects():
+        single = ~batch.crowds
+        crowds += int(batch.crowds.sum())
+        ids, counts = np.unique(batch.category_ids[single], return_counts=True)
+        per_category.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        areas = batch.areas[single]
+        per_range += np.bincount(np.digitize(areas, _SIZE_LIMITS), minlength=len(_SIZE_NAMES))
+        powers.update(np.log2(np.maximum(np.sqrt(areas), 1.0)).astype(np.int64).tolist())
+        np.add.at(per_image, images[single], 1)
     return DataSummary(
         images=len(dataset.images),
-        images_without_objects=per_image.count(0),
-        objects=len(objects),
-        crowd_regions=sum(thing.crowd for image in dataset.images for thing in image.objects),
+        images_without_objects=int(np.count_nonzero(per_image == 0)),
+        objects=int(per_image.sum()),
+        crowd_regions=crowds,
         objects_per_category={name: per_category[number] for number, name in names.items()},
-        objects_per_size={name: int(np.count_nonzero(ranges == index)) for index, name in enumerate(_SIZE_NAMES)},
+        objects_per_size=dict(zip(_SIZE_NAMES, per_range.tolist(), strict=True)),
         object_sides={f"{2**power} to {2 ** (power + 1)}": powers[power] for power in sorted(powers)},
         objects_per_image=_spread(per_image),
-        image_sides=_spread(sides),
+        image_sides=_spread(dataset.sizes),
         dropped=dataset.faults.counts.get("object", 0),
         faults={_FAULT_NAMES[kind]: count for kind, count in dataset.faults.counts.items()},
         first_dropped=dataset.faults.all_first()[:_DROPPED_SHOWN],
     )
 
 
-def _spread(values: Sequence[int]) -> tuple[int, int, int]:
-    return min(values), int(np.median(values)), max(values)
+def _spread(values: NDArray[Any]) -> tuple[int, int, int]:
+    return int(values.min()), int(np.median(values)), int(values.max())
 
 
 def write_data_summary(output: str, summaries: dict[str, DataSummary]) -> None:

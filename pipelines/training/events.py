@@ -2,9 +2,10 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -197,6 +198,28 @@ class MachineLeaves:
 
 
 @dataclass(frozen=True)
+class ClusterNote:
+    """What the run uses of the cluster, or leaves idle.
+
+    Attributes:
+        text: names the setting.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class WaitingForMachines:
+    """The cluster does not have the machines yet, or no longer.
+
+    Attributes:
+        text: what is waited for, what of it is there, how long.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
 class WorkersLost:
     """Workers failed; others start from the last checkpoint in their place, if `train.max_failures` allows.
 
@@ -229,37 +252,85 @@ TrainingEvent = (
     | CheckpointPassedOver
     | StoppedEarly
     | MachineLeaves
+    | ClusterNote
+    | WaitingForMachines
     | WorkersLost
     | Interrupted
 )
 
 
+class Orders(NamedTuple):
+    """What the workers are to do, told to each of them when it comes to a step.
+
+    Attributes:
+        stop_before: the step before which the run ends; None = it goes on.
+        save_before: the step before which a checkpoint is due by time; None = none is.
+    """
+
+    stop_before: int | None = None
+    save_before: int | None = None
+
+
 class ProgressLog:
-    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, and where it is to
-    stop.
+    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, where it is to stop
+    or to make a checkpoint, and how often it has lost workers.
+
+    Args:
+        checkpoint_seconds: after a checkpoint until the next one is due; 0 = none is due by time.
+        clock: seconds.
 
     All workers stop before the same step without waiting for each other: each announces a step when it comes to it, and
     looks at the answer to the announcement before. No worker is further than the last step announced when the run is
-    asked to stop, so all of them hear of a stop two steps later in time.
+    asked to stop, so all of them hear of a stop two steps later in time. Checkpoints by time are agreed on alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._checkpoint_seconds, self._clock = checkpoint_seconds, clock
+        self._saved_at: float | None = None
+        self._save_before: int | None = None
+        self._saved_step = self._losses = 0
+        self._is_training = False
         self._events: list[TrainingEvent] = []
         self._mistake: UserError | None = None
         self._announced: int | None = None
         self._is_stopping = False
         self._stop_before: int | None = None
 
-    def begin(self, step: int) -> int | None:
-        """A worker comes to a step; returns before which step the run ends, if it is to end."""
+    def begin(self, step: int) -> Orders:
+        """A worker comes to a step; returns before which steps the run ends or saves, if it is to."""
         self._announced = step if self._announced is None else max(self._announced, step)
         if self._is_stopping and self._stop_before is None:
             self._stop_before = self._announced + 2
-        return self._stop_before
+        if self._is_checkpoint_due():
+            self._save_before = self._announced + 2
+        return Orders(self._stop_before, self._save_before)
+
+    def _is_checkpoint_due(self) -> bool:
+        now = self._clock()
+        self._saved_at = now if self._saved_at is None else self._saved_at
+        if not self._checkpoint_seconds or now - self._saved_at < self._checkpoint_seconds:
+            return False
+        assert self._announced is not None
+        # A worker that has come to the step after has saved with all others: none still waits for the former order.
+        if self._save_before is not None and self._announced <= self._save_before:
+            return False
+        self._saved_at = now
+        return True
 
     def restart(self) -> None:
-        """New workers start in place of others, from an earlier step."""
-        self._announced = self._stop_before = None
+        """New workers start, the first ones or in place of others, from an earlier step."""
+        self._announced = self._stop_before = self._save_before = self._saved_at = None
+        self._is_training = True
+
+    def is_training(self) -> bool:
+        """Whether the first worker has started, and has not been lost since."""
+        return self._is_training
+
+    def lose(self, *, counts: bool = True) -> int:
+        """Workers were lost; returns how often in a row without a new checkpoint, of the losses that count."""
+        self._is_training = False
+        self._losses += counts
+        return self._losses
 
     def stop(self) -> bool:
         """The run is to end as soon as all workers can agree; returns whether there are any that train."""
@@ -272,6 +343,8 @@ class ProgressLog:
     def add(self, event: TrainingEvent) -> None:
         """Keep an event for the next `take`."""
         self._events.append(event)
+        if isinstance(event, CheckpointSaved) and event.step > self._saved_step:
+            self._saved_step, self._losses, self._saved_at = event.step, 0, self._clock()
 
     def take(self) -> list[TrainingEvent]:
         """Hand over the events since the last call."""
@@ -287,11 +360,11 @@ class ProgressLog:
         return self._mistake
 
 
-def start_progress_log() -> Any:
+def start_progress_log(checkpoint_seconds: float) -> Any:
     """A `ProgressLog` as an actor beside the driver (so that losing a worker's node does not lose it)."""
     node = ray.get_runtime_context().get_node_id()
     options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
-    return ray.remote(ProgressLog).options(**options).remote()
+    return ray.remote(ProgressLog).options(**options).remote(checkpoint_seconds)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ unbroken one; a finished run is left alone, unless `train.steps` has grown.
 """
 
 import contextlib
-import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -22,13 +23,26 @@ from maskrcnn_core.data.files import located
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
 from maskrcnn_core.weights.initial import check_initial
 from pipelines import storage
+from pipelines.annotations.columns import content_digest, needs_tasks
 from pipelines.cluster import connection
+from pipelines.cluster.autoscaler import read_capacity
+from pipelines.cluster.capacity import Demand
+from pipelines.cluster.waiting import wait_for_machines
 from pipelines.training.batch_size import find_batch_size
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.curves import CurveKeeper, picture_uri
 from pipelines.training.data_summary import check_images, summarize, write_data_summary
-from pipelines.training.datasets import RunData, training_data, validation_data
-from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent, forwarded, start_progress_log
+from pipelines.training.datasets import RunData, publish_data, training_data, validation_data
+from pipelines.training.events import (
+    ClusterNote,
+    DataNote,
+    SchedulePlanned,
+    TrainingEvent,
+    WaitingForMachines,
+    forwarded,
+    start_progress_log,
+)
+from pipelines.training.machines import WAIT_SETTING, MachineWatch, on_chosen_devices, training_demand, worker_resources
 from pipelines.training.output import (
     checkpoint_uri,
     claim,
@@ -47,7 +61,6 @@ from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,13 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
     """
     run = _with_absolute_paths(run)
     require_free(run.output)
+    with contextlib.ExitStack() as stack:
+        if any(needs_tasks(paths.annotations) for paths in (run.data.train, run.data.val)):
+            stack.enter_context(connection.connect(run.cluster))  # whose tasks read them
+        return _train(run, on_progress)
+
+
+def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
@@ -116,13 +136,13 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
             check_initial(run.model, initial_checkpoints(run.init))
     notes = tuple(note for one in data.values() for note in one.notes)
     described = {name: summarize(one.dataset) for name, one in data.items()}
-    del data  # the workers read their own
     if run.train.batch_size != "auto":
         tell(_plan(run, epoch_images))
     with connection.connect(run.cluster):
-        _check_cluster(run)
+        fitted = _with_machines(run, tell)
         if run.train.batch_size == "auto":
-            run = _with_found_batch(run, epoch_images, tell)
+            run = _with_found_batch(run, fitted, data["data.train"].dataset, tell)
+            fitted = replace(fitted, train=replace(run.train, use_gpu=fitted.train.use_gpu))
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -130,7 +150,8 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         with _released_after_a_mistake(run.output, owner) if is_new else contextlib.nullcontext():
             if is_new:
                 write_data_summary(run.output, described)
-            result = _fit(run, owner, _plan(run, epoch_images), tell)
+            publish_data(run, data.values())
+            result = _fit(fitted, owner, _plan(run, epoch_images), tell)
     summary = replace(_summary(run, result), notes=notes)
     write_summary(run.output, asdict(summary))
     return summary
@@ -145,9 +166,12 @@ def _scheduled_new(run: TrainRun, epoch_images: float) -> TrainRun:
     return replace(run, train=settings)
 
 
-def _with_found_batch(run: TrainRun, epoch_images: float, tell: Callable[[TrainingEvent], None]) -> TrainRun:
-    """A new run with the largest batch that fits, and the schedule that follows from it; tells both."""
-    number, note = find_batch_size(run, epoch_images)
+def _with_found_batch(
+    run: TrainRun, fitted: TrainRun, dataset: CocoDataset, tell: Callable[[TrainingEvent], None]
+) -> TrainRun:
+    """A new run with the largest batch that fits the chosen devices, and the schedule that follows; tells both."""
+    epoch_images = images_per_epoch(dataset, run.train.repeat_threshold)
+    number, note = find_batch_size(fitted, dataset, epoch_images)
     tell(DataNote(note))
     run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
     tell(_plan(run, epoch_images))
@@ -174,18 +198,10 @@ def _digests(run: TrainRun) -> dict[str, str]:
     digests = {}
     for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
         if paths.annotations:
-            digests[f"{name}.annotations"] = _sha256(paths.annotations)
+            digests[f"{name}.annotations"] = content_digest(paths.annotations)
         if (proposals := proposals_of(paths, name)) is not None:
             digests[f"{name}.proposals"] = str(proposals.fingerprint)
     return digests
-
-
-def _sha256(uri: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_stream(uri) as read:
-        while piece := read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def check_data(run: TrainRun) -> dict[str, RunData]:
@@ -202,7 +218,7 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
     data = run.data
     check_proposal_settings(run)
     _require_given("data.train", data.train)
-    datasets = {"data.train": training_data(run)}
+    datasets = {"data.train": training_data(run, fresh=True)}
     dataset = datasets["data.train"].dataset
     _check_dataset("data.train", data.train, dataset)
     _require_objects(data.train, dataset, masks=run.model.mask_head.enabled)
@@ -216,7 +232,7 @@ def check_data(run: TrainRun) -> dict[str, RunData]:
     if data.val.annotations or data.val.images:
         _require_given("data.val", data.val)
         known = replace(run, model=replace(run.model, categories=dataset.categories))
-        validation = validation_data(known)
+        validation = validation_data(known, fresh=True)
         _check_dataset("data.val", data.val, validation.dataset)
         _require_annotations(data.val, validation.dataset)
         datasets["data.val"] = replace(
@@ -258,7 +274,7 @@ def _require_objects(paths: DatasetConfig, dataset: CocoDataset, *, masks: bool)
     if _objects(dataset):
         return
     _require_annotations(paths, dataset)
-    regions = sum(len(image.objects) for image in dataset.images)
+    regions = int(dataset.columns.numbers_of_objects.sum())
     why = "; ".join(dataset.faults.lines())
     what = "is a crowd (iscrowd 1)" + (" or has no mask" if masks else "")
     mend = ", give masks, or set model.mask_head.enabled false" if masks else ""
@@ -269,7 +285,7 @@ def _require_objects(paths: DatasetConfig, dataset: CocoDataset, *, masks: bool)
 
 
 def _require_annotations(paths: DatasetConfig, dataset: CocoDataset) -> None:
-    if not any(image.objects for image in dataset.images):
+    if not dataset.columns.numbers_of_objects.any():
         why = "; ".join(dataset.faults.lines())
         raise AnnotationError(
             f"{paths.annotations}: no usable annotation{f' ({why})' if why else ''}, expected at least one"
@@ -283,14 +299,14 @@ def _nothing_to_score(paths: DatasetConfig, dataset: CocoDataset) -> tuple[str, 
 
 
 def _objects(dataset: CocoDataset) -> int:
-    return sum(not item.crowd for image in dataset.images for item in image.objects)
+    return sum(int(np.count_nonzero(~batch.crowds)) for _, batch in dataset.objects())
 
 
 def _check_dataset(name: str, paths: DatasetConfig, dataset: CocoDataset) -> None:
     if not dataset.images:
         raise AnnotationError(f"{paths.annotations}: section 'images' is empty, expected at least one image")
     if (proposals := proposals_of(paths, name)) is not None:
-        proposals.require(image.image_id for image in dataset.images)
+        proposals.require(dataset.columns.image_ids.tolist())
     first = located(paths.images, dataset.images[0].file_name)
     if not storage.exists(first):
         raise StorageError(
@@ -314,26 +330,19 @@ def _with_absolute_paths(run: TrainRun) -> TrainRun:
     return replace(run, output=storage.absolute_or_empty(run.output), data=data, init=init)
 
 
-def _check_cluster(run: TrainRun) -> None:
-    """A request that the cluster can never fill would wait without a word."""
-    settings = run.train
-    field = "min_workers" if settings.min_workers else "num_workers"
-    workers: int = getattr(settings, field)
-    tasks = settings.validation_tasks if settings.validate_in == "task" and run.data.val.annotations else 0
-    readers = workers * run.data.workers if run.data.reader == "ray" else 0
-    wanted = {"CPU": _cpus(run) * workers + readers + tasks, "GPU": settings.use_gpu * (workers + tasks)}
-    available = ray.cluster_resources()
-    for resource, amount in wanted.items():
-        if amount > available.get(resource, 0.0):
-            beside = f" with {run.data.workers} readers each (data.workers)" if readers else ""
-            beside += f" and {tasks} validation task{'s' if tasks > 1 else ''}" if tasks else ""
-            raise ConfigError(
-                f"train.{field}: {workers} workers{beside} need {amount:g} {resource}s, the Ray cluster has "
-                f"{available.get(resource, 0.0):g}; lower train.{field}, add machines"
-                + (", lower data.workers or set data.reader to local" if readers and resource == "CPU" else "")
-                + (", set train.validate_in to workers" if tasks else "")
-                + (", or set train.use_gpu false" if resource == "GPU" else " or set cluster.num_cpus")
-            )
+def _with_machines(run: TrainRun, tell: Callable[[TrainingEvent], None]) -> TrainRun:
+    """The run with its devices chosen, once the cluster has room for it.
+
+    Raises:
+        ConfigError: it never has, or not in time.
+    """
+    run = on_chosen_devices(run, read_capacity(), lambda text: tell(ClusterNote(text)))
+    wait_for_machines(_demand(run), WAIT_SETTING, run.train.wait_minutes, lambda text: tell(WaitingForMachines(text)))
+    return run
+
+
+def _demand(run: TrainRun) -> Demand:
+    return training_demand(run, _cpus(run), run.data.workers if run.data.reader == "ray" else 0)
 
 
 def _cpus(run: TrainRun) -> int:
@@ -343,7 +352,7 @@ def _cpus(run: TrainRun) -> int:
 
 
 def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
-    progress = start_progress_log()
+    progress = start_progress_log(60.0 * run.train.checkpoint_minutes)
     curves = CurveKeeper(run.output, plan, tell)
 
     def forward(event: TrainingEvent) -> None:
@@ -354,22 +363,30 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"worker": WorkerConfig(run, progress, owner)},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(60.0 * run.train.timeout_minutes)),
         scaling_config=ScalingConfig(
-            num_workers=_num_workers(run), use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)
+            num_workers=_num_workers(run),
+            use_gpu=bool(run.train.use_gpu),
+            resources_per_worker=worker_resources(run.train, _cpus(run)),
+            accelerator_type=run.train.accelerator_type or None,
         ),
         run_config=RunConfig(
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[Notices(progress)],
-            failure_config=FailureConfig(max_failures=run.train.max_failures),
+            callbacks=[Notices(progress, run.train.max_failures)],
+            # `Notices` ends a run whose workers are lost again and again; Ray would count every loss of a run of days.
+            failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig("ERROR"),
             worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
         ),
     )
+    watch = MachineWatch(
+        _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
+    )
     try:
         with forwarded(progress, forward):
-            result = result_of(trainer, progress, run.output)
+            result = result_of(trainer, progress, run.output, watch)
     finally:
         curves.draw()
     mistake = ray.get(progress.mistake.remote())
@@ -382,10 +399,6 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
 def _num_workers(run: TrainRun) -> int | tuple[int, int]:
     most, least = run.train.num_workers, run.train.min_workers
     return most if least in (0, most) else (least, most)
-
-
-def _resources(run: TrainRun) -> dict[str, float]:
-    return {"CPU": float(_cpus(run)), **({"GPU": 1.0} if run.train.use_gpu else {})}
 
 
 def _summary(run: TrainRun, result: WorkerResult) -> TrainSummary:

@@ -1,6 +1,7 @@
 """What the process that started a training run does meanwhile: waits, hears signals, says why workers were lost."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -18,13 +19,14 @@ _SAVE_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
 
-def result_of(trainer: Any, progress: Any, output: str) -> Any:
+def result_of(trainer: Any, progress: Any, output: str, look: Callable[[], None]) -> Any:
     """What the trainer returns, or None where the user's mistake has ended it.
 
     Args:
         trainer: of Ray Train.
         progress: `ProgressLog` actor.
         output: folder of the run.
+        look: called again and again meanwhile; what it raises ends the wait.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; its text says where the same call goes on.
@@ -48,7 +50,7 @@ def result_of(trainer: Any, progress: Any, output: str) -> Any:
     try:
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         while not ended.wait(_POLL_SECONDS):
-            pass
+            look()
     except KeyboardInterrupt:
         if not _saved_in_time(ended, progress) or not outcome:
             raise KeyboardInterrupt(_where_it_resumes(output)) from None
@@ -92,15 +94,27 @@ def _resumption(output: str) -> str:
 
 
 class Notices(ray.train.UserCallback):  # type: ignore[misc] # Ray has no types here
-    """Tells the driver why workers are started anew; runs on Ray Train's controller."""
+    """Tells the driver why workers are started anew, and ends the run where that happens too often in a row; runs on
+    Ray Train's controller.
 
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
+    Args:
+        progress: `ProgressLog` actor.
+        max_failures: losses of workers without a new checkpoint in between.
+    """
+
+    def __init__(self, progress: Any, max_failures: int) -> None:
+        self._progress, self._max_failures = progress, max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """See `UserCallback`."""
+        """See `UserCallback`. What it raises is no failure that Ray Train starts workers anew for."""
         error = next(iter(worker_exceptions.values()))
         if any(isinstance(cause, UserError) for cause in causes(error)):  # it ends the run, with a line of its own
             return
+        had_notice = any(
+            getattr(cause, "preempted", False) for failure in worker_exceptions.values() for cause in causes(failure)
+        )
+        losses = ray.get(self._progress.lose.remote(counts=not had_notice))
+        if losses > self._max_failures:
+            raise error
         reason = why_lost(error) or str(error).strip().rsplit("\n", 1)[-1]
         self._progress.add.remote(WorkersLost(reason[:300]))

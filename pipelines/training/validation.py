@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -129,21 +130,29 @@ def draw_pictures(
 ) -> NDArray[np.uint8] | None:
     """Ground truth beside predictions of the first images of a share that have objects, on one sheet [H, W, 3]; None
     where there are none."""
-    drawable = {image.image_id: image for image in dataset.images if image.objects}
-    chosen = [entry for entry in share.entries if entry[0] in drawable and _has_its_size(entry[2], drawable[entry[0]])]
-    if not chosen[:number]:
+    chosen = list(islice(_drawable(share, dataset), number))
+    if not chosen:
         return None
     names = distinct_names((category.id, category.name) for category in dataset.categories)
     rows = []
-    for image_id, file_name, record in chosen[:number]:
+    for annotated, file_name, record in chosen:
         pixels = decode_image(Folder(paths.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
         image = pixels.permute(1, 2, 0).numpy()
-        truth = objects_from_annotations(image_entries(drawable[image_id]), names, *image.shape[:2])
+        truth = objects_from_annotations(image_entries(annotated), names, *image.shape[:2])
         detections = objects_from_record(record, min_score=_DRAWN_SCORE)
         scale = fit_scale(image, _PICTURE_SIDE)
         caption = f"{file_name}: {len(truth)} objects, {len(detections)} found"
         rows.append((draw_objects(image, truth, scale=scale), draw_objects(image, detections, scale=scale), caption))
     return contact_sheet(rows, cell=_PICTURE_SIDE)
+
+
+def _drawable(share: PredictedShare, dataset: CocoDataset) -> Iterator[tuple[CocoImage, str, ImageRecord]]:
+    """Those images of a share that have objects, with their file names and records."""
+    index_of = {image_id: index for index, image_id in enumerate(dataset.columns.image_ids.tolist())}
+    for image_id, file_name, record in share.entries:
+        image = dataset.images[index_of[image_id]]
+        if image.objects and _has_its_size(record, image):
+            yield image, file_name, record
 
 
 def _has_its_size(record: ImageRecord, image: CocoImage) -> bool:

@@ -23,7 +23,7 @@ from pipelines.cluster.lost_processes import require_room
 from pipelines.training.checkpoint_saver import publish_stored, staging_folder
 from pipelines.training.checkpoint_store import list_checkpoints
 from pipelines.training.config import TrainRun
-from pipelines.training.events import CheckpointSaved, MachineLeaves, StoppedEarly
+from pipelines.training.events import CheckpointSaved, MachineLeaves, Orders, StoppedEarly
 from pipelines.training.job import Batch, TrainingJob, open_batches, prepare_job
 from pipelines.training.meter import LossMeter, Stopwatch
 from pipelines.training.monitoring import report_steps, report_validation
@@ -139,15 +139,15 @@ class TrainingLoop:
         return self._state
 
     def _is_stopped_before(self, step: int) -> bool:
-        """Whether the run was asked to end; then the steps done are saved. See `ProgressLog`."""
+        """Whether the run was asked to end; then, and where it is time to, the steps done are saved. See
+        `ProgressLog`."""
         progress = self._job.progress
         before, self._answer = self._answer, progress.begin.remote(step)
-        stop_before = None if before is None else ray.get(before)
-        if stop_before is None or step < stop_before:
-            return False
-        if step > self._saved:
+        orders = Orders() if before is None else ray.get(before)
+        is_stopped = orders.stop_before is not None and step >= orders.stop_before
+        if (is_stopped or step == orders.save_before) and step > self._saved:
             self._save(step, stopped=False, is_candidate=False)
-        return True
+        return is_stopped
 
     def _catch_up(self) -> None:
         """What a run that was cut off left undone after its last checkpoint."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.connection import NodeCapacity
+from pipelines.labelling import machines
 from pipelines.labelling import run as labelling
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.execution import Detector
@@ -35,6 +37,7 @@ def _without_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labelling, "connect", lambda *_, **__: nullcontext())
         patch.setattr(labelling, "nodes", lambda: (NodeCapacity(4, 0),))
+        patch.setattr(machines, "read_capacity", lambda: Capacity(({"CPU": 4.0},), is_own=True))
         patch.setattr(labelling, "label_on_cluster", _label)
         yield
 

@@ -1,4 +1,5 @@
-"""COCO instances and keypoints annotations: read, checked, in plain frozen structures (cocodataset.org/#format-data).
+"""COCO instances and keypoints annotations as training sees them: columns, of which an image and its objects become
+plain frozen structures when they are asked for (cocodataset.org/#format-data).
 
 Entries are read by `sections` and `annotations`, which say what becomes of which fault; scoring reads the
 same entries by the same rules (`evaluation.annotations`). A fault that breaks the file (no JSON, a missing section, a
@@ -7,23 +8,25 @@ raises too, or costs the smallest thing that is wrong and is counted in `CocoDat
 Real COCO train2017 holds a few such annotations.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.coco.annotations import Asked, read_annotations
 from maskrcnn_core.data.coco.category_names import distinct_names
+from maskrcnn_core.data.coco.columns import AnnotationColumns, ObjectBatch
+from maskrcnn_core.data.coco.conversion import Reader
 from maskrcnn_core.data.coco.entry_faults import Faults
-from maskrcnn_core.data.coco.json_text import parse_json, without_garbage_collection
-from maskrcnn_core.data.coco.sections import CocoDict, CocoSections, SizeOf
+from maskrcnn_core.data.coco.json_columns import categories_of_json, columns_of_json
+from maskrcnn_core.data.coco.sections import CocoDict, SizeOf
 from maskrcnn_core.data.files import read_bytes
 from maskrcnn_core.data.segmentation import Segmentation, rasterise
 from maskrcnn_core.errors import AnnotationError
 
 __all__ = ["CocoDataset", "CocoImage", "CocoObject", "load_categories", "load_coco", "rasterise"]
-
-_SECTIONS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -67,44 +70,124 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """A COCO annotation file.
+    """Annotated images, over the columns that hold them.
 
     Attributes:
+        columns: what was read; shared by all processes of a machine where they lie in a folder.
         categories: in the order of their ids; the position is the label of a model trained on them.
-        images: in file order.
         keypoint_names: of the categories that have keypoints, in their order; empty where none has, or nobody asked.
         keypoint_categories: names of these categories.
         faults: what was left out or mended.
-        named_by_url: some file names are the last two parts of a `coco_url`, a split's folder and a file.
+        require_masks: an object without a mask is a region to ignore.
+        new_ids: id of a category by its id in the columns, where it has another one.
+        split_folders: folders that are taken off the beginning of file names (`named_by_url`).
     """
 
+    columns: AnnotationColumns
     categories: tuple[Category, ...]
-    images: tuple[CocoImage, ...]
     keypoint_names: tuple[str, ...] = ()
     keypoint_categories: tuple[str, ...] = ()
     faults: Faults = field(default_factory=Faults)
-    named_by_url: bool = False
+    require_masks: bool = False
+    new_ids: Mapping[int, int] = field(default_factory=dict)
+    split_folders: frozenset[str] = frozenset()
+
+    @property
+    def images(self) -> "CocoImages":
+        """In file order; each is made when it is asked for."""
+        return CocoImages(self, range(len(self.columns)))
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """[images, 2]: height and width as stored, pixels."""
+        return self.columns.sizes
+
+    @property
+    def named_by_url(self) -> bool:
+        """Some file names are the last two parts of a `coco_url`, a split's folder and a file."""
+        return self.columns.info.named_by_url
 
     @property
     def label_of(self) -> dict[int, int]:
         """COCO category id -> label 0 .. K-1."""
         return {category.id: label for label, category in enumerate(self.categories)}
 
+    def objects(self) -> Iterator[tuple[NDArray[np.int64], ObjectBatch]]:
+        """The numbers of all objects in file order, with the position of each one's image, for counting."""
+        for images, batch in self.columns.objects_by_image():
+            if self.require_masks:
+                batch = batch._replace(crowds=batch.crowds | ~batch.have_mask)
+            if self.new_ids:
+                ids, places = np.unique(batch.category_ids, return_inverse=True)
+                batch = batch._replace(category_ids=np.array([self.new_ids.get(i, i) for i in ids.tolist()])[places])
+            yield images, batch
+
+    def image(self, index: int) -> CocoImage:
+        """The image at this position, with its objects."""
+        columns = self.columns
+        height, width = (int(side) for side in columns.sizes[index])
+        name = columns.file_name(index)
+        split, _, rest = name.partition("/")
+        if split in self.split_folders and rest and "/" not in rest:
+            name = rest
+        objects = tuple(self._object(entry, height, width) for entry in columns.entries(index))
+        return CocoImage(int(columns.image_ids[index]), name, width, height, objects)
+
+    def _object(self, entry: CocoDict, height: int, width: int) -> CocoObject:
+        x, y, across, down = entry["bbox"]
+        box = (max(x, 0.0), max(y, 0.0), min(x + across, float(width)), min(y + down, float(height)))
+        mask, points = entry.get("segmentation"), entry.get("keypoints") if self.keypoint_names else None
+        category_id = entry["category_id"]
+        return CocoObject(
+            annotation_id=entry["id"],
+            category_id=self.new_ids.get(category_id, category_id),
+            box=box,
+            area=entry["area"],
+            crowd=bool(entry["iscrowd"]) or (self.require_masks and mask is None),
+            segmentation=mask,
+            keypoints=None if points is None else tuple(points),
+            bbox=(x, y, across, down),
+            num_keypoints=0 if points is None else entry["num_keypoints"],
+        )
+
     def document(self) -> CocoDict:
         """The data set as scoring reads it: a COCO document of clean entries."""
         names = list(self.keypoint_names)
-        return {
-            "images": [
+        images, annotations = [], []
+        for image in self.images:
+            images.append(
                 {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
-                for image in self.images
-            ],
-            "annotations": [entry for image in self.images for entry in image_entries(image)],
-            "categories": [
-                {"id": one.id, "name": one.name}
-                | ({"keypoints": names} if one.name in self.keypoint_categories else {})
-                for one in self.categories
-            ],
-        }
+            )
+            annotations += image_entries(image)
+        categories = [
+            {"id": one.id, "name": one.name} | ({"keypoints": names} if one.name in self.keypoint_categories else {})
+            for one in self.categories
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class CocoImages(Sequence[CocoImage]):
+    """Some images of a data set, made one by one as they are asked for; none is kept.
+
+    Args:
+        dataset: that they are of.
+        positions: theirs.
+    """
+
+    def __init__(self, dataset: CocoDataset, positions: range) -> None:
+        self._dataset, self._positions = dataset, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> CocoImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> "CocoImages": ...
+    def __getitem__(self, index: int | slice) -> "CocoImage | CocoImages":
+        if isinstance(index, slice):
+            return CocoImages(self._dataset, self._positions[index])
+        return self._dataset.image(self._positions[index])
 
 
 def image_entries(image: CocoImage) -> list[CocoDict]:
@@ -138,7 +221,7 @@ def load_coco(
     on_fault: Literal["raise", "drop"] = "raise",
     size_of: SizeOf | None = None,
 ) -> CocoDataset:
-    """Read and check an annotation file.
+    """Read and check an annotation file, into memory.
 
     Args:
         path: local path or URI (s3://...).
@@ -153,11 +236,11 @@ def load_coco(
         AnnotationError: with the file, the ids, the first faults and how to mend them.
         StorageError: the file is missing or unreadable.
     """
-    with without_garbage_collection():
-        try:
-            dataset = _dataset(_document(path), require_masks, Asked(masks or require_masks), keypoints, size_of)
-        except AnnotationError as error:
-            raise AnnotationError(f"{path}: {error}") from None
+    try:
+        columns = columns_of_json(read_bytes(path), Reader(sizes=size_of or True), source=path)
+        dataset = dataset_of(columns, require_masks=require_masks, masks=masks, keypoints=keypoints)
+    except AnnotationError as error:
+        raise AnnotationError(f"{path}: {error}") from None
     if on_fault == "raise" and dataset.faults:
         raise AnnotationError(f"{path}: {'; '.join(dataset.faults.lines())}. To mend: correct or remove these entries.")
     return dataset
@@ -170,93 +253,39 @@ def load_categories(path: str) -> tuple[Category, ...]:
         AnnotationError: they are wrong.
         StorageError: the file is missing or unreadable.
     """
-    sections = CocoSections(names=False, sizes=False, keypoints=False)
     try:
-        for entry in _section(_document(path), "categories"):
-            sections.add_category(entry)
-        sections.finish()
+        return _categories(categories_of_json(read_bytes(path)))
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from None
-    return _categories(sections)
 
 
-def _dataset(
-    document: CocoDict, require_masks: bool, asked: Asked, keypoints: bool, size_of: SizeOf | None
+def _categories(entries: Sequence[CocoDict]) -> tuple[Category, ...]:
+    ordered = sorted(entries, key=lambda category: int(category["id"]))
+    return tuple(Category(one["id"], one.get("name", str(one["id"]))) for one in ordered)
+
+
+def dataset_of(
+    columns: AnnotationColumns, *, require_masks: bool, masks: bool = True, keypoints: bool = True
 ) -> CocoDataset:
-    images, annotations, categories = (_section(document, name) for name in _SECTIONS)
-    sections = CocoSections(names=True, sizes=size_of or True, keypoints=keypoints)
-    for entry in images:
-        sections.add_image(entry)
-    for entry in categories:
-        sections.add_category(entry)
-    for entry in annotations:
-        sections.add_annotation(entry)
-    sections.finish()
-    names, with_keypoints = _keypoint_names(sections.categories) if keypoints else ((), {})
-    asked = replace(asked, keypoints=with_keypoints)
-    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in sections.images}
-    for clean in read_annotations(annotations, sections.images, asked, sections.faults, sections.left_out):
-        image = sections.images[clean["image_id"]]
-        objects[image["id"]].append(_object(clean, image, require_masks))
+    """A data set over columns, for a model that needs masks and keypoints, or does not. Arguments as `load_coco`.
+
+    Raises:
+        AnnotationError: keypoints matter, and the categories' lists of them cannot be used; without the file's name.
+    """
+    info = columns.info
+    if keypoints and info.keypoint_fault:
+        raise AnnotationError(info.keypoint_fault)
+    categories = _categories(info.categories)
+    faults = info.faults if masks or require_masks else info.faults.without("no mask", "mask")
+    lists = [tuple(one["keypoints"]) for one in info.categories if "keypoints" in one]
+    with_keypoints = {one["id"] for one in info.categories if "keypoints" in one}
     return CocoDataset(
-        categories=_categories(sections),
-        images=tuple(
-            CocoImage(image_id, image["file_name"], image["width"], image["height"], tuple(objects[image_id]))
-            for image_id, image in sections.images.items()
-        ),
-        keypoint_names=names,
-        keypoint_categories=tuple(one.name for one in _categories(sections) if one.id in with_keypoints),
-        faults=sections.faults.faults(),
-        named_by_url=any("named_by_url" in image for image in sections.images.values()),
-    )
-
-
-def _document(path: str) -> CocoDict:
-    document = parse_json(read_bytes(path))
-    if not isinstance(document, dict):
-        raise AnnotationError(
-            f"the top level is a {type(document).__name__}, expected an object with the sections "
-            "images, annotations and categories (a list is a COCO results file, which is no ground truth)"
-        )
-    return document
-
-
-def _section(document: CocoDict, name: str) -> list[Any]:
-    section = document.get(name)
-    if not isinstance(section, list):
-        got = "no such section" if name not in document else "something else"
-        raise AnnotationError(f"section '{name}': got {got}, expected a list of objects; add it as COCO has it")
-    return section
-
-
-def _categories(sections: CocoSections) -> tuple[Category, ...]:
-    ordered = sorted(sections.categories, key=lambda category: int(category["id"]))
-    return tuple(Category(category["id"], category.get("name", str(category["id"]))) for category in ordered)
-
-
-def _keypoint_names(categories: Iterable[CocoDict]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """The one list of keypoints of a file, and how many by id of each category that has it."""
-    lists = {category["id"]: tuple(category["keypoints"]) for category in categories if "keypoints" in category}
-    if len(set(lists.values())) > 1:
-        raise AnnotationError("categories have different lists of keypoints, expected one list in the file")
-    return next(iter(lists.values()), ()), {category_id: len(names) for category_id, names in lists.items()}
-
-
-def _object(clean: CocoDict, image: CocoDict, require_masks: bool) -> CocoObject:
-    bbox = tuple(float(value) for value in clean["bbox"])
-    x, y, width, height = bbox
-    box = (max(x, 0.0), max(y, 0.0), min(x + width, float(image["width"])), min(y + height, float(image["height"])))
-    mask, points = clean.get("segmentation"), clean.get("keypoints")
-    return CocoObject(
-        annotation_id=clean["id"],
-        category_id=clean["category_id"],
-        box=box,
-        area=float(clean["area"]),
-        crowd=bool(clean["iscrowd"]) or (require_masks and mask is None),
-        segmentation=mask,
-        keypoints=None if points is None else tuple(float(value) for value in points),
-        bbox=(x, y, width, height),
-        num_keypoints=clean.get("num_keypoints", 0),
+        columns=columns,
+        categories=categories,
+        keypoint_names=lists[0] if keypoints and lists else (),
+        keypoint_categories=tuple(one.name for one in categories if keypoints and one.id in with_keypoints),
+        faults=faults if keypoints else faults.without("keypoints"),
+        require_masks=require_masks,
     )
 
 
@@ -292,16 +321,8 @@ def with_categories(dataset: CocoDataset, categories: Sequence[Category]) -> tup
     new_ids = {one.id: known[shown[one.id]] for one in dataset.categories}
     moved = [one for one in dataset.categories if new_ids[one.id] != one.id]
     missing = [name for number, name in theirs.items() if number not in new_ids.values()]
-    images = dataset.images
-    if moved:
-        images = tuple(
-            replace(
-                image,
-                objects=tuple(replace(item, category_id=new_ids[item.category_id]) for item in image.objects),
-            )
-            for image in images
-        )
     said = [f"{one.name!r} has the id {one.id} here and {new_ids[one.id]} there" for one in moved[:5]]
     said += [f"and {len(moved) - 5} more"] if len(moved) > 5 else []
     said += [f"{len(missing)} are not in this file ({', '.join(map(repr, missing[:5]))})"] if missing else []
-    return replace(dataset, categories=tuple(categories), images=images), f"categories meet by name: {', '.join(said)}"
+    told = f"categories meet by name: {', '.join(said)}"
+    return replace(dataset, categories=tuple(categories), new_ids={one.id: new_ids[one.id] for one in moved}), told

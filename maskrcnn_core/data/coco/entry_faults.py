@@ -8,7 +8,8 @@ FaultKind = Literal["image", "object", "field", "no mask", "mask", "keypoints"]
 """image = an image was left out; object = an annotation was; field = its box, area or flag was mended; no mask = it has
 no mask that can be used, and counts for its box; mask, keypoints = a part of them was left out or mended."""
 
-_KEPT = 20
+MOST_KEPT = 20
+"""Lines of one kind."""
 _SHOWN = 3
 _SENTENCES: dict[FaultKind, tuple[str, str]] = {
     "image": ("image is left out with its annotations", "images are left out with their annotations"),
@@ -39,7 +40,7 @@ class Faults:
         kinds = [kind for kind in _SENTENCES if kind in self.counts or kind in other.counts]
         return Faults(
             {kind: self.counts.get(kind, 0) + other.counts.get(kind, 0) for kind in kinds},
-            {kind: (self.first.get(kind, ()) + other.first.get(kind, ()))[:_KEPT] for kind in kinds},
+            {kind: (self.first.get(kind, ()) + other.first.get(kind, ()))[:MOST_KEPT] for kind in kinds},
         )
 
     def __bool__(self) -> bool:
@@ -83,8 +84,15 @@ class FaultList:
         """
         self._counts[kind] = self._counts.get(kind, 0) + 1
         lines = self._first.setdefault(kind, [])
-        if len(lines) < _KEPT:
+        if len(lines) < MOST_KEPT:
             lines.append(f"{where}: {what}")
+
+    def extend(self, later: Faults) -> None:
+        """More, of entries that come later in the file."""
+        for kind, count in later.counts.items():
+            self._counts[kind] = self._counts.get(kind, 0) + count
+            lines = self._first.setdefault(kind, [])
+            lines += later.first[kind][: MOST_KEPT - len(lines)]
 
     def faults(self) -> Faults:
         """All so far."""

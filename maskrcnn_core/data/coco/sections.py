@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskrcnn_core.data.coco.entry_faults import FaultList
 from maskrcnn_core.data.coco.values import number, shown, whole
@@ -34,8 +35,8 @@ SizeOf: TypeAlias = Callable[[str, bool], tuple[int, int] | None]
 """File name of an image, and whether a `coco_url` gave it -> (width, height); None where it cannot be found out."""
 
 _FAULTS_SHOWN = 5
-_LONGEST_SIDE = 1 << 20
-_MOST_PIXELS = 1 << 30  # a mask over the whole image would take more than a gibibyte
+LONGEST_SIDE = 1 << 20
+MOST_PIXELS = 1 << 30  # a mask over the whole image would take more than a gibibyte
 _MOST_CATEGORY_ID = 2**31 - 1  # label records hold 32 bits
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS
 
@@ -56,6 +57,8 @@ class CocoSections:
         categories: clean entries in file order: `id`; `name`, `keypoints` and LVIS' `frequency` where there are any.
         faults: of single images.
         left_out: ids of images that cannot be used.
+        keypoint_fault: why a category's keypoints cannot be used, where they are not asked for.
+        sound_images: ids of further images, which are known to be sound and not among `images`.
     """
 
     def __init__(self, *, names: "bool | Literal['kept', 'bytes']", sizes: "bool | SizeOf", keypoints: bool) -> None:
@@ -63,6 +66,8 @@ class CocoSections:
         self.categories: list[CocoDict] = []
         self.faults = FaultList()
         self.left_out: set[int] = set()
+        self.keypoint_fault = ""
+        self.sound_images = np.zeros(0, np.int64)
         self._names, self._sizes, self._keypoints = names, sizes, keypoints
         self._wrong: dict[str, list[str]] = {"entries": [], "annotations": []}  # the first of them
         self._number_wrong = {"entries": 0, "annotations": 0}
@@ -137,6 +142,39 @@ class CocoSections:
             return self._add_odd_annotation(entry)
         return self._add_ids(annotation_id, image_id, category_id)
 
+    @property
+    def is_refused(self) -> bool:
+        """Something is wrong with the file already; `finish` says what."""
+        return any(self._number_wrong.values())
+
+    def require_sound(self) -> None:
+        """Nothing is wrong with the entries so far.
+
+        Raises:
+            AnnotationError: something is.
+        """
+        self._require_sound("entries", "correct these images and categories, or remove them")
+        self._require_sound("annotations", "give unique ids to the annotations, and correct what they refer to")
+
+    def add_ids(self, ids: NDArray[np.int64], image_ids: NDArray[np.int64], category_ids: NDArray[np.int32]) -> None:
+        """Annotations in whose ids nothing is odd, many at once: [annotations] each."""
+        self._ids.frombytes(ids.astype(np.int64).tobytes())
+        self._image_ids.frombytes(image_ids.astype(np.int64).tobytes())
+        self._positions["annotation"] += len(ids)
+        categories, first = np.unique(category_ids, return_index=True)
+        for category_id, place in zip(categories.tolist(), first.tolist(), strict=True):
+            if category_id not in self._category_ids:
+                self._strange.setdefault(category_id, int(ids[place]))
+
+    def absorb(self, later: "CocoSections") -> None:
+        """Take the ids of annotations that come later in the file and were looked at elsewhere, all of them sound."""
+        self._ids.extend(later._ids)
+        self._image_ids.extend(later._image_ids)
+        self._positions["annotation"] += later._positions["annotation"]
+        for category_id, annotation_id in later._strange.items():
+            if category_id not in self._category_ids:
+                self._strange.setdefault(category_id, annotation_id)
+
     def finish(self) -> None:
         """All entries have come: compare them.
 
@@ -155,7 +193,7 @@ class CocoSections:
         self._require_sound(
             "annotations", "give unique ids to the annotations, and add what they refer to or remove them"
         )
-        if self.left_out and not self.images:
+        if self.left_out and not self.images and not len(self.sound_images):
             first = "; ".join(self.faults.faults().all_first()[:_FAULTS_SHOWN])
             raise AnnotationError(f"no image can be used: {first}. To mend: correct these images")
         self._require_known_images()
@@ -194,9 +232,12 @@ class CocoSections:
     def _add_keypoints(self, category: CocoDict, names: Any) -> None:
         if isinstance(names, list) and len(set(map(str, names))) == len(names):
             category["keypoints"] = [str(name) for name in names]
-        elif self._keypoints:
-            what = f"keypoints {shown(names)}, expected a list of different names"
-            self._refuse(f"category {category['id']}: {what}")
+            return
+        what = f"category {category['id']}: keypoints {shown(names)}, expected a list of different names"
+        if self._keypoints:
+            self._refuse(what)
+        else:
+            self.keypoint_fault = self.keypoint_fault or what
 
     def _add_odd_annotation(self, entry: CocoDict) -> tuple[int, int] | None:
         if "segments_info" in entry:
@@ -235,7 +276,8 @@ class CocoSections:
         if not self._image_ids or len(self._image_ids) != len(self._ids):
             return
         ids = np.frombuffer(self._image_ids, np.int64)
-        if not np.isin(ids, np.fromiter((*self.images, *self.left_out), np.int64)).any():
+        known = np.concatenate([np.fromiter((*self.images, *self.left_out), np.int64), self.sound_images])
+        if not np.isin(ids, known).any():
             raise AnnotationError(
                 f"annotation {self._ids[0]}: image_id {ids[0]} is not in section 'images', and neither is any other's; "
                 "give the annotations the ids of the images"
@@ -277,8 +319,8 @@ def _sides(entry: CocoDict) -> str:
 def _size(entry: CocoDict) -> tuple[int, int] | None:
     """(width, height); None where they cannot be those of an image."""
     sides = [number(entry.get(name)) for name in ("width", "height")]
-    wholes = [int(side) for side in sides if side is not None and side.is_integer() and 0 < side <= _LONGEST_SIDE]
-    if len(wholes) < 2 or wholes[0] * wholes[1] > _MOST_PIXELS:
+    wholes = [int(side) for side in sides if side is not None and side.is_integer() and 0 < side <= LONGEST_SIDE]
+    if len(wholes) < 2 or wholes[0] * wholes[1] > MOST_PIXELS:
         return None
     return wholes[0], wholes[1]
 

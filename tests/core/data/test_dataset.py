@@ -58,7 +58,7 @@ def data_of(folder: Path, images: str | None = None, **settings: Any) -> CocoTra
 def test_items_become_a_batch(folder: Path) -> None:
     data = data_of(folder)
     assert len(data) == 3
-    assert data.sizes == SIZES
+    assert data.sizes.tolist() == [list(size) for size in SIZES]
     items = [data[Sample(index, flip=False, short_side=24)] for index in range(3)]
     batch, targets, image_ids = collate(items, divisor=32)
     assert image_ids == [100, 101, 102]

@@ -1,7 +1,9 @@
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,10 +125,25 @@ def test_a_group_too_small_for_a_batch_joins_its_neighbour() -> None:
 
 def test_repeat_factors_by_hand() -> None:
     # category 1 in 4 of 4 images, 2 in one: f = 1/4, r = sqrt(threshold / f).
-    factors = repeat_factors([{1}, {1}, {1, 2}, {1}], threshold=1.0)
-    assert factors.tolist() == [1.0, 1.0, 2.0, 1.0]
-    assert repeat_factors([{1}, {1}, {1, 2}, set()], threshold=0.25).tolist() == [1.0] * 4
-    assert repeat_factors([[3, 3], []], threshold=0.0).tolist() == [1.0, 1.0]
+    assert factors_of([{1}, {1}, {1, 2}, {1}], threshold=1.0) == [1.0, 1.0, 2.0, 1.0]
+    assert factors_of([{1}, {1}, {1, 2}, set()], threshold=0.25) == [1.0] * 4
+    assert factors_of([[3, 3], []], threshold=0.0) == [1.0, 1.0]
+    assert factors_of([[], []], threshold=1.0) == [1.0, 1.0]
+    assert repeat_factors((), 2, 0.5).tolist() == [1.0, 1.0]
+
+
+def test_repeat_factors_do_not_depend_on_how_the_objects_come() -> None:
+    images, categories = np.array([0, 0, 1, 2, 2, 2]), np.array([5, 7, 5, 5, 5, 0])
+    whole = repeat_factors([(images, categories)], 4, 0.9)
+    cut = repeat_factors([(images[i : i + 1], categories[i : i + 1]) for i in (5, 3, 0, 4, 1, 2)], 4, 0.9)
+    assert whole.tolist() == cut.tolist()
+    assert whole[0] == (0.9 * 4 / 1) ** 0.5
+
+
+def factors_of(categories: Sequence[Collection[int]], threshold: float) -> list[float]:
+    images = np.repeat(np.arange(len(categories)), [len(present) for present in categories])
+    values = np.array([value for present in categories for value in present], np.int64)
+    return repeat_factors([(images, values)], len(categories), threshold).tolist()
 
 
 @settings(max_examples=40, deadline=None)

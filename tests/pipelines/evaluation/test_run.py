@@ -92,7 +92,7 @@ def test_labels_of_another_schema_version(tmp_path: Path) -> None:
 
 def test_annotations_that_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("[]")
-    with pytest.raises(AnnotationError, match="holds a list; expected a COCO instances object"):
+    with pytest.raises(AnnotationError, match="the top level is a list, expected an object"):
         load_annotations(str(tmp_path / "val.json"))
 
 

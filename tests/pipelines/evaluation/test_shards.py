@@ -238,7 +238,7 @@ def test_ids_from_zero_give_the_numbers_of_ids_from_one(tmp_path: Path, engine: 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda a: a.pop("images"), "no list 'images'"),
+        (lambda a: a.pop("images"), "section 'images': got no such section"),
         (lambda a: a["images"].append(a["images"][0]), "listed twice"),
         (lambda a: a["images"].append({"id": "x"}), "image at position 40: id 'x', expected a whole number"),
         (lambda a: a["annotations"][0].update(category_id=99), "annotation 1: category_id 99 is not in section"),
@@ -271,7 +271,7 @@ def test_from_a_checkpoint_the_annotated_images_are_labelled_first(
     annotations, labels, run = write_run(tmp_path)
     asked: list[LabelRun] = []
 
-    def label(wanted: LabelRun, on_progress: Any = None) -> None:
+    def label(wanted: LabelRun, *_: Any, **__: Any) -> None:
         asked.append(wanted)
         (Path(wanted.output) / "labels").mkdir(parents=True)
         pq.write_table(labels, Path(wanted.output) / "labels/a.parquet")

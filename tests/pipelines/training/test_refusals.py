@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from maskrcnn_core.errors import ImageError, StorageError, UserError
-from pipelines.cluster import connection
+from pipelines.cluster import connection, waiting
+from pipelines.cluster.capacity import Capacity
 from pipelines.training import run as training
 from pipelines.training.config import TrainRun
 from pipelines.training.output import claim
@@ -22,7 +22,9 @@ from tests.pipelines.training.test_run import small_run, write_data
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
     """A run on a cluster of two CPUs, which is not there."""
     monkeypatch.setattr(connection, "connect", lambda *_: nullcontext())
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    capacity = Capacity(({"CPU": 2.0},), is_own=True)
+    for module in (training, waiting):
+        monkeypatch.setattr(module, "read_capacity", lambda: capacity)
     return small_run(tmp_path / "run", write_data(tmp_path / "data"))
 
 
@@ -93,13 +95,13 @@ def test_the_content_of_annotations_is_what_a_run_remembers(run: TrainRun, tmp_p
 
 def test_two_different_runs_that_find_a_free_folder(run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one has claimed it when this one has looked at its data."""
-    check = training._check_cluster
+    wait = waiting.wait_for_machines
 
-    def late(ours: TrainRun) -> None:
-        check(ours)
+    def late(*wanted: Any) -> None:
+        wait(*wanted)
         claim(replace(run, train=replace(run.train, learning_rate=0.5)), training._digests(run))
 
-    monkeypatch.setattr(training, "_check_cluster", late)
+    monkeypatch.setattr(training, "wait_for_machines", late)
     assert "learning_rate was 0.5, now 0.002" in refused(run)
     assert json.loads(Path(run.output, "run.json").read_text())["train"]["learning_rate"] == 0.5
 

@@ -29,6 +29,7 @@ from pipelines.training import run as training
 from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
 from pipelines.training.events import (
     CheckpointSaved,
+    ClusterNote,
     ProgressLog,
     SchedulePlanned,
     StepReport,
@@ -47,6 +48,8 @@ from tests.processes import descendants
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SIDE, IMAGES, STEPS = 64, 7, 6
+
+KILLED = "a process of it was killed or crashed (most often the system does so when memory runs out)"
 
 SMALL = ModelConfig(
     input=InputConfig(short_side=SIDE, long_side=SIDE),
@@ -155,9 +158,11 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert json.loads((output / "run.json").read_text())["train"]["steps"] == STEPS
     remarks = schedule_remarks(run.train)
     assert events[0] == SchedulePlanned(STEPS, 1, IMAGES, remarks)
-    assert events[1] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    assert events[1] == ClusterNote("computing on CPUs: the Ray cluster has no GPU (train.use_gpu auto)")
+    assert events[2] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
     assert summary.curves == str(output / "curves.svg")
     assert "step 6 of 6" in Path(summary.curves).read_text()
+    assert json.loads((output / "run.json").read_text())["train"]["use_gpu"] == "auto"
     reports = [event for event in events if isinstance(event, StepReport)]
     assert [report.step for report in reports] == [2, 4, 6]
     assert set(reports[0].losses) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
@@ -285,30 +290,69 @@ def test_a_missing_image_ends_the_run_and_the_same_command_resumes(
     assert_equal_weights(summary.last, straight[2].last)
 
 
+class KillingLog(ProgressLog):
+    """Kills the workers when it hears of the first checkpoint. They wait for its answers, so they cannot be ahead by
+    more than a step."""
+
+    def add(self, event: TrainingEvent) -> None:
+        super().add(event)
+        if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
+            raylet = os.getppid()
+            for pid in descendants(raylet):
+                if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
+    """A run without validation whose worker is killed after the first checkpoint."""
+    killing = ray.remote(KillingLog).options(num_cpus=0)
+    monkeypatch.setattr(training, "start_progress_log", lambda seconds: killing.remote(seconds))
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
+    return replace(run, data=replace(run.data, val=DatasetConfig()))
+
+
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_changes_nothing(
-    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: tuple[TrainRun, list[TrainingEvent], Any], killed_once: TrainRun
 ) -> None:
-    class KillingLog(ProgressLog):
-        """Kills the workers when it hears of the first checkpoint. They wait for its answers, so they cannot be ahead
-        by more than a step."""
+    events: list[TrainingEvent] = []
+    summary = train(killed_once, events.append)
+    assert [event.step for event in events if isinstance(event, TrainingStarted)] == [0, 3]
+    assert [event for event in events if isinstance(event, WorkersLost)] == [WorkersLost(KILLED)]
+    assert_equal_weights(summary.last, straight[2].last)
 
-        def add(self, event: TrainingEvent) -> None:
-            super().add(event)
-            if isinstance(event, CheckpointSaved) and event.path.endswith("last") and event.step == 3:
-                raylet = os.getppid()
-                for pid in descendants(raylet):
-                    if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(training, "start_progress_log", lambda: ray.remote(KillingLog).options(num_cpus=0).remote())
-    run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
-    run = replace(run, data=replace(run.data, val=DatasetConfig()))
+@pytest.mark.ray
+def test_a_worker_killed_once_too_often_ends_the_run(ray_here: None, killed_once: TrainRun) -> None:
+    once_too_often = replace(killed_once, train=replace(killed_once.train, max_failures=0))
+    with pytest.raises(UserError) as caught:
+        train(once_too_often)
+    assert str(caught.value) == (f"the training workers were lost: {KILLED}; the same command resumes after step 3")
+
+
+@pytest.mark.ray
+def test_checkpoints_by_time_change_nothing(
+    straight: tuple[TrainRun, list[TrainingEvent], Any], tmp_path: Path
+) -> None:
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), checkpoint_every=100, checkpoint_minutes=1e-9)
     events: list[TrainingEvent] = []
     summary = train(run, events.append)
-    assert [event.step for event in events if isinstance(event, TrainingStarted)] == [0, 3]
-    assert [type(event) for event in events].count(WorkersLost) == 1
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved) and event.path == summary.last]
+    assert saved == [2, 5, 6]  # two steps after it was due, and no sooner than all have come to the step after
     assert_equal_weights(summary.last, straight[2].last)
+
+
+@pytest.mark.ray
+def test_two_workers_agree_on_checkpoints_by_time(ray_here: None, tmp_path: Path) -> None:
+    settings = {"batch_size": 2, "num_workers": 2, "steps": 20, "checkpoint_every": 100, "checkpoint_minutes": 1e-9}
+    run = small_run(tmp_path / "run", write_data(tmp_path / "data"), **settings)
+    events: list[TrainingEvent] = []
+    summary = train(replace(run, data=replace(run.data, val=DatasetConfig())), events.append)
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert summary.steps == 20
+    assert len(saved) > 3
+    assert saved == sorted(set(saved))
 
 
 @pytest.mark.ray

@@ -1,21 +1,25 @@
 """How a training run is asked to end, and what its driver says: without Ray."""
 
+import itertools
 import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import ray.exceptions
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from maskrcnn_core.errors import UserError
+from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.training.state import TrainingState
-from pipelines.training import supervision
-from pipelines.training.events import ProgressLog, WorkersLost
+from pipelines.cluster.capacity import Capacity, Demand
+from pipelines.training import machines, supervision
+from pipelines.training.events import CheckpointSaved, Orders, ProgressLog, WorkersLost
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerResult
 
@@ -49,7 +53,7 @@ class FakeTrainer:
         stop: int | None = None
         while stop is None or step < stop or self._is_deaf:
             step += 1
-            stop = self._progress.log.begin(step)
+            stop = self._progress.log.begin(step).stop_before
             self.entered.set()
             threading.Event().wait(0.01)
         return type("Result", (), {"return_value": WorkerResult(TrainingState(step=step), 0, is_finished=False)})
@@ -70,7 +74,7 @@ def interrupted(trainer: FakeTrainer, progress: FakeProgress, output: Path) -> s
 
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt) as caught:
-        result_of(trainer, progress, str(output))
+        result_of(trainer, progress, str(output), lambda: None)
     return str(caught.value)
 
 
@@ -100,15 +104,15 @@ def test_workers_that_do_not_end_are_left(tmp_path: Path, steps: list[int], expe
 def test_lost_workers_are_a_line_and_bugs_are_not(tmp_path: Path) -> None:
     lost = WorkerGroupError("x", {0: ray.exceptions.OutOfMemoryError("x")})
     with pytest.raises(UserError, match=r"lost: the machine ran out of memory; nothing was saved yet"):
-        result_of(FakeTrainer(FakeProgress(), lost), FakeProgress(), str(tmp_path))
+        result_of(FakeTrainer(FakeProgress(), lost), FakeProgress(), str(tmp_path), lambda: None)
     bug = WorkerGroupError("x", {0: ValueError("a bug")})
     with pytest.raises(WorkerGroupError):
-        result_of(FakeTrainer(FakeProgress(), bug), FakeProgress(), str(tmp_path))
+        result_of(FakeTrainer(FakeProgress(), bug), FakeProgress(), str(tmp_path), lambda: None)
 
 
 def test_workers_that_are_replaced_say_why_and_mistakes_end_the_run_instead() -> None:
     progress = FakeProgress()
-    notices = Notices(progress)
+    notices = Notices(progress, max_failures=3)
     notices.after_exception(None, {0: ray.exceptions.OutOfMemoryError("x")})
     notices.after_exception(None, {1: RuntimeError("long\nthe last line")})
     notices.after_exception(None, {0: UserError("a mistake")})
@@ -133,7 +137,7 @@ def test_all_workers_stop_before_the_same_step(seed: int) -> None:
         # A worker is at most one step ahead of the others.
         ready = [worker for worker in running if at[worker] == min(at[other] for other in running)]
         worker = dice.choice(ready)
-        before, answers[worker] = answers[worker], log.begin(at[worker])
+        before, answers[worker] = answers[worker], log.begin(at[worker]).stop_before
         if before is not None and at[worker] >= before:
             ended[worker] = at[worker]
         else:
@@ -145,6 +149,120 @@ def test_all_workers_stop_before_the_same_step(seed: int) -> None:
 def test_new_workers_after_a_failure_stop_too() -> None:
     log = ProgressLog()
     assert not log.stop()  # nobody trains yet
-    assert log.begin(7) == 9
+    assert log.begin(7) == Orders(stop_before=9)
     log.restart()
-    assert log.begin(3) == 5
+    assert log.begin(3) == Orders(stop_before=5)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_all_workers_save_before_the_same_steps(seed: int) -> None:
+    """However soon after each other checkpoints are due, and whoever is ahead."""
+    dice = random.Random(seed)
+    seconds, workers = dice.choice([0.5, 3.0, 20.0]), dice.randint(1, 4)
+    log, now = ProgressLog(seconds, clock=lambda: moment), dice.random()
+    moment = now
+    at = [dice.randint(0, 5)] * workers
+    answers: list[int | None] = [None] * workers
+    saved: list[list[int]] = [[] for _ in range(workers)]
+    for _ in range(60 * workers):
+        moment += dice.random()
+        ready = [worker for worker in range(workers) if at[worker] == min(at)]
+        worker = dice.choice(ready)  # a step needs all of them: nobody is more than one ahead
+        before, answers[worker] = answers[worker], log.begin(at[worker]).save_before
+        if before == at[worker]:
+            saved[worker].append(at[worker])
+        at[worker] += 1
+    done = min(at)
+    assert len({tuple(step for step in steps if step < done) for steps in saved}) == 1
+    assert saved[0]
+    assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(saved[0]))
+
+
+def test_a_checkpoint_by_time_counts_from_the_last_one_whoever_made_it() -> None:
+    log = ProgressLog(60.0, clock=lambda: now)
+    now = 0.0
+    assert log.begin(0) == Orders()
+    now = 50.0
+    log.add(CheckpointSaved(1, "last"))
+    now = 109.0
+    assert log.begin(1) == Orders()
+    now = 110.0
+    assert log.begin(2) == Orders(save_before=4)
+    log.restart()
+    assert log.begin(2) == Orders()
+    now = 1e9
+    assert ProgressLog(clock=lambda: now).begin(9) == Orders()  # by steps only
+
+
+def test_losses_count_until_there_is_a_new_checkpoint() -> None:
+    """Twelve losses end no run that gets on; two in a row without getting on do."""
+    progress = FakeProgress()
+    notices = Notices(progress, max_failures=1)
+    lost = ray.exceptions.OutOfMemoryError("x")
+    for step in range(1, 13):
+        notices.after_exception(None, {0: lost})
+        progress.log.add(CheckpointSaved(step, "last"))
+    notices.after_exception(None, {0: lost})
+    progress.log.add(CheckpointSaved(12, "last"))  # the same once more, after a restart: no progress
+    with pytest.raises(ray.exceptions.OutOfMemoryError):
+        notices.after_exception(None, {0: lost})
+
+
+def test_machines_taken_with_notice_do_not_count() -> None:
+    taken = WorkerHealthCheckFailedError("it does not answer", failure=ray.exceptions.RayActorError(preempted=True))
+    progress = FakeProgress()
+    for _ in range(9):
+        Notices(progress, max_failures=0).after_exception(None, {0: RuntimeError("a peer is gone"), 1: taken})
+    assert len(progress.log.take()) == 9
+    with pytest.raises(RuntimeError, match="a peer"):
+        Notices(progress, max_failures=0).after_exception(None, {0: RuntimeError("a peer is gone")})
+
+
+def test_a_loss_too_many_is_said_as_the_loss_that_it_is(tmp_path: Path) -> None:
+    """What `Notices` raises comes back from Ray Train as a failure of its controller."""
+    lost = ControllerError(ray.exceptions.OutOfMemoryError("x"))
+    with pytest.raises(UserError, match=r"lost: the machine ran out of memory; nothing was saved yet"):
+        result_of(FakeTrainer(FakeProgress(), lost), FakeProgress(), str(tmp_path), lambda: None)
+
+
+def test_a_wait_for_machines_that_is_over_ends_the_run(tmp_path: Path) -> None:
+    progress = FakeProgress()
+
+    def look() -> None:
+        raise ConfigError("no machines")
+
+    with pytest.raises(ConfigError, match="no machines"):
+        result_of(FakeTrainer(progress), progress, str(tmp_path), look)
+
+
+def test_missing_machines_are_looked_for_only_while_nobody_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, back = Capacity(({},)), Capacity(({"CPU": 2.0},))
+    now, capacity, told = [0.0], gone, []  # type: ignore[var-annotated]
+    monkeypatch.setattr(machines, "read_capacity", lambda: capacity)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = FakeProgress()
+    demand = Demand("train.num_workers", "2 workers", ({"CPU": 1.0},) * 2, "add machines")
+    watch = machines.MachineWatch(demand, 1.0, progress, told.append)
+    watch._patience._clock = lambda: now[0]
+
+    def looked_at(seconds: float) -> int:
+        now[0] = seconds
+        watch()
+        return len(told)
+
+    progress.log.restart()
+    assert looked_at(10.0) == 0  # they train, whatever the cluster seems to have
+    progress.log.lose()
+    assert looked_at(20.0) == 1
+    assert looked_at(22.0) == 1  # not yet again
+    capacity = back
+    assert looked_at(60.0) == 1  # they start
+    capacity = gone
+    assert looked_at(90.0) == 2  # a new wait, of a minute of its own
+    assert looked_at(140.0) == 2
+    with pytest.raises(ConfigError, match=r"need 2 CPUs, the Ray cluster has 0 after 1 minutes of waiting"):
+        looked_at(151.0)
+    assert "after 1 minutes" in str(progress.log.mistake())
+    assert told[0] == (
+        "waiting for 2 CPUs: 0 of 2 are there (0 machines); for up to 1 more minute (train.wait_minutes)"
+    )

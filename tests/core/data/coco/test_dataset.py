@@ -71,7 +71,9 @@ def test_what_is_read(write: Callable[[Any], str]) -> None:
 
 def test_a_uri_is_read_as_a_path(write: Callable[[Any], str]) -> None:
     path = write(document())
-    assert load_coco(f"file://{path}", require_masks=True) == load_coco(path, require_masks=True)
+    one, other = load_coco(f"file://{path}", require_masks=True), load_coco(path, require_masks=True)
+    assert list(one.images) == list(other.images)
+    assert one.categories == other.categories
 
 
 def test_missing_file(tmp_path: Path) -> None:

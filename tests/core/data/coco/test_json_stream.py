@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskrcnn_core.data.coco import json_stream
+from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
 from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation import json_stream
-from maskrcnn_core.evaluation.json_stream import Entry, stream_entries
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
