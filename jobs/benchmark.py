@@ -40,6 +40,11 @@ BENCHMARKS = {
         config.BenchmarkRun,
         speed.train,
     ),
+    "input": Benchmark(
+        "training input from JPEG to batch: the loader of torchvision's detection reference against ours",
+        config.InputBenchmarkRun,
+        speed.training_input,
+    ),
     "label": Benchmark(
         "jobs.label on Ray against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,

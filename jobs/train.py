@@ -104,12 +104,14 @@ def event_line(event: "TrainingEvent") -> str:
         CheckpointSaved,
         ClusterNote,
         DataNote,
+        ImageReplaced,
         InitialWeightsLoaded,
         Interrupted,
         MachineLeaves,
         SchedulePlanned,
         StepReport,
         StoppedEarly,
+        TrackerFailed,
         TrainingStarted,
         WaitingForMachines,
         WorkersLost,
@@ -126,8 +128,13 @@ def event_line(event: "TrainingEvent") -> str:
         return f"note: {printable(event.text)}"
     if isinstance(event, WaitingForMachines):
         return event.text
+    if isinstance(event, ImageReplaced):
+        rest = "; further ones are only listed in OUTPUT/bad_images.jsonl" if event.is_last else ""
+        return f"replaced by another image: {printable(event.reason)}{rest}"
     if isinstance(event, WorkersLost):
         return f"workers lost: {event.reason}; others start from the last checkpoint, if train.max_failures allows"
+    if isinstance(event, TrackerFailed):
+        return f"{event.tracker} (train.trackers) fails, training goes on: {printable(event.reason)}"
     if isinstance(event, Interrupted):
         return f"saving a checkpoint, for at most {event.seconds:.0f} seconds; interrupt again to end at once"
     if isinstance(event, InitialWeightsLoaded):
@@ -175,6 +182,7 @@ def _started_line(event: "TrainingEvent") -> str:
     return (
         f"{begin} of {event.steps} steps: {event.images} training images{validation}{dropped}; "
         f"{event.workers} worker{'s' if event.workers > 1 else ''} with {event.threads} threads"
+        + (f", {event.loaders} loader process{'es' if event.loaders > 1 else ''} a worker" if event.loaders else "")
     )
 
 
@@ -196,6 +204,7 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
         f"{'already finished' if already else 'finished'}: {summary.steps} steps, {summary.images} images in "
         f"{summary.seconds:.0f} s ({summary.images_per_second:.2f} images/s){score}",
         *(f"note: {printable(note)}" for note in summary.notes),
+        *_bad_image_lines(settings, summary),
         f"checkpoint: {summary.checkpoint}",
         *([f"curves: {summary.curves}"] if summary.curves else []),
     ]
@@ -212,6 +221,13 @@ def summary_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
         annotations = shlex.quote(settings.data.val.annotations)
         lines.append(f"  python -m jobs.evaluate --labels {shlex.quote(labels)} --annotations {annotations}")
     return lines
+
+
+def _bad_image_lines(settings: TrainRun, summary: "TrainSummary") -> list[str]:
+    if not summary.bad_images:
+        return []
+    number = f"{summary.bad_images} image{'s' if summary.bad_images > 1 else ''}"
+    return [f"note: {number} could not be used: {settings.output}/bad_images.jsonl"]
 
 
 def _proposal_options(settings: TrainRun, dataset: DatasetConfig) -> str:

@@ -30,14 +30,16 @@ class ImageError(UserError):
         status: the record's `status`: `missing` (no such object), `unreadable` (damaged or not an image),
             `unsupported` (a format or pixel layout we do not read), `too_large` (over the pixel limit),
             `failed` (the detector could not process it).
+        image_id: the COCO id of an annotated image; None where it has none, or nobody has told.
     """
 
-    def __init__(self, status: ImageStatus, message: str) -> None:
+    def __init__(self, status: ImageStatus, message: str, image_id: int | None = None) -> None:
         super().__init__(message)
         self.status: ImageStatus = status
+        self.image_id = image_id
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.status, str(self))  # errors travel between processes
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, int | None]]:
+        return type(self), (self.status, str(self), self.image_id)  # errors travel between processes
 
 
 class AnnotationError(UserError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.benchmarks.config import BenchmarkRun, EncodingRun
+from pipelines.benchmarks.config import BenchmarkRun, EncodingRun, InputBenchmarkRun
 
 _FASTEST_KNOWN = (
     "MLPerf Training v3.1, NVIDIA, one DGX H100 (8 GPUs, 12 images each): 180 images/s per GPU over the whole run"
@@ -121,6 +121,26 @@ def train(run: BenchmarkRun) -> int:
         print(f"  for comparison: {_FASTEST_KNOWN}")
     _print_dearest("operators", result.operators)
     _print_dearest("kernels", result.kernels)
+    print(f"  {result.machine}")
+    return 0
+
+
+def training_input(run: InputBenchmarkRun) -> int:
+    """torchvision's reference loader against ours."""
+    from pipelines.benchmarks.input import benchmark_input
+
+    result = benchmark_input(run, lambda line: print(f"  {line}", flush=True))
+    width = max(len(way.name) for way in result.ways)
+    print(
+        f"  {result.images} images in batches of {result.batch}, {result.processes} processes, {run.rounds} rounds, "
+        "medians"
+    )
+    for way in result.ways:
+        print(
+            f"  {way.name:{width}}  {way.images_per_second:7.1f} images/s  "
+            f"{way.images_per_core_second:6.1f} images/s a core  x {way.ratio:.2f} (by processor time "
+            f"{way.core_ratio:.2f})"
+        )
     print(f"  {result.machine}")
     return 0
 

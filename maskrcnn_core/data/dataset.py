@@ -6,8 +6,10 @@ repeated and resumed, on any number of workers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,15 +17,32 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
-from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder
+from maskrcnn_core.data.decode import decode_pixels
+from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
-from maskrcnn_core.errors import ConfigError, ImageError
+from maskrcnn_core.data.transform import is_resized_on_device, prepare_image, resize_exactly, resized_size
+from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, ImageStatus
 from maskrcnn_core.keypoints import mirror_keypoints
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.structures import Proposals, Targets
+
+
+class ImageFiles(Protocol):
+    """Where the files of a data set are read (`files.Folder`, or what is more patient)."""
+
+    def path(self, name: str) -> str:
+        """Where the file lies that the annotations call `name`, for messages."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Its bytes.
+
+        Raises:
+            OSError: FileNotFoundError where there is none, others whatever keeps it from being read.
+            ImageError: the same, told by whoever reads.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,15 +69,13 @@ class TrainingItem:
     """One image ready for a batch.
 
     Attributes:
-        image: [3, h, w] float32, normalised.
-        original_size: (height, width) of the image file, pixels.
+        image: as it travels to the device.
         targets: its objects in the input frame.
         image_id: COCO image id.
         proposals: in the input frame, or None where an RPN makes them.
     """
 
-    image: Tensor
-    original_size: tuple[int, int]
+    image: InputImage
     targets: ImageTargets
     image_id: int
     proposals: ImageProposals | None = None
@@ -69,12 +86,13 @@ class CocoTrainingData:
 
     Args:
         dataset: annotations.
-        images: folder or URI that the file names are relative to.
+        images: the files that the annotations name.
         input: how an image becomes the network's input; each sample says its own short side.
         targets: what the targets hold.
         max_pixels: larger images are refused.
         proposals: of every image, where no RPN makes them.
         max_proposals: best ones of an image that are used.
+        resized_on_device: leave the resizing to the device, which is a GPU, where that is the smaller way to travel.
         jitter: large-scale jitter, in place of resizing to the sample's short side; also what a sample's partner needs.
         colors: random changes to colours.
 
@@ -85,13 +103,14 @@ class CocoTrainingData:
     def __init__(
         self,
         dataset: CocoDataset,
-        images: str,
+        images: ImageFiles,
         input: InputConfig,
         targets: TargetRule,
         *,
         max_pixels: int = MAX_PIXELS,
         proposals: ProposalFiles | None = None,
         max_proposals: int = 1000,
+        resized_on_device: bool = False,
         jitter: ScaleJitter | None = None,
         colors: ColorJitter | None = None,
     ) -> None:
@@ -103,10 +122,10 @@ class CocoTrainingData:
         self._images, self._sizes = dataset.images, dataset.sizes
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
-        self._folder = Folder(images)
+        self._files = images
         self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
-        self._jitter, self._colors = jitter, colors
+        self._jitter, self._colors, self._resized_on_device = jitter, colors, resized_on_device
 
     def __len__(self) -> int:
         return len(self._images)
@@ -120,20 +139,31 @@ class CocoTrainingData:
         """Read, decode and resize the image, and make its targets.
 
         Raises:
-            ImageError: the image is missing, damaged or not of the annotated size.
+            ImageError: the image, or its partner, is missing, damaged or not of the annotated size, or an annotation of
+                it cannot be used; has its COCO id.
         """
         image = self._images[sample.index]
+        try:
+            return self._item(image, sample)
+        except ImageError as error:
+            if error.image_id is not None:
+                raise
+            raise ImageError(error.status, str(error), image.image_id) from None
+        except AnnotationError as error:
+            raise self._bad(image, "failed", str(error)) from None
+
+    def _item(self, image: CocoImage, sample: Sample) -> TrainingItem:
         rng = seeded(sample.seed)
         if self._jitter is not None:
             return self._jittered_item(image, sample, self._jitter, rng)
         pixels = self._recolored(self._decode(image), rng)
         size = resized_size(image.height, image.width, sample.short_side, self._input.long_side, self._input.resize)
-        prepared = self._prepared(pixels.flip(-1) if sample.flip else pixels, size)
+        prepared = self._prepared(image, pixels.flip(-1) if sample.flip else pixels, size)
         targets = self._targets(image, size, flip=sample.flip)
         proposals = None
         if self._proposals is not None:
             proposals = resize_proposals(self._read_proposals(self._proposals, image), size, flip=sample.flip)
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id, proposals)
+        return TrainingItem(prepared, targets, image.image_id, proposals)
 
     def _jittered_item(
         self, image: CocoImage, sample: Sample, jitter: ScaleJitter, rng: np.random.Generator
@@ -152,24 +182,29 @@ class CocoTrainingData:
             keypoint_offset=self._rule.keypoint_offset,
             resize=self._input.resize,
         )
-        prepared = self._prepared(self._recolored(made.pixels, rng), made.size)
+        prepared = self._prepared(image, self._recolored(made.pixels, rng), made.size)
         changed = replace(image, height=made.size[0], width=made.size[1], objects=made.objects)
         targets = self._targets(changed, made.size, flip=False)
-        return TrainingItem(prepared, (image.height, image.width), targets, image.image_id)
+        return TrainingItem(prepared, targets, image.image_id)
 
     def _recolored(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        return pixels if self._colors is None else recolored(pixels, self._colors, rng)
+        return pixels if self._colors is None else recolored(pixels.contiguous(), self._colors, rng)
 
-    def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        return prepare_image(
-            pixels,
-            size=size,
-            mean=self._input.mean,
-            std=self._input.std,
-            channels=self._input.channels,
-            scale=self._input.scale,
-            resize=self._input.resize,
-        )
+    def _prepared(self, image: CocoImage, pixels: Tensor, size: tuple[int, int]) -> InputImage:
+        rule, exact = self._input, resize_exactly(pixels, size, self._input.resize)
+        if exact is not None:
+            pixels = exact
+        elif not (self._resized_on_device and is_resized_on_device(pixels, size, rule.resize)):
+            pixels = prepare_image(
+                pixels,
+                size=size,
+                mean=rule.mean,
+                std=rule.std,
+                channels=rule.channels,
+                scale=rule.scale,
+                resize=rule.resize,
+            )
+        return InputImage(pixels, size, (image.height, image.width))
 
     def _targets(self, image: CocoImage, size: tuple[int, int], *, flip: bool) -> ImageTargets:
         return object_targets(
@@ -194,30 +229,34 @@ class CocoTrainingData:
         return proposals
 
     def _decode(self, image: CocoImage) -> Tensor:
-        where = f"image {image.image_id} ({self._folder.path(image.file_name)})"
+        """[3, H, W] uint8 RGB, of the annotated size."""
         try:
-            encoded = self._folder.read(image.file_name)
-        except FileNotFoundError:
-            raise ImageError("missing", f"{where}: no such file; check data.*.images and its file_name") from None
-        except (OSError, ValueError) as error:
-            raise ImageError("unreadable", f"{where}: cannot be read: {error}") from None
-        try:
+            encoded = self._files.read(image.file_name)
             # COCO's ground truth is drawn on the pixels as stored, so the EXIF orientation must not turn them.
-            pixels = decode_image(encoded, max_pixels=self._max_pixels, apply_exif=False)
+            pixels = decode_pixels(encoded, max_pixels=self._max_pixels, apply_exif=False)
+        except FileNotFoundError:
+            raise self._bad(image, "missing", "no such file; check data.*.images and its file_name") from None
         except ImageError as error:
-            raise ImageError(error.status, f"{where}: {error}") from None
+            raise self._bad(image, error.status, str(error)) from None
+        except OSError as error:
+            raise self._bad(image, "unreadable", f"cannot be read: {error}") from None
         height, width = pixels.shape[1:]
         if (height, width) != (image.height, image.width):
             turned = (height, width) == (image.width, image.height)
             hint = (
                 "were the annotations drawn on the image as turned by EXIF? store it turned" if turned else "correct it"
             )
-            raise ImageError(
+            raise self._bad(
+                image,
                 "failed",
-                f"{where}: the file has {width} x {height} pixels (width x height), "
+                f"the file has {width} x {height} pixels (width x height), "
                 f"the annotation file says {image.width} x {image.height}; {hint}",
             )
         return pixels
+
+    def _bad(self, image: CocoImage, status: ImageStatus, reason: str) -> ImageError:
+        where = f"image {image.image_id} ({self._files.path(image.file_name)})"
+        return ImageError(status, f"{where}: {reason}", image.image_id)
 
 
 def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
@@ -226,11 +265,14 @@ def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:
     return pad_proposals(proposals) if proposals else None
 
 
-def collate(items: Sequence[TrainingItem], *, divisor: int = 32) -> tuple[ImageBatch, Targets, list[int]]:
-    """Items to one batch: padded images, padded targets, COCO image ids.
+def collate(
+    items: Sequence[TrainingItem], rule: InputConfig, dtype: torch.dtype = torch.float32
+) -> tuple[PackedInputs, Targets, list[int]]:
+    """Items to one batch: images packed for the way to the device, padded targets, COCO image ids.
 
     Args:
-        divisor: sides of the batch are a multiple of it, pixels.
+        rule: the network's input, as of the data set.
+        dtype: of the pixels on the device.
     """
-    batch = pad_batch([item.image for item in items], [item.original_size for item in items], divisor)
-    return batch, pad_targets([item.targets for item in items]), [item.image_id for item in items]
+    images = pack_inputs([item.image for item in items], rule, dtype)
+    return images, pad_targets([item.targets for item in items]), [item.image_id for item in items]

@@ -88,6 +88,11 @@ def decode_image(encoded: bytes, *, max_pixels: int, apply_exif: bool) -> Tensor
     Raises:
         ImageError: `unreadable`, `unsupported` or `too_large`; no other exception.
     """
+    return decode_pixels(encoded, max_pixels=max_pixels, apply_exif=apply_exif).contiguous()
+
+
+def decode_pixels(encoded: bytes, *, max_pixels: int, apply_exif: bool) -> Tensor:
+    """`decode_image` without its last copy: in the memory layout that the decoder has, for JPEG [H, W, 3]."""
     name = sniff_format(encoded)
     try:
         if name == "JPEG":
@@ -98,7 +103,7 @@ def decode_image(encoded: bytes, *, max_pixels: int, apply_exif: bool) -> Tensor
         raise
     except Exception as error:
         raise _as_image_error(error, name) from None
-    return (oriented(pixels, header.orientation) if apply_exif else pixels).contiguous()
+    return oriented(pixels, header.orientation) if apply_exif else pixels
 
 
 def image_size(encoded: bytes, *, apply_exif: bool) -> tuple[int, int]:

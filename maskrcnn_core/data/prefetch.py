@@ -14,14 +14,17 @@ _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 
-def prefetch(items: Iterator[_Item], depth: int) -> Generator[_Item]:
+def prefetch(items: Iterator[_Item], depth: int, *, alone: bool = False) -> Generator[_Item]:
     """The same items, computed up to `depth` ahead by one background thread.
+
+    With `alone` torch computes with that thread only, as in a process of torch's DataLoader: its resizing gives other
+    last bits with several threads.
 
     An exception in the thread is raised here, at its place in the order. Closing the generator ends the thread, which
     closes `items` where that is a generator.
     """
     ready: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
+    stopped, started = threading.Event(), threading.Event()
 
     def put(item: _Item | None, error: BaseException | None) -> None:
         while not stopped.is_set():
@@ -32,6 +35,9 @@ def prefetch(items: Iterator[_Item], depth: int) -> Generator[_Item]:
 
     def fill() -> None:
         try:
+            if alone:
+                _compute_alone()
+            started.set()
             for item in items:
                 put(item, None)
                 if stopped.is_set():
@@ -42,7 +48,11 @@ def prefetch(items: Iterator[_Item], depth: int) -> Generator[_Item]:
             put(None, error)
 
     thread = threading.Thread(target=fill, name="prefetch", daemon=True)
+    threads = torch.get_num_threads()
     thread.start()
+    started.wait()
+    if alone:
+        torch.set_num_threads(threads)  # the thread has set the number of threads to come as well
     try:
         while True:
             item, error = ready.get()

@@ -71,7 +71,7 @@ def prepare_image(
         torchvision, which normalises before it resizes: both are linear. With `antialias` the resized values are
         Pillow's own.
     """
-    resized = _resize_as_pillow(image, size) if resize == "antialias" else _resize(image, size)
+    resized = _resize_as_pillow(image, size).to(torch.float32) if resize == "antialias" else _resize(image, size)
     if channels == "bgr":
         resized = resized.flip(-1)
     factor, offset = normalisation(mean, std, scale)
@@ -79,6 +79,63 @@ def prepare_image(
     rows = resized.view(size[0], -1)
     rows.mul_(factor.repeat(size[1])).add_(offset.repeat(size[1]))
     return resized.permute(2, 0, 1)
+
+
+def resize_exactly(image: Tensor, size: tuple[int, int], rule: ResizeRule) -> Tensor | None:
+    """The resized image where its values are whole numbers: [3, h, w] uint8, in memory [h, w, 3]; else None.
+
+    `prepare_image` gives the same of it as of the image.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        size: (height, width) to resize to, pixels.
+        rule: the resize rule (see above).
+    """
+    if rule != "antialias" and tuple(image.shape[1:]) != size:
+        return None
+    return _resize_as_pillow(image, size).permute(2, 0, 1)
+
+
+def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """What `prepare_image` resizes to by the rules `float` and `float_nearest`, before it normalises, on any device.
+
+    Bit for bit what torch's kernel for one thread gives on a CPU that multiplies and adds in one rounding (`fma`), as
+    all processors of servers do. torch's kernel for GPUs rounds otherwise.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        size: (height, width) to resize to, pixels.
+
+    Returns:
+        [h, w, 3] float32, 0..255.
+    """
+    (above, below), down = _neighbours(pixels.shape[0], size[0], 0, size[0], pixels.device)
+    (left, right), across = _neighbours(pixels.shape[1], size[1], 0, size[1], pixels.device)
+    down, across = down[:, None, None], across[:, None]
+    upper, lower = pixels.index_select(0, above), pixels.index_select(0, below)
+    # The four neighbours by the products of their shares, in the kernel's order.
+    values = upper.index_select(1, right).to(torch.float32) * ((1 - down) * across)
+    values = _add_product(values, upper.index_select(1, left), (1 - down) * (1 - across))
+    values = _add_product(values, lower.index_select(1, left), down * (1 - across))
+    return _add_product(values, lower.index_select(1, right), down * across)
+
+
+def _add_product(total: Tensor, pixels: Tensor, shares: Tensor) -> Tensor:
+    """total + pixels * shares, rounded to float32 once: in float64 the product of 8 bits and 24 is exact, and the sum
+    has what a share of 2^-21 or more leaves of it."""
+    return (pixels.to(torch.float64) * shares.to(torch.float64) + total.to(torch.float64)).to(torch.float32)
+
+
+def is_resized_on_device(image: Tensor, size: tuple[int, int], rule: ResizeRule) -> bool:
+    """Whether `resize_on_device` gives the values of `prepare_image`, and the image has no more bytes than what it
+    becomes in 16 bits.
+
+    Args:
+        image: [3, H, W] uint8.
+        size: (height, width) of the network's input, pixels.
+    """
+    height, width = image.shape[1:]
+    return rule != "antialias" and height * width <= min(2 * size[0] * size[1], _LARGE_PIXELS)
 
 
 def normalisation(
@@ -109,11 +166,12 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_as_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`_resize` by Pillow itself. (torch's antialiased interpolation of uint8 is off by one in a value of some 600.)"""
+    """[3, H, W] uint8 -> [h, w, 3] uint8 by Pillow itself. (torch's antialiased interpolation of uint8 is off by one in
+    a value of some 600.)"""
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     if pixels.shape[:2] != size:
         pixels = np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).to(torch.float32)
+    return torch.from_numpy(pixels)
 
 
 def resized_part(
@@ -159,11 +217,14 @@ def _interpolated(image: Tensor, size: tuple[int, int], top: int, left: int, par
     return result
 
 
-def _neighbours(length: int, resized: int, start: int, count: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _neighbours(
+    length: int, resized: int, start: int, count: int, device: torch.device | None = None
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Of `count` places from `start` on a resized axis: the indices of both neighbours, and the second one's share."""
     # As torch does: the ratio in single precision, and one rounding of product and difference together.
-    ratio = torch.tensor(length / resized, dtype=torch.float32).double()
-    places = ((torch.arange(start, start + count).double() + 0.5) * ratio - 0.5).clamp(min=0).to(torch.float32)
+    ratio = float(np.float32(length / resized))
+    whole = torch.arange(start, start + count, device=device)
+    places = ((whole.double() + 0.5) * ratio - 0.5).clamp(min=0).to(torch.float32)
     lower = places.floor().to(torch.int64).clamp(max=length - 1)
     return (lower, (lower + 1).clamp(max=length - 1)), (places - lower).to(torch.float32)
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.data.packing import Size, pack
 from maskrcnn_core.data.transform import normalisation, padded_size, size_table
 from maskrcnn_core.inference.settings import Mark, no_mark
 from maskrcnn_core.structures import ImageBatch
@@ -24,8 +24,6 @@ from maskrcnn_core.structures import ImageBatch
 # Decoded pixels that become floating point together, 200 MB of them. Photographs have up to some 16 million; what is
 # larger is left to the host, which resizes a few rows at a time.
 PIXELS_AT_ONCE = 1 << 24
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class PackedImages:
     original_sizes: list[Size]
 
 
-def pack(images: Sequence[Tensor], input_sizes: Sequence[tuple[Size, ...]], *, pinned: bool) -> PackedImages:
+def pack_images(images: Sequence[Tensor], input_sizes: Sequence[tuple[Size, ...]], *, pinned: bool) -> PackedImages:
     """Images [3, H, W] uint8 on the host, and the size of each in each view, for `DevicePreparation.batches`.
 
     Args:
@@ -53,17 +51,15 @@ def pack(images: Sequence[Tensor], input_sizes: Sequence[tuple[Size, ...]], *, p
         input_sizes: for each image one of each view, pixels.
         pinned: in page-locked memory, from which a GPU copies while the host goes on.
     """
-    pixels = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8, pin_memory=pinned)
-    # By numpy: torch would share a copy among its threads, and every thread that does so keeps a team of them.
-    flat, start = pixels.numpy(), 0
-    for image in images:
-        part = flat[start : start + image.numel()].reshape(image.shape)
-        np.copyto(part, image.numpy())
-        start += image.numel()
     original_sizes: list[Size] = [(image.shape[1], image.shape[2]) for image in images]
     columns = [*zip(*input_sizes, strict=True), original_sizes]
     sizes = size_table([size for column in columns for size in column], pinned=pinned)
-    return PackedImages(pixels, sizes.view(len(columns), len(images), 2), list(input_sizes), original_sizes)
+    return PackedImages(
+        pack(images, torch.uint8, pinned=pinned),
+        sizes.view(len(columns), len(images), 2),
+        list(input_sizes),
+        original_sizes,
+    )
 
 
 class DevicePreparation:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.data.packing import Size
 from maskrcnn_core.data.prefetch import MapAhead
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
 from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
 from maskrcnn_core.errors import ImageError
-from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, Size, pack
+from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, pack_images
 from maskrcnn_core.inference.image_source import decoded
 from maskrcnn_core.inference.settings import Mark, PredictorSettings, no_mark
 from maskrcnn_core.structures import ImageBatch, Proposals
@@ -170,7 +171,7 @@ class Preparation:
         images = [item.pixels for item in items if item.pixels is not None]
         if images:
             assert len(images) == len(items)
-            packed = pack(images, [item.input_sizes for item in items], pinned=self._pinned)
+            packed = pack_images(images, [item.input_sizes for item in items], pinned=self._pinned)
             self._mark("pack", 2 * packed.pixels.nbytes)
             return PreparedBatch(items, packed, proposals)
         sizes = [item.original_size for item in items]

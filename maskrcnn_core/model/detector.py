@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.dense.dense_stage import DenseStage
-from maskrcnn_core.model.loss_counts import Normalizer, own_count
+from maskrcnn_core.model.loss_counts import LossSum, Normalizer, divided, own_count
 from maskrcnn_core.model.pyramids.pyramid import Pyramid
 from maskrcnn_core.model.regions.region_stage import RegionStage
 from maskrcnn_core.model.trunks.trunk import Trunk
@@ -76,17 +76,18 @@ class Detector(nn.Module):
         """
         targets = with_a_slot(targets)
         features = self.features(images)
-        losses: dict[str, Tensor] = {}
+        sums: dict[str, LossSum] = {}
         if self.dense is not None:
-            losses |= self.dense.losses(features, targets, count)
+            sums |= self.dense.losses(features, targets)
             if proposals is None and self.regions is not None:
                 proposals = self.dense.proposals(features, self.dense.rules.train)
         if self.regions is not None:
-            losses |= self.regions.losses(features, _given(proposals), targets, count)
-            if self.dense is None:
-                # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all.
-                every_level = 0.0 * torch.stack([level.sum() for level in features.maps]).sum()
-                losses["roi_class"] = losses["roi_class"] + every_level
+            sums |= self.regions.losses(features, _given(proposals), targets)
+        losses = divided(sums, count)
+        if self.dense is None:
+            # Levels that no region was cut from, too, have a gradient: 0. Data-parallel training waits for all.
+            every_level = 0.0 * torch.stack([level.sum() for level in features.maps]).sum()
+            losses["roi_class"] = losses["roi_class"] + every_level
         return losses
 
     @torch.no_grad()

@@ -51,40 +51,18 @@ def accumulate_gradients(
     ]
     # First what each piece would be divided by, then the divisors of the whole batch.
     counts = [_counts(learner, part, context) for part in parts]
-    divisors = [count(torch.stack(column).sum()) for column in zip(*counts, strict=True)]
+    divisors = count(torch.stack(counts).sum(dim=0))
     # Gradients of the pieces add up in the parameters; the last piece averages them over the processes.
     losses: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         with _unsynchronised(learner, number < len(parts) - 1):
             with context():
-                own: dict[str, Tensor] = learner(*part, count=_InTurn(divisors))
+                own: dict[str, Tensor] = learner(*part, count=lambda _: divisors)
             torch.stack([loss.float() for loss in own.values()]).sum().backward()
         # Their losses add up likewise, as each is already divided by the counts of the whole.
         for name, loss in own.items():
             losses[name] = losses.get(name, torch.zeros_like(loss)) + loss.detach()
     return losses
-
-
-class _InTurn:
-    """A `Normalizer` that gives one divisor after the other: losses ask for them in the same order as they asked while
-    they were counted."""
-
-    def __init__(self, divisors: Sequence[Tensor]) -> None:
-        self._left = iter(divisors)
-
-    def __call__(self, count: Tensor) -> Tensor:
-        return next(self._left)
-
-
-class _Noted:
-    """A `Normalizer` that keeps what it is asked for, in order."""
-
-    def __init__(self) -> None:
-        self.counts: list[Tensor] = []
-
-    def __call__(self, count: Tensor) -> Tensor:
-        self.counts.append(count)
-        return own_count(count)
 
 
 def _cut(count: int, pieces: int) -> list[slice]:
@@ -95,13 +73,18 @@ def _cut(count: int, pieces: int) -> list[slice]:
 @torch.no_grad()
 def _counts(
     learner: nn.Module, part: Sequence[Any], context: Callable[[], contextlib.AbstractContextManager[Any]]
-) -> list[Tensor]:
-    """What the losses of a piece would be divided by, in the order in which they ask."""
+) -> Tensor:
+    """What the losses of a piece would be divided by, [L] in their order."""
     bare = learner.module if isinstance(learner, nn.parallel.DistributedDataParallel) else learner
-    noted = _Noted()
+    asked: list[Tensor] = []
+
+    def noted(counts: Tensor) -> Tensor:
+        asked.append(counts)
+        return own_count(counts)
+
     with context():
         bare(*part, count=noted)
-    return noted.counts
+    return asked[0]
 
 
 def _unsynchronised(learner: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:

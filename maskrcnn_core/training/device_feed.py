@@ -39,17 +39,19 @@ def feed(batches: Iterator[_Batch], device: torch.device) -> Generator[_Batch]:
     """The same batches on the device, in order.
 
     On a GPU a thread copies the next batch while the caller works on the one that it has, as `one_ahead` does. On a CPU
-    the batches come as they are, when they are asked for. Closing the generator closes `batches`, too.
+    a batch is made ready when it is asked for. Closing the generator closes `batches`, too.
 
     Args:
-        batches: tuples, named or not, of the dataclasses of `structures` on the host; what else is in them (None, image
-            ids) stays as it is.
+        batches: tuples, named or not, on the host, of dataclasses with tensors and a method `to(device)`: those of
+            `structures`, or `PackedInputs`, which arrive as an `ImageBatch`; what else is in them (None, image ids)
+            stays as it is.
         device: that the caller computes on, on the stream that is current where it asks for a batch.
     """
-    if device.type == "cpu":
-        yield from batches
-        return
     try:
+        if device.type == "cpu":
+            for batch in batches:
+                yield _with_each(batch, lambda part: part.to(device))
+            return
         with closing(one_ahead(_copies(batches, device))) as copies:
             for copy in copies:
                 yield copy.on_stream(torch.cuda.current_stream(device))

@@ -94,6 +94,12 @@ class BatchPlan:
         stream, position = self._locate(step)
         return [self._sample(step, slot, self._image(stream, position + slot)) for slot in self.slots(rank)]
 
+    def candidate(self, step: int, slot: int, number: int) -> Sample:
+        """The sample of a slot at `step` where those before it cannot be used: 0 is that of `batch`, and the next one
+        has that slot in the stream's next batch, and another partner."""
+        stream, position = self._locate(step)
+        return self._sample(step, slot, self._image(stream, position + slot + number * self._batch_size), number)
+
     def slots(self, rank: int = 0) -> range:
         """The slots of a batch that are `rank`'s."""
         return slots_of(rank, self._world_size, self._batch_size)
@@ -148,7 +154,7 @@ class BatchPlan:
             self._orders[stream, cycle] = order
         return int(order[offset])
 
-    def _sample(self, step: int, slot: int, index: int) -> Sample:
+    def _sample(self, step: int, slot: int, index: int, number: int = 0) -> Sample:
         generator = counter_generator(self._seed, _AUGMENTATION, step, slot)
         flip = bool(generator.random() < self._flip_probability)
         short_side = self._short_sides[int(generator.integers(len(self._short_sides)))]
@@ -156,7 +162,7 @@ class BatchPlan:
         if self._partner_probability > 0:
             other = counter_generator(self._seed, _PARTNER, step, slot)
             if other.random() < self._partner_probability:
-                partner = int(other.integers(self._num_images))
+                partner = [int(other.integers(self._num_images)) for _ in range(number + 1)][number]
         seed = int(counter_generator(self._seed, _SEED, step, slot).integers(2**63))
         return Sample(index=index, flip=flip, short_side=short_side, seed=seed, partner=partner)
 

@@ -63,6 +63,43 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True)
+class InputBenchmarkRun:
+    """Measure the way from image files to training batches."""
+
+    images: str = ""
+    """Folder that the file names of the annotations are relative to."""
+    annotations: str = ""
+    """COCO instances JSON file; empty = generated pictures."""
+    num_images: int = 200
+    """Images of a round; those that there are come again and again."""
+    batch: int = 4
+    """Images of a batch."""
+    processes: int = 0
+    """Loader processes of each side; 0 = one for each CPU."""
+    rounds: int = 3
+    """Rounds in turns; the median counts."""
+    short_side: int = 800
+    """Short side of the network's input, pixels."""
+    long_side: int = 0
+    """Limit of its long side, pixels; 0 = 5/3 of the short side."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the network rounds its input to, and our loader the values that it ships."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "batch", "rounds", "short_side"):
+            require_positive(name, getattr(self, name))
+        require_not_negative("processes", self.processes)
+        require_between("short_side", self.short_side, 1, MAX_SIDE)
+        long_side_fits = self.long_side == 0 or self.short_side <= self.long_side <= MAX_SIDE
+        require(long_side_fits, "long_side", self.long_side, f"0, or at least short_side ({self.short_side})")
+        given = bool(self.images) == bool(self.annotations)
+        require(given, "annotations", self.annotations, "a COCO file together with images, or neither")
+
+
+@dataclass(frozen=True)
 class EncodingRun:
     """Measure the way from soft masks to COCO run lengths."""
 

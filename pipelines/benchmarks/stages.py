@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
+from maskrcnn_core.data.packing import Size
 from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
-from maskrcnn_core.inference.device_preparation import Size
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.kernels.gpu.availability import without_kernels
 from maskrcnn_core.layers.frozen_norm import fold

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import yaml
 
 from pipelines.cluster.capacity import Capacity, NodeType, Resources
@@ -27,18 +28,21 @@ _KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/name
 
 def read_capacity() -> Capacity:
     """Nodes and limits of the connected cluster; needs `connect`."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(_chosen(node["Resources"]) for node in alive)
+    nodes = live_nodes()
     if is_own_cluster():
         return Capacity(nodes, is_own=True)
     config = ray._private.state.state.get_cluster_config()
     if config is not None and config.node_group_configs:
         return Capacity(nodes, _stored_types(config))
-    heads = [node["NodeID"] for node in alive if _HEAD in node["Resources"]]
-    description = _read_on_head(heads[0]) if heads else None
+    description = _read_on_head()
     if description is None or (types := node_types(description)) is None:
         return Capacity(nodes)
     return Capacity(nodes, types, description.get("max_workers"))
+
+
+def live_nodes() -> tuple[Resources, ...]:
+    """Resources of each live node of the connected cluster."""
+    return tuple(_chosen(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
 
 def is_own_cluster() -> bool:
@@ -81,13 +85,17 @@ def _chosen(resources: Mapping[str, float]) -> Resources:
     return {name: float(amount) for name, amount in resources.items() if name.startswith(_KINDS) and amount > 0}
 
 
-def _read_on_head(head: str) -> dict[str, Any] | None:
+def _read_on_head() -> dict[str, Any] | None:
     """The autoscaler's configuration, read where it runs; None where there is none to be read."""
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
     address = ray.get_runtime_context().gcs_address
-    if ray.get_runtime_context().get_node_id() == head:
+    if not heads or ray.get_runtime_context().get_node_id() == heads[0]:
         return read_description(address)
-    task = ray.remote(read_description).options(num_cpus=0, max_retries=3, label_selector={"ray.io/node-id": head})
-    description: dict[str, Any] | None = ray.get(task.remote(address), timeout=_READ_SECONDS)
+    task = ray.remote(read_description).options(num_cpus=0, label_selector={"ray.io/node-id": heads[0]})
+    try:
+        description: dict[str, Any] | None = ray.get(task.remote(address), timeout=_READ_SECONDS)
+    except ray.exceptions.RayError:  # a head that runs no tasks: limits that nobody knows
+        return None
     return description
 
 

@@ -17,6 +17,7 @@ import ray.exceptions
 
 from maskrcnn_core.errors import ConfigError, UserError
 from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.cpu_quota import cpu_quota
 from pipelines.cluster.lost_processes import why_lost
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
@@ -259,17 +260,18 @@ def _start_once(num_cpus: int, worker_logs: bool) -> None:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """CPUs that this process may run on, or as many as its container's quota keeps busy."""
+    return _within_quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
 
 
 def physical_cores() -> int:
-    """Cores under the CPUs that this process may run on: hyper-threads of one core count once.
+    """Cores under the CPUs that this process may run on, or as many as its container's quota keeps busy: hyper-threads
+    of one core count once.
 
     Convolutions run slower with a thread on each hyper-thread than with one on each core.
     """
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+        return usable_cpus()
     siblings = set()
     for cpu in os.sched_getaffinity(0):
         try:
@@ -277,4 +279,9 @@ def physical_cores() -> int:
                 siblings.add(file.read().strip())
         except OSError:  # not shown in some containers
             siblings.add(str(cpu))
-    return len(siblings)
+    return _within_quota(len(siblings))
+
+
+def _within_quota(cpus: int) -> int:
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))

@@ -4,11 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from maskrcnn_core.errors import ConfigError
-from pipelines.cluster.autoscaler import read_capacity
+from pipelines.cluster.autoscaler import live_nodes, read_capacity
 from pipelines.cluster.capacity import Capacity, Demand, fits_now, require_reachable, shortage, waiting_line
 
 _POLL_SECONDS = 2.0
@@ -99,7 +100,7 @@ def wait_for_machines(demand: Demand, setting: str, minutes: float, tell: Callab
         patience.go_on(capacity)
     with _asked_for(demand) as is_there:
         while not is_there():
-            patience.go_on(read_capacity())
+            patience.go_on(replace(capacity, nodes=live_nodes()))
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
+import ray.train.torch
 import torch
-from numpy.typing import NDArray
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
 from maskrcnn_core.data.dataset import TrainingItem, collate
+from maskrcnn_core.data.packed_inputs import InputImage
 from maskrcnn_core.data.targets import ImageTargets, TargetRule
 from maskrcnn_core.data.transform import resized_size
 from maskrcnn_core.errors import ConfigError
@@ -25,7 +26,7 @@ from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.step import training_step
 from pipelines.cluster.connection import unwrapped_errors
 from pipelines.training.config import TrainConfig, TrainRun
-from pipelines.training.datasets import target_rule
+from pipelines.training.datasets import target_rule, training_data
 from pipelines.training.job import new_optimizer
 
 _TRIED_STEPS = 2
@@ -97,25 +98,20 @@ def most_images(settings: TrainConfig, epoch_images: float) -> int:
     return max(most, settings.num_workers)
 
 
-def largest_image(run: TrainRun, sizes: NDArray[np.int32], objects: int) -> LargestImage:
-    """The longest sides that any batch of the run is padded to, and the most objects that an image of it has.
-
-    Args:
-        run: its settings.
-        sizes: [images, 2], height and width as stored, pixels.
-        objects: the most in one image.
-    """
+def largest_image(run: TrainRun, dataset: CocoDataset) -> LargestImage:
+    """The longest sides that any batch of the run is padded to, and the most objects in an image."""
     pixels, settings = run.model.input, run.train
+    objects = int(dataset.columns.numbers_of_objects.max())
     if settings.augment.jitter_scale:
         (height, width), objects = settings.augment.crop, objects * (2 if settings.augment.copy_paste else 1)
         return LargestImage(height, width, objects)
     short_side = max(settings.short_sides or (pixels.short_side,))
-    resized = [
+    sizes = [
         resized_size(height, width, short_side, pixels.long_side, pixels.resize)
-        for height, width in np.unique(sizes, axis=0).tolist()
+        for height, width in np.unique(dataset.sizes, axis=0).tolist()
     ]
     # Images of one orientation share a batch, which is as high and as wide as any of them.
-    groups = [[size for size in resized if (size[0] > size[1]) == upright] for upright in (False, True)]
+    groups = [[size for size in sizes if (size[0] > size[1]) == upright] for upright in (False, True)]
     sides = [(max(height for height, _ in group), max(width for _, width in group)) for group in groups if group]
     height, width = max(sides, key=lambda size: size[0] * size[1])
     return LargestImage(height, width, objects)
@@ -138,9 +134,8 @@ def images_that_fit(run: TrainRun, largest: LargestImage, memory: DeviceMemory, 
 
     def steps(number: int) -> None:
         items = [_item(largest, run.model, target_rule(run))] * number
-        images, targets, _ = collate(items, divisor=run.model.input.divisor)
-        pixels = images.pixels.to(dtype, memory_format=torch.channels_last)
-        images, targets = replace(images, pixels=pixels).to(device), targets.to(device)
+        packed, targets, _ = collate(items, run.model.input, dtype)
+        images, targets = packed.to(device), targets.to(device)
         targets = replace(targets, seeds=image_seeds(run.train.seed, 0, range(number)).to(device))
         for _ in range(_TRIED_STEPS):
             training_step(
@@ -181,8 +176,8 @@ def _item(largest: LargestImage, model: ModelConfig, rule: TargetRule) -> Traini
         mask_boxes=None if rule.mask_size is None else boxes,
         keypoints=_keypoints(boxes, len(model.keypoint_head.names)) if rule.keypoints else None,
     )
-    image = torch.randn(3, height, width, generator=generator)
-    return TrainingItem(image, (height, width), targets, image_id=0)
+    pixels = torch.randn(3, height, width, generator=generator)
+    return TrainingItem(InputImage(pixels, (height, width), (height, width)), targets, image_id=0)
 
 
 def _keypoints(boxes: torch.Tensor, number: int) -> torch.Tensor:
@@ -192,12 +187,11 @@ def _keypoints(boxes: torch.Tensor, number: int) -> torch.Tensor:
     return torch.cat((middles, visible), dim=1)[:, None].repeat(1, number, 1)
 
 
-def find_batch_size(run: TrainRun, dataset: CocoDataset, epoch_images: float) -> tuple[int, str]:
+def find_batch_size(run: TrainRun, epoch_images: float) -> tuple[int, str]:
     """The batch size of a new run, and a line that says how it came about.
 
     Args:
-        run: with `train.batch_size` auto, `train.use_gpu` chosen, and the model's categories.
-        dataset: that it learns from.
+        run: with `train.batch_size` auto and the model's categories.
         epoch_images: images that an epoch shows.
 
     Raises:
@@ -209,11 +203,9 @@ def find_batch_size(run: TrainRun, dataset: CocoDataset, epoch_images: float) ->
         return number, f"train.batch_size auto: {number}, as there is no GPU to try it on (train.reference_batch_size)"
     workers = settings.min_workers or settings.num_workers  # those that are left may have to do it alone
     most = most_images(settings, epoch_images)
-    largest = largest_image(run, dataset.sizes, int(dataset.columns.numbers_of_objects.max()))
-    kind = {"accelerator_type": settings.accelerator_type} if settings.accelerator_type else {}
-    remote: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, **kind)(_try_on_gpu)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(_try_on_gpu)
     with unwrapped_errors():
-        each, memory = ray.get(remote.remote(run, largest, -(-most // workers)))
+        each, largest, memory = ray.get(remote.remote(run, -(-most // workers)))
     what = f"{largest.height} x {largest.width} pixels with up to {largest.objects} objects"
     if each == 0:
         raise ConfigError(
@@ -224,8 +216,9 @@ def find_batch_size(run: TrainRun, dataset: CocoDataset, epoch_images: float) ->
     return number, f"train.batch_size auto: {number}; {each} images of {what} fit into {memory:.0f} GiB"
 
 
-def _try_on_gpu(run: TrainRun, largest: LargestImage, most: int) -> tuple[int, float]:
-    """Images that fit, and the GPU's memory in GiB; in a task on a GPU."""
+def _try_on_gpu(run: TrainRun, most: int) -> tuple[int, LargestImage, float]:
+    """Images that fit, of which kind, and the GPU's memory in GiB; in a task on a GPU."""
     device = torch.device("cuda")
     memory = CudaMemory(device)
-    return images_that_fit(run, largest, memory, device, most), memory.total / 2**30
+    largest = largest_image(run, training_data(run).dataset)
+    return images_that_fit(run, largest, memory, device, most), largest, memory.total / 2**30

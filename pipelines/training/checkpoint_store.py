@@ -5,6 +5,11 @@ RESUME/step-00000030/manifest.json   sizes and SHA-256 of these files, written a
 
 Locally the folder appears by a rename. On S3, which has none, a folder without a manifest is not a checkpoint. What
 rotted or was cut off in spite of that is found by the manifest when it is read, and the checkpoint before it is used.
+
+Why not Ray Train's own (`ray.train.report(checkpoint=...)`, Ray 2.60): it trusts a list that it keeps beside them. A
+list that is torn, because its writer was killed, or that names a checkpoint which was set aside, refuses the run for
+good. After a torn checkpoint the same step is saved again under the same name: the list then has it twice, and
+`num_to_keep` deletes the new one with the old.
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from maskrcnn_core.config.checks import (
 from maskrcnn_core.config.limits import MAX_PIXELS, MAX_SIDE
 from maskrcnn_core.config.model import ModelConfig
 from pipelines.cluster.config import ClusterConfig
+from pipelines.storage.config import StorageConfig
 
 # Numbers beyond these are mistakes that a machine would only find when it is out of memory.
 _MAX_WORKERS = 10_000
@@ -54,23 +55,31 @@ class DataConfig:
     reader: Literal["local", "ray"] = "local"
     """Who decodes and augments training images: local = each training worker on its own machine; ray = actors of one
     CPU on any machine of the cluster, those without a GPU first. Both give the same batches."""
-    workers: int = 0
-    """Loader processes (reader: local; 0 = one background thread) or actors (reader: ray) per training worker."""
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes of each training worker (reader: local; 0 = one background thread) or actors (reader: ray). auto
+    = on a GPU the worker's share of its machine's CPUs, two of them left out, at most 12; on a CPU, where the network
+    takes them all, 0."""
     max_pixels: int = MAX_PIXELS
-    """Larger images are refused, pixels."""
+    """Larger images are bad ones, pixels."""
+    max_bad_fraction: float = 0.01
+    """Bad images (missing, damaged, of another size than annotated) are replaced by others and listed in
+    OUTPUT/bad_images.jsonl. The run ends where there are more of them than this share of the images seen, by more than
+    chance, and more than 10; 0 = at the first one."""
     check_images: int = 32
     """Images of each data set that are read and compared with their annotations before a new run starts."""
 
     def __post_init__(self) -> None:
         require_typed("data", self)
-        require_between("data.workers", self.workers, 0, _MAX_WORKERS)
+        if self.workers != "auto":
+            require_between("data.workers", self.workers, 0, _MAX_WORKERS)
         require(
-            self.reader == "local" or self.workers > 0,
+            self.reader == "local" or (self.workers != "auto" and self.workers > 0),
             "data.workers",
             self.workers,
             "the number of actors of each training worker, 1 or more, with data.reader ray",
         )
         require_positive("data.max_pixels", self.max_pixels)
+        require_fraction("data.max_bad_fraction", self.max_bad_fraction)
         require_not_negative("data.check_images", self.check_images)
 
 
@@ -231,7 +240,10 @@ class TrainConfig:
     validations: int = field(default=0, metadata={IN_PLACE_OF: "validate_every"})
     """So many validations, evenly over the run, in place of validate_every; 0 = train.validate_every."""
     log_every: int = 20
-    """Steps between log entries (TensorBoard, progress)."""
+    """Steps between log entries (train.trackers, progress)."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """What keeps losses, scores and pictures: tensorboard = files in OUTPUT/tensorboard; mlflow = the server of
+    MLFLOW_TRACKING_URI, or files in OUTPUT/mlruns; wandb = Weights & Biases (WANDB_API_KEY, or WANDB_MODE=offline)."""
     validate_in: Literal["workers", "task"] = "workers"
     """Who validates: the training workers, which wait for it; or tasks of their own on other resources of the cluster,
     while training goes on."""
@@ -242,7 +254,7 @@ class TrainConfig:
     patience: int = 0
     """Stop after so many validations in a row without a better score; 0 = never."""
     pictures: int = 4
-    """Validation images whose predictions are drawn beside the ground truth for TensorBoard; 0 = none."""
+    """Validation images whose predictions are drawn beside the ground truth for train.trackers; 0 = none."""
     max_failures: int = 3
     """How often in a row lost workers or machines are replaced without a new checkpoint in between; each time training
     goes on from the last one. What a provider takes away with notice is not counted."""
@@ -265,8 +277,7 @@ class TrainConfig:
             *(("weight_decay", _MAX_FACTOR), ("weight_decay_bias", _MAX_FACTOR), ("weight_decay_norm", _MAX_FACTOR)),
             *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
             *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS), ("epochs", _MAX_STEPS)),
-            ("validations", _MAX_STEPS),
-            *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES)),
+            *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES), ("validations", _MAX_STEPS)),
         ):
             require_between(f"train.{name}", getattr(self, name), 0, most)
         for name in ("clip_norm", "seed"):
@@ -277,17 +288,17 @@ class TrainConfig:
             self.mask_crop,
             f"0 (input resolution), or 3 to {MAX_SIDE:,}",
         )
-        self._check_rates()
-        self._check_shares()
-        self._check_batch()
-        self._check_workers()
-        self._check_lists()
         require(
             0 < self.timeout_minutes <= _MAX_MINUTES,
             "train.timeout_minutes",
             self.timeout_minutes,
             f"above 0, up to {_MAX_MINUTES:,}",
         )
+        self._check_rates()
+        self._check_shares()
+        self._check_batch()
+        self._check_workers()
+        self._check_lists()
 
     def _check_batch(self) -> None:
         if self.batch_size == "auto":
@@ -359,6 +370,9 @@ class TrainConfig:
             self.decay_steps,
             "increasing steps",
         )
+        require(
+            len(set(self.trackers)) == len(self.trackers), "train.trackers", self.trackers, "each tracker at most once"
+        )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -378,12 +392,12 @@ class TrainRun:
     """Train a Mask R-CNN on COCO-format data."""
 
     output: str
-    """Folder of the run (local or s3://): checkpoints, TensorBoard logs, configuration. The same command resumes it.
+    """Folder of the run (local or s3://): checkpoints, logs, configuration. The same command resumes it.
     train.steps or epochs may have grown then, the data may have moved while the annotations stay the same, and what
     does not change what is learnt may be another: train.num_workers, min_workers, use_gpu, accelerator_type,
     threads_per_worker, checkpoint_every, checkpoint_minutes, validate_every, validations, validate_in,
-    validation_tasks, validation_losses, log_every, pictures, max_failures, max_skipped_steps, wait_minutes,
-    timeout_minutes, data.reader, data.workers, data.max_pixels, cluster."""
+    validation_tasks, validation_losses, log_every, trackers, pictures, max_failures, max_skipped_steps, wait_minutes,
+    timeout_minutes, data.reader, data.workers, data.max_pixels, data.max_bad_fraction, storage, cluster."""
     init: str | None = None
     """Checkpoint folder to start from: weights whose names and shapes fit are taken, the others start afresh. Of
     several, separated by commas, the first that has a weight gives it."""
@@ -393,6 +407,8 @@ class TrainRun:
     """Data sets."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """S3."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray cluster."""
 

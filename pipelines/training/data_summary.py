@@ -13,9 +13,9 @@ from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.coco.entry_faults import FaultKind
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder
 from maskrcnn_core.errors import ImageError
 from pipelines import storage
+from pipelines.training.image_files import PatientFiles
 
 _READERS = 16
 _FAULTS_SHOWN = 5
@@ -107,7 +107,9 @@ def write_data_summary(output: str, summaries: dict[str, DataSummary]) -> None:
     storage.write_bytes_atomically(storage.join(output, "data.json"), content.encode())
 
 
-def check_images(name: str, dataset: CocoDataset, images: str, *, number: int, max_pixels: int) -> None:
+def check_images(
+    name: str, dataset: CocoDataset, images: str, *, number: int, max_pixels: int, tolerated: int = 0
+) -> None:
     """Read and decode images spread evenly over the data set, and compare their sizes with the annotations.
 
     Args:
@@ -115,17 +117,18 @@ def check_images(name: str, dataset: CocoDataset, images: str, *, number: int, m
         images: the folder of the file names.
         number: how many images are looked at.
         max_pixels: larger ones are refused.
+        tolerated: so many of them may be faulty.
 
     Raises:
         ImageError: names the first faults, all of one kind or not.
     """
     indices = np.unique(np.linspace(0, len(dataset.images) - 1, min(number, len(dataset.images))).astype(int))
     chosen = [dataset.images[index] for index in indices]
-    folder = Folder(images)
+    folder = PatientFiles(images)
     with ThreadPoolExecutor(_READERS) as pool:
         results = list(pool.map(lambda image: _fault_of(image, folder, max_pixels), chosen))
     faults = [fault for fault in results if fault is not None]
-    if faults:
+    if len(faults) > tolerated:
         more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
         raise ImageError(
             "failed",
@@ -134,7 +137,7 @@ def check_images(name: str, dataset: CocoDataset, images: str, *, number: int, m
         )
 
 
-def _fault_of(image: CocoImage, folder: Folder, max_pixels: int) -> str | None:
+def _fault_of(image: CocoImage, folder: PatientFiles, max_pixels: int) -> str | None:
     where = f"image {image.image_id} ({folder.path(image.file_name)})"
     try:
         height, width = decode_image(folder.read(image.file_name), max_pixels=max_pixels, apply_exif=False).shape[1:]

@@ -6,8 +6,9 @@ What a model does not need is not looked at: masks without a mask head, keypoint
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from maskrcnn_core.data.coco.category_ids import with_categories
 from maskrcnn_core.data.coco.conversion import Reader
-from maskrcnn_core.data.coco.dataset import CocoDataset, dataset_of, with_categories
+from maskrcnn_core.data.coco.dataset import CocoDataset, dataset_of
 from maskrcnn_core.data.coco.json_columns import convert_here
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import AnnotationError

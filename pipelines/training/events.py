@@ -3,15 +3,18 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ray
 
 from maskrcnn_core.errors import UserError
+from maskrcnn_core.training.batches import BadImage
+from pipelines.training.bad_images import BadImages
 
 _POLL_SECONDS = 0.5
+_BAD_IMAGES_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class TrainingStarted:
         images, validation_images: in the data sets.
         workers, threads: processes, and CPU threads of each.
         dropped_annotations: faulty ones that are left out of the training data.
+        loaders: processes of each worker that prepare its images; 0 = a thread.
     """
 
     step: int
@@ -33,6 +37,7 @@ class TrainingStarted:
     workers: int
     threads: int
     dropped_annotations: int
+    loaders: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,19 @@ class DataNote:
     """
 
     text: str
+
+
+@dataclass(frozen=True)
+class ImageReplaced:
+    """An image cannot be used; another one takes its place. Told of the first ones only.
+
+    Attributes:
+        reason: which image, and what is wrong with it.
+        is_last: further ones are only listed.
+    """
+
+    reason: str
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -231,6 +249,19 @@ class WorkersLost:
 
 
 @dataclass(frozen=True)
+class TrackerFailed:
+    """A tracker of train.trackers does not take what it is told; the run goes on without it.
+
+    Attributes:
+        tracker: its name.
+        reason: the first line of its error.
+    """
+
+    tracker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """The run was asked to end, and saves a checkpoint first.
 
@@ -245,6 +276,7 @@ TrainingEvent = (
     TrainingStarted
     | SchedulePlanned
     | DataNote
+    | ImageReplaced
     | InitialWeightsLoaded
     | StepReport
     | ValidationReport
@@ -255,6 +287,7 @@ TrainingEvent = (
     | ClusterNote
     | WaitingForMachines
     | WorkersLost
+    | TrackerFailed
     | Interrupted
 )
 
@@ -272,11 +305,12 @@ class Orders(NamedTuple):
 
 
 class ProgressLog:
-    """An actor's state: events not yet fetched, the user's mistake that ended the run, if one did, where it is to stop
-    or to make a checkpoint, and how often it has lost workers.
+    """An actor's state: events not yet fetched, the bad images, the user's mistake that ended the run, if one did,
+    where it is to stop or to make a checkpoint, and how often it has lost workers.
 
     Args:
         checkpoint_seconds: after a checkpoint until the next one is due; 0 = none is due by time.
+        bad_images: that are known; None = none, and none is accepted.
         clock: seconds.
 
     All workers stop before the same step without waiting for each other: each announces a step when it comes to it, and
@@ -284,8 +318,14 @@ class ProgressLog:
     asked to stop, so all of them hear of a stop two steps later in time. Checkpoints by time are agreed on alike.
     """
 
-    def __init__(self, checkpoint_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        checkpoint_seconds: float = 0.0,
+        bad_images: BadImages | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._checkpoint_seconds, self._clock = checkpoint_seconds, clock
+        self._bad_images = BadImages(0.0) if bad_images is None else bad_images
         self._saved_at: float | None = None
         self._save_before: int | None = None
         self._saved_step = self._losses = 0
@@ -351,6 +391,18 @@ class ProgressLog:
         events, self._events = self._events, []
         return events
 
+    def count_bad(self, bad: Sequence[BadImage], seen: int) -> UserError | None:
+        """A worker had to replace images; returns why the run must end, if it must. See `BadImages`."""
+        told = len(self._bad_images)
+        for image in self._bad_images.add(bad)[: max(0, _BAD_IMAGES_TOLD - told)]:
+            told += 1
+            self.add(ImageReplaced(image.reason, is_last=told == _BAD_IMAGES_TOLD))
+        return self._bad_images.verdict(seen)
+
+    def bad_images(self, known: int = 0) -> list[BadImage]:
+        """All bad images, if there are more than are known."""
+        return self._bad_images.all() if len(self._bad_images) > known else []
+
     def fail(self, mistake: UserError) -> None:
         """Record what no restart would mend; the first one stays."""
         self._mistake = self._mistake or mistake
@@ -360,11 +412,11 @@ class ProgressLog:
         return self._mistake
 
 
-def start_progress_log(checkpoint_seconds: float) -> Any:
+def start_progress_log(checkpoint_seconds: float, bad_images: BadImages) -> Any:
     """A `ProgressLog` as an actor beside the driver (so that losing a worker's node does not lose it)."""
     node = ray.get_runtime_context().get_node_id()
     options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
-    return ray.remote(ProgressLog).options(**options).remote(checkpoint_seconds)
+    return ray.remote(ProgressLog).options(**options).remote(checkpoint_seconds, bad_images)
 
 
 @contextlib.contextmanager

@@ -3,28 +3,29 @@
 import contextlib
 import copy
 import functools
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
+import ray
 import ray.train
 import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.dataset import CocoDataset
-from maskrcnn_core.data.dataset import CocoTrainingData, TrainingItem, collate, collate_proposals
+from maskrcnn_core.data.dataset import CocoTrainingData
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.trained import require_weights_of
-from maskrcnn_core.structures import ImageBatch, Proposals, Targets
+from maskrcnn_core.structures import ImageBatch
+from maskrcnn_core.training.batches import BadImage
 from maskrcnn_core.training.compilation import check_compiler
 from maskrcnn_core.training.device_feed import feed, pixel_type
 from maskrcnn_core.training.loader import load_batches
@@ -35,27 +36,27 @@ from maskrcnn_core.training.sampler import BatchPlan, slots_of
 from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
-from pipelines import storage
-from pipelines.cluster.connection import physical_cores
+from pipelines.cluster.connection import physical_cores, usable_cpus
 from pipelines.training.augmentation import color_jitter, scale_jitter
+from pipelines.training.batch import Batch, packed_batch
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
 from pipelines.training.config import TrainConfig, TrainRun
 from pipelines.training.datasets import target_rule, training_data, validation_data
-from pipelines.training.events import CheckpointPassedOver, CheckpointSaved, InitialWeightsLoaded, TrainingStarted
+from pipelines.training.events import (
+    CheckpointPassedOver,
+    CheckpointSaved,
+    InitialWeightsLoaded,
+    TrackerFailed,
+    TrainingStarted,
+)
+from pipelines.training.image_files import PatientFiles
+from pipelines.training.loader_processes import loader_processes
 from pipelines.training.output import initial_checkpoints, require_visible, resume_uri
 from pipelines.training.proposals import proposals_of
 from pipelines.training.readers import remote_batches
 from pipelines.training.schedule import images_per_epoch
-
-
-class Batch(NamedTuple):
-    """What one step learns from; the proposals are None where an RPN makes them."""
-
-    images: ImageBatch
-    targets: Targets
-    image_ids: Sequence[int]
-    proposals: Proposals | None
+from pipelines.training.trackers.board import TrackerBoard, open_board
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class TrainingJob:
         epoch_images: training images that an epoch shows, those with rare categories as often as they are repeated.
         validation: validation annotations; None where the run has none.
         proposals, validation_proposals: of the images of `data` and `validation`; None where the RPN makes them.
-        writer: of TensorBoard events; on rank 0 only.
-        tensorboard: folder that it writes to.
+        board: trackers of the run; on rank 0 only.
         saver: of checkpoints; on rank 0 only.
         average: moving average of the detector's weights, or None.
+        loaders: processes that prepare this worker's images, or actors; 0 = a thread.
     """
 
     run: TrainRun
@@ -91,12 +92,12 @@ class TrainingJob:
     data: CocoDataset
     epoch_images: float
     validation: CocoDataset | None
-    writer: SummaryWriter | None
-    tensorboard: Path
+    board: TrackerBoard | None
     proposals: ProposalFiles | None
     validation_proposals: ProposalFiles | None
     saver: CheckpointSaver | None
     average: MovingAverage | None
+    loaders: int
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
@@ -119,6 +120,17 @@ class TrainingJob:
         """This worker's places in each batch."""
         return slots_of(self.rank, self.world_size, self.run.train.images_per_step)
 
+    def count_bad(self, step: int, bad: Sequence[BadImage]) -> None:
+        """Have the bad images of a step counted.
+
+        Raises:
+            ImageError: there are too many of them.
+        """
+        seen = min((step + 1) * self.run.train.batch_size, len(self.data.images))
+        verdict = ray.get(self.progress.count_bad.remote(bad, seen))
+        if verdict is not None:
+            raise verdict
+
     def agree(self, decision: bool) -> bool:
         """The first worker's decision, on all of them."""
         if self.world_size == 1:
@@ -129,7 +141,7 @@ class TrainingJob:
 
 
 def prepare_job(
-    run: TrainRun, progress: Any, owner: str, stack: contextlib.ExitStack
+    run: TrainRun, progress: Any, owner: str, environment: Mapping[str, str], stack: contextlib.ExitStack
 ) -> tuple[TrainingJob, TrainingState]:
     """Build everything from the configuration and the last checkpoint, inside a worker of Ray Train.
 
@@ -137,6 +149,7 @@ def prepare_job(
         run: configuration.
         progress: `ProgressLog` actor.
         owner: proof that this process may write to the run (`output.take_over`).
+        environment: variables for the trackers.
         stack: closes what has to be closed.
 
     Raises:
@@ -161,7 +174,7 @@ def prepare_job(
         check_compiler(device)
         detector.trunk.compile()
         detector.pyramid.compile()
-    tensorboard, writer = _open_tensorboard(run.output, start.step, stack) if rank == 0 else (Path(), None)
+    board = _opened_board(run, start.step, environment, progress, stack) if rank == 0 else None
     data = training_data(run).dataset
     job = TrainingJob(
         run=run,
@@ -175,12 +188,17 @@ def prepare_job(
         data=data,
         epoch_images=images_per_epoch(data, run.train.repeat_threshold),
         validation=validation_data(run).dataset if run.data.val.annotations else None,
-        writer=writer,
-        tensorboard=tensorboard,
+        board=board,
         proposals=proposals_of(run.data.train, "data.train"),
         validation_proposals=proposals_of(run.data.val, "data.val"),
-        saver=_saver(run.output, owner, progress) if rank == 0 else None,
+        saver=None if board is None else _saver(run.output, owner, progress, board),
         average=average,
+        loaders=loader_processes(
+            run.data.workers,
+            on_gpu=device.type == "cuda",
+            cpus=usable_cpus(),
+            workers_here=context.get_local_world_size(),
+        ),
     )
     job.tell(_started(job, start, threads))
     return job, start
@@ -197,8 +215,11 @@ def _load_initial(init: str, model: ModelConfig, detector: Detector, progress: A
 
 def _learner(detector: Detector) -> nn.Module:
     """The detector as it learns: on several workers their gradients are averaged."""
+    # Buffers are equal from the start and stay so. The setting has another name from torch 2.13 on.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     learner: nn.Module = ray.train.torch.prepare_model(
-        detector, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        detector, parallel_strategy_kwargs={buffers: False, "gradient_as_bucket_view": True}
     )
     return learner.train()
 
@@ -212,6 +233,7 @@ def _started(job: TrainingJob, start: TrainingState, threads: int) -> TrainingSt
         job.world_size,
         threads,
         job.data.faults.counts.get("object", 0),
+        job.loaders,
     )
 
 
@@ -233,8 +255,23 @@ def _resumed_checkpoint(output: str, rank: int, progress: Any) -> Iterator[Path 
         yield None if newest is None else newest[1]
 
 
-def _saver(output: str, owner: str, progress: Any) -> CheckpointSaver:
-    return CheckpointSaver(output, owner, lambda step, uri: progress.add.remote(CheckpointSaved(step, uri)))
+def _opened_board(
+    run: TrainRun, step: int, environment: Mapping[str, str], progress: Any, stack: contextlib.ExitStack
+) -> TrackerBoard:
+    def tell(tracker: str, reason: str) -> None:
+        progress.add.remote(TrackerFailed(tracker, reason))
+
+    board = open_board(run, step, environment, tell)
+    stack.callback(board.close)
+    return board
+
+
+def _saver(output: str, owner: str, progress: Any, board: TrackerBoard) -> CheckpointSaver:
+    def saved(step: int, uri: str) -> None:
+        progress.add.remote(CheckpointSaved(step, uri))
+        board.store()
+
+    return CheckpointSaver(output, owner, saved)
 
 
 def _restore(
@@ -289,39 +326,20 @@ def _broadcast(detector: nn.Module) -> None:
         tensor.copy_(contiguous)
 
 
-def _open_tensorboard(output: str, step: int, stack: contextlib.ExitStack) -> tuple[Path, SummaryWriter]:
-    """A writer for OUTPUT/tensorboard; for a remote output into a local folder that is uploaded now and then."""
-    uri = storage.join(output, "tensorboard")
-    if storage.is_local(uri):
-        folder = Path(storage.filesystem_and_path(uri)[1])
-    else:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskrcnn-tensorboard-")))
-    # Entries after the checkpoint were written by a run that was cut off: they come again.
-    writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-    stack.callback(writer.close)
-    return folder, writer
-
-
-def device_collate(items: Sequence[TrainingItem], *, divisor: int, dtype: torch.dtype) -> Batch:
-    """`collate`, with the pixels in the memory layout that convolutions are fastest with, and of type `dtype`."""
-    images, targets, image_ids = collate(items, divisor=divisor)
-    pixels = images.pixels.to(dtype, memory_format=torch.channels_last)
-    return Batch(replace(images, pixels=pixels), targets, image_ids, collate_proposals(items))
-
-
 @contextlib.contextmanager
-def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
+def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageBatch]]]:
     """This rank's batches from step `start` to the last, prepared in the background while the block runs, and on the
     device when they are handed out."""
     settings, model = job.run.train, job.run.model
     data = CocoTrainingData(
         job.data,
-        job.run.data.train.images,
+        PatientFiles(job.run.data.train.images),
         model.input,
         target_rule(job.run),
         max_pixels=job.run.data.max_pixels,
         proposals=job.proposals,
         max_proposals=model.dense.post_nms_train,
+        resized_on_device=job.device.type == "cuda",
         jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
         colors=color_jitter(settings.augment),
     )
@@ -338,16 +356,15 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch]]:
     )
     rounds = settings.precision == "bfloat16"
     collated = functools.partial(
-        device_collate,
-        divisor=model.input.divisor,
+        packed_batch,
+        rule=model.input,
         dtype=pixel_type(job.device, bfloat16=rounds, rounds_input=job.detector.trunk.rounds_input),
     )
-    steps: dict[str, int] = {"rank": job.rank, "start": start, "stop": settings.steps}
+    steps: dict[str, Any] = {"rank": job.rank, "start": start, "stop": settings.steps, "on_bad": job.count_bad}
     with contextlib.ExitStack() as stack:
-        workers = job.run.data.workers
         if job.run.data.reader == "ray":
-            batches = stack.enter_context(remote_batches(data, collated, plan, readers=workers, **steps))
+            batches = stack.enter_context(remote_batches(data, collated, plan, readers=job.loaders, **steps))
         else:
-            batches = load_batches(data, collated, plan, workers=workers, **steps)
-        fed = stack.enter_context(contextlib.closing(feed(batches, job.device)))
-        yield fed
+            batches = load_batches(data, collated, plan, workers=job.loaders, **steps)
+        # What goes in packed comes out padded.
+        yield stack.enter_context(contextlib.closing(cast(Any, feed(batches, job.device))))

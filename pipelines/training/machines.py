@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from maskrcnn_core.errors import UserError
-from pipelines.cluster.autoscaler import read_capacity
+from pipelines.cluster.autoscaler import live_nodes
 from pipelines.cluster.capacity import ACCELERATOR_SHARE, Capacity, Demand, Resources, fits_now
 from pipelines.cluster.devices import chooses_gpu, device_note, idle_note
 from pipelines.cluster.waiting import Patience
@@ -83,13 +83,16 @@ class MachineWatch:
 
     Args:
         demand: of the run.
+        capacity: of the cluster, of which the limits hold on.
         minutes: how long machines are waited for.
         progress: `ProgressLog` actor.
         tell: takes lines for the user.
     """
 
-    def __init__(self, demand: Demand, minutes: float, progress: Any, tell: Callable[[str], None]) -> None:
-        self._demand, self._progress = demand, progress
+    def __init__(
+        self, demand: Demand, capacity: Capacity, minutes: float, progress: Any, tell: Callable[[str], None]
+    ) -> None:
+        self._demand, self._capacity, self._progress = demand, capacity, progress
         self._patience = Patience(demand, WAIT_SETTING, minutes, tell)
         self._next = 0.0
 
@@ -105,7 +108,7 @@ class MachineWatch:
         if ray.get(self._progress.is_training.remote()):
             self._patience.reset()
             return
-        capacity = read_capacity()
+        capacity = replace(self._capacity, nodes=live_nodes())
         if capacity.is_own or fits_now(self._demand, capacity):
             self._patience.reset()
             return

@@ -1,6 +1,7 @@
-"""What a person sees of a run while it goes on: events for the terminal, and TensorBoard."""
+"""What a person sees of a run while it goes on: events for the terminal, and numbers for the trackers."""
 
 import resource
+from collections.abc import Mapping
 
 import torch
 
@@ -12,13 +13,13 @@ from pipelines.training.validation_task import TaskResult
 _STEP_SCALARS = ("learning_rate", "grad_norm", "images_per_second", "epoch", "waiting", "memory_gib", "skipped_steps")
 
 
-def report_steps(job: TrainingJob, meter: LossMeter, done: int, steps: int, watch: Stopwatch) -> None:
-    """Means over the last `steps` steps; every worker has to call it, the first one tells."""
+def report_steps(job: TrainingJob, meter: LossMeter, done: int, steps: int, watch: Stopwatch) -> dict[str, float]:
+    """Means over the last `steps` steps, by name; every worker has to call it, the first one tells and gets them."""
     settings = job.run.train
     losses = meter.means()
     result = meter.result
-    if job.writer is None or result is None or result.grad_norm is None:
-        return
+    if job.board is None or result is None or result.grad_norm is None:
+        return {}
     seconds, waited = watch.lap()
     report = StepReport(
         step=done,
@@ -33,12 +34,10 @@ def report_steps(job: TrainingJob, meter: LossMeter, done: int, steps: int, watc
         memory_gib=peak_memory_gib(job.device),
         skipped_steps=meter.skipped,
     )
-    for name, value in losses.items():
-        job.writer.add_scalar(f"loss/{name}", value, done)
-    job.writer.add_scalar("loss/total", sum(losses.values()), done)
-    for name in _STEP_SCALARS:
-        job.writer.add_scalar(f"train/{name}", getattr(report, name), done)
+    scalars = _with_total("loss", losses) | {f"train/{name}": getattr(report, name) for name in _STEP_SCALARS}
+    job.board.scalars(scalars, done)
     job.tell(report)
+    return scalars
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -48,20 +47,15 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
-def report_validation(job: TrainingJob, result: TaskResult, step: int, *, is_best: bool) -> None:
-    """The scores of a validation, and its pictures; on the first worker."""
-    assert job.writer is not None
+def report_validation(job: TrainingJob, result: TaskResult, step: int, *, is_best: bool) -> dict[str, float]:
+    """The scores of a validation, by name, and its pictures; on the first worker."""
+    assert job.board is not None
     scores = result.scores
-    for name, value in scores.metrics.items():
-        job.writer.add_scalar(f"validation/{name}", value, step)
-    for name, value in scores.categories.items():
-        job.writer.add_scalar(f"validation_AP_of/{name}", value, step)
-    for name, value in result.losses.items():
-        job.writer.add_scalar(f"validation_loss/{name}", value, step)
-    if result.losses:
-        job.writer.add_scalar("validation_loss/total", sum(result.losses.values()), step)
+    scalars = {f"validation/{name}": value for name, value in scores.metrics.items()}
+    scalars |= _with_total("validation_loss", result.losses) if result.losses else {}
+    job.board.scalars(scalars | {f"validation_AP_of/{name}": value for name, value in scores.categories.items()}, step)
     if result.pictures is not None:
-        job.writer.add_image("validation/pictures", result.pictures, step, dataformats="HWC")
+        job.board.picture("validation/pictures", result.pictures, step)
     job.tell(
         ValidationReport(
             step,
@@ -75,3 +69,8 @@ def report_validation(job: TrainingJob, result: TaskResult, step: int, *, is_bes
             losses=result.losses,
         )
     )
+    return scalars
+
+
+def _with_total(group: str, losses: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in losses.items()} | {f"{group}/total": sum(losses.values())}

@@ -4,11 +4,14 @@ OUTPUT/run.json                   configuration and digests of the annotations; 
                                   refused. Who creates it has claimed the folder
 OUTPUT/checkpoints/{last,best}    checkpoint folders for every other job
 OUTPUT/tensorboard/               event files
+OUTPUT/trackers/                  what the run is called in MLflow and Weights & Biases, with train.trackers
+OUTPUT/{mlruns,wandb}/            their files, where no server keeps them
 OUTPUT/summary.json               there once the run has finished
 OUTPUT/curves.svg, curves.json    losses, scores, learning rate and speed over the steps, drawn and in numbers
 OUTPUT/data.json                  what the training data holds, and what was left out of it
 OUTPUT/resume/step-.../           the newest two checkpoints with everything that a resume needs (checkpoint_store)
 OUTPUT/samples/                   image ids of every step
+OUTPUT/bad_images.jsonl           images that could not be used and were replaced
 OUTPUT/validation/                scores of every validation
 OUTPUT/_ray/                      Ray Train's storage
 """
@@ -28,16 +31,19 @@ from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.weights.format_1 import has_old_names, renamed_settings
 from pipelines import storage
 from pipelines.storage.run_files import json_object_bytes, read_json_object
+from pipelines.training.bad_images import BAD_IMAGES
 from pipelines.training.checkpoint_store import copy_file, list_checkpoints
 from pipelines.training.config import TrainConfig, TrainRun
 
 _FREE_TO_CHANGE = (
     "cluster.",
     "data.check_images",
+    "data.max_bad_fraction",
     "data.max_pixels",
     "data.reader",
     "data.workers",
     "output",
+    "storage.",
     "train.accelerator_type",
     "train.checkpoint_every",
     "train.checkpoint_minutes",
@@ -49,13 +55,14 @@ _FREE_TO_CHANGE = (
     "train.pictures",
     "train.threads_per_worker",
     "train.timeout_minutes",
+    "train.trackers",
     "train.use_gpu",
     "train.validate_in",
     "train.validation_losses",
     "train.validation_tasks",
     "train.validate_every",
-    "train.validations",
     "train.wait_minutes",
+    "train.validations",
 )
 """Settings that do not change what is learned (beyond the order of sums): a resumed run may change them. Beyond them,
 the data may have moved (`_MOVABLE`), and `train.steps` may grow: what follows the last step (cosine, `_SHARES`) then
@@ -165,7 +172,7 @@ def claim(run: TrainRun, content: Mapping[str, str] | None = None) -> bool:
     stored = read_json_object(uri, {"train": dict, "data": dict}, _MEND)
     if has_old_names(stored.get("model")):  # a run that began when settings had other names
         stored["model"] = renamed_settings(stored["model"])
-    owner, ours = _flat(stored), _flat(settings)
+    owner, ours = flat_settings(stored), flat_settings(settings)
     differences = _differences(owner, ours)
     if differences:
         raise ConfigError(
@@ -198,25 +205,26 @@ def release(output: str, owner: str) -> None:
     """
     if list_checkpoints(resume_uri(output)) or not owns(output, owner):
         return
-    for name in ("run.json", "data.json", "curves.svg", "curves.json"):
+    for name in ("run.json", "data.json", "curves.svg", "curves.json", BAD_IMAGES):
         storage.delete_file(storage.join(output, name))
-    for name in ("_ray", "samples", "tensorboard"):
+    for name in ("_ray", "annotations", "samples", "tensorboard", "trackers", "mlruns", "wandb"):
         storage.delete_folder(storage.join(output, name))
     for name in ("checkpoints", "resume"):
         storage.delete_if_empty(storage.join(output, name))
     storage.delete_if_empty(output)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by their dotted names: `train.learning_rate`."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        leaves |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return leaves
 
 
 def _differences(owner: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     # A setting that did not exist when the run began: what it does by default is what the run has done.
-    owner = {**{name: value for name, value in _flat(_defaults()).items() if name not in owner}, **owner}
+    owner = {**{name: value for name, value in flat_settings(_defaults()).items() if name not in owner}, **owner}
     moved = {name for given, names in _MOVABLE.items() if _is_same_content(given, owner, ours) for name in names}
     free = (*_FREE_TO_CHANGE, f"{_CONTENT}.", *_SHARES.values())
     follows = _follows_length(owner, ours) if _grows(owner, ours) else set()
@@ -297,13 +305,6 @@ def exchange(one: Path, other: Path) -> bool:
     at_working_directory, both = -100, 2
     done: int = rename(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), both)
     return done == 0
-
-
-def upload_folder(folder: Path, uri: str) -> None:
-    """Copy the files of a local folder to a remote uri; nothing where the uri is local, because they lie there."""
-    if not storage.is_local(uri):
-        for path in (path for path in folder.rglob("*") if path.is_file()):
-            copy_file(path, storage.join(uri, str(path.relative_to(folder))))
 
 
 def read_summary(output: str) -> dict[str, Any] | None:

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
+import torch
 
+from maskrcnn_core.data.prefetch import prefetch
 from maskrcnn_core.errors import ConfigError, UserError
-from maskrcnn_core.training.loader import TrainingData, prefetch
+from maskrcnn_core.training.batches import BatchMaker, MadeBatch, OnBad, TrainingData, delivered, refuse_bad
 from maskrcnn_core.training.sampler import BatchPlan
 
 _Item = TypeVar("_Item")
@@ -46,17 +48,15 @@ class BatchReader(Generic[_Item, _Batch]):
     def __init__(
         self, data: TrainingData[_Item], collate: Callable[[Sequence[_Item]], _Batch], plan: BatchPlan, rank: int
     ) -> None:
-        self._data, self._collate, self._plan, self._rank = data, collate, plan, rank
+        torch.set_num_threads(1)  # as in a process of torch's DataLoader: resizing has other last bits with several
+        self._make = BatchMaker(data, collate, plan, rank)
 
     def ready(self) -> None:
         """Answers once the actor has started."""
 
-    def make(self, step: int) -> _Batch | UserError:
-        """The batch of a step, or what is wrong with its images: an error as a value arrives as it is."""
-        try:
-            return self._collate([self._data[sample] for sample in self._plan.batch(step, self._rank)])
-        except UserError as error:
-            return error
+    def make(self, step: int) -> MadeBatch[_Batch] | UserError:
+        """The batch of a step, or what a user has to mend: an error as a value arrives as it is."""
+        return self._make(step)
 
 
 @contextlib.contextmanager
@@ -71,6 +71,7 @@ def remote_batches(
     readers: int,
     depth: int = 2,
     start_seconds: float = _START_SECONDS,
+    on_bad: OnBad = refuse_bad,
 ) -> Iterator[Iterator[_Batch]]:
     """What `load_batches` gives: the batches of `rank` for steps `start` .. `stop` - 1, in order, while the block runs.
 
@@ -78,10 +79,11 @@ def remote_batches(
         readers: actors of one CPU each.
         depth: batches that each has ready or in work.
         start_seconds: how long to wait for free CPUs; actors that have none by then are done without.
+        on_bad: told of images that were replaced, where the batches are taken.
 
     Raises:
         ConfigError: not one actor has started in that time.
-        UserError: (from the iterator) an image cannot be used, at its place in the order.
+        UserError: (from the iterator) as of `load_batches`, at its place in the order.
     """
     # Outside of the placement group, whose CPUs are those of the training workers.
     actor = ray.remote(BatchReader).options(
@@ -92,7 +94,8 @@ def remote_batches(
     batches: Any = None
     try:
         started = _started(actors, start_seconds)
-        batches = prefetch(_in_order(started, range(start, stop), depth * len(started)), depth=1)
+        made = prefetch(_in_order(started, range(start, stop), depth * len(started)), depth=1)
+        batches = delivered(made, start, on_bad)
         yield batches
     finally:
         for one in actors:  # first, so that nothing waits for a slow image
@@ -116,18 +119,11 @@ def _started(actors: Sequence[Any], seconds: float) -> list[Any]:
 
 
 def _in_order(actors: Sequence[Any], steps: range, window: int) -> Iterator[Any]:
-    """The batches of the steps, at most `window` asked for and not yet taken."""
+    """What the actors make of the steps, at most `window` asked for and not yet taken."""
     asked: deque[Any] = deque()
     for index, step in enumerate(steps):
         if len(asked) == window:
-            yield _taken(asked.popleft())
+            yield ray.get(asked.popleft())
         asked.append(actors[index % len(actors)].make.remote(step))
     while asked:
-        yield _taken(asked.popleft())
-
-
-def _taken(answer: Any) -> Any:
-    batch = ray.get(answer)
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+        yield ray.get(asked.popleft())

@@ -28,6 +28,8 @@ from pipelines.cluster import connection
 from pipelines.cluster.autoscaler import read_capacity
 from pipelines.cluster.capacity import Demand
 from pipelines.cluster.waiting import wait_for_machines
+from pipelines.storage.s3_settings import applied, settings_environment
+from pipelines.training.bad_images import BadImages, most_by_chance, read_bad_images, write_bad_images
 from pipelines.training.batch_size import find_batch_size
 from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
 from pipelines.training.curves import CurveKeeper, picture_uri
@@ -58,6 +60,7 @@ from pipelines.training.output import (
 from pipelines.training.proposals import check_proposal_settings, proposals_of
 from pipelines.training.schedule import images_per_epoch, require_end_of_warmup, schedule_in_steps, schedule_remarks
 from pipelines.training.supervision import Notices, result_of
+from pipelines.training.trackers.availability import check_trackers
 from pipelines.training.worker import WorkerConfig, WorkerResult, train_worker
 
 _RAY_RUN_NAME = "_ray"
@@ -80,6 +83,7 @@ class TrainSummary:
             the run was already finished.
         notes: what a person should know of the annotations, a line each.
         curves: picture of losses, scores and learning rate over the steps; None of a run of an earlier release.
+        bad_images: how many could not be used and were replaced (OUTPUT/bad_images.jsonl).
     """
 
     checkpoint: str
@@ -93,6 +97,7 @@ class TrainSummary:
     resumed_from: int
     notes: tuple[str, ...] = ()
     curves: str | None = None
+    bad_images: int = 0
 
 
 def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = None) -> TrainSummary:
@@ -110,14 +115,18 @@ def train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None = N
         ray.train.TrainingFailedError: a bug.
     """
     run = _with_absolute_paths(run)
-    require_free(run.output)
-    with contextlib.ExitStack() as stack:
+    with applied(run.storage), contextlib.ExitStack() as stack:
+        require_free(run.output)
+        environment = check_trackers(run)
         if any(needs_tasks(paths.annotations) for paths in (run.data.train, run.data.val)):
-            stack.enter_context(connection.connect(run.cluster))  # whose tasks read them
-        return _train(run, on_progress)
+            # Their tasks read them.
+            stack.enter_context(connection.connect(run.cluster, environment=settings_environment(run.storage)))
+        return _train(run, environment, on_progress)
 
 
-def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -> TrainSummary:
+def _train(
+    run: TrainRun, environment: Mapping[str, str], on_progress: Callable[[TrainingEvent], None] | None
+) -> TrainSummary:
     data = check_data(run)
     run = replace(run, model=replace(run.model, categories=data["data.train"].dataset.categories))
     epoch_images = images_per_epoch(data["data.train"].dataset, run.train.repeat_threshold)
@@ -138,11 +147,11 @@ def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -
     described = {name: summarize(one.dataset) for name, one in data.items()}
     if run.train.batch_size != "auto":
         tell(_plan(run, epoch_images))
-    with connection.connect(run.cluster):
+    with connection.connect(run.cluster, environment=settings_environment(run.storage)):
         fitted = _with_machines(run, tell)
         if run.train.batch_size == "auto":
-            run = _with_found_batch(run, fitted, data["data.train"].dataset, tell)
-            fitted = replace(fitted, train=replace(run.train, use_gpu=fitted.train.use_gpu))
+            fitted = _with_found_batch(fitted, epoch_images, tell)
+            run = replace(run, train=replace(fitted.train, use_gpu=run.train.use_gpu))
         for note in notes:
             tell(DataNote(note))
         is_new = claim(run, content)
@@ -151,8 +160,8 @@ def _train(run: TrainRun, on_progress: Callable[[TrainingEvent], None] | None) -
             if is_new:
                 write_data_summary(run.output, described)
             publish_data(run, data.values())
-            result = _fit(fitted, owner, _plan(run, epoch_images), tell)
-    summary = replace(_summary(run, result), notes=notes)
+            result = _fit(fitted, owner, environment, _plan(run, epoch_images), tell)
+    summary = replace(_summary(run, result), notes=notes, bad_images=len(read_bad_images(run.output)))
     write_summary(run.output, asdict(summary))
     return summary
 
@@ -166,12 +175,9 @@ def _scheduled_new(run: TrainRun, epoch_images: float) -> TrainRun:
     return replace(run, train=settings)
 
 
-def _with_found_batch(
-    run: TrainRun, fitted: TrainRun, dataset: CocoDataset, tell: Callable[[TrainingEvent], None]
-) -> TrainRun:
-    """A new run with the largest batch that fits the chosen devices, and the schedule that follows; tells both."""
-    epoch_images = images_per_epoch(dataset, run.train.repeat_threshold)
-    number, note = find_batch_size(fitted, dataset, epoch_images)
+def _with_found_batch(run: TrainRun, epoch_images: float, tell: Callable[[TrainingEvent], None]) -> TrainRun:
+    """A new run with the largest batch that fits, and the schedule that follows from it; tells both."""
+    number, note = find_batch_size(run, epoch_images)
     tell(DataNote(note))
     run = _scheduled_new(replace(run, train=replace(run.train, batch_size=number)), epoch_images)
     tell(_plan(run, epoch_images))
@@ -245,7 +251,8 @@ def _check_images(run: TrainRun, data: Mapping[str, RunData]) -> None:
     for name, paths in (("data.train", run.data.train), ("data.val", run.data.val)):
         if run.data.check_images and name in data:
             number, most = run.data.check_images, run.data.max_pixels
-            check_images(name, data[name].dataset, paths.images, number=number, max_pixels=most)
+            tolerated = int(most_by_chance(min(number, len(data[name].dataset.images)), run.data.max_bad_fraction))
+            check_images(name, data[name].dataset, paths.images, number=number, max_pixels=most, tolerated=tolerated)
 
 
 def _check_keypoints(head: KeypointHeadConfig, dataset: CocoDataset, annotations: str) -> None:
@@ -342,17 +349,30 @@ def _with_machines(run: TrainRun, tell: Callable[[TrainingEvent], None]) -> Trai
 
 
 def _demand(run: TrainRun) -> Demand:
-    return training_demand(run, _cpus(run), run.data.workers if run.data.reader == "ray" else 0)
+    return training_demand(run, _cpus(run), _actors(run))
 
 
 def _cpus(run: TrainRun) -> int:
-    """Of a training worker, its loader processes included."""
-    loaders = run.data.workers if run.data.reader == "local" else 0
+    """Of a training worker, with the loader processes that it was given; those that it chooses itself take what CPUs
+    its machine has, be they few."""
+    loaders = run.data.workers if run.data.reader == "local" and run.data.workers != "auto" else 0
     return max(1, min(run.train.threads_per_worker, os.cpu_count() or 1)) + loaders
 
 
-def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[TrainingEvent], None]) -> WorkerResult:
-    progress = start_progress_log(60.0 * run.train.checkpoint_minutes)
+def _actors(run: TrainRun) -> int:
+    """Readers of a training worker."""
+    return run.data.workers if run.data.reader == "ray" and run.data.workers != "auto" else 0
+
+
+def _fit(
+    run: TrainRun,
+    owner: str,
+    environment: Mapping[str, str],
+    plan: SchedulePlanned,
+    tell: Callable[[TrainingEvent], None],
+) -> WorkerResult:
+    known = BadImages(run.data.max_bad_fraction, read_bad_images(run.output))
+    progress = start_progress_log(60.0 * run.train.checkpoint_minutes, known)
     curves = CurveKeeper(run.output, plan, tell)
 
     def forward(event: TrainingEvent) -> None:
@@ -362,7 +382,7 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
     filesystem, path = (None, run.output) if storage.is_local(run.output) else storage.filesystem_and_path(run.output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"worker": WorkerConfig(run, progress, owner)},
+        train_loop_config={"worker": WorkerConfig(run, progress, owner, environment)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(60.0 * run.train.timeout_minutes)),
         scaling_config=ScalingConfig(
             num_workers=_num_workers(run),
@@ -378,17 +398,26 @@ def _fit(run: TrainRun, owner: str, plan: SchedulePlanned, tell: Callable[[Train
             # `Notices` ends a run whose workers are lost again and again; Ray would count every loss of a run of days.
             failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig("ERROR"),
-            worker_runtime_env={"env_vars": connection.TENSOR_MEMORY_ENVIRONMENT},
+            # Actors and tasks that the workers start inherit it.
+            worker_runtime_env={
+                "env_vars": {**connection.TENSOR_MEMORY_ENVIRONMENT, **settings_environment(run.storage)}
+            },
         ),
     )
     watch = MachineWatch(
-        _demand(run), run.train.wait_minutes, progress, lambda text: progress.add.remote(WaitingForMachines(text))
+        _demand(run),
+        read_capacity(),
+        run.train.wait_minutes,
+        progress,
+        lambda text: progress.add.remote(WaitingForMachines(text)),
     )
     try:
         with forwarded(progress, forward):
             result = result_of(trainer, progress, run.output, watch)
     finally:
         curves.draw()
+    if bad := ray.get(progress.bad_images.remote()):
+        write_bad_images(run.output, bad)
     mistake = ray.get(progress.mistake.remote())
     if mistake is not None:
         raise mistake

@@ -6,12 +6,10 @@ checkpoint, with the same images, so a step may stand in two parts.
 
 import json
 from collections.abc import Sequence
-from typing import Any
-
-import torch.distributed as dist
 
 from maskrcnn_core.errors import StorageError
 from pipelines import storage
+from pipelines.training.gathering import gather_to_first
 
 
 class SampleLog:
@@ -33,10 +31,7 @@ class SampleLog:
 
     def write(self) -> None:
         """Write the steps since the last call; every worker has to call it, the first one writes."""
-        parts: list[Any] = [self._images]
-        if self._world_size > 1:
-            parts = [None] * self._world_size
-            dist.all_gather_object(parts, self._images)
+        parts = gather_to_first(self._images, rank=self._rank, world_size=self._world_size)
         stop = self._start + len(self._images)
         if self._rank == 0 and self._images:
             lines = [

@@ -39,6 +39,29 @@ def write_scores(output: str, step: int, scores: Scores, losses: Mapping[str, fl
     storage.write_bytes_atomically(uri, json_object_bytes(document))
 
 
+class ScoreHistory:
+    """The validations of a run, kept in memory and in files.
+
+    Args:
+        output: folder of the run.
+        entries: those that there are, in any order.
+    """
+
+    def __init__(self, output: str, entries: Sequence[ScoredStep]) -> None:
+        self._output = output
+        self._of_step = {entry.step: entry for entry in entries}
+
+    @property
+    def entries(self) -> list[ScoredStep]:
+        """All of them, by step."""
+        return [self._of_step[step] for step in sorted(self._of_step)]
+
+    def add(self, step: int, scores: Scores, losses: Mapping[str, float]) -> None:
+        """Keep a validation for good, in place of an earlier one of the same step; see `write_scores`."""
+        write_scores(self._output, step, scores, losses)
+        self._of_step[step] = ScoredStep(step, scores.score)
+
+
 def read_history(output: str) -> list[ScoredStep]:
     """All validations, by step.
 

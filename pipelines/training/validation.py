@@ -13,7 +13,6 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage, image_entries
 from maskrcnn_core.data.decode import decode_image
-from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles
 from maskrcnn_core.drawing.objects import (
     draw_objects,
@@ -39,6 +38,7 @@ from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.training.loader import prefetch
 from pipelines.training.config import DatasetConfig
+from pipelines.training.image_files import PatientFiles
 
 _IMAGES_PER_READ = 8
 _PICTURE_SIDE = 420
@@ -106,7 +106,7 @@ def predict_share(
     )
     predictor = Predictor(detector, config, settings)
     share = dataset.images[rank::world_size]
-    chunks = prefetch(_read_in_chunks(share, Folder(paths.images)), depth=2)
+    chunks = prefetch(_read_in_chunks(share, PatientFiles(paths.images)), depth=2)
     if config.finds == "proposals":
         return PredictedShare([], _recall_of_share(predictor, share, chunks))
     records: list[ImageRecord] = []
@@ -136,7 +136,7 @@ def draw_pictures(
     names = distinct_names((category.id, category.name) for category in dataset.categories)
     rows = []
     for annotated, file_name, record in chosen:
-        pixels = decode_image(Folder(paths.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
+        pixels = decode_image(PatientFiles(paths.images).read(file_name), max_pixels=max_pixels, apply_exif=False)
         image = pixels.permute(1, 2, 0).numpy()
         truth = objects_from_annotations(image_entries(annotated), names, *image.shape[:2])
         detections = objects_from_record(record, min_score=_DRAWN_SCORE)
@@ -194,18 +194,20 @@ def _recall_scores(parts: Sequence[tuple[RecallCounts, int, int]]) -> Scores:
     )
 
 
-def _read_in_chunks(images: Sequence[CocoImage], folder: Folder) -> Iterator[list[bytes | ImageError]]:
+def _read_in_chunks(images: Sequence[CocoImage], files: PatientFiles) -> Iterator[list[bytes | ImageError]]:
     for start in range(0, len(images), _IMAGES_PER_READ):
-        yield [_read(image, folder) for image in images[start : start + _IMAGES_PER_READ]]
+        yield [_read(image, files) for image in images[start : start + _IMAGES_PER_READ]]
 
 
-def _read(image: CocoImage, folder: Folder) -> bytes | ImageError:
+def _read(image: CocoImage, files: PatientFiles) -> bytes | ImageError:
     try:
-        return folder.read(image.file_name)
+        return files.read(image.file_name)
     except FileNotFoundError:
-        return ImageError("missing", f"{folder.path(image.file_name)}: no such file")
+        return ImageError("missing", f"{files.path(image.file_name)}: no such file")
+    except ImageError as error:
+        return ImageError(error.status, f"{files.path(image.file_name)}: {error}")
     except OSError as error:
-        return ImageError("unreadable", f"{folder.path(image.file_name)}: {error}")
+        return ImageError("unreadable", f"{files.path(image.file_name)}: {error}")
 
 
 def _score(entries: Sequence[tuple[int, str, ImageRecord]], config: ModelConfig, dataset: CocoDataset) -> Scores:

@@ -14,6 +14,7 @@ from maskrcnn_core.training.loader import prefetch
 from maskrcnn_core.training.seeds import image_seeds
 from pipelines.training.config import TrainRun
 from pipelines.training.datasets import target_rule, validation_data
+from pipelines.training.image_files import PatientFiles
 
 _IMAGES = "images"
 
@@ -44,7 +45,7 @@ def sum_losses(
     for index, item in zip(indices, prefetch((_item(data, index, run) for index in indices), depth=2), strict=True):
         if item is None:
             continue
-        images, targets, _ = collate([item], divisor=run.model.input.divisor)
+        images, targets, _ = collate([item], run.model.input)
         given = collate_proposals([item])
         targets = replace(targets, seeds=image_seeds(run.train.seed, 0, [index]))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.train.precision == "bfloat16"):
@@ -66,7 +67,7 @@ def _data(run: TrainRun, proposals: ProposalFiles | None) -> CocoTrainingData:
     model, val = run.model, run.data.val
     return CocoTrainingData(
         validation_data(run, learnt=True).dataset,
-        val.images,
+        PatientFiles(val.images),
         model.input,
         target_rule(run),
         max_pixels=run.data.max_pixels,

@@ -2,6 +2,10 @@
 
 A checkpoint that waits to be scored lies in OUTPUT/checkpoints/candidate-00005000. It is published as `best` or
 deleted when its score is there. After a crash, the candidates that are left are scored again.
+
+Why not Ray Train's own (`ray.train.ValidationConfig`, Ray 2.60): it scores checkpoints of its list only, which a killed
+driver can tear (`checkpoint_store`); a validation that fails is a line in a log, and the run ends well without a score;
+an interrupted run does not end before its last validation has.
 """
 
 import copy

@@ -1,44 +1,35 @@
 """What every worker of a training run does: Ray Train calls `train_worker` in each of them."""
 
 import contextlib
-import shutil
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
-import torch.distributed as dist
 
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.model.loss_counts import mean_count, own_count
+from maskrcnn_core.structures import ImageBatch
 from maskrcnn_core.training.optimizer import learning_rate
 from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.state import TrainingState, save_training_state
 from maskrcnn_core.training.step import StepResult, seed_step, training_step
 from maskrcnn_core.weights.checkpoint import save_checkpoint
-from pipelines import storage
 from pipelines.cluster.lost_processes import require_room
-from pipelines.training.checkpoint_saver import publish_stored, staging_folder
+from pipelines.training.bad_images import write_bad_images
+from pipelines.training.batch import Batch
+from pipelines.training.checkpoint_saver import publish_stored
 from pipelines.training.checkpoint_store import list_checkpoints
 from pipelines.training.config import TrainRun
-from pipelines.training.events import CheckpointSaved, MachineLeaves, Orders, StoppedEarly
-from pipelines.training.job import Batch, TrainingJob, open_batches, prepare_job
+from pipelines.training.events import MachineLeaves, Orders
+from pipelines.training.job import TrainingJob, open_batches, prepare_job
 from pipelines.training.meter import LossMeter, Stopwatch
-from pipelines.training.monitoring import report_steps, report_validation
-from pipelines.training.output import checkpoint_uri, publish, resume_uri, upload_folder
+from pipelines.training.monitoring import report_steps
+from pipelines.training.output import checkpoint_uri, resume_uri
+from pipelines.training.ray_reports import RayReports
 from pipelines.training.sample_log import SampleLog
-from pipelines.training.score_history import best_of, is_exhausted, read_history, write_scores
-from pipelines.training.validation import PredictedShare, draw_pictures, predict_share, score_shares
-from pipelines.training.validation_losses import mean_losses, sum_losses
-from pipelines.training.validation_task import (
-    PendingValidations,
-    TaskResult,
-    candidate_uri,
-    settle_candidate,
-    waiting_candidates,
-)
+from pipelines.training.validator import Validator
 
 
 @dataclass(frozen=True)
@@ -49,11 +40,13 @@ class WorkerConfig:
         run: configuration with absolute paths and the model's categories.
         progress: `ProgressLog` actor.
         owner: proof that the workers may write to the run's folder.
+        environment: the driver's variables for the trackers.
     """
 
     run: TrainRun
     progress: Any
     owner: str
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,13 +83,21 @@ def train_worker(config: dict[str, WorkerConfig]) -> WorkerResult | None:
 def _train(config: WorkerConfig) -> WorkerResult:
     try:
         with contextlib.ExitStack() as stack:
-            job, start = prepare_job(config.run, config.progress, config.owner, stack)
+            job, start = prepare_job(config.run, config.progress, config.owner, config.environment, stack)
             loop = TrainingLoop(job, start)
             state = loop.run()
+            if job.board is not None:
+                job.board.conclude("interrupted" if loop.was_stopped else "finished", _results(state))
     except Exception as error:
         require_room(error, config.run.output)
         raise
     return WorkerResult(state, resumed_from=start.step, is_finished=not loop.was_stopped)
+
+
+def _results(state: TrainingState) -> dict[str, float]:
+    """Numbers of a whole run."""
+    numbers = {"best_score": state.best_score, "best_step": state.best_step, "steps": state.step}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 class TrainingLoop:
@@ -118,9 +119,9 @@ class TrainingLoop:
         self._answer: Any = None
         self.was_stopped = False
         self._saved = start.step
-        self._validations: PendingValidations | None = None
-        if settings.validate_in == "task" and job.validation is not None and job.rank == 0:
-            self._validations = PendingValidations(job.run)
+        self._listed_bad = 0
+        self._reports = RayReports(job)
+        self._validator = Validator(job, self._reports)
 
     def run(self) -> TrainingState:
         """Every step that is left, or as many as validation asks for; returns the state after the last."""
@@ -135,7 +136,10 @@ class TrainingLoop:
                         break
         if job.saver is not None:
             job.saver.wait()
-        self._collect_scores(wait=not self.was_stopped)
+        self._validator.collect(wait=not self.was_stopped)
+        self._state = self._validator.with_best(self._state)
+        if self._validator.is_in_task and not self.was_stopped:  # scores of the last weights
+            self._reports.send(self._state.step, at_once=True)
         return self._state
 
     def _is_stopped_before(self, step: int) -> bool:
@@ -158,12 +162,10 @@ class TrainingLoop:
             stored = list_checkpoints(resume_uri(job.run.output))
             taken = next(checkpoint for checkpoint in stored if checkpoint.step == self._start.step)
             publish_stored(taken, job.run.output, checkpoint_uri(job.run.output, "last"))
-        if self._validations is not None:
-            for step in waiting_candidates(job.run.output):
-                self._validations.start(step)
-        self._state = self._with_best(self._start)
+        self._validator.resume()
+        self._state = self._validator.with_best(self._start)
 
-    def _step(self, step: int, batch: Batch) -> bool:
+    def _step(self, step: int, batch: Batch[ImageBatch]) -> bool:
         """One step and what is due after it; returns whether the run ends here."""
         job, settings = self._job, self._job.run.train
         done = step + 1
@@ -174,18 +176,35 @@ class TrainingLoop:
         validation_due = _is_due(done, settings.validate_every, is_last) and job.validation is not None
         leaving = False
         if report_due:
-            report_steps(job, self._meter, done, done - self._reported, self._watch)
+            self._reports.add(report_steps(job, self._meter, done, done - self._reported, self._watch))
             self._reported = done
             leaving = self._is_machine_leaving(done)
         ends = False
-        if validation_due or (report_due and settings.validate_in == "task"):
+        if validation_due or (report_due and self._validator.is_in_task):
             ends = self._validate(done, is_due=validation_due)
-        in_task = validation_due and settings.validate_in == "task"
-        if _is_due(done, settings.checkpoint_every, is_last) or leaving or in_task or ends:
+        in_task = validation_due and self._validator.is_in_task
+        save_due = _is_due(done, settings.checkpoint_every, is_last) or leaving or in_task or ends
+        if save_due:
             self._save(done, stopped=ends and not is_last, is_candidate=in_task)
             if leaving and job.saver is not None:
                 job.saver.wait()
+        if report_due or save_due:
+            with self._watch.paused():
+                self._reports.send(done, at_once=save_due)
         return ends
+
+    def _validate(self, done: int, *, is_due: bool) -> bool:
+        """Score the weights or count scores of earlier ones; returns whether they say that the run should end.
+
+        Every worker has to call it.
+        """
+        with self._watch.paused():
+            if self._validator.is_in_task:
+                self._validator.collect(wait=False)
+            elif is_due:
+                self._validator.validate_here(done)
+            self._state = self._validator.with_best(self._state)
+        return self._validator.is_exhausted(done)
 
     def _is_machine_leaving(self, done: int) -> bool:
         """Whether a machine of the run has got notice, told once for each notice; a barrier."""
@@ -202,6 +221,7 @@ class TrainingLoop:
         with self._watch.paused():
             self._meter.settle()
             self._samples.write()
+            self._list_bad_images()
             self._state = replace(
                 self._state,
                 step=done,
@@ -209,120 +229,27 @@ class TrainingLoop:
                 skipped=self._meter.skipped,
                 stopped=stopped,
             )
-            if job.saver is not None and job.writer is not None:
+            if job.saver is not None:
                 with job.saver.saving(done) as folder:
                     save_checkpoint(folder, job.best_weights, job.run.model)
                     learnt = None if job.average is None else job.detector.state_dict()
                     save_training_state(folder, self._state, job.optimizer, learnt)
-                if is_candidate:
-                    self._start_validation(done)
-                job.writer.flush()
-                upload_folder(job.tensorboard, storage.join(job.run.output, "tensorboard"))
+            if is_candidate:
+                self._validator.start(done)
             self._saved = done
-            ray.train.report({"step": done})
 
-    def _start_validation(self, done: int) -> None:
-        assert self._validations is not None
-        _publish_weights(self._job, candidate_uri(self._job.run.output, done))
-        self._validations.start(done)
-
-    def _validate(self, done: int, *, is_due: bool) -> bool:
-        """Score the weights or fetch the scores of earlier ones; returns whether they say that the run should end.
-
-        Every worker has to call it.
-        """
-        job, settings = self._job, self._job.run.train
-        with self._watch.paused():
-            if settings.validate_in == "task":
-                self._collect_scores(wait=False)
-            elif is_due:
-                self._validate_here(done)
-        if not settings.patience:
-            return False
-        ends = False
-        if job.rank == 0:
-            history = [entry for entry in read_history(job.run.output) if entry.step <= done]
-            best = best_of(history)
-            ends = is_exhausted(history, settings.patience)
-            if ends and best is not None and done < settings.steps:
-                job.tell(StoppedEarly(done, settings.patience, best.step))
-        return job.agree(ends)
-
-    def _validate_here(self, done: int) -> None:
-        """Every worker predicts its share of the images; the first one scores and publishes."""
-        job, run = self._job, self._job.run
-        assert job.validation is not None
-        begin = time.perf_counter()
-        part: dict[str, Any] = {
-            "device": job.device,
-            "rank": job.rank,
-            "world_size": job.world_size,
-            "proposals": job.validation_proposals,
-        }
-        sums = sum_losses(job.best_detector(), run, **part) if run.train.validation_losses else {}
-        share = predict_share(
-            job.best_detector(),
-            run.model,
-            job.validation,
-            run.data.val,
-            precision=run.train.precision,
-            max_pixels=run.data.max_pixels,
-            **part,
-        )
-        parts: list[Any] = [(share, sums)]
-        if job.world_size > 1:
-            parts = [None] * job.world_size
-            dist.all_gather_object(parts, (share, sums))
-        if job.rank == 0:
-            self._count_here([share for share, _ in parts], mean_losses([sums for _, sums in parts]), done, begin)
-
-    def _count_here(self, shares: list[PredictedShare], losses: dict[str, float], done: int, begin: float) -> None:
-        job, run = self._job, self._job.run
-        assert job.validation is not None
-        scores = score_shares(shares, run.model, job.validation)
-        pictures = None
-        if run.train.pictures:
-            pictures = draw_pictures(
-                shares[0], job.validation, run.data.val, number=run.train.pictures, max_pixels=run.data.max_pixels
-            )
-        result = TaskResult(scores, pictures, losses, time.perf_counter() - begin)
-        is_best = self._is_best(result, done)
-        if is_best:
-            _publish_weights(job, checkpoint_uri(run.output, "best"))
-            job.tell(CheckpointSaved(done, checkpoint_uri(run.output, "best")))
-        self._count(result, done, is_best=is_best)
-
-    def _collect_scores(self, *, wait: bool) -> None:
-        """Scores of validations in tasks that have ended; on rank 0."""
-        output = self._job.run.output
-        for step, result in self._validations.finished(wait=wait) if self._validations is not None else ():
-            is_best = self._is_best(result, step)
-            self._count(result, step, is_best=is_best)
-            settle_candidate(output, step, is_best=is_best)
-            if is_best:
-                self._job.tell(CheckpointSaved(step, checkpoint_uri(output, "best")))
-
-    def _is_best(self, result: TaskResult, step: int) -> bool:
-        score = result.scores.score
-        earlier = [entry for entry in read_history(self._job.run.output) if entry.step < step]
-        best = best_of(earlier)
-        return score is not None and (best is None or best.score is None or score > best.score)
-
-    def _count(self, result: TaskResult, step: int, *, is_best: bool) -> None:
-        write_scores(self._job.run.output, step, result.scores, result.losses)
-        report_validation(self._job, result, step, is_best=is_best)
-        self._state = self._with_best(self._state)
-
-    def _with_best(self, state: TrainingState) -> TrainingState:
-        best = best_of(read_history(self._job.run.output))
-        return state if best is None else replace(state, best_score=best.score, best_step=best.step)
+    def _list_bad_images(self) -> None:
+        """Write down what could not be used so far; on rank 0."""
+        if self._job.rank == 0 and (bad := ray.get(self._job.progress.bad_images.remote(self._listed_bad))):
+            write_bad_images(self._job.run.output, bad)
+            self._listed_bad = len(bad)
 
 
 def _is_due(done: int, every: int, is_last: bool) -> bool:
     return is_last or (every > 0 and done % every == 0)
 
 
-def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
+def _compute(job: TrainingJob, step: int, batch: Batch[ImageBatch]) -> StepResult:
     settings = job.run.train
     seed_step(settings.seed, step, job.rank)
     rate = learning_rate(
@@ -353,12 +280,3 @@ def _compute(job: TrainingJob, step: int, batch: Batch) -> StepResult:
     if job.average is not None:
         job.average.update(step + 1)
     return result
-
-
-def _publish_weights(job: TrainingJob, uri: str) -> None:
-    folder = staging_folder(job.run.output)
-    try:
-        save_checkpoint(folder, job.best_weights, job.run.model)
-        publish(folder, uri)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,7 @@ from pipelines.training.events import (
     SchedulePlanned,
     StepReport,
     StoppedEarly,
+    TrackerFailed,
     TrainingEvent,
     TrainingStarted,
     ValidationReport,
@@ -102,6 +103,10 @@ SUMMARY = TrainSummary("runs/one/checkpoints/best", "runs/one/checkpoints/last",
         (SchedulePlanned(90_000, 16, 200.0), "90,000 steps of 16 images = 7,200 epochs of 200 images"),
         (SchedulePlanned(5, 2, 150_000.4), "5 steps of 2 images = 6.67e-05 epochs of 150,000 images"),
         (SchedulePlanned(100, 4, 160.0), "100 steps of 4 images = 2.5 epochs of 160 images"),
+        (
+            TrackerFailed("mlflow", "no answer from \x1b[2Jhttps://tracking.example"),
+            "mlflow (train.trackers) fails, training goes on: no answer from \\x1b[2Jhttps://tracking.example",
+        ),
         (MachineLeaves(40), "a machine of this run will be taken away: checkpoint at step 40"),
     ],
 )

@@ -13,7 +13,7 @@ from maskrcnn_core.model.dense.anchors import AnchorRule, pyramid_anchors
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import DenseLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
-from maskrcnn_core.model.loss_counts import Normalizer
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.survivors import DetectionRule
 from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets
 
@@ -53,9 +53,9 @@ class DenseStage(nn.Module):
         self.head, self.anchors, self.coding, self.loss, self.rules = head, anchors, coding, loss, rules
         self._grids: dict[object, list[Tensor]] = {}
 
-    def losses(self, features: ImageFeatures, targets: Targets, count: Normalizer) -> dict[str, Tensor]:
-        """Scalars by name, as its loss has them."""
-        return self.loss(self.head, features, self.grid(features), self.coding, targets, count)
+    def losses(self, features: ImageFeatures, targets: Targets) -> dict[str, LossSum]:
+        """Losses by name, as its loss has them."""
+        return self.loss(self.head, features, self.grid(features), self.coding, targets)
 
     @torch.no_grad()
     def proposals(self, features: ImageFeatures, rule: ProposalRule) -> Proposals:

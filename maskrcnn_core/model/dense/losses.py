@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.dense.head import DenseHead
-from maskrcnn_core.model.loss_counts import Normalizer
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.matching import match, sample
 from maskrcnn_core.structures import ImageFeatures, Targets
@@ -26,14 +26,12 @@ class DenseLoss(Protocol):
         anchors: Sequence[Tensor],
         coding: BoxCoding,
         targets: Targets,
-        count: Normalizer,
-    ) -> dict[str, Tensor]:
-        """Scalars by name.
+    ) -> dict[str, LossSum]:
+        """Losses by name.
 
         Args:
             anchors: per level [A_l, 4].
             coding: of the head's deltas.
-            count: what sums of losses are divided by.
         """
         ...
 
@@ -64,12 +62,11 @@ class SampledLoss:
         anchors: Sequence[Tensor],
         coding: BoxCoding,
         targets: Targets,
-        count: Normalizer,
-    ) -> dict[str, Tensor]:
-        """Objectness loss (mean over the sampled anchors) and box loss (sum over positives / sampled anchors).
+    ) -> dict[str, LossSum]:
+        """Objectness loss over the sampled anchors; box loss over the positives, counted by the sampled anchors too.
 
         Returns:
-            `rpn_objectness` and `rpn_box`, scalars.
+            `rpn_objectness` and `rpn_box`.
         """
         # Which anchors stand for which object, and which of them are drawn: [N, S].
         all_anchors = torch.cat(list(anchors))
@@ -83,7 +80,7 @@ class SampledLoss:
             fixed_size=features.fixed_size,
         )
         samples = sample(matches.kinds, self.batch_size, self.positive_fraction, targets.seeds)
-        num_sampled = count(samples.valid.sum())
+        num_sampled = samples.valid.sum()
         # The head at these anchors alone.
         logits, deltas = (full_precision(output) for output in head.at(features.maps, samples.index))
         objectness = functional.binary_cross_entropy_with_logits(
@@ -103,6 +100,6 @@ class SampledLoss:
             beta=self.smooth_l1_beta,
         )
         return {
-            "rpn_objectness": (objectness * samples.valid).sum() / num_sampled,
-            "rpn_box": box_loss / num_sampled,
+            "rpn_objectness": LossSum((objectness * samples.valid).sum(), num_sampled),
+            "rpn_box": LossSum(box_loss, num_sampled),
         }

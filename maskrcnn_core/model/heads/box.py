@@ -14,7 +14,7 @@ from maskrcnn_core.boxes import clip_boxes, have_min_size
 from maskrcnn_core.layers.convolve import convolve
 from maskrcnn_core.layers.normed_conv import normed_conv
 from maskrcnn_core.model.box_coding import BoxCoding
-from maskrcnn_core.model.loss_counts import Normalizer, own_count
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import box_regression_loss, full_precision
 from maskrcnn_core.model.survivors import DetectionRule, survivors
 from maskrcnn_core.structures import Detections, Proposals, real_or_unit, valid_slots
@@ -118,9 +118,8 @@ def box_losses(
     coding: BoxCoding,
     smooth_l1_beta: float,
     box_loss: str = "smooth_l1",
-    count: Normalizer = own_count,
-) -> dict[str, Tensor]:
-    """Class loss (mean over the sampled regions) and box loss (sum over positives / sampled regions).
+) -> dict[str, LossSum]:
+    """Class loss over the sampled regions, and box loss over the positives, counted by the sampled regions too.
 
     Args:
         logits: [N, S, K + 1]; deltas: [N, S, 1 or K, 4].
@@ -128,14 +127,14 @@ def box_losses(
         smooth_l1_beta, box_loss: beta and type of `box_regression_loss`.
 
     Returns:
-        `roi_class` and `roi_box`, scalars.
+        `roi_class` and `roi_box`.
     """
     # Classes of all regions: [N * S].
-    num_sampled = count(samples.valid.sum())
+    num_sampled = samples.valid.sum()
     class_loss = functional.cross_entropy(
         full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none"
     )
-    class_loss = torch.where(samples.valid.flatten(), class_loss, 0.0).sum() / num_sampled
+    class_sum = torch.where(samples.valid.flatten(), class_loss, 0.0).sum()
     # Deltas of the positives, which stand in front, each for its own class: [N, max_positives, 1, 4].
     front = slice(0, max(samples.max_positives, 1))
     positive, labels = samples.positive[:, front], samples.labels[:, front]
@@ -152,7 +151,7 @@ def box_losses(
         loss_type=box_loss,
         beta=smooth_l1_beta,
     )
-    return {"roi_class": class_loss, "roi_box": box_sum / num_sampled}
+    return {"roi_class": LossSum(class_sum, num_sampled), "roi_box": LossSum(box_sum, num_sampled)}
 
 
 def detections_and_regions(

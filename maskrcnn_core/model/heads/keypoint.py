@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from maskrcnn_core.keypoints import encode_heatmaps
 from maskrcnn_core.layers.convolve import convolve
-from maskrcnn_core.model.loss_counts import Normalizer, own_count
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets
 
@@ -60,19 +60,19 @@ def keypoint_targets(
     return cells, counted & learned[:, None]
 
 
-def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor, count: Normalizer = own_count) -> Tensor:
-    """Cross-entropy of a softmax over a heatmap's cells, mean over the counted keypoints of the batch (Mask R-CNN,
-    section 5; the mean as torchvision's, and detectron2's normalised by visible keypoints).
+def keypoint_loss(logits: Tensor, cells: Tensor, counted: Tensor) -> LossSum:
+    """Cross-entropy of a softmax over a heatmap's cells, to be averaged over the counted keypoints of the batch (Mask
+    R-CNN, section 5; the mean as torchvision's, and detectron2's normalised by visible keypoints).
 
     Args:
         logits: [R, P, S, S].
         cells, counted: [R, P], of `keypoint_targets`.
 
     Returns:
-        Scalar, 0 where nothing counts.
+        Its total is 0 where nothing counts.
     """
     wanted = torch.where(counted, cells, -1).flatten()
     loss = functional.cross_entropy(
         full_precision(logits).flatten(2).flatten(0, 1), wanted, ignore_index=-1, reduction="sum"
     )
-    return loss / count(counted.sum())
+    return LossSum(loss, counted.sum())

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from maskrcnn_core.layers.convolve import POINTWISE, convolve, convolve_with
 from maskrcnn_core.model.heads.mask_sampling import sampled_crops
-from maskrcnn_core.model.loss_counts import Normalizer, own_count
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.structures import Targets, real_or_unit
 
@@ -214,10 +214,10 @@ def mask_targets(
     return sampled_crops(crops, (boxes - origins) * ratios, size, fixed_size=fixed_size)
 
 
-def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor, count: Normalizer = own_count) -> Tensor:
-    """Mean over the pixels of the counted regions of the binary cross-entropy (Mask R-CNN, section 3) or, of a softmax
-    head, the multinomial one: a pixel's class is the region's, or background where the object isn't; a fractional
-    target is a share of each.
+def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor) -> LossSum:
+    """The binary cross-entropy (Mask R-CNN, section 3) or, of a softmax head, the multinomial one: the mean over a
+    region's pixels, to be averaged over the counted regions. A pixel's class is the region's, or background where the
+    object isn't; a fractional target is a share of each.
 
     Args:
         output: of a mask head, [R, M, M] or [R, 2, M, M].
@@ -225,11 +225,11 @@ def mask_loss(output: Tensor, wanted: Tensor, counted: Tensor, count: Normalizer
         counted: [R] bool.
 
     Returns:
-        Scalar, 0 where nothing counts.
+        Its total is 0 where nothing counts.
     """
     output = full_precision(output)
     if output.ndim == 3:
         loss = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
     else:
         loss = -(wanted * output[:, 0] + (1.0 - wanted) * output[:, 1])
-    return torch.where(counted, loss.mean(dim=(1, 2)), 0.0).sum() / count(counted.sum())
+    return LossSum(torch.where(counted, loss.mean(dim=(1, 2)), 0.0).sum(), counted.sum())

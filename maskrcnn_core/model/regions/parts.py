@@ -1,7 +1,7 @@
 """The parts of a region stage: a RoI transform, a head, and what the head learns by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.heads.box import BoxHead, RoISamples, box_losses
 from maskrcnn_core.model.heads.keypoint import KeypointHead, keypoint_loss, keypoint_targets
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP, mask_loss, mask_targets
-from maskrcnn_core.model.loss_counts import Normalizer
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.regions.rows import PositiveRegions, rows_to_compute
 from maskrcnn_core.model.regions.transform import RoITransform
 from maskrcnn_core.model.survivors import DetectionRule
@@ -43,7 +43,7 @@ class BoxPart(nn.Module):
         self.transform, self.head = transform, head
         self.coding, self.loss, self.detection = coding, loss, detection
 
-    def losses(self, regions: Tensor, samples: RoISamples, count: Normalizer) -> dict[str, Tensor]:
+    def losses(self, regions: Tensor, samples: RoISamples) -> dict[str, LossSum]:
         """`roi_class` and `roi_box` of region features [N * S, C, bins, bins]."""
         class_logits, box_deltas = self.head(regions)
         return box_losses(
@@ -53,7 +53,6 @@ class BoxPart(nn.Module):
             coding=self.coding,
             smooth_l1_beta=self.loss.smooth_l1_beta,
             box_loss=self.loss.box_loss,
-            count=count,
         )
 
     def with_detection(self, detection: DetectionRule) -> "BoxPart":
@@ -78,8 +77,8 @@ class MaskPart(nn.Module):
         self.on_proposals, self.soft_targets = on_proposals, soft_targets
 
     def losses(
-        self, regions: Tensor, front: PositiveRegions, targets: Targets, count: Normalizer, *, fixed_size: bool
-    ) -> dict[str, Tensor]:
+        self, regions: Tensor, front: PositiveRegions, targets: Targets, *, fixed_size: bool
+    ) -> dict[str, LossSum]:
         """`roi_mask` of region features [R, C, bins, bins]."""
         output = self.head(regions, front.labels)
         wanted = mask_targets(
@@ -94,7 +93,7 @@ class MaskPart(nn.Module):
         )
         if not self.soft_targets:
             wanted = (wanted >= 0.5).to(wanted.dtype)
-        return {"roi_mask": mask_loss(output, wanted, front.positive, count)}
+        return {"roi_mask": mask_loss(output, wanted, front.positive)}
 
 
 class KeypointPart(nn.Module):
@@ -118,14 +117,14 @@ class KeypointPart(nn.Module):
         has_keypoints[list(labels)] = True
         self.register_buffer("has_keypoints", has_keypoints, persistent=False)
 
-    def losses(self, regions: Tensor, front: PositiveRegions, targets: Targets, count: Normalizer) -> dict[str, Tensor]:
+    def losses(self, regions: Tensor, front: PositiveRegions, targets: Targets) -> dict[str, LossSum]:
         """`roi_keypoint` of region features [R, C, bins, bins]."""
         heatmaps = self.head(regions)
         learned = front.positive & self.has_keypoints[front.labels]
         cells, counted = keypoint_targets(
             targets, front.boxes, front.images, front.objects, learned, heatmaps.shape[-1]
         )
-        return {"roi_keypoint": self.loss_weight * keypoint_loss(heatmaps, cells, counted, count)}
+        return {"roi_keypoint": replace(keypoint_loss(heatmaps, cells, counted), weight=self.loss_weight)}
 
     def wanted(self, detections: Detections) -> Tensor:
         """[N, D] bool: real detections of a category with keypoints."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.model.heads.box import detections_and_regions
 from maskrcnn_core.model.heads.mask import mask_probabilities
-from maskrcnn_core.model.loss_counts import Normalizer
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.regions.parts import BoxPart, KeypointPart, MaskPart
 from maskrcnn_core.model.regions.region_trunk import RegionTrunk
@@ -52,17 +52,14 @@ class RegionStage(nn.Module):
         self.trunk, self.box, self.mask, self.keypoints = trunk, box, mask, keypoints
         self.sampling, self.num_classes = sampling, num_classes
 
-    def losses(
-        self, features: ImageFeatures, proposals: Proposals, targets: Targets, count: Normalizer
-    ) -> dict[str, Tensor]:
+    def losses(self, features: ImageFeatures, proposals: Proposals, targets: Targets) -> dict[str, LossSum]:
         """Losses of a batch.
 
         Args:
             proposals, targets: in the input frame; targets with at least one slot (G >= 1).
-            count: what sums of losses are divided by.
 
         Returns:
-            Scalars: `roi_class`, `roi_box`; `roi_mask`, `roi_keypoint` with these parts.
+            `roi_class`, `roi_box`; `roi_mask`, `roi_keypoint` with these parts.
         """
         fixed = features.fixed_size
         # Regions drawn for the batch: [N, S]. How many are positive is asked for now, and read when the box head runs.
@@ -71,17 +68,17 @@ class RegionStage(nn.Module):
         image_index = image_index_of(samples.labels)
         # Classes and boxes of all of them.
         regions = self._cut(self.box, features, samples.boxes.flatten(0, 1), image_index.flatten())
-        losses = self.box.losses(regions, samples, count)
+        losses = self.box.losses(regions, samples)
         # Masks and keypoints of the positives.
         front = PositiveRegions(samples, image_index, num_positives, fixed_size=fixed)
         if self.mask is not None:
             # A trunk for each region is dear, and box and mask head see the same regions in the same grid (C4).
             shared = self.trunk is not None and self.mask.transform.bins == self.box.transform.bins
             cut = regions.index_select(0, front.slots) if shared else self._cut_front(self.mask, features, front)
-            losses |= self.mask.losses(cut, front, targets, count, fixed_size=fixed)
+            losses |= self.mask.losses(cut, front, targets, fixed_size=fixed)
         if self.keypoints is not None:
             cut = self._cut_front(self.keypoints, features, front)
-            losses |= self.keypoints.losses(cut, front, targets, count)
+            losses |= self.keypoints.losses(cut, front, targets)
         return losses
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, draw_placement, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, TrainingItem, collate
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import ConfigError
@@ -65,7 +66,8 @@ def data_of(
     generated: tuple[CocoDataset, str], mask_size: int | None = TargetRule.mask_size, **others: Any
 ) -> CocoTrainingData:
     size = InputConfig(short_side=90, long_side=200, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return CocoTrainingData(*generated, size, TargetRule(mask_size, keypoints=True), **others)
+    dataset, images = generated
+    return CocoTrainingData(dataset, Folder(images), size, TargetRule(mask_size, keypoints=True), **others)
 
 
 def part(field: Tensor | None) -> Tensor:
@@ -87,17 +89,17 @@ def test_items_are_functions_of_their_samples(generated: tuple[CocoDataset, str]
     data, again = (data_of(generated, jitter=RULE, colors=colors) for _ in range(2))
     for sample in reversed(samples(3)):
         first, second = data[sample], again[sample]
-        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.image.pixels, second.image.pixels)
         assert torch.equal(first.targets.boxes, second.targets.boxes)
         assert torch.equal(part(first.targets.masks), part(second.targets.masks))
         assert torch.equal(part(first.targets.keypoints), part(second.targets.keypoints))
-        assert not torch.equal(first.image, data[replace(sample, seed=sample.seed + 1000)].image)
+        assert not torch.equal(first.image.pixels, data[replace(sample, seed=sample.seed + 1000)].image.pixels)
 
 
 def test_masks_lie_in_tight_boxes_and_keypoints_in_the_image(generated: tuple[CocoDataset, str]) -> None:
     seen = 0
     for item in items(data_of(generated, jitter=RULE), 16):
-        height, width = item.image.shape[1:]
+        height, width = item.image.size
         assert (height, width) == RULE.crop  # the canvas of copy-paste
         found = item.targets
         assert (found.boxes[:, :2] >= 0).all()
@@ -119,7 +121,7 @@ def test_mask_targets_draw_the_objects_that_are_seen(generated: tuple[CocoDatase
     """From the pixels: a picture painted by its masks is found again in the mask head's targets."""
     data = data_of(generated, jitter=replace(RULE, scale=(0.9, 1.2)), mask_size=0)
     item = data[replace(samples(1)[0], partner=None)]
-    targets = collate([item])[1]
+    targets = collate([item], InputConfig())[1]
     count = len(item.targets)
     regions = targets.boxes[0, :count]
     drawn = mask_targets(targets, regions, torch.zeros(count, dtype=torch.int64), torch.arange(count), 28, aligned=True)

@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.coco.dataset import load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate, collate_proposals
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.records.proposals import ProposalRecord, proposals_to_table
 
 SIZES = ((12, 16), (20, 10), (8, 8))
+RULE = InputConfig(short_side=20, long_side=40, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 @pytest.fixture
@@ -48,8 +50,8 @@ def folder(tmp_path: Path) -> Path:
 def data_of(folder: Path, images: str | None = None, **settings: Any) -> CocoTrainingData:
     return CocoTrainingData(
         load_coco(str(folder / "instances.json"), require_masks=True),
-        images or str(folder),
-        InputConfig(short_side=20, long_side=40, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        Folder(images or str(folder)),
+        RULE,
         TargetRule(mask_size=8),
         **settings,
     )
@@ -60,7 +62,8 @@ def test_items_become_a_batch(folder: Path) -> None:
     assert len(data) == 3
     assert data.sizes.tolist() == [list(size) for size in SIZES]
     items = [data[Sample(index, flip=False, short_side=24)] for index in range(3)]
-    batch, targets, image_ids = collate(items, divisor=32)
+    packed, targets, image_ids = collate(items, RULE)
+    batch = packed.to("cpu")
     assert image_ids == [100, 101, 102]
     assert batch.pixels.shape == (3, 3, 64, 32)
     assert batch.input_sizes.tolist() == [[24, 32], [40, 20], [24, 24]]
@@ -70,14 +73,14 @@ def test_items_become_a_batch(folder: Path) -> None:
     assert targets.masks is not None
     assert targets.masks.shape == (3, 2, 8, 8)
     stored = np.array(Image.open(folder / "2.png")).astype(np.float32)
-    same_size = data[Sample(2, flip=False, short_side=8)].image
+    same_size = collate([data[Sample(2, flip=False, short_side=8)]], RULE)[0].to("cpu").pixels[0, :, :8, :8]
     np.testing.assert_allclose(same_size.permute(1, 2, 0), (stored / 255 - 0.5) / 0.25, atol=1e-5)
 
 
 def test_a_mirrored_sample_is_the_mirror_image(folder: Path) -> None:
     data = data_of(folder)
     plain, mirrored = (data[Sample(0, flip=flip, short_side=24)] for flip in (False, True))
-    torch.testing.assert_close(mirrored.image, plain.image.flip(-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mirrored.image.pixels, plain.image.pixels.flip(-1), atol=1e-4, rtol=0)
     assert mirrored.targets.boxes.tolist() == [[32 - 10, 2, 32 - 2, 10]]
 
 
@@ -86,12 +89,12 @@ def test_uri_of_images_and_pickled_data(folder: Path) -> None:
     expected = data_of(folder)[sample]
     remote = data_of(folder, f"file://{folder}")
     for data in (remote, pickle.loads(pickle.dumps(remote))):
-        assert torch.equal(data[sample].image, expected.image)
+        assert torch.equal(data[sample].image.pixels, expected.image.pixels)
 
 
 def test_torchs_loader_takes_it(folder: Path) -> None:
     batches = [[Sample(0, False, 16), Sample(1, True, 16)], [Sample(2, False, 8)]]
-    together: Any = partial(collate, divisor=32)
+    together: Any = partial(collate, rule=RULE)
     loader: DataLoader[Any] = DataLoader(data_of(folder), batch_sampler=batches, collate_fn=together)  # type: ignore[arg-type]
     assert [image_ids for _, _, image_ids in loader] == [[100, 101], [102]]
 
@@ -100,7 +103,7 @@ def test_exif_does_not_turn_an_annotated_image(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
-    assert data_of(folder)[Sample(0, flip=False, short_side=12)].original_size == SIZES[0]
+    assert data_of(folder)[Sample(0, flip=False, short_side=12)].image.original_size == SIZES[0]
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -128,12 +131,13 @@ def test_real_images(shared_data: Path) -> None:
     dataset = load_coco(str(shared_data / "nuclei/annotations/instances_val.json"), require_masks=True)
     data = CocoTrainingData(
         dataset,
-        str(shared_data / "nuclei/images"),
+        Folder(str(shared_data / "nuclei/images")),
         InputConfig(short_side=256, long_side=512),
         TargetRule(mask_size=28),
     )
-    batch, targets, _ = collate([data[Sample(index, index == 1, 256)] for index in range(2)])
-    assert batch.pixels.shape[0] == 2
+    batch, targets, _ = collate([data[Sample(index, index == 1, 256)] for index in range(2)], RULE)
+    assert batch.values.numel() == 0  # they keep their size, and travel in 8 bits
+    assert batch.to("cpu").pixels.shape[0] == 2
     assert targets.valid.sum() == sum(len(image.objects) for image in dataset.images[:2])
     inside = targets.boxes[targets.valid]
     assert (inside[:, 2:] > inside[:, :2]).all()
@@ -166,7 +170,7 @@ def test_proposals_move_with_their_objects(folder: Path, flip: bool) -> None:
     proposals = collate_proposals(items)
     assert proposals is not None
     assert proposals.count.tolist() == [1, 2, 0]
-    targets = collate(items)[1]
+    targets = collate(items, RULE)[1]
     torch.testing.assert_close(proposals.boxes[:2, 0], targets.boxes[:2, 0])
     x1, x2 = (0.0, 16.0) if flip else (4.0, 20.0)  # 2 to 10 of a width of 10, twice as large
     assert proposals.boxes[1, 1].tolist() == [x1, 0.0, x2, 40.0]

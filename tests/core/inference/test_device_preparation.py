@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
-from maskrcnn_core.inference.device_preparation import DevicePreparation, pack
+from maskrcnn_core.inference.device_preparation import DevicePreparation, pack_images
 from maskrcnn_core.inference.preparation import Preparation
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.structures import ImageBatch
@@ -65,7 +65,7 @@ def by_size(images: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("images", [IMAGES, by_size(IMAGES), IMAGES[:1]])
 @pytest.mark.parametrize("pixels_at_once", [1, 2 * 60 * 90, 1 << 24])
 def test_the_numbers_of_the_host(images: list[Tensor], pixels_at_once: int) -> None:
-    packed = pack(images, [input_sizes(image, 64) for image in images], pinned=False)
+    packed = pack_images(images, [input_sizes(image, 64) for image in images], pinned=False)
     found = DevicePreparation(RULE, CPU, pixels_at_once=pixels_at_once).batches(packed)
     assert len(found) == 1
     assert_same(found[0], on_host(images, 0, (64,)))
@@ -75,26 +75,26 @@ def test_the_numbers_of_the_host(images: list[Tensor], pixels_at_once: int) -> N
 def test_channels_and_scale(channels: Literal["rgb", "bgr"], scale: Literal["unit", "byte"]) -> None:
     mean = (103.5, 116.3, 123.7) if scale == "byte" else (0.4, 0.45, 0.5)
     rule = replace(RULE, channels=channels, scale=scale, mean=mean, std=(1.0, 0.5, 2.0))
-    packed = pack(IMAGES, [input_sizes(image, 64) for image in IMAGES], pinned=False)
+    packed = pack_images(IMAGES, [input_sizes(image, 64) for image in IMAGES], pinned=False)
     assert_same(DevicePreparation(rule, CPU).batches(packed)[0], on_host(IMAGES, 0, (64,), rule))
 
 
 def test_several_views_of_one_upload() -> None:
     sides = (48, 64, 96)
-    packed = pack(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=False)
+    packed = pack_images(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=False)
     for view, found in enumerate(DevicePreparation(RULE, CPU).batches(packed)):
         assert_same(found, on_host(IMAGES, view, sides))
 
 
 def test_half_precision_is_the_rounding_of_float() -> None:
-    packed = pack(IMAGES, [input_sizes(image, 64) for image in IMAGES], pinned=False)
+    packed = pack_images(IMAGES, [input_sizes(image, 64) for image in IMAGES], pinned=False)
     whole, half = (DevicePreparation(RULE, CPU, dtype).batches(packed)[0] for dtype in (torch.float32, torch.bfloat16))
     assert half.pixels.dtype == torch.bfloat16
     assert half.pixels.equal(whole.pixels.bfloat16())
 
 
 def test_nothing_waits_for_the_device() -> None:
-    packed = pack(IMAGES, [input_sizes(image, 48, 64) for image in IMAGES], pinned=False)
+    packed = pack_images(IMAGES, [input_sizes(image, 48, 64) for image in IMAGES], pinned=False)
     preparation = DevicePreparation(RULE, CPU)
     with NeverWaits():
         preparation.batches(packed)
@@ -102,7 +102,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_one_pixel() -> None:
     image = image_of(1, 1)
-    packed = pack([image], [((64, 64),)], pinned=False)
+    packed = pack_images([image], [((64, 64),)], pinned=False)
     found = DevicePreparation(RULE, CPU).batches(packed)[0]
     expected = prepare_image(image, size=(64, 64), mean=RULE.mean, std=RULE.std)
     torch.testing.assert_close(found.pixels[0], expected, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_core.inference.device_preparation import DevicePreparation, pack
+from maskrcnn_core.inference.device_preparation import DevicePreparation, pack_images
 from maskrcnn_core.structures import Proposals
 from tests.core.inference.test_batch_stream import AT_ONCE, CONTENTS, assert_close
 from tests.core.inference.test_device_preparation import IMAGES, RULE, assert_same, input_sizes, on_host
@@ -36,7 +36,7 @@ def test_what_is_copied_to_the_host_has_arrived() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_images_are_prepared_as_on_the_host_without_waiting(dtype: torch.dtype) -> None:
     sides = (48, 64)
-    packed = pack(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=True)
+    packed = pack_images(IMAGES, [input_sizes(image, *sides) for image in IMAGES], pinned=True)
     preparation = DevicePreparation(RULE, torch.device("cuda"), dtype)
     preparation.batches(packed)
     torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, merg
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.heads.mask import mask_loss
-from maskrcnn_core.model.loss_counts import Normalizer
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.regions import parts
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, Targets, real_or_unit, with_a_slot
 from tests.core.model.test_detector import CONFIG
@@ -191,9 +191,9 @@ def test_a_region_that_fills_up_has_no_mask_to_sample(monkeypatch: pytest.Monkey
             sampled.append(rois[:, 1:])
         return align(maps, rois, *rest)
 
-    def watched_loss(output: Tensor, wanted: Tensor, real: Tensor, count: Normalizer) -> Tensor:
+    def watched_loss(output: Tensor, wanted: Tensor, real: Tensor) -> LossSum:
         counted.append(real)
-        return loss(output, wanted, real, count)
+        return loss(output, wanted, real)
 
     monkeypatch.setattr(torchvision.ops, "roi_align", watched_align)
     monkeypatch.setattr(parts, "mask_loss", watched_loss)

@@ -86,22 +86,23 @@ def test_means_of_means_would_be_something_else(detector: Detector) -> None:
 
 
 def test_each_divisor_is_the_count_of_the_whole_batch(detector: Detector) -> None:
-    """What losses ask `count` for: once for the whole batch, in the order of a batch that is not in pieces."""
+    """`count` is called once for the whole batch, with the counts of a batch that is not in pieces."""
     images, targets = batch()
     targets = Targets(**{**vars(targets), "seeds": torch.tensor([5, 6, 7, 8])})
     asked: list[list[int]] = []
     for pieces in (1, 2, 4):
-        numbers: list[int] = []
-        asked.append(numbers)
 
-        def count(number: torch.Tensor, numbers: list[int] = numbers) -> torch.Tensor:
-            numbers.append(int(number))
-            return number.clamp(min=1)
+        def count(counts: torch.Tensor) -> torch.Tensor:
+            asked.append(counts.tolist())
+            return counts.clamp(min=1)
 
         accumulate_gradients(copy.deepcopy(detector), images, targets, None, pieces=pieces, count=count)
+    assert len(asked) == 3
     assert asked[0] == asked[1] == asked[2]
-    assert len(asked[0]) == 4  # anchors, regions, masks, keypoints
-    assert min(asked[0]) > 0
+    objectness, rpn_box, roi_class, roi_box, mask, keypoint = asked[0]
+    assert objectness == rpn_box  # anchors
+    assert roi_class == roi_box  # regions
+    assert min(objectness, roi_class, mask, keypoint) > 0
 
 
 def test_without_seeds_both_passes_draw_the_same(detector: Detector) -> None:

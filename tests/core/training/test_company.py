@@ -2,7 +2,7 @@
 share and computes it in 1, 2 or 4 pieces; images with few and many proposals, of an RPN, of a file, with and without
 the objects themselves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -75,26 +75,20 @@ def share_of(places: Sequence[int], source: str) -> Share:
 
 def gradients_of(detector: Detector, shares: Sequence[Share], pieces: int) -> tuple[dict[str, float], list[Tensor]]:
     """Losses and gradients, averaged over the workers as data-parallel training does."""
-    counts: list[list[Tensor]] = []
+    asked: list[Tensor] = []
+
+    def noted(counts: Tensor) -> Tensor:
+        asked.append(counts)
+        return counts.clamp(min=1)
+
     for share in shares:
-        own: list[Tensor] = []
-        counts.append(own)
-
-        def noted(count: Tensor, own: list[Tensor] = own) -> Tensor:
-            own.append(count)
-            return count.clamp(min=1)
-
         accumulate_gradients(detector, *share, pieces=pieces, count=noted)
-    joint = [torch.stack(column).sum().clamp(min=1) / len(shares) for column in zip(*counts, strict=True)]
+    assert len(asked) == len(shares)
+    joint = torch.stack(asked).sum(dim=0).clamp(min=1) / len(shares)
     detector.zero_grad()
     losses: dict[str, float] = {}
     for share in shares:
-        left: Iterator[Tensor] = iter(joint)
-
-        def joined(count: Tensor, left: Iterator[Tensor] = left) -> Tensor:
-            return next(left)
-
-        for name, value in accumulate_gradients(detector, *share, pieces=pieces, count=joined).items():
+        for name, value in accumulate_gradients(detector, *share, pieces=pieces, count=lambda _: joint).items():
             losses[name] = losses.get(name, 0.0) + float(value) / len(shares)
     return losses, [p.grad / len(shares) for p in detector.parameters() if p.grad is not None]
 

@@ -5,10 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
 
 from maskrcnn_core.data.dataset import Sample
+from maskrcnn_core.data.transform import prepare_image
 from maskrcnn_core.errors import AnnotationError, ImageError, StorageError, UserError
-from maskrcnn_core.training.loader import _Batches, load_batches, prefetch
+from maskrcnn_core.training.batches import BatchMaker, MadeBatch
+from maskrcnn_core.training.loader import load_batches, prefetch
 from maskrcnn_core.training.sampler import BatchPlan
 
 
@@ -54,14 +58,14 @@ MISTAKES = (
 
 @pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
 def test_a_mistake_leaves_a_loader_process_as_a_value(error: UserError) -> None:
-    bad = Sample(3, False, 0)
-    batches = _Batches(Broken(error, bad), as_list)
-    good = Sample(2, False, 0)
-    assert batches[[good]] == [good]
-    arrived = pickle.loads(pickle.dumps(batches[[good, bad]]))
+    plan = BatchPlan([(3, 4)] * 6, batch_size=2, seed=0)
+    bad = plan.batch(1)[1]
+    make = BatchMaker(Broken(error, bad), as_list, plan, 0)
+    assert make(0) == MadeBatch(plan.batch(0))
+    arrived = pickle.loads(pickle.dumps(make(1)))
     assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
     with pytest.raises(OSError, match="disk"):  # no mistake of the user's
-        _Batches(Broken(OSError("disk"), bad), as_list)[[bad]]
+        BatchMaker(Broken(OSError("disk"), bad), as_list, plan, 0)(1)
 
 
 def test_a_mistake_is_the_same_wherever_it_is_found() -> None:
@@ -85,6 +89,32 @@ def test_batches_come_in_the_order_of_the_plan(workers: int) -> None:
     plan = BatchPlan([(3, 4)] * 5, batch_size=4, seed=0, world_size=2)
     found = list(load_batches(Indices(), as_list, plan, rank=1, start=3, stop=9, workers=workers))
     assert found == [plan.batch(step, 1) for step in range(3, 9)]
+
+
+class Resized:
+    """Pictures of noise, resized as training resizes."""
+
+    def __getitem__(self, sample: Sample) -> Tensor:
+        pixels = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+        return prepare_image(pixels, size=(67, 83), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+def stacked(items: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(items))
+
+
+def test_a_thread_resizes_to_the_bits_of_a_process() -> None:
+    """torch has a kernel for one thread and another one for several, which differ in their last bits."""
+    plan = BatchPlan([(3, 4)] * 4, batch_size=2, seed=0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        by_thread = list(load_batches(Resized(), stacked, plan, stop=2))
+        assert torch.get_num_threads() == 2
+        by_process = list(load_batches(Resized(), stacked, plan, stop=2, workers=1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(by_thread, by_process, strict=True))
 
 
 def test_no_steps_left() -> None:

@@ -15,6 +15,7 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.coco.dataset import CocoDataset, load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.report.settings import PicturesConfig
@@ -77,7 +78,7 @@ def pictures_for(name: str, images: Path) -> Path:
 def looked_at(dataset: CocoDataset, images: Path, mask_size: int | None) -> None:
     """Every image of the data set as training sees it."""
     source = CocoTrainingData(
-        dataset, str(images), InputConfig(short_side=WIDTH, long_side=WIDTH), TargetRule(mask_size=mask_size)
+        dataset, Folder(str(images)), InputConfig(short_side=WIDTH, long_side=WIDTH), TargetRule(mask_size=mask_size)
     )
     for place, image in enumerate(dataset.images):
         targets = source[Sample(index=place, flip=bool(place % 2), short_side=HEIGHT)].targets

@@ -13,7 +13,8 @@ import torch
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.training.state import TrainingState
-from pipelines.cluster import connection
+from pipelines.cluster import connection, waiting
+from pipelines.cluster.capacity import Capacity
 from pipelines.training import batch_size
 from pipelines.training import run as training
 from pipelines.training.batch_size import (
@@ -26,7 +27,7 @@ from pipelines.training.batch_size import (
 )
 from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
 from pipelines.training.datasets import training_data
-from pipelines.training.events import DataNote, SchedulePlanned, TrainingEvent
+from pipelines.training.events import ClusterNote, DataNote, SchedulePlanned, TrainingEvent
 from pipelines.training.output import claim, with_batch_size_of_run
 from pipelines.training.run import train
 from pipelines.training.worker import WorkerResult
@@ -109,14 +110,17 @@ def test_many_objects_and_large_images_need_more(run: TrainRun) -> None:
 )
 def test_the_largest_image_of_a_run(run: TrainRun, settings: dict[str, Any], expected: LargestImage) -> None:
     changed = replace(run, train=replace(run.train, **settings))
-    assert largest_image(changed, training_data(run).dataset.sizes, 1) == expected
+    assert largest_image(changed, training_data(run).dataset) == expected
 
 
 def test_a_batch_is_as_high_and_as_wide_as_any_of_its_orientation(run: TrainRun) -> None:
-    sizes = np.array([(40, 64), (64, 30), (64, 64)], np.int32)  # the wide ones are together 64 x 102
+    dataset = training_data(run).dataset
+    sizes = [(40, 64), (64, 30), (64, 64)]  # height, width; the wide ones are together 64 x 102
     model = replace(run.model, input=replace(run.model.input, short_side=64, long_side=110))
     for order in (sizes, sizes[::-1]):
-        assert largest_image(replace(run, model=model), order, 5) == LargestImage(64, 102, 5)
+        dataset.columns.__dict__["sizes"] = np.array(order, np.int32)
+        found = largest_image(replace(run, model=model), dataset)
+        assert (found.height, found.width) == (64, 102)
 
 
 def test_bounds_of_what_is_worth_trying() -> None:
@@ -127,13 +131,8 @@ def test_bounds_of_what_is_worth_trying() -> None:
     assert most_images(replace(settings, num_workers=4), 5) == 4
 
 
-def batch_found(run: TrainRun, **settings: Any) -> tuple[int, str]:
-    changed = replace(run, train=replace(run.train, **settings))
-    return find_batch_size(changed, training_data(run).dataset, 1000.0)
-
-
 def test_on_a_cpu_it_is_the_reference_and_said(run: TrainRun) -> None:
-    number, note = batch_found(run, use_gpu=False)
+    number, note = find_batch_size(replace(run, train=replace(run.train, use_gpu=False)), 1000.0)
     assert number == 2
     assert note == "train.batch_size auto: 2, as there is no GPU to try it on (train.reference_batch_size)"
 
@@ -153,15 +152,15 @@ def test_all_workers_or_those_that_are_left_share_the_batch(
         def __call__(self, _: object) -> "Remote":
             return self
 
-        def remote(self, _: TrainRun, largest: LargestImage, most: int) -> tuple[int, float]:
-            assert largest == LargestImage(64, 64, 1)
+        def remote(self, _: TrainRun, most: int) -> tuple[int, LargestImage, float]:
             asked.append(most)
-            return min(fitting, most), 80.0
+            return min(fitting, most), LargestImage(64, 64, 1), 80.0
 
     monkeypatch.setattr(ray, "remote", Remote)
     monkeypatch.setattr(ray, "get", lambda value: value)
-    size, note = batch_found(run, use_gpu=True, num_workers=workers, min_workers=least)
-    assert size == number
+    many = replace(run, train=replace(run.train, use_gpu=True, num_workers=workers, min_workers=least))
+    found, note = find_batch_size(many, 1000.0)
+    assert found == number
     assert f"auto: {number}; " in note
     assert "64 x 64 pixels with up to 1 objects fit into 80 GiB" in note
 
@@ -171,13 +170,13 @@ def test_a_gpu_that_is_too_small_is_one_line(run: TrainRun, monkeypatch: pytest.
 
     class Remote:
         @staticmethod
-        def remote(*_: object) -> tuple[int, float]:
-            return 0, 8.0
+        def remote(*_: object) -> tuple[int, LargestImage, float]:
+            return 0, LargestImage(4000, 4000, 900), 8.0
 
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Remote)
     monkeypatch.setattr(ray, "get", lambda value: value)
-    with pytest.raises(ConfigError, match=r"not even one image of 64 x 64 .* 8 GiB of a GPU; expected a smaller"):
-        batch_found(run, use_gpu=True)
+    with pytest.raises(ConfigError, match=r"not even one image of 4000 x 4000 .* 8 GiB of a GPU; expected a smaller"):
+        find_batch_size(replace(run, train=replace(run.train, use_gpu=True)), 1000.0)
 
 
 def test_a_run_that_goes_on_has_the_batch_that_was_found(run: TrainRun, tmp_path: Path) -> None:
@@ -185,10 +184,6 @@ def test_a_run_that_goes_on_has_the_batch_that_was_found(run: TrainRun, tmp_path
     claim(begun)
     assert with_batch_size_of_run(replace(begun, train=run.train)).batch_size == 6
     assert with_batch_size_of_run(begun) == begun.train
-
-
-def on_cpus(run: TrainRun) -> TrainRun:
-    return replace(run, train=replace(run.train, use_gpu=False))
 
 
 def test_a_start_finds_it_once_and_works_out_the_schedule(
@@ -200,13 +195,14 @@ def test_a_start_finds_it_once_and_works_out_the_schedule(
         begun.append(run)
         return WorkerResult(TrainingState(step=run.train.steps), resumed_from=0)
 
-    monkeypatch.setattr(connection, "connect", lambda *_: nullcontext())
-    monkeypatch.setattr(training, "_with_machines", lambda run, _: on_cpus(run))
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: nullcontext())
+    for module in (training, waiting):
+        monkeypatch.setattr(module, "read_capacity", lambda: Capacity(({"CPU": 2.0},), is_own=True))
     monkeypatch.setattr(training, "_fit", fit)
     fresh = replace(run, output=str(tmp_path / "run"), train=replace(run.train, epochs=2.0, warmup_share=0.5))
     events: list[TrainingEvent] = []
     train(fresh, events.append)
-    assert [type(event) for event in events] == [DataNote, SchedulePlanned]
+    assert [type(event) for event in events] == [ClusterNote, DataNote, SchedulePlanned]
     assert (begun[0].train.batch_size, begun[0].train.steps, begun[0].train.warmup_steps) == (2, 7, 4)
     monkeypatch.setattr(training, "find_batch_size", None)  # a run that goes on asks nobody
     train(fresh)

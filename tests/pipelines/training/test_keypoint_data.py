@@ -11,6 +11,7 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.person import COCO_KEYPOINTS
 from maskrcnn_core.data.coco.dataset import load_coco
 from maskrcnn_core.data.dataset import CocoTrainingData, Sample, collate
+from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import ConfigError
@@ -51,14 +52,13 @@ def test_other_keypoints_are_named(people: DatasetConfig, settings: dict[str, ob
 
 
 def test_a_batch_holds_keypoints_that_lie_on_their_objects(people: DatasetConfig) -> None:
+    rule = InputConfig(short_side=128, long_side=256)
     dataset = load_coco(people.annotations, require_masks=True)
-    data = CocoTrainingData(
-        dataset, people.images, InputConfig(short_side=128, long_side=256), TargetRule(mask_size=16, keypoints=True)
-    )
+    data = CocoTrainingData(dataset, Folder(people.images), rule, TargetRule(mask_size=16, keypoints=True))
     person = dataset.label_of[1]
     for flip in (False, True):
         items = [data[Sample(index, flip, 128)] for index in range(len(dataset.images))]
-        _, targets, _ = collate(items)
+        _, targets, _ = collate(items, rule)
         assert targets.keypoints is not None
         assert targets.keypoints.shape == (*targets.boxes.shape[:2], 17, 3)
         visible = targets.keypoints[..., 2] > 0

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.train import ScalingConfig
 
 from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.capacity import Capacity
 from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
-from pipelines.training.machines import on_chosen_devices, training_demand
+from pipelines.training.machines import on_chosen_devices, training_demand, worker_resources
 
 CPUS, GPUS = Capacity(({"CPU": 8.0},)), Capacity(({"CPU": 64.0, "GPU": 8.0},))
 
@@ -68,9 +69,11 @@ def test_a_run_begins_with_the_fewest_workers_it_goes_on_with() -> None:
 
 def test_a_kind_of_gpu_is_asked_for_by_workers() -> None:
     run = run_of(use_gpu=True, accelerator_type="H100")
-    assert training_demand(run, cpus=4, readers=0).bundles == (
-        {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 0.001},
-    )
+    (bundle,) = training_demand(run, cpus=4, readers=0).bundles
+    assert bundle == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    own = worker_resources(run.train, 4)
+    asked = ScalingConfig(num_workers=1, use_gpu=True, resources_per_worker=own, accelerator_type="H100")
+    assert asked._resources_per_worker_not_none == bundle  # what Ray Train itself will ask for
     with pytest.raises(ConfigError, match=r"accelerator_type: got 'H100', expected none where train.use_gpu is false"):
         run_of(use_gpu=False, accelerator_type="H100")
 

@@ -21,7 +21,7 @@ from tests.pipelines.training.test_run import small_run, write_data
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
     """A run on a cluster of two CPUs, which is not there."""
-    monkeypatch.setattr(connection, "connect", lambda *_: nullcontext())
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: nullcontext())
     capacity = Capacity(({"CPU": 2.0},), is_own=True)
     for module in (training, waiting):
         monkeypatch.setattr(module, "read_capacity", lambda: capacity)

@@ -160,9 +160,9 @@ def test_a_run_leaves_checkpoints_logs_and_numbers(straight: tuple[TrainRun, lis
     assert events[0] == SchedulePlanned(STEPS, 1, IMAGES, remarks)
     assert events[1] == ClusterNote("computing on CPUs: the Ray cluster has no GPU (train.use_gpu auto)")
     assert events[2] == TrainingStarted(0, STEPS, IMAGES, IMAGES, 1, 1, 0)
+    assert json.loads((output / "run.json").read_text())["train"]["use_gpu"] == "auto"
     assert summary.curves == str(output / "curves.svg")
     assert "step 6 of 6" in Path(summary.curves).read_text()
-    assert json.loads((output / "run.json").read_text())["train"]["use_gpu"] == "auto"
     reports = [event for event in events if isinstance(event, StepReport)]
     assert [report.step for report in reports] == [2, 4, 6]
     assert set(reports[0].losses) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
@@ -278,7 +278,7 @@ def test_a_missing_image_ends_the_run_and_the_same_command_resumes(
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     missing = Path(run.data.train.images, f"{image_of_step(4)}.png")
     missing.rename(missing.with_suffix(".away"))
-    run = replace(run, data=replace(run.data, val=DatasetConfig()))
+    run = replace(run, data=replace(run.data, val=DatasetConfig(), max_bad_fraction=0.0))
     with pytest.raises(ImageError, match=r"image \d+ .*no such file"):
         train(run)
     missing.with_suffix(".away").rename(missing)
@@ -307,7 +307,7 @@ class KillingLog(ProgressLog):
 def killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRun:
     """A run without validation whose worker is killed after the first checkpoint."""
     killing = ray.remote(KillingLog).options(num_cpus=0)
-    monkeypatch.setattr(training, "start_progress_log", lambda seconds: killing.remote(seconds))
+    monkeypatch.setattr(training, "start_progress_log", killing.remote)
     run = small_run(tmp_path / "run", write_data(tmp_path / "data"))
     return replace(run, data=replace(run.data, val=DatasetConfig()))
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn_core.errors import StorageError
-from pipelines.training.score_history import best_of, read_history, write_scores
+from pipelines.training.score_history import ScoreHistory, best_of, read_history, write_scores
 from pipelines.training.validation import Scores
 
 
@@ -37,3 +37,13 @@ def test_a_score_that_was_changed_is_not_believed(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("0.4", "9.4"))
     with pytest.raises(StorageError, match="other content than when it was written"):
         read_history(str(tmp_path))
+
+
+def test_what_is_in_memory_is_what_is_in_the_files(tmp_path: Path) -> None:
+    write_scores(str(tmp_path), 200, scores(0.5), {})
+    history = ScoreHistory(str(tmp_path), read_history(str(tmp_path)))
+    for step, value in ((300, 0.25), (100, None), (200, 0.75)):  # a step comes again after a crash, or late from a task
+        history.add(step, scores(value), {})
+        assert history.entries == read_history(str(tmp_path))
+    assert [(entry.step, entry.score) for entry in history.entries] == [(100, None), (200, 0.75), (300, 0.25)]
+    assert ScoreHistory(str(tmp_path / "new"), ()).entries == []

@@ -19,6 +19,7 @@ from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.training.state import TrainingState
 from pipelines.cluster.capacity import Capacity, Demand
 from pipelines.training import machines, supervision
+from pipelines.training.bad_images import BadImages
 from pipelines.training.events import CheckpointSaved, Orders, ProgressLog, WorkersLost
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerResult
@@ -33,7 +34,7 @@ class FakeProgress:
     """A `ProgressLog` in this process."""
 
     def __init__(self) -> None:
-        self.log = ProgressLog()
+        self.log = ProgressLog(bad_images=BadImages(0.0))
 
     def __getattr__(self, name: str) -> _Call:
         return _Call(getattr(self.log, name))
@@ -123,7 +124,7 @@ def test_workers_that_are_replaced_say_why_and_mistakes_end_the_run_instead() ->
 def test_all_workers_stop_before_the_same_step(seed: int) -> None:
     """Whatever they are at when the run is asked to stop; each step needs all of them, as gradients do."""
     dice = random.Random(seed)
-    log, workers = ProgressLog(), dice.randint(1, 4)
+    log, workers = ProgressLog(bad_images=BadImages(0.0)), dice.randint(1, 4)
     at = [dice.randint(0, 5)] * workers
     answers: list[int | None] = [None] * workers
     ended: list[int | None] = [None] * workers
@@ -147,7 +148,7 @@ def test_all_workers_stop_before_the_same_step(seed: int) -> None:
 
 
 def test_new_workers_after_a_failure_stop_too() -> None:
-    log = ProgressLog()
+    log = ProgressLog(bad_images=BadImages(0.0))
     assert not log.stop()  # nobody trains yet
     assert log.begin(7) == Orders(stop_before=9)
     log.restart()
@@ -236,13 +237,13 @@ def test_a_wait_for_machines_that_is_over_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_missing_machines_are_looked_for_only_while_nobody_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, back = Capacity(({},)), Capacity(({"CPU": 2.0},))
-    now, capacity, told = [0.0], gone, []  # type: ignore[var-annotated]
-    monkeypatch.setattr(machines, "read_capacity", lambda: capacity)
+    gone, back = ({},), ({"CPU": 2.0},)  # type: ignore[var-annotated]
+    now, nodes, told = [0.0], gone, []  # type: ignore[var-annotated]
+    monkeypatch.setattr(machines, "live_nodes", lambda: nodes)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = FakeProgress()
     demand = Demand("train.num_workers", "2 workers", ({"CPU": 1.0},) * 2, "add machines")
-    watch = machines.MachineWatch(demand, 1.0, progress, told.append)
+    watch = machines.MachineWatch(demand, Capacity(back), 1.0, progress, told.append)
     watch._patience._clock = lambda: now[0]
 
     def looked_at(seconds: float) -> int:
@@ -255,9 +256,9 @@ def test_missing_machines_are_looked_for_only_while_nobody_trains(monkeypatch: p
     progress.log.lose()
     assert looked_at(20.0) == 1
     assert looked_at(22.0) == 1  # not yet again
-    capacity = back
+    nodes = back
     assert looked_at(60.0) == 1  # they start
-    capacity = gone
+    nodes = gone
     assert looked_at(90.0) == 2  # a new wait, of a minute of its own
     assert looked_at(140.0) == 2
     with pytest.raises(ConfigError, match=r"need 2 CPUs, the Ray cluster has 0 after 1 minutes of waiting"):

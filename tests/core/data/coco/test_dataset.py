@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.coco.dataset import load_coco, rasterise, with_categories
+from maskrcnn_core.data.coco.category_ids import with_categories
+from maskrcnn_core.data.coco.dataset import load_coco, rasterise
 from maskrcnn_core.errors import AnnotationError, StorageError
 from maskrcnn_core.evaluation.annotations import read_document
 

@@ -13,7 +13,7 @@ from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import SampledLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
-from maskrcnn_core.model.loss_counts import own_count
+from maskrcnn_core.model.loss_counts import divided, own_count
 from maskrcnn_core.model.survivors import DetectionRule
 from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets, tensors_of
 
@@ -81,8 +81,8 @@ def test_losses_are_those_of_its_loss(fixed_size: bool) -> None:
     boxes = torch.tensor([[[10.0, 8, 30, 20]], [[0.0, 0, 1, 1]]])
     real = torch.tensor([[True], [False]])
     targets = Targets(boxes, real.long(), real, ~real & False, seeds=torch.tensor([3, 4]))
-    losses = stage.losses(features, targets, own_count)
-    expected = LOSS(stage.head, features, anchors_of(features), stage.coding, targets, own_count)
+    losses = divided(stage.losses(features, targets), own_count)
+    expected = divided(LOSS(stage.head, features, anchors_of(features), stage.coding, targets), own_count)
     assert losses == expected
     assert all(loss > 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()

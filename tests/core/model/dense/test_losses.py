@@ -13,7 +13,7 @@ from maskrcnn_core.boxes import decode_deltas, encode_deltas
 from maskrcnn_core.model.box_coding import DeltaCoding
 from maskrcnn_core.model.dense.head import DenseHead, at_anchors
 from maskrcnn_core.model.dense.losses import SampledLoss
-from maskrcnn_core.model.loss_counts import own_count
+from maskrcnn_core.model.loss_counts import divided, own_count
 from maskrcnn_core.structures import DenseOutputs, ImageFeatures, Targets
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
@@ -55,7 +55,7 @@ def losses_of(
     head: DenseHead = FixedHead(DenseOutputs([level[..., None] for level in logits], list(deltas)))  # type: ignore[assignment]
     sizes = torch.full((len(targets.boxes), 2), 200)
     features = ImageFeatures([], (), sizes, torch.zeros(len(sizes), 3, 200, 200), fixed_size=fixed_size)
-    return rule(head, features, anchors, DeltaCoding(), targets, own_count)
+    return divided(rule(head, features, anchors, DeltaCoding(), targets), own_count)
 
 
 def targets_of(boxes: Tensor, valid: Tensor, crowd: Tensor) -> Targets:
@@ -139,13 +139,13 @@ def test_sums_are_divided_by_what_the_count_says() -> None:
     head: DenseHead = FixedHead(DenseOutputs([torch.zeros(1, 2, 1)], [torch.ones(1, 2, 4)]))  # type: ignore[assignment]
     features = ImageFeatures([], (), torch.full((1, 2), 99), torch.zeros(1, 3, 99, 99))
 
-    def count(number: Tensor) -> Tensor:
-        asked.append(int(number))
-        return number * 5
+    def count(numbers: Tensor) -> Tensor:
+        asked.append(numbers.tolist())
+        return numbers * 5
 
-    own = EVERYTHING(head, features, [anchors], DeltaCoding(), targets, own_count)
-    fifth = EVERYTHING(head, features, [anchors], DeltaCoding(), targets, count)
-    assert asked == [2]
+    sums = EVERYTHING(head, features, [anchors], DeltaCoding(), targets)
+    own, fifth = divided(sums, own_count), divided(sums, count)
+    assert asked == [[2, 2]]  # once for all
     for name, loss in own.items():
         assert loss > 0
         torch.testing.assert_close(fifth[name], loss / 5)

@@ -15,6 +15,7 @@ from maskrcnn_core.boxes import decode_deltas, encode_deltas
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.box_coding import DeltaCoding
 from maskrcnn_core.model.heads.box import BoxHead, RoISamples, box_losses, detections_and_regions
+from maskrcnn_core.model.loss_counts import divided, own_count
 from maskrcnn_core.model.survivors import DetectionRule
 from maskrcnn_core.structures import Detections, Proposals
 from tests.core.slots import trimmed
@@ -140,7 +141,7 @@ def test_losses_are_plain_torch_on_the_real_regions(beta: float, agnostic: bool,
     logits.requires_grad_()
     deltas.requires_grad_()
     samples = RoISamples(boxes, labels, objects, torch.zeros_like(labels), positive, valid, max_positives=2)
-    losses = box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=beta)
+    losses = divided(box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=beta), own_count)
     torch.testing.assert_close(losses["roi_class"], functional.cross_entropy(real_logits, real_labels))
     torch.testing.assert_close(losses["roi_box"], box_loss)
     losses["roi_box"].backward()
@@ -162,7 +163,7 @@ def test_overlap_losses_compare_decoded_boxes(
         boxes, labels, objects, torch.zeros_like(labels), positive, torch.ones_like(positive), max_positives=2
     )
     logits = torch.randn(2, 3, NUM_CLASSES + 1)
-    losses = box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=1.0, box_loss=kind)
+    losses = divided(box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=1.0, box_loss=kind), own_count)
     own = deltas[positive][torch.arange(3), 0 if agnostic else labels[positive]]
     expected = peer(decode_deltas(own, boxes[positive], WEIGHTS), objects[positive]).sum() / 6
     torch.testing.assert_close(losses["roi_box"], expected)
@@ -177,7 +178,7 @@ def test_losses_without_positives(valid: bool) -> None:
     background = torch.full((1, 4), NUM_CLASSES)
     zeros = torch.zeros(1, 4, 4)
     samples = RoISamples(zeros, background, zeros, torch.zeros_like(background), none, none | valid, max_positives=0)
-    losses = box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=1.0)
+    losses = divided(box_losses(logits, deltas, samples, coding=CODING, smooth_l1_beta=1.0), own_count)
     assert losses["roi_box"].item() == 0.0
     assert losses["roi_class"].item() == pytest.approx(torch.tensor(4.0).log().item() if valid else 0.0)
     losses["roi_box"].backward()

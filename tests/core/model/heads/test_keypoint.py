@@ -9,6 +9,7 @@ from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 from maskrcnn_core.model.heads.keypoint import KeypointHead, keypoint_loss, keypoint_targets
 from maskrcnn_core.structures import Targets
+from tests.core.model.lone_loss import lone_loss
 
 
 def test_layers_are_torchvisions() -> None:
@@ -60,7 +61,7 @@ def test_loss_is_torchvisions() -> None:
         logits, [boxes[s] for s in split], list(targets.keypoints), [objects[s] for s in split]
     )
     cells, counted = keypoint_targets(targets, boxes, images, objects, torch.ones(12, dtype=torch.bool), 16)
-    torch.testing.assert_close(keypoint_loss(logits, cells, counted), expected)
+    torch.testing.assert_close(lone_loss(keypoint_loss(logits, cells, counted)), expected)
     assert 0.1 < counted.float().mean() < 0.9
 
 
@@ -70,10 +71,10 @@ def test_regions_of_other_categories_give_no_loss(garbage: float) -> None:
     logits = torch.randn(12, 5, 16, 16)
     learned = torch.arange(12) % 3 == 0
     some = keypoint_targets(targets, boxes[learned], images[learned], objects[learned], learned[learned], 16)
-    expected = keypoint_loss(logits[learned], *some)
+    expected = lone_loss(keypoint_loss(logits[learned], *some))
     logits[~learned] = garbage
     torch.testing.assert_close(
-        keypoint_loss(logits, *keypoint_targets(targets, boxes, images, objects, learned, 16)), expected
+        lone_loss(keypoint_loss(logits, *keypoint_targets(targets, boxes, images, objects, learned, 16))), expected
     )
 
 
@@ -82,18 +83,20 @@ def test_loss_of_nothing_visible_is_zero_with_zero_gradient() -> None:
     assert targets.keypoints is not None
     targets.keypoints[..., 2] = 0  # as of an object without annotated keypoints
     logits = torch.randn(12, 5, 16, 16, requires_grad=True)
-    loss = keypoint_loss(logits, *keypoint_targets(targets, boxes, images, objects, torch.ones(12).bool(), 16))
+    loss = lone_loss(
+        keypoint_loss(logits, *keypoint_targets(targets, boxes, images, objects, torch.ones(12).bool(), 16))
+    )
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
     none = torch.zeros(0, dtype=torch.int64)
     cells, counted = keypoint_targets(targets, boxes[:0], none, none, none.bool(), 16)
-    assert keypoint_loss(logits[:0], cells, counted).item() == 0
+    assert lone_loss(keypoint_loss(logits[:0], cells, counted)).item() == 0
 
 
 def test_gradient_is_softmax_minus_one_hot() -> None:
     logits = torch.randn(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    keypoint_loss(logits, torch.tensor([[5]]), torch.tensor([[True]])).backward()
+    lone_loss(keypoint_loss(logits, torch.tensor([[5]]), torch.tensor([[True]]))).backward()
     expected = logits.detach().flatten().softmax(0) - functional.one_hot(torch.tensor(5), 16)
     torch.testing.assert_close(logits.grad.flatten(), expected)
 
@@ -114,7 +117,7 @@ def test_head_learns_to_point() -> None:
     optimizer = torch.optim.Adam(head.parameters(), 0.02)
     losses = []
     for _ in range(80):
-        loss = keypoint_loss(head(features), cells, counted)
+        loss = lone_loss(keypoint_loss(head(features), cells, counted))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

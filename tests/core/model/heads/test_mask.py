@@ -11,6 +11,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP, mask_loss, mask_probabilities, mask_targets
 from maskrcnn_core.structures import Targets
+from tests.core.model.lone_loss import lone_loss
 
 
 def test_only_the_wanted_class_is_computed() -> None:
@@ -110,16 +111,16 @@ def test_loss_is_the_mean_over_counted_regions(garbage: float) -> None:
     counted = torch.tensor([True, False, True, False])
     expected = functional.binary_cross_entropy_with_logits(logits[counted], wanted[counted])
     logits[~counted] = garbage
-    torch.testing.assert_close(mask_loss(logits, wanted, counted), expected)
+    torch.testing.assert_close(lone_loss(mask_loss(logits, wanted, counted)), expected)
 
 
 def test_loss_of_nothing_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(2, 6, 6, requires_grad=True)
-    loss = mask_loss(logits, torch.zeros(2, 6, 6), torch.zeros(2, dtype=torch.bool))
+    loss = lone_loss(mask_loss(logits, torch.zeros(2, 6, 6), torch.zeros(2, dtype=torch.bool)))
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
-    assert mask_loss(logits[:0], torch.zeros(0, 6, 6), torch.zeros(0, dtype=torch.bool)).item() == 0
+    assert lone_loss(mask_loss(logits[:0], torch.zeros(0, 6, 6), torch.zeros(0, dtype=torch.bool))).item() == 0
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
@@ -208,12 +209,12 @@ def test_softmax_loss_is_the_cross_entropy_of_class_or_background(garbage: float
     logs = logits.log_softmax(dim=1)
     output = torch.stack((logs[torch.arange(4), labels], logs[:, 5]), dim=1)
     output[~counted] = garbage
-    torch.testing.assert_close(mask_loss(output, inside.float(), counted), expected)
+    torch.testing.assert_close(lone_loss(mask_loss(output, inside.float(), counted)), expected)
     # A fractional target is a share of both.
     half = torch.full((4, 5, 5), 0.5)
     wanted = -(output[counted].mean(dim=(1, 2, 3))).mean()
-    torch.testing.assert_close(mask_loss(output, half, counted), wanted)
-    assert mask_loss(output[:0], half[:0], counted[:0]).item() == 0
+    torch.testing.assert_close(lone_loss(mask_loss(output, half, counted)), wanted)
+    assert lone_loss(mask_loss(output[:0], half[:0], counted[:0])).item() == 0
 
 
 @pytest.mark.parametrize("kind", ["fcn", "mlp"])
@@ -233,7 +234,7 @@ def test_every_variant_learns_its_masks(kind: str, activation: Literal["sigmoid"
     head = (MaskHead if kind == "fcn" else MaskMLP)(*arguments, class_agnostic=False, activation=activation)
     optimizer = torch.optim.Adam(head.parameters(), 0.02)
     for _ in range(80):
-        loss = mask_loss(head(features, labels), wanted, counted)
+        loss = lone_loss(mask_loss(head(features, labels), wanted, counted))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
