@@ -17,6 +17,7 @@ from maskrcnn_core.data.transform import pad_batch
 from maskrcnn_core.masks import paste_mask
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.regions import parts
 from maskrcnn_core.structures import Detections, ImageBatch, Targets
 from tests.core.slots import trimmed
@@ -341,9 +342,9 @@ def test_hard_mask_targets_hold_one_half() -> None:
     images, targets = images_of((96, 96)), pad_targets([picture_targets((96, 96))])
     seen: list[Tensor] = []
 
-    def watched(output: Tensor, wanted: Tensor, *_: object) -> Tensor:
+    def watched(output: Tensor, wanted: Tensor, counted: Tensor) -> LossSum:
         seen.append(wanted)
-        return output.sum()
+        return LossSum(output.sum(), counted.sum())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "mask_targets", lambda *_, **__: torch.tensor([0.4999, 0.5, 1.0]))
