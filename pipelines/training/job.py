@@ -126,7 +126,7 @@ class TrainingJob:
         Raises:
             ImageError: there are too many of them.
         """
-        seen = min((step + 1) * self.run.train.batch_size, len(self.data.images))
+        seen = min((step + 1) * self.run.train.images_per_step, len(self.data.images))
         verdict = ray.get(self.progress.count_bad.remote(bad, seen))
         if verdict is not None:
             raise verdict
