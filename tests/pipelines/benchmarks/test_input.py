@@ -39,7 +39,7 @@ def test_both_sides_prepare_the_same_images(tmp_path: Path) -> None:
         assert target["masks"].shape[1:] == images.image_sizes[index]
         torch.testing.assert_close(target["boxes"], batch.targets.boxes[index][learnt], atol=2.0, rtol=0)
     raw, _ = as_tuples([reference[sample] for sample in samples])
-    assert [tuple(image.shape[1:]) for image in raw] == list(ours.sizes)
+    assert [list(image.shape[1:]) for image in raw] == ours.sizes.tolist()
     assert all(0.0 <= image.min() <= image.max() <= 1.0 for image in raw)
 
 
