@@ -53,7 +53,7 @@ model:
   regions: {batch_size: 8}
   box_head: {channels: 8}
   mask_head: {channels: 4, layers: 1}
-train: {steps: 1, batch_size: 1, learning_rate: 0.001, threads_per_worker: 1}
+train: {steps: 1, warmup_steps: 0, batch_size: 1, learning_rate: 0.001, threads_per_worker: 1}
 """
 GOOD = 3
 
