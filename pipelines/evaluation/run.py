@@ -213,7 +213,8 @@ def _merged_shards(
         merged = score_shards(plan, inputs.shards, inputs.layout)
         return plan, inputs.notes, inputs, replace(merged, faults=inputs.faults + merged.faults)
     except AnnotationError as error:
-        raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
+        reason = str(error).removeprefix(f"{run.annotations}: ")  # which is named already
+        raise AnnotationError(f"scoring {labels} against {run.annotations}: {reason}") from error
 
 
 def _finish(run: EvaluateRun, labels: str, plan: ScoringPlan, merged: ShardScores, inputs: ScoringInputs) -> CocoScores:
