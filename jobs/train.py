@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.text import Text
 
-    from pipelines.training.events import StepReport, TrainingEvent
+    from pipelines.training.events import InitialWeightsLoaded, StepReport, TrainingEvent, ValidationReport
     from pipelines.training.run import TrainSummary
 
     Work = Callable[[Callable[[TrainingEvent], None]], TrainSummary]
@@ -138,10 +138,7 @@ def event_line(event: "TrainingEvent") -> str:
     if isinstance(event, Interrupted):
         return f"saving a checkpoint, for at most {event.seconds:.0f} seconds; interrupt again to end at once"
     if isinstance(event, InitialWeightsLoaded):
-        fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
-        known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
-        new = f"; new categories: {', '.join(event.new)}" if event.new else ""
-        return f"{event.taken} weights from {', '.join(event.sources)}{known}{new}{fresh}"
+        return _weights_line(event)
     if isinstance(event, StepReport):
         left = (
             time.strftime("%H:%M:%S", time.gmtime(event.seconds_left)) if event.seconds_left < 86400 else "over a day"
@@ -158,6 +155,17 @@ def event_line(event: "TrainingEvent") -> str:
             f"stopping at step {event.step}: {event.validations} validations in a row no better than that at step "
             f"{event.best_step} (train.patience)"
         )
+    return _validation_line(event)
+
+
+def _weights_line(event: "InitialWeightsLoaded") -> str:
+    fresh = f"; start afresh: {', '.join(event.fresh)}" if event.fresh else ""
+    known = f"; categories known by name: {', '.join(event.common)}" if event.common else ""
+    new = f"; new categories: {', '.join(event.new)}" if event.new else ""
+    return f"{event.taken} weights from {', '.join(event.sources)}{known}{new}{fresh}"
+
+
+def _validation_line(event: "ValidationReport") -> str:
     shown = [name for name in _SHOWN_METRICS if name in event.metrics]
     numbers = "  ".join(f"{name} {event.metrics[name]:.3f}" for name in shown) or "no annotated object to score on"
     failed = f"  ({event.failed_images} images failed)" if event.failed_images else ""

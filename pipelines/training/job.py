@@ -171,9 +171,7 @@ def prepare_job(
         _broadcast(detector)
     average = _moving_average(detector, run.train.ema_decay, averaged)
     if run.train.compile:
-        check_compiler(device)
-        detector.trunk.compile()
-        detector.pyramid.compile()
+        _compile(detector, device)
     board = _opened_board(run, start.step, environment, progress, stack) if rank == 0 else None
     data = training_data(run).dataset
     job = TrainingJob(
@@ -202,6 +200,12 @@ def prepare_job(
     )
     job.tell(_started(job, start, threads))
     return job, start
+
+
+def _compile(detector: Detector, device: torch.device) -> None:
+    check_compiler(device)
+    detector.trunk.compile()
+    detector.pyramid.compile()
 
 
 def _load_initial(init: str, model: ModelConfig, detector: Detector, progress: Any) -> None:
