@@ -16,7 +16,7 @@ SIZES = {
 POINTERS = {"boxes": "*fp32", "valid": "*i8", "keep": "*i8", "words": "*i64", "images": "*i64", "levels": "*i64"}
 ALIGN = {"NUM_LEVELS": 4, "RESOLUTION": 7, "SAMPLES": 2, "BLOCK": 256}
 RUNS = {"PADDED": False, "FIELDS": 11, "COLUMNS": 16, "ROWS": 64}
-RUN_TYPES = {"masks": "*fp32", "windows": "*fp64", "counts": "*i64", "ends": "*i64", "found": "*i64"}
+RUN_TYPES = {"masks": "*fp32", "windows": "*fp64", "counts": "*i64", "ends": "*i64", "positions": "*i64"}
 
 
 def maps(dtype: str) -> dict[str, str]:
