@@ -35,9 +35,9 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 
 IMAGES, BATCH, STEPS = 100, 4, 6
 PLAN = BatchPlan([(SIDE, SIDE)] * IMAGES, batch_size=BATCH, seed=0, short_sides=(SIDE,))
-# In the first, third and fourth batch, and the one that takes the place of the second of them.
-GONE, DAMAGED, LARGE = PLAN.batch(0)[1].index, PLAN.batch(2)[3].index, PLAN.batch(3)[3].index
-BROKEN = {GONE, DAMAGED, LARGE}
+# In the first and third batch, the one that would take the place of the second of them, and in the last batch.
+GONE, DAMAGED, LARGE, LATE = (PLAN.batch(step)[slot].index for step, slot in ((0, 1), (2, 3), (3, 3), (5, 0)))
+BROKEN = {GONE, DAMAGED, LARGE, LATE}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def way(s3_folder: str) -> Iterator[tuple[str, Faults]]:
 
 @pytest.fixture(scope="module")
 def source(way: tuple[str, Faults], tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
-    """A hundred grey pictures with a bright square on S3; one of them is not there, one damaged, one too high."""
+    """A hundred grey pictures with a bright square on S3; two of them are not there, one is damaged, one too high."""
     client = boto3.client("s3", region_name="us-east-1")
     images, annotations = [], []
     for number in range(IMAGES):
@@ -62,7 +62,7 @@ def source(way: tuple[str, Faults], tmp_path_factory: pytest.TempPathFactory) ->
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "PNG")
         body = content.getvalue()[:70] if number == DAMAGED else content.getvalue()
-        if number != GONE:
+        if number not in (GONE, LATE):
             client.put_object(Bucket="bucket", Key=f"pictures/{number}.png", Body=body)
         images.append({"id": 1000 + number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
         corners = [x, 8, x + 24, 8, x + 24, 32, x, 32]
@@ -127,7 +127,7 @@ def test_broken_images_and_a_bad_way_to_them_change_nothing_but_a_list(
         assert faults.counts["throttled"] > 0, name
         assert faults.counts["dropped"] > 0, name
         bad = {image.image_id - 1000: image.status for image in read_bad_images(run.output)}
-        assert bad == {GONE: "missing", DAMAGED: "unreadable", LARGE: "failed"}
+        assert bad == {GONE: "missing", DAMAGED: "unreadable", LARGE: "failed", LATE: "missing"}
         assert len([event for event in events if isinstance(event, ImageReplaced)]) == len(BROKEN)
         samples = read_samples(run.output)
         assert len(samples) == STEPS
@@ -138,7 +138,7 @@ def test_broken_images_and_a_bad_way_to_them_change_nothing_but_a_list(
 
     # Cut in two, with a number of loaders for each half.
     first = run_with(tmp_path / "cut", source, way[0], steps=3, workers=2)
-    assert train(first).bad_images == 2
+    assert train(first).bad_images == 3
     events = []
     summary = train(run_with(tmp_path / "cut", source, way[0], workers=0), events.append)
     assert (summary.resumed_from, summary.bad_images) == (3, len(BROKEN))
