@@ -30,8 +30,10 @@ def root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for folder in [Path(own)] if own else [Path(base) / "maskrcnn-ray", _temporary()]:
         with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / "annotations" / "digests").mkdir(parents=True, exist_ok=True)
-            if os.access(folder / "annotations", os.W_OK):
+            # What another user could have put there is not read.
+            if os.access(folder / "annotations", os.W_OK) and (own or folder.stat().st_uid == os.getuid()):
                 return folder / "annotations"
     return Path(tempfile.mkdtemp(prefix="maskrcnn-annotations-"))
 

@@ -7,19 +7,19 @@ A small file is read into memory by whoever needs it. A large one becomes a fold
 import contextlib
 import functools
 import hashlib
-import mmap
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyarrow import fs
 
 from maskrcnn_core.data.coco.columns import AnnotationColumns, open_columns
 from maskrcnn_core.data.coco.conversion import SCORING, Reader
 from maskrcnn_core.data.coco.json_columns import ConvertPieces, columns_of_json, convert_here
-from maskrcnn_core.errors import AnnotationError, StorageError
+from maskrcnn_core.errors import AnnotationError, StorageError, UserError
 from maskrcnn_core.inference.code_fingerprint import fingerprint_of
 from pipelines import storage
 from pipelines.annotations import cache
@@ -117,7 +117,20 @@ def _made(digest: str, reader: Reader, images: str, read: Callable[..., Annotati
         columns = read(digest=digest, folder=folder)
         return by_pictures if columns.info.sized_by_pictures else plain
 
-    return open_columns(str(cache.made((plain, by_pictures), make)))
+    return open_columns(str(_with_room(lambda: cache.made((plain, by_pictures), make))))
+
+
+def _with_room(make: Callable[[], Path]) -> Path:
+    try:
+        return make()
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(
+            f"{cache.root()}: columns of the annotations cannot be written there ({reason}); make room, or set "
+            "MASKRCNN_CACHE to another folder"
+        ) from None
 
 
 def _key(digest: str, reader: Reader, images: str = "") -> str:
@@ -131,7 +144,7 @@ class _File:
 
     Attributes:
         uri: that it was read from.
-        content: bytes, or the file memory-mapped.
+        content: bytes, or what is sliced to bytes.
     """
 
     def __init__(self, uri: str, content: Any) -> None:
@@ -150,19 +163,36 @@ def _opened(uri: str) -> Iterator[_File]:
     if storage.size(uri) <= SMALL_BYTES:
         yield _File(uri, storage.read_bytes(uri))
     elif storage.is_local(uri):
-        yield _File(uri, _mapped(storage.filesystem_and_path(uri)[1]))
+        with open(storage.filesystem_and_path(uri)[1], "rb") as file:
+            yield _File(uri, _Content(uri, file))
     else:
         with tempfile.NamedTemporaryFile(prefix="maskrcnn-annotations-", suffix=".json") as copy:
             with storage.open_stream(uri) as read:
                 while piece := read(_READ_BYTES):
                     copy.write(piece)
             copy.flush()
-            yield _File(uri, _mapped(copy.name))
+            yield _File(uri, _Content(uri, copy))
 
 
-def _mapped(path: str) -> Any:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+class _Content:
+    """Bytes of an open file, read as they are asked for: a mapped file that somebody cuts would end the process."""
+
+    def __init__(self, uri: str, file: IO[bytes]) -> None:
+        self._uri, self._descriptor = uri, file.fileno()
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(self._size)
+        pieces = []
+        while begin < end and (piece := os.pread(self._descriptor, end - begin, begin)):
+            pieces.append(piece)
+            begin += len(piece)
+        if begin < end:
+            raise StorageError(f"{self._uri}: was cut while it was read; start again once it is whole")
+        return b"".join(pieces)
 
 
 def _sha256(content: Any) -> str:

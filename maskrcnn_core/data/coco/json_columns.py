@@ -17,7 +17,7 @@ from maskrcnn_core.data.coco.column_rows import image_table
 from maskrcnn_core.data.coco.columns import AnnotationColumns
 from maskrcnn_core.data.coco.columns_writer import ColumnsWriter
 from maskrcnn_core.data.coco.conversion import AskedSizes, Converted, ImageSizes, Reader, convert_entries
-from maskrcnn_core.data.coco.json_spans import ListSpan, NoSpans, list_spans, parse_piece
+from maskrcnn_core.data.coco.json_spans import NoSpans, list_spans, parse_piece
 from maskrcnn_core.data.coco.json_stream import stream_entries
 from maskrcnn_core.data.coco.json_text import parse_json, without_garbage_collection
 from maskrcnn_core.data.coco.sections import CocoDict, CocoSections
@@ -59,7 +59,7 @@ def columns_of_json(
     """Read and check a COCO file.
 
     Args:
-        content: bytes of the file, or the file memory-mapped.
+        content: bytes of the file, or what is sliced to bytes and has a length.
         reader: what is needed of its images.
         source, digest: of the file, as `ColumnsInfo` keeps them.
         folder: an empty one, for the columns; None = they stay in memory.
@@ -104,7 +104,7 @@ def _section(content: Any, name: str) -> list[Any]:
 
 def _document(content: Any, names: Sequence[str]) -> dict[str, Any]:
     """The whole file, which has these sections."""
-    document = parse_json(bytes(content))
+    document = parse_json(bytes(content[:]))
     if not isinstance(document, dict):
         raise AnnotationError(
             f"the top level is a {type(document).__name__}, expected an object with the sections "
@@ -129,8 +129,11 @@ class _Pieces:
 
     def __init__(self, content: Any) -> None:
         self._content, self._spans = content, list_spans(content)
-        if any(not isinstance(self._spans.get(name), ListSpan) for name in _SECTIONS):
-            raise NoSpans
+        for name in _SECTIONS:
+            if self._spans.get(name) is None:
+                if len(content) <= _WHOLE_BYTES:
+                    raise NoSpans  # whether it is JSON at all comes first
+                raise AnnotationError(_missing(name, is_there=name in self._spans))
 
     def entries(self, name: str) -> Iterator[list[Any]]:
         return (parse_piece(self._content, piece) for piece in self._of(name))

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskrcnn_core.data.coco.json_stream import LONGEST_ENTRY
+
 PIECE_BYTES = 1 << 22
 """Of one piece, about: what is parsed at once."""
 
 _BLOCK_BYTES = 1 << 23
 _LONGEST_MEMBER = 1 << 16  # text of keys and plain values between two lists or objects
 _LONGEST_VALUE = 1 << 22  # of an object at the first level
-_QUOTE, _BACKSLASH, _OPEN, _CLOSE = ord('"'), ord("\\"), ord("["), ord("]")
+_QUOTE, _BACKSLASH, _OPEN = ord('"'), ord("\\"), ord("[")
 _BRACE_BIT = 0x20  # that turns [ and ] to { and }
 _UTF8_MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t\n\r"
@@ -47,7 +49,7 @@ def list_spans(content: Any) -> dict[str, ListSpan | None]:
     """The lists of a JSON object, by key, in the order of the file; None for a value that is no list.
 
     Args:
-        content: bytes, or a memory-mapped file, of UTF-8 text.
+        content: UTF-8 text: bytes, or what is sliced to bytes and has a length (a file).
 
     Raises:
         NoSpans: it is not UTF-8, no object, or has a key twice; or it is no JSON at all.
@@ -139,7 +141,7 @@ class _Spans:
                 if position - self._after > _LONGEST_MEMBER or self._text(self._after, position).strip(_SPACE):
                     self._cut(position)
             elif position > self._after:
-                self._open.pieces.append((self._after, position))
+                self._add(self._after, position)
             self._open = None
         self._after = position + 1
 
@@ -153,8 +155,14 @@ class _Spans:
             if not stripped.startswith(b","):
                 raise NoSpans
             begin += len(window) - len(stripped) + 1
-        self._open.pieces.append((begin, end))
+        self._add(begin, end)
         self._after = end
+
+    def _add(self, begin: int, end: int) -> None:
+        assert self._open is not None
+        if end - begin > LONGEST_ENTRY:
+            raise NoSpans
+        self._open.pieces.append((begin, end))
 
     def _require(self, position: int, bracket: bytes) -> None:
         if self._content[position : position + 1] != bracket:
@@ -173,12 +181,13 @@ class _Spans:
             pairs = json.loads(b"{%b}" % (lead if last else lead + b"null"), object_pairs_hook=list)
         except (ValueError, RecursionError):
             raise NoSpans from None
-        keys = [key for key, _ in pairs]
-        known = keys if last else keys[:-1]
-        if len({*keys, *self._found}) != len(keys) + len(self._found) or (not last and not keys):
+        if not last and not pairs:
             raise NoSpans
-        self._found |= dict.fromkeys(known)
-        return "" if last else keys[-1]
+        for key, _ in pairs:
+            if key in self._found:
+                raise NoSpans
+            self._found[key] = None
+        return "" if last else pairs[-1][0]
 
     @staticmethod
     def _ends_with_comma(text: bytes) -> bool:
@@ -216,14 +225,13 @@ class _Spans:
 
 def _escaped(block: NDArray[np.uint8], is_escaped: bool) -> tuple[NDArray[np.int64], bool]:
     """Positions of the characters that a backslash escapes, and whether the block's last one escapes the next."""
-    positions = np.flatnonzero(block == _BACKSLASH).tolist()
-    if not positions and not is_escaped:
-        return np.zeros(0, np.int64), False
-    escaped, last = ([0] if is_escaped else []), 0 if is_escaped else -1
-    for position in positions:
-        if position == last and escaped:
-            continue  # itself escaped
-        escaped.append(position + 1)
-        last = position + 1
-    ends = bool(escaped) and escaped[-1] == len(block)
-    return np.array(escaped[:-1] if ends else escaped, np.int64), ends
+    slashes = np.flatnonzero(block == _BACKSLASH)
+    if is_escaped:  # the first character is one of them; if it is a backslash, it escapes nothing
+        slashes = slashes[1:] if len(slashes) and slashes[0] == 0 else slashes
+    # In a row of backslashes every second one is escaped itself.
+    first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+    rank = np.arange(len(slashes)) - np.repeat(first, np.diff(first, append=len(slashes)))
+    escaped = slashes[rank % 2 == 0] + 1
+    ends = bool(len(escaped)) and int(escaped[-1]) == len(block)
+    escaped = escaped[:-1] if ends else escaped
+    return np.concatenate([np.zeros(int(is_escaped), np.int64), escaped]), ends

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -168,6 +169,29 @@ def test_a_cache_that_cannot_be_written_is_not_the_end(tmp_path: Path, monkeypat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "file"))
     assert len(annotation_columns(write(tmp_path / "a.json"), Reader())) == 5
+
+
+def test_a_full_disk_is_said(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("maskrcnn_core.data.coco.columns_writer.pa.OSFile", full)
+    with pytest.raises(StorageError, match=r"annotations: columns .* \(No space left on device\); make room, or set"):
+        annotation_columns(write(tmp_path / "a.json"), Reader())
+    assert not folders(empty_cache)
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.json")
+    real = columns_of_json
+
+    def cut(content: Any, reader: Reader, **options: Any) -> Any:
+        os.truncate(path, 100)
+        return real(content, reader, **options)
+
+    monkeypatch.setattr(columns, "columns_of_json", cut)
+    with pytest.raises(StorageError, match=r"a\.json: was cut while it was read"):
+        annotation_columns(path, Reader())
 
 
 def test_other_machines_get_what_a_run_publishes(

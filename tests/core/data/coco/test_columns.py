@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskrcnn_core.data.coco import json_columns, json_spans
+from maskrcnn_core.data.coco import json_columns, json_spans, json_stream
 from maskrcnn_core.data.coco.columns import INFO_FILE, AnnotationColumns, open_columns, places_of_objects
 from maskrcnn_core.data.coco.conversion import SCORING, Reader
 from maskrcnn_core.data.coco.dataset import dataset_of
@@ -141,6 +141,26 @@ def test_a_section_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         read(content)
     monkeypatch.setattr(json_columns, "_WHOLE_BYTES", 10)
     with pytest.raises(AnnotationError, match=f"section '{name}': got no such section"):
+        read(content)
+
+
+def test_a_section_of_another_kind() -> None:
+    for value in (None, {"id": 1}, "text", 3):
+        content = document() | {"images": value}
+        with pytest.raises(AnnotationError, match="section 'images': got something else, expected a list"):
+            read(content)
+        with pytest.raises(AnnotationError, match="section 'images': got something else, expected a list"):
+            read(json.dumps(content).encode("utf-16"))
+
+
+def test_no_entry_is_larger_than_a_reader_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_spans, "LONGEST_ENTRY", 1000)
+    monkeypatch.setattr(json_stream, "LONGEST_ENTRY", 1000)
+    monkeypatch.setattr(json_spans, "PIECE_BYTES", 100)
+    monkeypatch.setattr(json_columns, "_WHOLE_BYTES", 10)
+    content = document()
+    content["annotations"][3]["note"] = "x" * (1 << 24)
+    with pytest.raises(AnnotationError, match="an entry of more than"):
         read(content)
 
 
