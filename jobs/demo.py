@@ -15,7 +15,8 @@ from jobs.demo_config import DemoRun
 from jobs.train import SECONDS_TO_SAVE_AND_END
 from pipelines.evaluation.config import EvaluateRun
 from pipelines.labelling.config import LabelRun
-from pipelines.training.config import DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DatasetConfig
 
 if TYPE_CHECKING:
     from maskrcnn_core.evaluation.coco import CocoScores

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import GOES_ON, run_job
 from maskrcnn_core.printable import printable
-from pipelines.training.config import DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DatasetConfig
 
 if TYPE_CHECKING:
     from rich.console import Console

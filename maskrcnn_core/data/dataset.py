@@ -22,7 +22,7 @@ from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inpu
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
-from maskrcnn_core.data.transform import is_resized_on_device, prepare_image, resize_exactly, resized_size
+from maskrcnn_core.data.transform import is_resized_on_device, prepare_input, resize_exactly, resized_size
 from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, ImageStatus
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Proposals, Targets
@@ -195,15 +195,7 @@ class CocoTrainingData:
         if exact is not None:
             pixels = exact
         elif not (self._resized_on_device and is_resized_on_device(pixels, size, rule.resize)):
-            pixels = prepare_image(
-                pixels,
-                size=size,
-                mean=rule.mean,
-                std=rule.std,
-                channels=rule.channels,
-                scale=rule.scale,
-                resize=rule.resize,
-            )
+            pixels = prepare_input(pixels, size, rule)
         return InputImage(pixels, size, (image.height, image.width))
 
     def _targets(self, image: CocoImage, size: tuple[int, int], *, flip: bool) -> ImageTargets:

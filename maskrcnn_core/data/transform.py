@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.structures import ImageBatch
 
 ResizeRule = Literal["float", "float_nearest", "antialias"]
@@ -79,6 +80,13 @@ def prepare_image(
     rows = resized.view(size[0], -1)
     rows.mul_(factor.repeat(size[1])).add_(offset.repeat(size[1]))
     return resized.permute(2, 0, 1)
+
+
+def prepare_input(image: Tensor, size: tuple[int, int], rule: InputConfig) -> Tensor:
+    """`prepare_image` as a model's input asks for it."""
+    return prepare_image(
+        image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
+    )
 
 
 def resize_exactly(image: Tensor, size: tuple[int, int], rule: ResizeRule) -> Tensor | None:

@@ -14,7 +14,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.packing import Size
 from maskrcnn_core.data.prefetch import MapAhead
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
-from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
+from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_input, resized_size
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, pack_images
 from maskrcnn_core.inference.image_source import decoded
@@ -197,16 +197,7 @@ class Preparation:
 
     def _resized(self, image: Tensor, size: Size) -> Tensor:
         """[3, H, W] uint8 -> network input [3, *size]."""
-        rule = self._rule
-        pixels = prepare_image(
-            image,
-            size=size,
-            mean=rule.mean,
-            std=rule.std,
-            channels=rule.channels,
-            scale=rule.scale,
-            resize=rule.resize,
-        )
+        pixels = prepare_input(image, size, self._rule)
         self._mark("resize, normalise", image.nbytes + pixels.nbytes)
         return pixels
 

@@ -27,7 +27,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.packing import Size
-from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_image, resized_size
+from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_input, resized_size
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.kernels.gpu.availability import without_kernels
 from maskrcnn_core.layers.frozen_norm import fold
@@ -204,18 +204,7 @@ def pixels_at_once(batches: Sequence[Sequence[bytes]], rule: InputConfig) -> int
 def network_input(images: Sequence[Tensor], rule: InputConfig) -> ImageBatch:
     """Images [3, H, W] uint8 of one padded shape as the host makes a batch of them."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    pixels = [
-        prepare_image(
-            image,
-            size=input_size(image, rule),
-            mean=rule.mean,
-            std=rule.std,
-            channels=rule.channels,
-            scale=rule.scale,
-            resize=rule.resize,
-        )
-        for image in images
-    ]
+    pixels = [prepare_input(image, input_size(image, rule), rule) for image in images]
     return pad_batch(pixels, sizes, rule.divisor)
 
 

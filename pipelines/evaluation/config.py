@@ -62,7 +62,7 @@ class EvaluateRun:
     """Folder that jobs.label wrote, or its labels/ folder, or one .parquet file, or COCO results .json of any system.
     With --checkpoint: folder for the labels that are made; empty = they are not kept."""
     annotations: str = ""
-    """COCO instances JSON file."""
+    """COCO instances JSON file, or a folder of Parquet shards (docs/training.md)."""
     output: str | None = None
     """JSON file for the numbers; null = print only."""
     checkpoint: str | None = None

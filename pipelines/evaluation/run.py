@@ -27,15 +27,8 @@ from maskrcnn_core.evaluation.shards import ScoringPlan, ShardScores
 from pipelines import storage
 from pipelines.annotations.columns import annotation_columns
 from pipelines.evaluation.config import EvaluateRun
-from pipelines.evaluation.shards import (
-    Keep,
-    ScoringInputs,
-    Shard,
-    ShardAnnotations,
-    is_results_file,
-    read_inputs,
-    score_all,
-)
+from pipelines.evaluation.inputs import Keep, ScoringInputs, is_results_file, read_inputs
+from pipelines.evaluation.shards import Shard, ShardAnnotations, score_all
 from pipelines.labelling.config import LabelRun
 from pipelines.labels.files import label_files
 from pipelines.storage.s3_settings import applied, settings_environment

@@ -1,4 +1,4 @@
-"""The shards of a scoring: which images belong together, and their annotations, read once as columns.
+"""A shard of a scoring: images that belong together, their labels and their annotations; and its score.
 
 Labels stay where they lie: a shard is some row groups of one label file, and its annotations come to it. Of the
 annotation file one process holds the ids and sizes of the images; the annotations are memory-mapped, and those of a
@@ -7,7 +7,7 @@ shard go to the machine that scores it.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,34 +16,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from maskrcnn_core.data.coco.annotations import Asked, read_annotations
-from maskrcnn_core.data.coco.category_names import match_categories, names_of
 from maskrcnn_core.data.coco.columns import AnnotationColumns
-from maskrcnn_core.data.coco.conversion import SCORING
-from maskrcnn_core.data.coco.entry_faults import FaultList, Faults
-from maskrcnn_core.data.coco.json_stream import Entry, stream_entries
+from maskrcnn_core.data.coco.entry_faults import FaultList
 from maskrcnn_core.data.coco.json_text import without_garbage_collection
-from maskrcnn_core.errors import AnnotationError
-from maskrcnn_core.evaluation.annotations import CocoDict, asked_of, notes_of_ids
+from maskrcnn_core.evaluation.annotations import CocoDict, asked_of
 from maskrcnn_core.evaluation.coco_json_results import (
     FoundInResults,
     ResultsLayout,
-    checked_result,
     complete_results,
-    results_layout,
 )
-from maskrcnn_core.evaluation.federated import is_federated
-from maskrcnn_core.evaluation.results import Coverage, match_labels
 from maskrcnn_core.evaluation.shards import FoundInRows, ScoringPlan, ShardScores, merge_shards, score_shard
-from pipelines import storage
-from pipelines.annotations.columns import annotation_columns, conversion
-from pipelines.labels.files import LIGHT_COLUMNS, CategoryNames, label_files, open_label_file, read_label_batches
+from pipelines.labels.files import read_label_batches
 
 _ROWS_AT_ONCE = 250  # of labels, with all their detections
-_BUCKETS = 64  # shards of images that have no home among the label files
-_HELD_BYTES = 1 << 26  # text of shards in this process before it is handed on
-_RESULT_BYTES_PER_SHARD = 1 << 25
-
-_Home = tuple[str, int]
 
 Pieces = tuple[Any, ...]
 """Text of a shard's entries, each piece the entries of a JSON list; or references to such pieces in Ray's store."""
@@ -114,73 +99,6 @@ class Shard:
     left_out: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class ScoringInputs:
-    """Everything a scoring starts from.
-
-    Attributes:
-        categories: of the annotation file.
-        shards: of all images that are evaluated.
-        coverage: how labels and images fit together.
-        models: fingerprints of the models that made the label rows, sorted.
-        layout: of a results file; None for label records.
-        federated: images say which categories are known to be absent, as LVIS' do.
-        faults: of the annotation file.
-        notes: what else a reader of the numbers should know.
-    """
-
-    categories: tuple[CocoDict, ...]
-    shards: tuple[Shard, ...]
-    coverage: Coverage
-    models: tuple[str, ...]
-    layout: ResultsLayout | None
-    federated: bool
-    faults: Faults = field(default_factory=Faults)
-    notes: tuple[str, ...] = ()
-
-
-Keep = Callable[[Any], Any]
-"""What becomes of a piece of text or of a shard's annotations: kept here, or put where other processes find it; returns
-it, or a reference."""
-
-
-def is_results_file(labels: str) -> bool:
-    """Whether labels are a COCO results file rather than label records."""
-    return labels.lower().endswith(".json") and not storage.is_folder(labels)
-
-
-def read_inputs(labels: str, annotations: str, images_per_shard: int, only_labelled: bool, keep: Keep) -> ScoringInputs:
-    """Read what is to be scored, but for the detections of label files.
-
-    Args:
-        labels: label run, label file, or COCO results file.
-        annotations: COCO annotation file.
-        images_per_shard: images of one shard, about.
-        only_labelled: leave out annotated images without a good label row (of a results file: without results).
-        keep: where text and annotations of the shards go.
-
-    Raises:
-        StorageError: a file is missing, or is not what it should be.
-        AnnotationError: the annotations are wrong, or labels and annotations do not belong together.
-    """
-    if is_results_file(labels):
-        return _with_results(labels, annotations, only_labelled, keep)
-    rows, names, homes, label_rows = _label_homes(label_files(labels), images_per_shard)
-    reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
-    reader.read(annotations)
-    known, coverage = match_labels(rows, reader.images)
-    _complete_sizes(reader.images, known)
-    left_out: set[int] = set()
-    if only_labelled:
-        good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
-        left_out = reader.images.keys() - good
-    models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
-    match = match_categories(names, names_of(reader.categories))
-    label_rows = {home: replace(chosen, category_ids=match.ids) for home, chosen in label_rows.items()}
-    inputs = reader.inputs(reader.shards(label_rows, {}, left_out), _without(coverage, left_out), models, None)
-    return replace(inputs, notes=inputs.notes + ((match.note,) if match.note else ()))
-
-
 def score(plan: ScoringPlan, shard: Shard, layout: ResultsLayout | None) -> ShardScores:
     """Score one shard, whose pieces are text by now.
 
@@ -242,179 +160,3 @@ def _rows_of(rows: LabelRows) -> Iterator[pa.Table]:
 def _parsed(pieces: Pieces) -> Iterator[Any]:
     for piece in pieces:
         yield from json.loads(piece)
-
-
-def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep) -> ScoringInputs:
-    shards_wanted = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
-    reader = _AnnotationReader(lambda image_id: ("hash", image_id % shards_wanted), keep)
-    reader.read(annotations)
-    texts = _Texts(keep)
-    layout, with_results, unknown = None, set(), set()
-    for number, entry in enumerate(_stream(labels, "results"), 1):
-        if entry.key:
-            raise AnnotationError(f"{labels}: holds an object; expected a list, as COCO's results format has it")
-        if entry.value == [] and number == 1:  # an empty file has such an entry, and no other
-            continue
-        if number > 1 and layout is None:
-            checked_result([], 1)
-        result = checked_result(entry.value, number)
-        layout = layout.joined(result) if layout else results_layout(result)
-        image_id = result["image_id"]
-        if image_id in reader.images:
-            text = entry.text if result is entry.value else json.dumps(result)
-            texts.add(reader.home(image_id), f"[{number},{text}]")
-            with_results.add(image_id)
-        else:
-            unknown.add(image_id)
-    if unknown and not with_results:
-        raise AnnotationError(
-            f"none of the results has an image id of the annotation file ({len(reader.images)} images); the first "
-            f"results are of image {min(unknown)}, the first annotated image is {next(iter(reader.images), None)}"
-        )
-    silent = reader.images.keys() - with_results
-    left_out = silent if only_labelled else set()
-    coverage = Coverage(len(reader.images), len(reader.images), 0, 0, len(unknown))
-    shards = reader.shards({}, texts.finish(), left_out)
-    return reader.inputs(shards, _without(coverage, left_out), (), layout or ResultsLayout(True, True, True))
-
-
-def _complete_sizes(images: Mapping[int, CocoDict], rows: pa.Table) -> None:
-    """Where the annotation file gives no size of an image, it is that of the picture that was labelled."""
-    columns = [rows.column(name).to_pylist() for name in ("image_id", "width", "height")]
-    for image_id, width, height in zip(*columns, strict=True):
-        if "width" not in images[image_id] and width and height:
-            images[image_id].update(width=width, height=height)
-
-
-def _without(coverage: Coverage, left_out: set[int]) -> Coverage:
-    return Coverage(**{**vars(coverage), "left_out": len(left_out)})
-
-
-def _label_homes(
-    files: Sequence[str], images_per_shard: int
-) -> tuple[pa.Table, dict[int, str], dict[int, _Home], dict[_Home, LabelRows]]:
-    """Light columns of all rows, names of the categories, the shard of each image id, the row groups of each shard."""
-    tables: list[pa.Table] = []
-    names = CategoryNames()
-    homes: dict[int, _Home] = {}
-    label_rows: dict[_Home, LabelRows] = {}
-    for uri in files:
-        with open_label_file(uri, pre_buffer=True) as file:
-            table = file.read(LIGHT_COLUMNS)
-            names.add(file)
-        tables.append(table)
-        ids, start = table.column("image_id").to_pylist(), 0
-        for chosen in _runs(file.row_groups, images_per_shard):
-            home, rows = ("rows", len(label_rows)), sum(file.row_groups[index] for index in chosen)
-            label_rows[home] = LabelRows(uri, chosen)
-            homes |= dict.fromkeys(ids[start : start + rows], home)
-            start += rows
-    return pa.concat_tables(tables), names.names, homes, label_rows
-
-
-def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
-    """Neighbouring row groups that together hold about so many rows."""
-    run: list[int] = []
-    for index, rows in enumerate(groups):
-        if run and sum(groups[i] for i in run) + rows > images_per_shard:
-            yield tuple(run)
-            run = []
-        run.append(index)
-    if run:
-        yield tuple(run)
-
-
-def _stream(uri: str, what: str) -> Iterator[Entry]:
-    try:
-        with storage.open_stream(uri) as read:
-            yield from stream_entries(read)
-    except AnnotationError as error:
-        raise AnnotationError(f"{uri}: {error}; expected COCO {what}") from error
-
-
-@dataclass
-class _Texts:
-    """JSON texts of entries by shard, handed on in pieces."""
-
-    keep: Keep
-    waiting: dict[_Home, list[str]] = field(default_factory=lambda: defaultdict(list))
-    pieces: dict[_Home, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    held: int = 0
-
-    def add(self, home: _Home, text: str) -> None:
-        self.waiting[home].append(text)
-        self.held += len(text)
-        if self.held > _HELD_BYTES:
-            self._hand_on()
-
-    def finish(self) -> dict[_Home, Pieces]:
-        self._hand_on()
-        return {home: tuple(pieces) for home, pieces in self.pieces.items()}
-
-    def _hand_on(self) -> None:
-        for home, texts in self.waiting.items():
-            self.pieces[home].append(self.keep(f"[{','.join(texts)}]"))
-        self.waiting.clear()
-        self.held = 0
-
-
-class _AnnotationReader:
-    """Reads an annotation file: images and categories now, the annotations where they are scored."""
-
-    def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
-        self.home, self._keep = home, keep
-        self.images: dict[int, CocoDict] = {}
-
-    @property
-    def categories(self) -> tuple[CocoDict, ...]:
-        """Clean entries."""
-        return self._columns.info.categories
-
-    def read(self, uri: str) -> None:
-        """Read all of it.
-
-        Raises:
-            StorageError: no such file.
-            AnnotationError: it is not COCO instances JSON, or an entry is wrong.
-        """
-        self._columns = annotation_columns(uri, SCORING, convert=conversion())
-        for entry in self._columns.image_entries():
-            entry.pop("file_name", None)
-            self.images[entry["id"]] = entry
-
-    def shards(
-        self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
-    ) -> tuple[Shard, ...]:
-        """All shards of images that are evaluated."""
-        positions: dict[_Home, list[int]] = defaultdict(list)
-        images: dict[_Home, list[CocoDict]] = defaultdict(list)
-        for position, (image_id, image) in enumerate(self.images.items()):
-            home = self.home(image_id)
-            positions[home].append(position)
-            images[home].append(image)
-        return tuple(
-            Shard(
-                tuple(images[home]),
-                sources.get(home),
-                self._keep(ShardAnnotations(self._columns, np.array(positions[home]))),
-                results.get(home, ()),
-                frozenset(left_out.intersection(image["id"] for image in images[home])),
-            )
-            for home in images
-        )
-
-    def inputs(
-        self, shards: tuple[Shard, ...], coverage: Coverage, models: tuple[str, ...], layout: ResultsLayout | None
-    ) -> ScoringInputs:
-        """All that was read."""
-        info = self._columns.info
-        return ScoringInputs(
-            info.categories,
-            shards,
-            coverage,
-            models,
-            layout,
-            is_federated(tuple(self.images.values())),
-            info.faults,
-            notes_of_ids(info.has_id_zero),
-        )

@@ -2,7 +2,7 @@
 
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter
-from pipelines.training.config import AugmentConfig
+from pipelines.training.data_config import AugmentConfig
 
 
 def scale_jitter(settings: AugmentConfig, flip_probability: float, pixels: InputConfig) -> ScaleJitter | None:

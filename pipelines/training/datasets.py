@@ -18,7 +18,8 @@ from pipelines.annotations.columns import annotation_columns, conversion
 from pipelines.annotations.shared import publish_columns
 from pipelines.images.picture_sizes import picture_sizes
 from pipelines.images.split_names import splits_to_drop
-from pipelines.training.config import DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DatasetConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import ConfigError
 from pipelines.labels.proposals import open_proposals
-from pipelines.training.config import DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DatasetConfig
 
 
 def proposals_of(paths: DatasetConfig, name: str) -> ProposalFiles | None:

@@ -36,20 +36,11 @@ _RESTARTS = 3
 
 
 class BatchReader(Generic[_Item, _Batch]):
-    """An actor's state: what makes a batch from the number of a step.
+    """An actor's state: what makes a batch from the number of a step."""
 
-    Args:
-        data: of the items.
-        collate: items to a batch.
-        plan: of the run.
-        rank: of the training worker.
-    """
-
-    def __init__(
-        self, data: TrainingData[_Item], collate: Callable[[Sequence[_Item]], _Batch], plan: BatchPlan, rank: int
-    ) -> None:
+    def __init__(self, make: BatchMaker[_Item, _Batch]) -> None:
         torch.set_num_threads(1)  # as in a process of torch's DataLoader: resizing has other last bits with several
-        self._make = BatchMaker(data, collate, plan, rank)
+        self._make = make
 
     def ready(self) -> None:
         """Answers once the actor has started."""
@@ -89,8 +80,8 @@ def remote_batches(
     actor = ray.remote(BatchReader).options(
         num_cpus=1, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="DEFAULT"
     )
-    shared = [ray.put(part) for part in (data, collate, plan)]
-    actors = [actor.remote(*shared, rank) for _ in range(readers)]
+    make = ray.put(BatchMaker(data, collate, plan, rank))
+    actors = [actor.remote(make) for _ in range(readers)]
     batches: Any = None
     try:
         started = _started(actors, start_seconds)

@@ -37,7 +37,7 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.training.loader import prefetch
-from pipelines.training.config import DatasetConfig
+from pipelines.training.data_config import DatasetConfig
 from pipelines.training.image_files import PatientFiles
 
 _IMAGES_PER_READ = 8

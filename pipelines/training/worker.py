@@ -22,11 +22,12 @@ from pipelines.training.batch import Batch
 from pipelines.training.checkpoint_saver import publish_stored
 from pipelines.training.checkpoint_store import list_checkpoints
 from pipelines.training.config import TrainRun
-from pipelines.training.events import MachineLeaves, Orders
+from pipelines.training.events import MachineLeaves
 from pipelines.training.job import TrainingJob, open_batches, prepare_job
 from pipelines.training.meter import LossMeter, Stopwatch
 from pipelines.training.monitoring import report_steps
 from pipelines.training.output import checkpoint_uri, resume_uri
+from pipelines.training.progress_log import Orders
 from pipelines.training.ray_reports import RayReports
 from pipelines.training.sample_log import SampleLog
 from pipelines.training.validator import Validator

@@ -24,7 +24,8 @@ from maskrcnn_core.training.optimizer import build_optimizer, learning_rate
 from maskrcnn_core.training.sampler import counter_generator
 from maskrcnn_core.training.seeds import image_seeds
 from maskrcnn_core.training.step import seed_step
-from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import AugmentConfig
 
 ROOT = Path(importlib.import_module("maskrcnn_core").__file__ or "").parents[1]
 HUGE = 10**18

@@ -14,7 +14,8 @@ from pipelines.images.source import entries as entries_of
 from pipelines.images.source import open_source
 from pipelines.labelling.config import LabelRun
 from pipelines.training import run as training
-from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.events import (
     CheckpointPassedOver,
     CheckpointSaved,

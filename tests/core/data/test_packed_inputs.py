@@ -14,7 +14,7 @@ from maskrcnn_core.data.transform import (
     ResizeRule,
     is_resized_on_device,
     pad_batch,
-    prepare_image,
+    prepare_input,
     resize_exactly,
     resize_on_device,
 )
@@ -29,18 +29,12 @@ def picture(height: int, width: int, seed: int) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def prepared(image: Tensor, size: tuple[int, int], rule: InputConfig) -> Tensor:
-    return prepare_image(
-        image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
-    )
-
-
 def as_item(image: Tensor, size: tuple[int, int], rule: InputConfig, on_device: bool = False) -> InputImage:
     original = (image.shape[1], image.shape[2])
     exact = resize_exactly(image, size, rule.resize)
     if exact is not None:
         return InputImage(exact, size, original)
-    return InputImage(image if on_device else prepared(image, size, rule), size, original)
+    return InputImage(image if on_device else prepare_input(image, size, rule), size, original)
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -60,7 +54,8 @@ def test_packed_images_arrive_as_padded_ones(
     packed = pack_inputs(items, rule, dtype)
     found = packed.to("cpu")
 
-    expected = pad_batch([prepared(*pair, rule) for pair in zip(images, sizes, strict=True)], originals, rule.divisor)
+    prepared = [prepare_input(*pair, rule) for pair in zip(images, sizes, strict=True)]
+    expected = pad_batch(prepared, originals, rule.divisor)
     assert found.pixels.dtype == dtype
     assert torch.equal(found.pixels, expected.pixels.to(dtype))
     assert found.pixels.is_contiguous(memory_format=torch.channels_last)
@@ -83,7 +78,9 @@ def test_a_device_resizes_to_the_bits_of_a_host_that_computes_with_one_thread(
 ) -> None:
     image, size = picture(height, width, seed), (new_height, new_width)
     rule = InputConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale="byte")
-    assert torch.equal(resize_on_device(image.permute(1, 2, 0), size), prepared(image, size, rule).permute(1, 2, 0))
+    assert torch.equal(
+        resize_on_device(image.permute(1, 2, 0), size), prepare_input(image, size, rule).permute(1, 2, 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +107,7 @@ def test_values_that_are_whole_numbers_prepare_to_the_same() -> None:
         assert exact is not None
         assert exact.dtype == torch.uint8
         config = InputConfig(resize=rule)  # type: ignore[arg-type]
-        assert torch.equal(prepared(exact, size, config), prepared(image, size, config))
+        assert torch.equal(prepare_input(exact, size, config), prepare_input(image, size, config))
     assert resize_exactly(image, (40, 60), "float") is None
     assert resize_exactly(image, (40, 60), "float_nearest") is None
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maskrcnn_core.config.model import ModelConfig
-from maskrcnn_core.data.transform import prepare_image, resized_size
+from maskrcnn_core.data.transform import prepare_input, resized_size
 from maskrcnn_core.importers.detectron2 import import_detectron2
 from maskrcnn_core.inference.encoding import image_record
 from maskrcnn_core.masks import decode_mask, encode_mask
@@ -38,9 +38,7 @@ def test_pixels_are_bgr_in_bytes_minus_the_mean(fpn: tuple[ModelConfig, Detector
     rule = fpn[0].input
     red = torch.zeros(3, 2, 2, dtype=torch.uint8)
     red[0] = 255
-    pixels = prepare_image(
-        red, size=(2, 2), mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
-    )
+    pixels = prepare_input(red, (2, 2), rule)
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([0 - 103.53, 0 - 116.28, 255 - 123.675]))
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskrcnn_core.config.heads import MaskHeadConfig
+from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
-from maskrcnn_core.data.transform import prepare_image
+from maskrcnn_core.data.transform import prepare_input
 from maskrcnn_core.errors import CheckpointError, ImageError
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -164,12 +165,12 @@ def test_an_image_that_fails_costs_only_itself(
 def test_an_image_that_cannot_be_resized_costs_only_itself(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(image: Tensor, **settings: Any) -> Tensor:
+    def prepare(image: Tensor, size: tuple[int, int], rule: InputConfig) -> Tensor:
         if image.shape[-1] == 40:
             raise MemoryError("not enough memory")
-        return prepare_image(image, **settings)
+        return prepare_input(image, size, rule)
 
-    monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_image", prepare)
+    monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_input", prepare)
     records = predictor.predict([dim(0), dim(1)[..., :40], dim(2)])
     assert [record.status for record in records] == ["ok", "failed", "ok"]
     assert records[1].error == "MemoryError: not enough memory"

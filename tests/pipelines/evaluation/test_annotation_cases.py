@@ -24,10 +24,11 @@ from pipelines.evaluation.run import EvaluationSummary, evaluate
 from pipelines.images.parts import Part
 from pipelines.images.tables import coco_entries, find_image_root
 from pipelines.report.run import report_evaluation
-from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_checks import check_data
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.data_summary import summarize
 from pipelines.training.datasets import training_data
-from pipelines.training.run import check_data
 from pipelines.training.validation import PredictedShare, draw_pictures, score_shares
 from tests.pipelines.evaluation.annotation_cases import (
     CASES,

@@ -22,7 +22,7 @@ from maskrcnn_core.evaluation.coco import CocoScores, evaluate_coco
 from maskrcnn_core.evaluation.results import coco_results
 from maskrcnn_core.evaluation.scoring_states import Engine, IouType
 from pipelines import storage
-from pipelines.evaluation import shards
+from pipelines.evaluation import inputs, shards
 from pipelines.evaluation.config import EvaluateConfig, EvaluateRun
 from pipelines.evaluation.run import evaluate
 from pipelines.labelling.config import LabelConfig, LabelRun
@@ -80,7 +80,7 @@ def settings(run: EvaluateRun, **changes: Any) -> EvaluateRun:
 def test_files_equal_pycocotools(
     tmp_path: Path, engine: Engine, images_per_shard: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_HELD_BYTES", 5000)
+    monkeypatch.setattr(inputs, "_HELD_BYTES", 5000)
     monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 3)
     annotations, labels, run = write_run(tmp_path)
     scores = evaluate(settings(run, engine=engine, images_per_shard=images_per_shard)).scores

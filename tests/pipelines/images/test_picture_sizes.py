@@ -11,7 +11,8 @@ from PIL import Image
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import AnnotationError
 from pipelines.images.picture_sizes import picture_sizes
-from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.datasets import training_data, validation_data
 from tests.pipelines.evaluation.annotation_cases import HEIGHT, IMAGES, WIDTH, plain, write_pictures
 

@@ -7,7 +7,8 @@ import pytest
 
 from maskrcnn_core.training.batches import BadImage
 from pipelines.training.bad_images import BadImages, most_by_chance, read_bad_images, write_bad_images
-from pipelines.training.events import ImageReplaced, ProgressLog
+from pipelines.training.events import ImageReplaced
+from pipelines.training.progress_log import ProgressLog
 
 
 def bad(*ids: int) -> list[BadImage]:

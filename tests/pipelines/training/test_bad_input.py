@@ -21,7 +21,8 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.storage.config import StorageConfig
 from pipelines.storage.s3_settings import applied
 from pipelines.training.bad_images import read_bad_images
-from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.events import ImageReplaced, TrainingEvent
 from pipelines.training.image_files import PatientFiles
 from pipelines.training.run import train

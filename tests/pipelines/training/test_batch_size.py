@@ -25,7 +25,8 @@ from pipelines.training.batch_size import (
     largest_that_fits,
     most_images,
 )
-from pipelines.training.config import AugmentConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import AugmentConfig
 from pipelines.training.datasets import training_data
 from pipelines.training.events import ClusterNote, DataNote, SchedulePlanned, TrainingEvent
 from pipelines.training.output import claim, with_batch_size_of_run

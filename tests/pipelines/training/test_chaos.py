@@ -73,7 +73,7 @@ _DRIVER = """
 import sys
 from pathlib import Path
 from pipelines.cluster.config import ClusterConfig
-from pipelines.training.config import DatasetConfig
+from pipelines.training.data_config import DatasetConfig
 from pipelines.cluster import connection
 from pipelines.training.run import train
 from tests.pipelines.training.test_chaos import chaos_run

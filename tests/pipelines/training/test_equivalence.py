@@ -17,7 +17,8 @@ from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 from pipelines.training.checkpoint_store import list_checkpoints
-from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.events import CheckpointPassedOver, StepReport, TrainingEvent, TrainingStarted
 from pipelines.training.output import resume_uri
 from pipelines.training.run import train
@@ -110,7 +111,7 @@ _STRAIGHT = """
 import sys
 from pathlib import Path
 from pipelines.cluster.config import ClusterConfig
-from pipelines.training.config import DatasetConfig
+from pipelines.training.data_config import DatasetConfig
 from pipelines.cluster import connection
 from pipelines.training.run import train
 from tests.pipelines.training.test_equivalence import unvalidated

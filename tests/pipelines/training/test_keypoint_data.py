@@ -15,8 +15,9 @@ from maskrcnn_core.data.files import Folder
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.targets import TargetRule
 from maskrcnn_core.errors import ConfigError
-from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
-from pipelines.training.run import check_data
+from pipelines.training.config import TrainRun
+from pipelines.training.data_checks import check_data
+from pipelines.training.data_config import DataConfig, DatasetConfig
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
 from maskrcnn_core.errors import ConfigError
-from pipelines.training.config import DataConfig
+from pipelines.training.data_config import DataConfig
 from pipelines.training.loader_processes import loader_processes
 
 

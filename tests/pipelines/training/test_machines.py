@@ -8,7 +8,8 @@ from ray.train import ScalingConfig
 
 from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.capacity import Capacity
-from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.machines import on_chosen_devices, training_demand, worker_resources
 
 CPUS, GPUS = Capacity(({"CPU": 8.0},)), Capacity(({"CPU": 64.0, "GPU": 8.0},))

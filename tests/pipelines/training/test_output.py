@@ -12,7 +12,8 @@ import pytest
 
 from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines.training import output as training_output
-from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.output import claim, publish, read_summary, release, take_over, write_summary
 from pipelines.training.schedule import schedule_in_steps
 

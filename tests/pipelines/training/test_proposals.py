@@ -22,10 +22,12 @@ from pipelines.evaluation.config import EvaluateRun
 from pipelines.evaluation.proposals import evaluate_proposals
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.run import label
-from pipelines.training.config import DataConfig, DatasetConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_checks import check_data
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.events import InitialWeightsLoaded, StepReport, TrainingEvent, ValidationReport
 from pipelines.training.output import initial_checkpoints
-from pipelines.training.run import check_data, train
+from pipelines.training.run import train
 from tests.pipelines.training.test_run import SMALL, small_run, write_data
 
 # Ray Train makes Ray Data's default context, which warns of settings that it gives itself; DDP and Ray do likewise.

@@ -14,7 +14,8 @@ from maskrcnn_core.training.loader import load_batches
 from maskrcnn_core.training.sampler import BatchPlan
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.training.config import DataConfig, TrainRun
+from pipelines.training.config import TrainRun
+from pipelines.training.data_config import DataConfig
 from pipelines.training.events import TrainingEvent, TrainingStarted
 from pipelines.training.readers import remote_batches
 from pipelines.training.run import train

@@ -27,11 +27,12 @@ from maskrcnn_core.weights.checkpoint import load_checkpoint
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 from pipelines.training import run as training
-from pipelines.training.config import DataConfig, DatasetConfig, TrainConfig, TrainRun
+from pipelines.training.config import TrainConfig, TrainRun
+from pipelines.training.data_checks import check_data
+from pipelines.training.data_config import DataConfig, DatasetConfig
 from pipelines.training.events import (
     CheckpointSaved,
     ClusterNote,
-    ProgressLog,
     SchedulePlanned,
     StepReport,
     StoppedEarly,
@@ -40,7 +41,8 @@ from pipelines.training.events import (
     ValidationReport,
     WorkersLost,
 )
-from pipelines.training.run import check_data, train
+from pipelines.training.progress_log import ProgressLog
+from pipelines.training.run import train
 from pipelines.training.sample_log import read_samples
 from pipelines.training.schedule import schedule_remarks
 from tests.processes import descendants

@@ -20,7 +20,8 @@ from maskrcnn_core.training.state import TrainingState
 from pipelines.cluster.capacity import Capacity, Demand
 from pipelines.training import machines, supervision
 from pipelines.training.bad_images import BadImages
-from pipelines.training.events import CheckpointSaved, Orders, ProgressLog, WorkersLost
+from pipelines.training.events import CheckpointSaved, WorkersLost
+from pipelines.training.progress_log import Orders, ProgressLog
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.worker import WorkerResult
 
