@@ -117,7 +117,7 @@ def preparation_of(**settings: Any) -> Preparation:
 
 
 def test_images_are_grouped_by_padded_shape_without_being_resized(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_image", None)
+    monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_input", None)
     images = [*IMAGES, image_of(90, 60), *IMAGES]
     groups = list(preparation_of().batches(images, [None] * len(images), lambda *_: None))
     assert [sorted(item.index for item in group) for group in groups] == [[0, 1, 2, 3, 4, 5, *range(7, 13)], [6]]

@@ -275,7 +275,7 @@ def test_what_is_no_list_of_results_is_one_line(text: str, tmp_path: Path) -> No
 
 def test_a_results_file_without_masks_in_one_shard_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether masks are scored is a matter of the file, not of the images that happen to come together."""
-    monkeypatch.setattr("pipelines.evaluation.shards._RESULT_BYTES_PER_SHARD", 400)
+    monkeypatch.setattr("pipelines.evaluation.inputs._RESULT_BYTES_PER_SHARD", 400)
     results = changed(lambda results: [results[n].pop("segmentation") for n in (0, 1)])  # both of image 1
     summary = score(tmp_path, results, "plain")
     assert summary.scores.stats["segm"][0] == pycocotools_ap(results, "segm")
