@@ -133,7 +133,7 @@ class CocoSections:
         self.categories.append(category)
 
     def add_annotation(self, entry: Any) -> tuple[int, int] | None:
-        """The id and the image id of an entry of section `annotations`; None where it has none."""
+        """The id and the image id of an entry of section `annotations`; None where it cannot be held."""
         if type(entry) is not dict:
             self._identity("annotation", entry)
             return None
@@ -266,6 +266,8 @@ class CocoSections:
             return None
         if category_id not in self._category_ids:
             self._strange.setdefault(category_id, annotation_id)
+            if abs(category_id) > _MOST_CATEGORY_ID:
+                return None  # no column holds it
         return annotation_id, image_id
 
     def _doubled_ids(self) -> list[int]:

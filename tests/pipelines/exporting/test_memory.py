@@ -22,6 +22,8 @@ from tests.generated_labels import random_record, write_run
 
 FEW, MANY = 20, 200
 FREE_LISTS = 500_000
+POOLS: list[pa.MemoryPool] = []
+"""Every pool that was ever the default one: Arrow's threads and buffers go on to use it after it has been replaced."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def peak_bytes(work: Callable[[], object]) -> tuple[int, int]:
     """Highest memory while `work` runs: of Python and numpy, and of Arrow."""
     usual = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(usual)
+    POOLS.append(watched)
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:

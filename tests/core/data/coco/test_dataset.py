@@ -122,6 +122,12 @@ def test_broken_file(write: Callable[[Any], str], content: Any, message: str) ->
         ("categories", 0, {"name": None}, "category 9: name None"),
         ("annotations", 1, {"id": 1}, "annotation 1: duplicate id"),
         ("annotations", 0, {"category_id": 5}, "annotation 1: category_id 5 is not in section 'categories'"),
+        *(
+            ("annotations", 0, {"category_id": far}, f"annotation 1: category_id {int(far)} is not in section")
+            for far in (2**31, -(2**31), 2**63, -(2**63) - 1, 10**40, 2.0**40)
+        ),
+        ("annotations", 0, {"image_id": 2**63}, "annotation 1: an id of more than 64 bits"),
+        ("annotations", 0, {"id": -(2**63) - 1}, "annotation -9223372036854775809: an id of more than 64 bits"),
     ],
 )
 def test_faults_that_always_raise(
