@@ -1,29 +1,25 @@
 """A folder of Parquet shards of annotations (`maskrcnn_core.data.coco.shard_columns`), wherever it lies."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskrcnn_core.data.coco.column_schema import IMAGES
 from maskrcnn_core.data.coco.columns import AnnotationColumns
 from maskrcnn_core.data.coco.conversion import Reader
 from maskrcnn_core.data.coco.json_text import parse_json
-from maskrcnn_core.data.coco.shard_columns import (
-    IMAGE_COLUMNS,
-    OBJECT_COLUMNS,
-    OPTIONAL_COLUMNS,
-    columns_of_shards,
-)
+from maskrcnn_core.data.coco.shard_columns import OBJECT_COLUMNS, OPTIONAL_COLUMNS, columns_of_shards
 from maskrcnn_core.errors import AnnotationError
 from pipelines import storage
 
 CATEGORIES_FILE = "categories.json"
 _ROWS_AT_ONCE = 1 << 16
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-_Read = TypeVar("_Read")
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 
 def read_shards(uri: str, reader: Reader, *, digest: str, folder: Path | None) -> AnnotationColumns:
@@ -51,7 +47,8 @@ def shards_digest(uri: str) -> str:
     for kind in ("images", "objects"):
         for file in _files(uri, kind):
             digest.update(f"{kind}/{file.rsplit('/', 1)[-1]}".encode("utf-8", "surrogateescape"))
-            digest.update(_opened(file, _footer))
+            with _opened(file) as parquet:
+                digest.update(_footer(parquet))
     return digest.hexdigest()
 
 
@@ -66,21 +63,21 @@ def _categories(uri: str) -> list[Any]:
 
 def _images(uri: str) -> Iterator[pa.Table]:
     for file in _files(uri, "images"):
-        yield _opened(file, _image_table)
-
-
-def _image_table(parquet: pq.ParquetFile) -> pa.Table:
-    return parquet.read([name for name in parquet.schema_arrow.names if name in (*IMAGE_COLUMNS, *_FEDERATED)])
+        with _opened(file) as parquet:
+            yield _sound(parquet.read([name for name in parquet.schema_arrow.names if name in IMAGES.names]))
 
 
 def _objects(uri: str) -> Iterator[pa.RecordBatch]:
     for file in _files(uri, "objects"):
-        yield from _opened(file, _batches)
+        with _opened(file) as parquet:
+            wanted = [name for name in parquet.schema_arrow.names if name in OBJECT_COLUMNS + OPTIONAL_COLUMNS]
+            yield from map(_sound, parquet.iter_batches(_ROWS_AT_ONCE, columns=wanted))
 
 
-def _batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    wanted = [name for name in parquet.schema_arrow.names if name in OBJECT_COLUMNS + OPTIONAL_COLUMNS]
-    return parquet.iter_batches(_ROWS_AT_ONCE, columns=wanted)  # type: ignore[no-any-return]
+def _sound(rows: _Rows) -> _Rows:
+    """Offsets and text that a damaged file may have are looked at before anybody follows them."""
+    rows.validate(full=True)
+    return rows
 
 
 def _footer(parquet: pq.ParquetFile) -> bytes:
@@ -88,14 +85,16 @@ def _footer(parquet: pq.ParquetFile) -> bytes:
     return f"{metadata.num_rows} {metadata.serialized_size} {metadata.to_dict()}".encode()
 
 
-def _opened(file: str, read: Callable[[pq.ParquetFile], _Read]) -> _Read:
-    filesystem, path = storage.filesystem_and_path(file)
+@contextmanager
+def _opened(file: str) -> Iterator[pq.ParquetFile]:
     with storage.naming(file):
-        stream = filesystem.open_input_file(path)
-    try:
-        return read(pq.ParquetFile(stream, pre_buffer=True))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise AnnotationError(f"{file}: cannot be read ({error}); expected a Parquet file") from None
+        try:
+            filesystem, path = storage.filesystem_and_path(file)
+            with filesystem.open_input_file(path) as stream:
+                yield pq.ParquetFile(stream, pre_buffer=True)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            told = " ".join(str(error).split())
+            raise AnnotationError(f"{file}: cannot be read ({told}); expected a Parquet file") from None
 
 
 def _files(uri: str, kind: str) -> list[str]:

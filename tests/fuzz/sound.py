@@ -31,6 +31,7 @@ class SoundInputs:
         folder: of everything.
         annotations: COCO instances with polygons, run lengths of every spelling, a crowd and keypoints.
         images: folder of its pictures.
+        shards: the same annotations as a folder of Parquet shards.
         results: COCO results for it, as a list.
         labels: output of a labelling run with 12 rows in three files, made up.
         truth: annotations that fit `labels`.
@@ -43,6 +44,7 @@ class SoundInputs:
     folder: Path
     annotations: dict[str, Any]
     images: Path
+    shards: Path
     results: list[dict[str, Any]]
     labels: Path
     truth: Path
@@ -66,6 +68,7 @@ def make_sound_inputs(folder: Path) -> SoundInputs:
         folder,
         annotations,
         generated.parent / "images",
+        _shards(folder / "shards", annotations),
         _results(annotations),
         labels,
         truth,
@@ -93,6 +96,25 @@ def _spelled(document: dict[str, Any]) -> dict[str, Any]:
         entry["segmentation"] = {"size": [height, width], "counts": counts}
     document["annotations"][-1]["iscrowd"] = 1
     return document
+
+
+def _shards(folder: Path, document: dict[str, Any]) -> Path:
+    """Of one or two rows each; of the masks those that shards can have."""
+    objects = []
+    for entry in document["annotations"]:
+        mask = entry.get("segmentation")
+        row = {name: value for name, value in entry.items() if name != "segmentation"}
+        row["polygons"] = mask if isinstance(mask, list) else None
+        row["counts"] = mask["counts"] if isinstance(mask, dict) and isinstance(mask["counts"], str) else None
+        objects.append(row)
+    for section, rows, number in (("images", document["images"], 1), ("objects", objects, 2)):
+        (folder / section).mkdir(parents=True)
+        for begin in range(0, len(rows), number):
+            pq.write_table(
+                pa.Table.from_pylist(rows[begin : begin + number]), folder / section / f"{begin:03d}.parquet"
+            )
+    (folder / "categories.json").write_text(json.dumps(document["categories"]))
+    return folder
 
 
 def _results(document: dict[str, Any]) -> list[dict[str, Any]]:

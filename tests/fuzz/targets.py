@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs import convert, evaluate, export, report, verify
-from maskrcnn_core.data.coco.dataset import load_coco
+from maskrcnn_core.data.coco.conversion import Reader
+from maskrcnn_core.data.coco.dataset import CocoDataset, dataset_of, load_coco
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.targets import object_targets
 from maskrcnn_core.errors import ImageError, UserError
 from maskrcnn_core.export.formats import FORMATS
 from maskrcnn_core.weights.checkpoint import load_checkpoint
+from pipelines.annotations.columns import annotation_columns
 from pipelines.training.data_summary import summarize
-from tests.fuzz.damage import ODD_VALUES, damaged_bytes, damaged_json, damaged_png
+from tests.fuzz.damage import damaged_bytes, damaged_json, damaged_png
+from tests.fuzz.damaged_table import damage_table
 from tests.fuzz.isolation import held_output
 from tests.fuzz.labelling_here import label_here
 from tests.fuzz.sound import SoundInputs
@@ -43,8 +46,30 @@ def _training(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdi
     """Annotations as training reads them: checked, summed up, and every object made a target."""
     path = folder / "annotations.json"
     path.write_bytes(damaged_json(sound.annotations, random_))
+    return _targets(lambda: load_coco(str(path), require_masks=random_.random() < 0.7, on_fault="drop"), random_)
+
+
+def _shards(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdict:
+    """The same as a folder of shards, for training and scoring."""
+    shards = folder / "shards"
+    shutil.copytree(sound.shards, shards)
+    path = random_.choice(sorted(path for path in shards.rglob("*") if path.is_file()))
+    if random_.random() < 0.2:
+        path.write_bytes(damaged_bytes(path.read_bytes(), random_))
+    elif path.suffix == ".json":
+        path.write_bytes(damaged_json(json.loads(path.read_bytes()), random_))
+    else:
+        damage_table(path, random_)
+    if random_.random() < 0.5:
+        labels = folder / "results.json"
+        labels.write_text(json.dumps(sound.results))
+        return _job(evaluate.main, ["--labels", labels, "--annotations", shards, *_scoring_options(random_)])
+    return _targets(lambda: dataset_of(annotation_columns(str(shards), Reader()), require_masks=False), random_)
+
+
+def _targets(load: Callable[[], CocoDataset], random_: random.Random) -> Verdict:
     try:
-        dataset = load_coco(str(path), require_masks=random_.random() < 0.7, on_fault="drop")
+        dataset = load()
         summarize(dataset)
     except UserError as error:
         return _one_line(str(error))
@@ -100,11 +125,7 @@ def _rows(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdict:
     if random_.random() < 0.3:
         path.write_bytes(damaged_bytes(path.read_bytes(), random_))
     else:
-        table = _damaged_table(pq.read_table(path), random_)
-        try:
-            pq.write_table(table, path)
-        except pa.ArrowException:  # a type, or a null, that no file can have
-            path.write_bytes(b"")
+        damage_table(path, random_)
     return _reader_of_labels(sound, random_, folder, run)
 
 
@@ -127,49 +148,6 @@ def _reader_of_labels(sound: SoundInputs, random_: random.Random, folder: Path, 
 def _is_within(path: Path, output: Path) -> bool:
     """A file of the export; one beside it may carry its name and an ending."""
     return path.is_relative_to(output) or (path.parent == output.parent and path.name.startswith(output.name))
-
-
-def _damaged_table(table: pa.Table, random_: random.Random) -> pa.Table:
-    what = random_.random()
-    if what < 0.12:
-        return table.drop_columns([random_.choice(table.column_names)])
-    if what < 0.2:
-        name = random_.choice(table.column_names)
-        return table.append_column(name, table.column(name))
-    if what < 0.3:
-        metadata = dict(table.schema.metadata or {})
-        key = random_.choice([*metadata, b"maskrcnn.other"])
-        metadata[key] = damaged_bytes(metadata.get(key, b"{}"), random_)
-        return table.replace_schema_metadata(metadata)
-    if what < 0.4:
-        name = random_.choice(table.column_names)
-        odd = pa.array([random_.choice(("x", None))] * len(table))
-        return table.set_column(table.column_names.index(name), pa.field(name, odd.type, nullable=True), odd)
-    rows = table.to_pylist()
-    _damage_row(random_.choice(rows), random_)
-    return _table_of(rows, table.schema)
-
-
-def _damage_row(row: dict[str, Any], random_: random.Random) -> None:
-    """A value of the row, or of one of its detections, becomes another."""
-    holder: Any = row
-    key: Any = random_.choice(list(row))
-    while isinstance(holder[key], list | dict) and holder[key] and random_.random() < 0.85:
-        holder = holder[key]
-        key = random_.choice(list(holder)) if isinstance(holder, dict) else random_.randrange(len(holder))
-    odd = [*ODD_VALUES, "missing", 0.0, 2, 3.5, "../../../outside.jpg", "/absolute.jpg", "C:\\x.jpg", "a//b.jpg"]
-    holder[key] = random_.choice(odd)
-
-
-def _table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """The rows under the schema if it can hold them, else under what they look like, else nulls."""
-    nullable = pa.schema([field.with_nullable(True) for field in schema])
-    for wanted in (nullable, None):
-        try:
-            return pa.Table.from_pylist(rows, schema=wanted).replace_schema_metadata(schema.metadata)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError, ValueError):
-            continue
-    return pa.table({name: pa.nulls(len(rows)) for name in schema.names}).replace_schema_metadata(schema.metadata)
 
 
 def _run_folder(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdict:
@@ -299,6 +277,7 @@ def _one_line(text: str, before: str = "") -> Verdict:
 TARGETS: Mapping[str, Target] = {
     "training": _training,
     "scoring": _scoring,
+    "shards": _shards,
     "results": _results,
     "rows": _rows,
     "run folder": _run_folder,

@@ -10,7 +10,7 @@ file: rows in which nothing is odd pass as arrays, the others are looked at one 
 objects are numbered from 1 in their order.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from maskrcnn_core.data.coco.columns_writer import ColumnsWriter
 from maskrcnn_core.data.coco.conversion import AskedSizes, Converted, ImageSizes, Reader, convert_entries
 from maskrcnn_core.data.coco.entry_faults import MOST_KEPT, Faults
 from maskrcnn_core.data.coco.sections import LONGEST_SIDE, MOST_PIXELS, CocoDict, CocoSections
+from maskrcnn_core.data.coco.shard_types import fitted, typed
+from maskrcnn_core.data.coco.values import whole
 from maskrcnn_core.data.segmentation import reach
 from maskrcnn_core.errors import AnnotationError
 
@@ -39,7 +41,6 @@ OPTIONAL_COLUMNS = ("id", "area", "iscrowd", "polygons", "counts", "keypoints", 
 """That shards of objects may have."""
 
 _LARGEST_AREA = 1e300
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def columns_of_shards(
@@ -89,15 +90,17 @@ def columns_of_shards(
 def _images(tables: Iterable[pa.Table], sections: CocoSections) -> pa.Table:
     """Clean rows; what is odd is looked at by `sections`, which then knows the ids of all others."""
     sound, odd, begin = [], [], 0
-    for table in tables:
+    for given in tables:
+        table = typed(given, IMAGES, IMAGE_COLUMNS, "images")
         rows = _image_rows(table)
-        good = _sound_images(rows)
+        good = _sound_images(rows, table)
         sound.append(rows.filter(pa.array(good)).append_column("row", pa.array(begin + np.flatnonzero(good))))
         for place in np.flatnonzero(~good).tolist():
             entry = {name: value for name, value in table.slice(place, 1).to_pylist()[0].items() if value is not None}
             sections.add_image(entry)
-            image = sections.images.get(entry.get("id"))  # type: ignore[arg-type]
-            odd += [(begin + place, image)] if image is not None else []
+            identity = whole(entry.get("id"))
+            if identity in sections.images:
+                odd.append((begin + place, sections.images[identity]))
         begin += table.num_rows
     rows = pa.concat_tables(sound) if sound else image_table(()).append_column("row", pa.array([], pa.int64()))
     if odd:
@@ -113,17 +116,18 @@ def _images(tables: Iterable[pa.Table], sections: CocoSections) -> pa.Table:
 
 
 def _image_rows(table: pa.Table) -> pa.Table:
-    _require_columns(table.column_names, IMAGE_COLUMNS, "images")
     columns = []
     for field in IMAGES:
-        column = table.column(field.name) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
-        columns.append(_cast(column, field, "images"))
+        has_it = field.name in table.column_names
+        columns.append(fitted(table.column(field.name), field) if has_it else pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=IMAGES)
 
 
-def _sound_images(rows: pa.Table) -> NDArray[np.bool_]:
-    """Rows with an id, a name and a size: [rows]."""
+def _sound_images(rows: pa.Table, given: pa.Table) -> NDArray[np.bool_]:
+    """Rows with an id, a name and a size, all of whose values are what they were given as: [rows]."""
     complete = pc.and_(pc.is_valid(rows["id"]), pc.greater(pc.fill_null(pc.utf8_length(rows["file_name"]), 0), 0))
+    for name in given.column_names:
+        complete = pc.and_(complete, pc.equal(pc.is_valid(rows[name]), pc.is_valid(given[name])))
     sides = [pc.fill_null(rows[name], 0).to_numpy().astype(np.int64) for name in ("width", "height")]
     fits = [(side > 0) & (side <= LONGEST_SIDE) for side in sides]
     good: NDArray[np.bool_] = complete.to_numpy().astype(bool) & fits[0] & fits[1]
@@ -161,7 +165,7 @@ def convert_rows(batch: pa.RecordBatch, images: ImageSizes, keypoints: Mapping[i
     Raises:
         AnnotationError: a column is missing or of another type.
     """
-    _require_columns(batch.schema.names, OBJECT_COLUMNS, "objects")
+    batch = typed(batch, OBJECTS, OBJECT_COLUMNS, "objects")
     rows = _numbers(batch, first_id)
     sound = _sound_objects(batch, rows, images)
     odd = np.flatnonzero(~sound)
@@ -184,19 +188,15 @@ def _numbers(batch: pa.RecordBatch, first_id: int) -> _Rows:
     def column(name: str, default: NDArray[Any]) -> NDArray[Any]:
         if name not in batch.schema.names:
             return default
-        values = _cast(batch.column(name), OBJECTS.field(name), "objects")
+        values = fitted(batch.column(name), OBJECTS.field(name))
         complete[:] &= values.is_valid().to_numpy(zero_copy_only=False)
         filled: NDArray[Any] = values.fill_null(0).to_numpy(zero_copy_only=False)
         return filled
 
     boxes = batch.column("bbox")
-    if not (
-        pa.types.is_list(boxes.type) or pa.types.is_large_list(boxes.type) or pa.types.is_fixed_size_list(boxes.type)
-    ):
-        raise AnnotationError(f"column 'bbox' of the objects: got {boxes.type}, expected a list of 4 numbers")
     fours = pc.fill_null(pc.equal(pc.list_value_length(boxes), 4), False).to_numpy(zero_copy_only=False)
     corners = np.zeros((number, 4))
-    flat = _cast(pc.list_flatten(boxes.filter(pa.array(fours))), pa.field("bbox", pa.float64()), "objects")
+    flat = fitted(pc.list_flatten(boxes.filter(pa.array(fours))), pa.field("bbox", pa.float64()))
     corners[fours] = flat.to_numpy(zero_copy_only=False).reshape(-1, 4)  # a null becomes no number
     return _Rows(
         column("id", np.arange(first_id, first_id + number)),
@@ -237,12 +237,13 @@ def reach_of(height: NDArray[np.float64], width: NDArray[np.float64]) -> NDArray
 
 def _entries(batch: pa.RecordBatch, ids: NDArray[np.int64], images: ImageSizes) -> Iterator[CocoDict]:
     """Rows as a COCO file would have them."""
-    known = images.among(one for one in batch.column("image_id").to_pylist() if isinstance(one, int))
+    image_ids = (whole(one) for one in batch.column("image_id").to_pylist())
+    known = images.among(one for one in image_ids if one is not None)
     for row, number in zip(batch.to_pylist(), ids.tolist(), strict=True):
-        entry = {name: value for name, value in row.items() if name in OBJECT_COLUMNS + OPTIONAL_COLUMNS}
+        entry = dict(row)
         entry.setdefault("id", number)
         polygons, counts = entry.pop("polygons", None), entry.pop("counts", None)
-        image = known.get(entry["image_id"], {})
+        image = known.get(whole(entry["image_id"]), {})  # type: ignore[arg-type]
         if polygons:
             entry["segmentation"] = polygons
         elif counts:
@@ -278,21 +279,3 @@ def _in_order(plain: pa.RecordBatch, others: pa.RecordBatch, ids: NDArray[np.int
     both = pa.Table.from_batches([plain, others]).combine_chunks()
     order = np.argsort([row_of[number] for number in both.column("id").to_pylist()], kind="stable")
     return both.take(pa.array(order)).combine_chunks().to_batches()[0]
-
-
-def _require_columns(names: Sequence[str], needed: Sequence[str], what: str) -> None:
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise AnnotationError(f"shards of {what}: no column {missing[0]!r}, expected {', '.join(needed)}")
-
-
-def _cast(column: Any, field: pa.Field, what: str) -> Any:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    try:
-        return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        told = str(error).splitlines()[0]
-        raise AnnotationError(
-            f"shards of {what}: column {field.name!r} of {column.type}, expected {field.type} ({told})"
-        ) from None

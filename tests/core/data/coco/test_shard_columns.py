@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -33,15 +34,21 @@ def rows_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_shards(
-    content: dict[str, Any], rows: int = 7, leave_out: tuple[str, ...] = (), reader: Reader | None = None
+    content: dict[str, Any],
+    rows: int = 7,
+    leave_out: tuple[str, ...] = (),
+    reader: Reader | None = None,
+    types: Mapping[str, pa.DataType] | None = None,
 ) -> AnnotationColumns:
-    """Read through batches of so many rows."""
-    images = pa.Table.from_pylist(content["images"])
+    """Read through batches of so many rows, some columns of other types."""
+    others, images = types or {}, pa.Table.from_pylist(content["images"])
+    for name in set(others) & set(images.column_names):
+        images = images.set_column(images.column_names.index(name), name, images[name].cast(others[name]))
     entries = [rows_of(entry) for entry in content["annotations"]]
     names = list(dict.fromkeys(name for entry in entries for name in entry if name not in leave_out))
-    types = {name: OBJECTS.field(name).type for name in names}
-    types["bbox"] = pa.list_(pa.float64())
-    schema = pa.schema([(name, types[name]) for name in names])
+    own = {name: OBJECTS.field(name).type for name in names}
+    own["bbox"] = pa.list_(pa.float64())
+    schema = pa.schema([(name, others.get(name, own[name])) for name in names])
     objects = [
         batch
         for begin in range(0, len(entries), rows)
@@ -72,6 +79,81 @@ def test_masks_and_keypoints_are_those_of_a_coco_file(rows: int) -> None:
     one, other = as_shards(content, rows), from_json(content)
     assert [one.entries(index) for index in range(5)] == [other.entries(index) for index in range(5)]
     assert one.info.faults.counts == other.info.faults.counts
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"id": pa.uint64(), "image_id": pa.int16(), "category_id": pa.uint8(), "iscrowd": pa.int8()},
+        {"id": pa.float64(), "category_id": pa.int64(), "area": pa.int32(), "iscrowd": pa.float32()},
+        {"bbox": pa.list_(pa.float32(), 4), "file_name": pa.large_string(), "width": pa.float64()},
+        {"bbox": pa.large_list(pa.float64()), "file_name": pa.dictionary(pa.int32(), pa.string())},
+        {"file_name": pa.binary(), "counts": pa.binary(), "polygons": pa.large_list(pa.list_(pa.float64()))},
+        {"counts": pa.dictionary(pa.int32(), pa.string()), "keypoints": pa.list_(pa.float32())},
+    ],
+)
+def test_types_that_other_programs_write(types: dict[str, pa.DataType]) -> None:
+    content = document(objects=40)
+    for number, entry in enumerate(content["annotations"]):
+        if number % 4 == 0:
+            entry["segmentation"] = {"size": [SIDE, SIDE], "counts": "57d?0O1"}
+    one, other = as_shards(content, types=types), as_shards(content)
+    assert [one.entries(index) for index in range(5)] == [other.entries(index) for index in range(5)]
+    assert one.info.faults.counts == other.info.faults.counts
+
+
+def test_columns_of_nulls_have_no_values() -> None:
+    content = boxes_alone()
+    for entry in content["annotations"]:
+        entry |= {"polygons": None, "counts": None, "keypoints": None, "num_keypoints": None}
+    nothing = dict.fromkeys(("polygons", "counts", "keypoints", "num_keypoints"), pa.null())
+    one, other = as_shards(content, types=nothing), from_json(boxes_alone())
+    assert [one.entries(index) for index in range(5)] == [other.entries(index) for index in range(5)]
+    for name in ("image_id", "category_id", "id"):
+        with pytest.raises(AnnotationError, match=f"{name} None, expected"):
+            as_shards(boxes_alone() | {"annotations": [entry | {name: None} for entry in content["annotations"]]})
+
+
+@pytest.mark.parametrize(
+    ("change", "type_", "message"),
+    [
+        ({"id": 1.5}, pa.float64(), "id 1.5, expected a whole number of 64 bits"),
+        ({"id": 2**63}, pa.uint64(), "annotation 9223372036854775808: an id of more than 64 bits"),
+        ({"category_id": 2**40}, pa.int64(), "category_id 1099511627776 is not in section 'categories'"),
+        ({"image_id": float("nan")}, pa.float64(), "image_id nan, expected the whole number"),
+        ({"id": "7"}, pa.string(), "column 'id' of string, expected int64"),
+        ({"bbox": ["1", "2", "3", "4"]}, pa.list_(pa.string()), "column 'bbox' of list<.*string>, expected fixed_size"),
+        ({"bbox": "1"}, pa.string(), "column 'bbox' of string"),
+        ({"counts": 3}, pa.int64(), "column 'counts' of int64, expected string"),
+        ({"polygons": "x"}, pa.string(), "column 'polygons' of string"),
+    ],
+)
+def test_values_that_no_annotation_has(change: dict[str, Any], type_: pa.DataType, message: str) -> None:
+    content = boxes_alone()
+    (name,) = change
+    for entry in content["annotations"] if not pa.types.is_floating(type_) else content["annotations"][5:6]:
+        entry.update(change)
+    if name in ("counts", "polygons"):
+        content["annotations"] = [entry | change for entry in content["annotations"]]
+    with pytest.raises(AnnotationError, match=message):
+        as_shards(content, types={name: type_})
+
+
+def test_a_flag_that_no_type_of_ours_has_costs_a_field() -> None:
+    content = boxes_alone()
+    content["annotations"][4]["iscrowd"] = -1
+    content["annotations"][5]["iscrowd"] = 300
+    one, other = as_shards(content, types={"iscrowd": pa.int64()}), from_json(content)
+    assert [one.entries(index) for index in range(5)] == [other.entries(index) for index in range(5)]
+    assert one.info.faults.counts == other.info.faults.counts
+
+
+def test_a_column_that_is_there_twice() -> None:
+    content = boxes_alone()
+    images = pa.Table.from_pylist(content["images"])
+    twice = images.append_column("width", images["width"])
+    with pytest.raises(AnnotationError, match="shards of images: column 'width' is there 2 times, expected once"):
+        columns_of_shards(content["categories"], [twice], [], Reader(), source="")
 
 
 def test_odd_rows_cost_what_odd_entries_cost() -> None:
