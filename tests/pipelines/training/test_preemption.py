@@ -84,9 +84,10 @@ def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(machines: Cluster, tmp_
     saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
     assert saved == [leaving.step, STEPS]
     # The checkpoint is safe before the next step is reported: the machine may be gone by then.
-    places = {type(event): place for place, event in reversed(list(enumerate(events))) if event.step >= leaving.step}
+    steps = [event for event in events if isinstance(event, MachineLeaves | CheckpointSaved | StepReport)]
+    places = {type(event): place for place, event in reversed(list(enumerate(steps))) if event.step >= leaving.step}
     assert places[MachineLeaves] < places[CheckpointSaved]
-    after = next(place for place, event in enumerate(events) if event.step == leaving.step + 1)
+    after = next(place for place, event in enumerate(steps) if event.step == leaving.step + 1)
     assert places[CheckpointSaved] < after
     assert sorted(stored.step for stored in list_checkpoints(resume_uri(run.output))) == [leaving.step, STEPS]
     assert summary.steps == STEPS
