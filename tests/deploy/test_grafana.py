@@ -39,9 +39,8 @@ def of_this_project() -> set[str]:
         text = file.read_text()
         if "ray.util.metrics" in text:
             calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-            names |= {
-                call.args[0].value for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Counter"
-            }
+            named = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Counter"]
+            names |= {str(name.value) for name in named if isinstance(name, ast.Constant)}
     return {f"ray_{name}_total" for name in names}
 
 

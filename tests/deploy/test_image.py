@@ -31,7 +31,8 @@ def test_a_dockerfile_is_read() -> None:
 
 INSTRUCTIONS = read_instructions((REPOSITORY / "deploy/Dockerfile").read_text())
 RUNS = [arguments for name, arguments in INSTRUCTIONS if name == "RUN"]
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 CLUSTER = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
 
@@ -62,11 +63,9 @@ def test_all_that_is_copied_is_there_and_reaches_the_builder() -> None:
 
 
 def test_all_packages_are_in_it() -> None:
-    import setuptools
-
-    found = setuptools.find_packages(str(REPOSITORY), include=["maskrcnn_core*", "pipelines*", "jobs*"])
+    packages = SETTINGS["tool"]["setuptools"]["packages"]
     copied = {arguments.split()[0] for name, arguments in INSTRUCTIONS if name == "COPY"}
-    assert {name.split(".")[0] for name in found} <= copied
+    assert {pattern.removesuffix("*") for pattern in packages["find"]["include"]} <= copied
 
 
 # Versions.
@@ -105,7 +104,7 @@ def test_the_image_has_one_name() -> None:
 
 def test_the_last_step_imports_modules_that_are_there() -> None:
     (code,) = re.findall(r'python -c "([^"]*)"', RUNS[-1])
-    names = [alias.name for node in ast.parse(code).body for alias in node.names]  # type: ignore[attr-defined]
+    names = [alias.name for node in ast.parse(code).body if isinstance(node, ast.Import) for alias in node.names]
     assert {"jobs.label", "jobs.train", "numba"} <= set(names)
     assert all(find_spec(name) for name in names)
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def test_it_has_the_fields_of_kuberays_schema() -> None:
 
 
 # Commands.
+
+
+@each_job
+@pytest.mark.parametrize("page", ["deploy/rayjob-{job}.yaml", "docs/cluster.md"])
+def test_the_command_for_users_leaves_nothing_to_put_in(job: str, page: str) -> None:
+    (edits,) = re.findall(r"sed '([^']*)' deploy/rayjob-", (REPOSITORY / page.format(job=job)).read_text())
+    edited = subprocess.run(["sed", edits], input=read_text(job), capture_output=True, text=True, check=True).stdout
+    assert not re.search("BUCKET|YOUR_", yaml.safe_dump(yaml.safe_load(edited)))
 
 
 def parse(manifest: Manifest, job: str, run_type: type[Any]) -> Any:
