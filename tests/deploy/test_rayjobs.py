@@ -5,15 +5,20 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay import autoscaling_config
 
 from jobs import cli
+from pipelines.cluster.autoscaler import node_types
+from pipelines.cluster.capacity import Capacity, Demand, NodeType, placed_ever
 from pipelines.labelling.config import LabelRun
 from pipelines.training.config import TrainRun
+from pipelines.training.machines import training_demand
 from tests.deploy.kuberay import Manifest, read_schema, refusals, schema_errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -153,6 +158,32 @@ def test_training_takes_all_gpus_and_goes_on_without_a_machine(monkeypatch: pyte
     assert run.train.use_gpu is True
     assert run.train.num_workers == group["maxReplicas"] * gpus(group)
     assert 0 < run.train.min_workers <= (group["maxReplicas"] - 1) * gpus(group)
+
+
+def limits(manifest: Manifest) -> Capacity:
+    """What the job learns of the autoscaler's limits, before there is any machine but the head."""
+    cluster = {"metadata": {"name": "mine", "namespace": "ml"}, "spec": manifest["spec"]["rayClusterSpec"]}
+    description = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
+    return Capacity((), node_types(description), description["max_workers"])
+
+
+def test_labelling_knows_of_room_for_all_its_workers() -> None:
+    capacity = limits(read_job("label"))
+    assert capacity.node_types == (
+        NodeType("gpu", {"CPU": 14.0, "GPU": 1.0}, 16),
+        NodeType("cpu", {"CPU": 14.0}, 8),
+    )
+    workers = Demand("", "", ({"CPU": 1.0, "GPU": 1.0},) * 16, "")
+    assert placed_ever(workers, capacity) == 16
+
+
+def test_training_knows_of_room_for_all_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    manifest = read_job("train")
+    run = parse(manifest, "train", TrainRun)
+    assert placed_ever(training_demand(run, cpus=1, readers=0), limits(manifest)) == run.train.min_workers
+    all_workers = replace(run, train=replace(run.train, min_workers=0))
+    assert placed_ever(training_demand(all_workers, cpus=1, readers=0), limits(manifest)) == run.train.num_workers
 
 
 def gpus(group: Manifest) -> int:
