@@ -21,7 +21,7 @@ JOBS = ("train", "label", "evaluate", "verify", "report", "export", "convert", "
 MOST_README_LINES = 170
 MOST_WORDS = 40
 FILE_ENDINGS = (".py", ".yaml", ".md", ".toml", ".png", ".jpg", ".svg", ".lock")
-FOLDERS = ("jobs", "pipelines", "maskrcnn_core", "tests", "docs")
+FOLDERS = ("jobs", "pipelines", "maskrcnn_core", "tests", "docs", "deploy")
 WRITTEN_BY_JOBS = {"curves.svg", "runs/mine/curves.svg", "data.yaml", "demo/contact_sheet.png", "drawn.png"}
 
 
