@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 SHELL := /bin/bash
 
+# The image of a cluster's nodes; GPU machines are amd64, whatever this one is.
+IMAGE ?= maskrcnn-ray:0.1.0
+PLATFORM ?= linux/amd64
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check fuzz architecture format lock
+.PHONY: help setup demo test test-all check fuzz architecture format lock image
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -60,3 +64,8 @@ format: setup ## Format the code and mend what the linter can
 lock: setup ## Resolve the packages of pyproject.toml anew into requirements.lock
 	@$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --extra dev pyproject.toml -o requirements.lock
+
+image: ## Build deploy/Dockerfile with Docker or Podman: make image IMAGE=REGISTRY/maskrcnn-ray:0.1.0
+	@builder=$$(command -v docker || command -v podman) || { \
+	  echo "error: neither docker nor podman is here to build $(IMAGE); install one of them, or run this where one is" >&2; exit 2; }; \
+	"$$builder" build --platform $(PLATFORM) --file deploy/Dockerfile --tag $(IMAGE) .

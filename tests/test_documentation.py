@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs import benchmark, cli
 from maskrcnn_core.errors import ConfigError
@@ -22,7 +21,7 @@ JOBS = ("train", "label", "evaluate", "verify", "report", "export", "convert", "
 MOST_README_LINES = 170
 MOST_WORDS = 40
 FILE_ENDINGS = (".py", ".yaml", ".md", ".toml", ".png", ".jpg", ".svg", ".lock")
-FOLDERS = ("jobs", "pipelines", "maskrcnn_core", "tests", "docs")
+FOLDERS = ("jobs", "pipelines", "maskrcnn_core", "tests", "docs", "deploy")
 WRITTEN_BY_JOBS = {"curves.svg", "runs/mine/curves.svg", "data.yaml", "demo/contact_sheet.png", "drawn.png"}
 
 
@@ -204,26 +203,12 @@ def test_every_make_target_is_there(path: Path) -> None:
 def commands(path: Path) -> list[str]:
     """Every `python -m jobs.X ...` of a page, with variables of the shell put in."""
     texts = [" ".join(span.split()) for span in spans(page(path).prose)]
-    for language, code in page(path).code:
-        if language == "yaml":
-            texts += re.findall(r"python -m jobs.*", "\n".join(strings(yaml.safe_load(code))))
-        else:
-            lines = code.replace("\\\n", " ").splitlines()
-            given = [found for line in lines if (found := re.fullmatch(r'(\w+)="?([^"]*)"?', line))]
-            variables = {found[1]: found[2] for found in given}
-            texts += [re.sub(r"\$(\w+)", lambda name: variables[name[1]], line) for line in lines]  # noqa: B023
+    for _, code in page(path).code:
+        lines = code.replace("\\\n", " ").splitlines()
+        given = [found for line in lines if (found := re.fullmatch(r'(\w+)="?([^"]*)"?', line))]
+        variables = {found[1]: found[2] for found in given}
+        texts += [re.sub(r"\$(\w+)", lambda name: variables[name[1]], line) for line in lines]  # noqa: B023
     return [found[1] for text in texts if (found := re.search(r"python -m (jobs\.\w.*)", text))]
-
-
-def strings(document: Any) -> Iterator[str]:
-    """All texts within a YAML document."""
-    if isinstance(document, dict):
-        document = list(document.values())
-    if isinstance(document, list):
-        for entry in document:
-            yield from strings(entry)
-    elif isinstance(document, str):
-        yield document
 
 
 class Parsed(Exception):
