@@ -49,6 +49,7 @@ from pipelines.training.output import (
 )
 from pipelines.training.progress_log import forwarded, start_progress_log
 from pipelines.training.proposals import proposals_of
+from pipelines.training.ray_reports import named_callbacks
 from pipelines.training.schedule import images_per_epoch, require_end_of_warmup, schedule_in_steps, schedule_remarks
 from pipelines.training.supervision import Notices, result_of
 from pipelines.training.trackers.availability import check_trackers
@@ -273,7 +274,7 @@ def _fit(
             name=_RAY_RUN_NAME,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[Notices(progress, run.train.max_failures)],
+            callbacks=[Notices(progress, run.train.max_failures), *named_callbacks()],
             # `Notices` ends a run whose workers are lost again and again; Ray would count every loss of a run of days.
             failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig("ERROR"),

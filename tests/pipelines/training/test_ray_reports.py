@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import ray.train
 
+from maskrcnn_core.errors import ConfigError
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 from pipelines.training.config import TrainRun
 from pipelines.training.events import StepReport, TrainingEvent, ValidationReport
-from pipelines.training.ray_reports import RayReports
+from pipelines.training.ray_reports import RayReports, named_callbacks
 from pipelines.training.run import train
 from tests.pipelines.training.test_run import small_run, write_data
 
@@ -73,6 +74,29 @@ class Recorder(ray.train.UserCallback):  # type: ignore[misc] # Ray has no types
         assert checkpoint is None
         with Path(run_context.run_config.storage_path).with_name("reports.jsonl").open("a") as file:
             file.write(json.dumps(metrics[0]) + "\n")
+
+
+def test_callbacks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TRAIN_CALLBACKS", raising=False)
+    assert named_callbacks() == []
+    monkeypatch.setenv("RAY_TRAIN_CALLBACKS", f"json.JSONDecoder, {Recorder.__module__}.Recorder,")
+    (callback,) = named_callbacks()  # the other one is Ray Train's to judge
+    assert isinstance(callback, Recorder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module.Class", "'no_such_module.Class' cannot be imported"),
+        ("json.Nothing", "'json.Nothing' cannot be imported"),
+        ("Recorder", "'Recorder' cannot be imported"),
+        ("json.dumps", "'json.dumps' is <function dumps .*, expected a class"),
+    ],
+)
+def test_names_that_are_no_callback(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_CALLBACKS", name)
+    with pytest.raises(ConfigError, match=f"RAY_TRAIN_CALLBACKS: {message}"):
+        named_callbacks()
 
 
 @pytest.mark.ray
