@@ -148,13 +148,15 @@ def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored."""
+    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored, also the
+    variable that Ray sets where it starts a cluster."""
     added = {name: value for name, value in _QUIET_ENVIRONMENT.items() if name not in os.environ}
+    unset = [*added, *({"RAY_AUTH_MODE"} - set(os.environ))]
     os.environ.update(added)
     try:
         yield
     finally:
-        for name in added:
+        for name in unset:
             os.environ.pop(name, None)
 
 
