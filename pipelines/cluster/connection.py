@@ -148,15 +148,17 @@ def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored, also the
-    variable that Ray sets where it starts a cluster."""
+    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored.
+
+    What Ray itself sets stays: it makes tokens the rule where it starts a cluster (RAY_AUTH_MODE), and its compiled
+    part keeps to that as long as the process lives. Machines that this process starts later must know it.
+    """
     added = {name: value for name, value in _QUIET_ENVIRONMENT.items() if name not in os.environ}
-    unset = [*added, *({"RAY_AUTH_MODE"} - set(os.environ))]
     os.environ.update(added)
     try:
         yield
     finally:
-        for name in unset:
+        for name in added:
             os.environ.pop(name, None)
 
 

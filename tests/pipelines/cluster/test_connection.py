@@ -2,19 +2,40 @@ import os
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 
+# Ray's own context warns: see tests/pipelines/training/test_run.py.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # see tests/pipelines/training/test_run.py
-def test_one_cluster_after_the_other_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    for _ in range(2):  # Ray sets the variable when it starts a cluster, and goes by it when it joins another one
+def test_one_cluster_after_the_other_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of this process alone, then one of several machines whose processes have to reach this one."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for _ in range(2):
         with connection.connect(ClusterConfig(num_cpus=4)):
-            assert ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote()) != os.getpid()
-        assert "RAY_AUTH_MODE" not in os.environ
+            assert ray.get(_process_of_a_task()) != os.getpid()
+    machines = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        machines.add_node(num_cpus=4)
+        with connection.connect(ClusterConfig(address=machines.address)):
+            actor = ray.remote(num_cpus=1)(_Machine).remote()
+            assert ray.get(actor.process.remote(), timeout=60) != os.getpid()
+            assert ray.get(_process_of_a_task(), timeout=60) != os.getpid()
+    finally:
+        machines.shutdown()
+
+
+class _Machine:
+    def process(self) -> int:
+        return os.getpid()
+
+
+def _process_of_a_task() -> "ray.ObjectRef[int]":
+    return ray.remote(num_cpus=1)(lambda: os.getpid()).remote()
 
 
 @pytest.mark.parametrize("mode", ["token", "disabled"])
