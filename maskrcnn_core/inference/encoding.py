@@ -80,6 +80,7 @@ def _records(
     valid = detections.valid.numpy()
     boxes = detections.boxes.numpy()[valid]
     labels = detections.labels.numpy()[valid]
+    assert len(counts) == len(labels)
     keypoints, num_values = _keypoint_values(detections, labels, config)
     names = [category.name for category in config.categories]
     columns = DetectionColumns(
