@@ -11,7 +11,7 @@ from typing import Any
 
 from maskrcnn_core.export.formats import ExportFormat, Written
 from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 
 def coco_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:

@@ -27,7 +27,7 @@ from maskrcnn_core.export.source import (
     mask_area,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _COCO_PERSON_KEYPOINTS = 17
 

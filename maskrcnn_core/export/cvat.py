@@ -23,7 +23,7 @@ from maskrcnn_core.export.source import (
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _LINE_ENDS = {"\r": "&#13;"}  # a reader would take it for a newline
 

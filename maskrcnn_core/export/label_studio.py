@@ -28,7 +28,7 @@ from maskrcnn_core.export.source import (
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _FROM = {
     "brushlabels": "masks",

@@ -19,7 +19,7 @@ from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.segmentation import ObjectMask, object_mask, run_lengths
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.safe_names import safe_path, xml_text
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 # Three bytes a pixel of its tight rectangle while a mask is drawn, and some ten tests of all runs.
 _MOST_PIXELS = 1 << 27

@@ -24,7 +24,7 @@ from maskrcnn_core.export.source import (
     is_empty,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _IMAGES = "images"
 

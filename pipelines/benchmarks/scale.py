@@ -26,7 +26,8 @@ from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from pipelines.benchmarks.config import ScaleRun
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect, on_cluster

@@ -23,6 +23,14 @@ SEALED_KEY = b"maskrcnn.sealed"
 _TALLY_KEY = b"maskrcnn.tally"
 _READ_THREADS = 32
 
+# Columns of label rows whose values come again and again. The others (scores, boxes, keypoints, masks, URIs) hardly
+# ever repeat one: dictionaries of them take most of the time of writing, and make the file larger.
+_REPEATING = (
+    *("width", "height", "status", "error", "model"),
+    *("detections.list.element.category_id", "detections.list.element.category"),
+    "detections.list.element.segmentation.size.list.element",
+)
+
 
 def labels_folder(output: str) -> str:
     """Where the label files lie."""
@@ -120,7 +128,7 @@ def write_labels(table: pa.Table, uri: str) -> Tally:
     table = table.replace_schema_metadata(metadata)
     # Proposals are read image by image.
     rows = ROWS_PER_GROUP if is_proposals_schema(table.schema) else None
-    storage.write_bytes_atomically(uri, sealed(table, row_group_size=rows))
+    storage.write_bytes_atomically(uri, sealed(table, row_group_size=rows, repeating=_REPEATING))
     return tally
 
 

@@ -17,7 +17,8 @@ from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import CheckpointError, ImageError
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from pipelines.labelling.execution import Detector
 from pipelines.storage import files

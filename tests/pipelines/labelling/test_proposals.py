@@ -15,7 +15,8 @@ from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from maskrcnn_core.records.schema import is_proposals_schema
 from pipelines import storage

@@ -11,7 +11,8 @@ import pytest
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.evaluation.annotations import read_document
 from maskrcnn_core.evaluation.coco import evaluate_coco
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_from_row
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_from_row
 from maskrcnn_core.report.content import ExampleKind
 from maskrcnn_core.report.examples import Candidate, match_objects
 from maskrcnn_core.report.settings import PicturesConfig
