@@ -45,7 +45,7 @@ from pipelines.storage.s3_settings import applied, settings_environment
 _GROUP_SIZE_CPU = 8
 _GROUP_SIZE_GPU = 256
 
-# Sources of more parts are listed by the cluster.
+# Sources of more parts are listed by the cluster; so are S3 prefixes of more than a page, that may have any number.
 _MOST_PARTS_HERE = 16
 
 
@@ -202,7 +202,8 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
 def _draft_manifest(source: Source, folder: str, cluster: _Cluster) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
-    if len(source.parts) > _MOST_PARTS_HERE:
+    is_s3_prefix = any(part.keys is not None for part in source.parts)
+    if len(source.parts) > (1 if is_s3_prefix else _MOST_PARTS_HERE):
         cluster.connect()
         tasks = on_cluster
     with unwrapped_errors():

@@ -16,8 +16,9 @@ from PIL import Image
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import schema_categories
+from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import NodeCapacity, connect
+from pipelines.cluster.connection import NodeCapacity, connect, on_cluster
 from pipelines.images.reading import ImageReader
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, plan_workers
@@ -210,6 +211,18 @@ def spoil(folder: Path) -> dict[str, str]:
         "dangling.jpg": "missing",
         "poison.png": "failed",
     }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_TASKS", 3)
+    arguments = [(number, 2) for number in range(5)]
+    results = []
+    for number, left in on_cluster(lambda number, left: (number, left), arguments):
+        results.append(number)
+        arguments += [(number + 5, left - 1)] * (left > 0)
+    assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])
 
 
 @pytest.mark.ray
