@@ -11,6 +11,7 @@ import ray
 import ray.data
 
 from maskrcnn_core.config.model import Category
+from maskrcnn_core.errors import UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
@@ -19,7 +20,7 @@ from pipelines.labelling.planning import WorkerPlan, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
 from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally
+from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
 # Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
 _STALLED_SECONDS = 1800.0
@@ -50,21 +51,24 @@ def label_on_cluster(
     before: Tally,
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
-) -> Counts:
-    """Labels chunks; returns the counts of this start."""
+) -> tuple[Counts, dict[str, LabelFile]]:
+    """Labels chunks; returns the counts of this start, and the chunks' files by name."""
     plan = plan_workers(run.label, nodes())
     settings = replace(settings, workers_per_node=plan.per_node)
     folder = run_folder.write_todo(run.output, todo)
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
+    files: dict[str, LabelFile] = {}
     longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
     try:
         with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
             for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
                 poller.check()
-                if row["mistake"] is not None:
-                    raise pickle.loads(row["mistake"])  # of a process of this job
-            return board.snapshot()
+                result = pickle.loads(row["result"])  # of a process of this job
+                if isinstance(result, UserError):
+                    raise result
+                files[row["name"]] = result
+            return board.snapshot(), files
     finally:
         storage.delete_folder(folder)
 

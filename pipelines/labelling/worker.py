@@ -34,7 +34,7 @@ from pipelines.images.reading_threads import Call, ReadingThreads
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally, read_rows, read_tally, write_labels
+from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
 
 CONCURRENT_CALLS = 2
@@ -143,21 +143,21 @@ class LabelWorker:
         self._metrics = LabelMetrics()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+        """Label the chunks (part, start, stop) and write a file for each; returns its name and `LabelFile` for each.
 
         A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
         """
-        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
-        return pa.table({"mistake": pa.array(rows, pa.binary())})
+        some = [Chunk(**row) for row in chunks.to_pylist()]
+        results = [pickle.dumps(self._file_or_mistake(chunk)) for chunk in some]
+        return pa.table({"name": [chunk.name for chunk in some], "result": pa.array(results, pa.binary())})
 
-    def _row(self, chunk: Chunk) -> bytes | None:
+    def _file_or_mistake(self, chunk: Chunk) -> LabelFile | UserError:
         try:
-            self.label_chunk(chunk)
+            return self.label_chunk(chunk)
         except UserError as error:
-            return pickle.dumps(error)
-        return None
+            return error
 
-    def label_chunk(self, chunk: Chunk) -> Tally:
+    def label_chunk(self, chunk: Chunk) -> LabelFile:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
 
         Raises:
@@ -169,7 +169,7 @@ class LabelWorker:
         if self._settings.retry_failed:
             table = self._relabelled(read_rows(uri))
         elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
-            return read_tally(uri)
+            return read_footer(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
         if not storage.exists(run_folder.identity_uri(self._settings.output)):
@@ -178,13 +178,13 @@ class LabelWorker:
                 "back, or choose another, and give the command again"
             )
         try:
-            tally = write_labels(table, uri)
+            file = write_labels(table, uri)
         except StorageError:
             if self._settings.retry_failed or not storage.exists(uri):
                 raise
-            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
+            return read_footer(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
-        return tally
+        return file
 
     def _relabelled(self, before: pa.Table) -> pa.Table:
         """The rows of a file, those that had failed labelled anew."""
