@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import UserError
@@ -18,13 +19,10 @@ from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwra
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.planning import WorkerPlan, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
+from pipelines.labelling.time_limits import stalled_seconds
 from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
-
-# Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
-_STALLED_SECONDS = 1800.0
-_PATIENCE_PER_IMAGE = 60.0
 
 
 class DescribeCheckpoint(Protocol):
@@ -59,9 +57,9 @@ def label_on_cluster(
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}
-    longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
+    stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
-        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
+        with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
             for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
                 poller.check()
                 result = pickle.loads(row["result"])  # of a process of this job
@@ -69,6 +67,11 @@ def label_on_cluster(
                     raise result
                 files[row["name"]] = result
             return board.snapshot(), files
+    except ExecutionTimeoutError as error:
+        raise UserError(
+            f"label.stalled_minutes: no label file was finished for {stalled / 60.0:g} minutes; look for workers that "
+            "hang and machines that did not come back, and give the same command again: it goes on where it stopped"
+        ) from error
     finally:
         storage.delete_folder(folder)
 
@@ -114,11 +117,11 @@ def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, image
 
 
 @contextmanager
-def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
+def _ray_data_settings(stalled: float) -> Iterator[None]:
     """Ray Data's process-wide settings for a labelling run; the former ones come back.
 
     Args:
-        longest_chunk: seconds that a chunk may take before no progress means that the run is stuck.
+        stalled: seconds without a finished chunk after which a run counts as stuck.
     """
     context = ray.data.DataContext.get_current()
     wanted = {
@@ -128,7 +131,7 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         "max_errored_blocks": 0,
         # A process that dies while it loads the network is started again, but not for ever.
         "max_consecutive_actor_init_deaths": 3,
-        "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),
+        "execution_no_progress_timeout_s": stalled,
     }
     former = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")

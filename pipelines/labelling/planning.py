@@ -93,10 +93,15 @@ def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int,
     return per_node, min(room, per_node * len(hosts)), share
 
 
+def most_chunk_rows(label: LabelConfig) -> int:
+    """Images of a chunk where nothing is set; `use_gpu` is chosen."""
+    return _MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU
+
+
 def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
     """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
     many enough for files of a useful size."""
-    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU)
+    limit = label.rows_per_file or most_chunk_rows(label)
     balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
     least = min(group_size, math.ceil(images / workers))
     return min(max(balanced, least), limit)

@@ -33,6 +33,7 @@ from pipelines.images.reading import ImageReader
 from pipelines.images.reading_threads import Call, ReadingThreads
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.time_limits import GroupTimes
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
@@ -132,6 +133,7 @@ class LabelWorker:
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
         self._reader = ImageReader(most_bytes, settings.image_root)
         self._failed_in_a_row = 0
+        self._times = GroupTimes(settings.image_timeout)
         self._idle_since: float | None = None
         self._readers = ReadingThreads(settings.readers, settings.image_timeout)
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
@@ -274,17 +276,16 @@ class LabelWorker:
     def _time_limit(self, images: int) -> Iterator[None]:
         """Ends the process if the block takes too long: nothing else stops code that hangs in a library. The board
         then shows which images it was busy with, as after any other crash."""
-        limit = self._settings.image_timeout
-        if not limit:
-            yield
-            return
-        timer = threading.Timer(limit * images, os._exit, (_EXIT_TIMED_OUT,))
+        started, limit = time.monotonic(), self._times.limit(images)
+        timer = threading.Timer(limit or 0.0, os._exit, (_EXIT_TIMED_OUT,))
         timer.daemon = True
-        timer.start()
+        if limit is not None:
+            timer.start()
         try:
             yield
         finally:
             timer.cancel()
+        self._times.took(images, time.monotonic() - started)
 
     def _one_by_one(
         self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals

@@ -319,6 +319,16 @@ def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
+def test_a_run_in_which_nothing_is_finished_ends_with_one_line(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (13, 8)).save(images / "000.png")
+    with pytest.raises(UserError, match=r"label\.stalled_minutes: no label file was finished for 0\.05 minutes"):
+        run_label(run_of(tmp_path, images, "hangs", stalled_minutes=0.05))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_images(images, 40)
