@@ -17,12 +17,20 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
 from pipelines.labelling.config import LabelRun
-from pipelines.labelling.planning import WorkerPlan, plan_workers
+from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
 from pipelines.labelling.time_limits import stalled_seconds
 from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
+
+# Chunks that a worker holds: those it works on, and one more, so that it never waits for the driver. More of them would
+# lie with a slow worker at the end, while others have nothing left to do.
+_TASKS_IN_FLIGHT = CONCURRENT_CALLS + 1
+
+# Ray Data lets a pool grow once its workers hold so many times the chunks that they can work on. That has to be less
+# than what they hold at most, and is more by default.
+_GROWS_FROM = 1.25
 
 
 class DescribeCheckpoint(Protocol):
@@ -53,7 +61,7 @@ def label_on_cluster(
     """Labels chunks; returns the counts of this start, and the chunks' files by name."""
     plan = plan_workers(run.label, nodes())
     settings = replace(settings, workers_per_node=plan.per_node)
-    folder = run_folder.write_todo(run.output, todo)
+    folder = run_folder.write_todo(run.output, largest_first(todo))
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}
@@ -80,7 +88,10 @@ def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSe
     filesystem, path = storage.filesystem_and_path(todo)
     size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
     pool = ray.data.ActorPoolStrategy(
-        **size, max_concurrent_calls_per_actor=CONCURRENT_CALLS, enable_true_multi_threading=True
+        **size,
+        max_concurrent_calls_per_actor=CONCURRENT_CALLS,
+        max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT,
+        enable_true_multi_threading=True,
     )
     return (
         ray.data.read_parquet(path, filesystem=filesystem)
@@ -132,6 +143,7 @@ def _ray_data_settings(stalled: float) -> Iterator[None]:
         # A process that dies while it loads the network is started again, but not for ever.
         "max_consecutive_actor_init_deaths": 3,
         "execution_no_progress_timeout_s": stalled,
+        "autoscaling_config": replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=_GROWS_FROM),
     }
     former = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")

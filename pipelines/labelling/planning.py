@@ -1,12 +1,13 @@
 """How a labelling run fits a cluster: how many workers of what size, and how many images a chunk has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling.config import LabelConfig
+from pipelines.labels.chunks import Chunk
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
@@ -105,3 +106,9 @@ def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelCo
     balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
     least = min(group_size, math.ceil(images / workers))
     return min(max(balanced, least), limit)
+
+
+def largest_first(todo: Iterable[Chunk]) -> list[Chunk]:
+    """Chunks in the order in which workers get them: what is left of each part of the manifest comes last, so that at
+    the end no worker has much to do while others have nothing."""
+    return sorted(todo, key=lambda chunk: (chunk.start - chunk.stop, chunk))

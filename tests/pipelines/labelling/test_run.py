@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from ray.data import DataContext
 
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -20,11 +21,13 @@ from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import NodeCapacity, connect, on_cluster
 from pipelines.images.reading import ImageReader
+from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, plan_workers
+from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, WorkerSettings
+from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
 
 # Ray warns about settings of its own that it sets itself.
@@ -140,6 +143,21 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, status: st
 )
 def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) -> None:
     assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
+
+
+def test_what_is_left_of_each_part_comes_last() -> None:
+    todo = [Chunk(0, 0, 100), Chunk(0, 100, 130), Chunk(1, 0, 100), Chunk(1, 100, 190), Chunk(2, 0, 1)]
+    assert largest_first(todo) == [todo[0], todo[2], todo[3], todo[1], todo[4]]
+    assert largest_first([]) == []
+
+
+def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
+    assert execution._GROWS_FROM <= execution._TASKS_IN_FLIGHT / CONCURRENT_CALLS
+    with execution._ray_data_settings(5.0):
+        context = DataContext.get_current()
+        assert context.execution_no_progress_timeout_s == 5.0
+        assert context.autoscaling_config.actor_pool_util_upscaling_threshold == execution._GROWS_FROM
+    assert DataContext.get_current().execution_no_progress_timeout_s != 5.0
 
 
 @pytest.mark.parametrize(
