@@ -33,6 +33,9 @@ _LONGEST_TEMP_DIR = 45
 
 _CONNECT_SECONDS = 10.0
 
+# More than any cluster that this project knows has CPUs; each waiting task costs this process some kilobytes.
+_MOST_TASKS = 2000
+
 _START_ATTEMPTS = 3
 _TIMED_OUT = "timed out during startup"
 
@@ -131,19 +134,20 @@ def nodes() -> tuple[NodeCapacity, ...]:
 def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Calls a function with each tuple of arguments in tasks of one CPU; yields what they return as it comes.
 
-    Twice as many tasks as the cluster has CPUs are under way at once, so that a million of them need no memory here.
+    The sequence may grow until the last result has been taken. Up to `_MOST_TASKS` tasks are under way at once, so that
+    a million of them need no memory here; how many of these run is the cluster's business, whose machines come and go.
     """
     remote = ray.remote(num_cpus=1)(function)
-    most = 2 * max(1, sum(node.cpus for node in nodes()))
     waiting: list[Any] = []
-    for some in arguments:
-        if len(waiting) >= most:
-            ready, waiting = ray.wait(waiting, num_returns=1)
-            yield from ray.get(ready)
-        waiting.append(remote.remote(*some))
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        yield from ray.get(ready)
+    started = 0
+    while waiting or started < len(arguments):
+        more = arguments[started : started + _MOST_TASKS - len(waiting)]
+        waiting += [remote.remote(*some) for some in more]
+        started += len(more)
+        ray.wait(waiting, num_returns=1)
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        for result in ready:
+            yield ray.get(result)
 
 
 @contextmanager

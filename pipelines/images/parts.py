@@ -14,27 +14,6 @@ BATCH_ROWS = 10_000
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Some images of a source, column by column.
-
-    Attributes:
-        uris: absolute, or with a scheme.
-        ids: given by the source; None = to be made from the uris.
-        sizes: bytes; etags: as S3 gives them. None where the source does not say.
-        widths, heights: pixels, where the source says.
-        others: names that were seen and are no images.
-    """
-
-    uris: list[str]
-    ids: list[int] | None = None
-    sizes: list[int | None] | None = None
-    etags: list[str | None] | None = None
-    widths: list[int | None] | None = None
-    heights: list[int | None] | None = None
-    others: int = 0
-
-
-@dataclass(frozen=True)
 class Part:
     """What one task lists.
 
@@ -55,3 +34,26 @@ class Part:
     root: str = ""
     keys: KeyRange | None = None
     columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Some images of a source, column by column.
+
+    Attributes:
+        uris: absolute, or with a scheme.
+        ids: given by the source; None = to be made from the uris.
+        sizes: bytes; etags: as S3 gives them. None where the source does not say.
+        widths, heights: pixels, where the source says.
+        others: names that were seen and are no images.
+        left: parts of this one that were passed over, and are to be listed as well.
+    """
+
+    uris: list[str]
+    ids: list[int] | None = None
+    sizes: list[int | None] | None = None
+    etags: list[str | None] | None = None
+    widths: list[int | None] | None = None
+    heights: list[int | None] | None = None
+    others: int = 0
+    left: tuple[Part, ...] = ()

@@ -1,8 +1,8 @@
 """What `--images` may name, seen as parts that can be listed independently of each other.
 
-A folder becomes its sub-folders, an S3 prefix its sub-prefixes or key ranges, an S3 inventory its files; a COCO json or
-a table of uris is one part. `entries` lists one part, some thousands of images at a time, so that no process ever holds
-all names.
+A folder becomes its sub-folders, an S3 prefix ranges of its keys, an S3 inventory its files; a COCO json or a table of
+uris is one part. `entries` lists one part, some thousands of images at a time, so that no process ever holds all names;
+a long range of keys is listed in part, and names the ranges that are left.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.fs
@@ -328,8 +328,8 @@ def _key_entries(part: Part) -> Iterator[Entries]:
     pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
     root = part.root.removeprefix("s3://").rstrip("/").partition("/")[2]
     skip = len(root) + 1 if root else 0
-    for page in s3_listing.objects(part.keys):
-        names = [(entry, entry.key[skip:]) for entry in page if not entry.key.endswith("/")]
+    for page in s3_listing.pages(part.keys):
+        names = [(entry, entry.key[skip:]) for entry in page.objects if not entry.key.endswith("/")]
         seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
         images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
         yield Entries(
@@ -337,6 +337,7 @@ def _key_entries(part: Part) -> Iterator[Entries]:
             sizes=[entry.size for entry in images],
             etags=[entry.etag for entry in images],
             others=len(seen) - len(images),
+            left=() if page.left is None else (replace(part, keys=page.left),),
         )
 
 

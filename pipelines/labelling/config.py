@@ -59,8 +59,13 @@ class LabelConfig:
     """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now, or as many as
     it can grow to where none fits yet."""
     image_timeout: float = 600.0
-    """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it; one that
+    """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it, beside ten
+    times the usual time for the others of its group (half an hour in all before that is known); one that
     takes longer in two processes fails. 0 = no limit."""
+    stalled_minutes: float = 60.0
+    """The run ends where no file has been finished for so long: workers hang, or their machines do not come back. In
+    proportion longer for files of more images than are chosen by default, for image pyramids and for mirrors. 0 =
+    never."""
     max_failed_fraction: float = 1.0
     """Exit with 1 if a larger share of images failed."""
     retry_failed: bool = False
@@ -78,6 +83,7 @@ class LabelConfig:
             "rows_per_file",
             "max_workers",
             "image_timeout",
+            "stalled_minutes",
             "wait_minutes",
         ):
             require_not_negative(f"label.{name}", getattr(self, name))

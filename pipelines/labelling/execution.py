@@ -9,21 +9,28 @@ from typing import Any, Protocol
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from maskrcnn_core.config.model import Category
+from maskrcnn_core.errors import UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
 from pipelines.labelling.config import LabelRun
-from pipelines.labelling.planning import WorkerPlan, plan_workers
+from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
+from pipelines.labelling.time_limits import stalled_seconds
 from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally
+from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
-# Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
-_STALLED_SECONDS = 1800.0
-_PATIENCE_PER_IMAGE = 60.0
+# Chunks that a worker holds: those it works on, and one more, so that it never waits for the driver. More of them would
+# lie with a slow worker at the end, while others have nothing left to do.
+_TASKS_IN_FLIGHT = CONCURRENT_CALLS + 1
+
+# Ray Data lets a pool grow once its workers hold so many times the chunks that they can work on. That has to be less
+# than what they hold at most, and is more by default.
+_GROWS_FROM = 1.25
 
 
 class DescribeCheckpoint(Protocol):
@@ -50,21 +57,29 @@ def label_on_cluster(
     before: Tally,
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
-) -> Counts:
-    """Labels chunks; returns the counts of this start."""
+) -> tuple[Counts, dict[str, LabelFile]]:
+    """Labels chunks; returns the counts of this start, and the chunks' files by name."""
     plan = plan_workers(run.label, nodes())
     settings = replace(settings, workers_per_node=plan.per_node)
-    folder = run_folder.write_todo(run.output, todo)
+    folder = run_folder.write_todo(run.output, largest_first(todo))
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)
-    longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
+    files: dict[str, LabelFile] = {}
+    stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
-        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
+        with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
             for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
                 poller.check()
-                if row["mistake"] is not None:
-                    raise pickle.loads(row["mistake"])  # of a process of this job
-            return board.snapshot()
+                result = pickle.loads(row["result"])  # of a process of this job
+                if isinstance(result, UserError):
+                    raise result
+                files[row["name"]] = result
+            return board.snapshot(), files
+    except ExecutionTimeoutError as error:
+        raise UserError(
+            f"label.stalled_minutes: no label file was finished for {stalled / 60.0:g} minutes; look for workers that "
+            "hang and machines that did not come back, and give the same command again: it goes on where it stopped"
+        ) from error
     finally:
         storage.delete_folder(folder)
 
@@ -73,7 +88,10 @@ def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSe
     filesystem, path = storage.filesystem_and_path(todo)
     size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
     pool = ray.data.ActorPoolStrategy(
-        **size, max_concurrent_calls_per_actor=CONCURRENT_CALLS, enable_true_multi_threading=True
+        **size,
+        max_concurrent_calls_per_actor=CONCURRENT_CALLS,
+        max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT,
+        enable_true_multi_threading=True,
     )
     return (
         ray.data.read_parquet(path, filesystem=filesystem)
@@ -110,11 +128,11 @@ def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, image
 
 
 @contextmanager
-def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
+def _ray_data_settings(stalled: float) -> Iterator[None]:
     """Ray Data's process-wide settings for a labelling run; the former ones come back.
 
     Args:
-        longest_chunk: seconds that a chunk may take before no progress means that the run is stuck.
+        stalled: seconds without a finished chunk after which a run counts as stuck.
     """
     context = ray.data.DataContext.get_current()
     wanted = {
@@ -124,7 +142,8 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         "max_errored_blocks": 0,
         # A process that dies while it loads the network is started again, but not for ever.
         "max_consecutive_actor_init_deaths": 3,
-        "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),
+        "execution_no_progress_timeout_s": stalled,
+        "autoscaling_config": replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=_GROWS_FROM),
     }
     former = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")

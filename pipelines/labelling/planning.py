@@ -1,12 +1,13 @@
 """How a labelling run fits a cluster: how many workers of what size, and how many images a chunk has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling.config import LabelConfig
+from pipelines.labels.chunks import Chunk
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
@@ -93,10 +94,21 @@ def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int,
     return per_node, min(room, per_node * len(hosts)), share
 
 
+def most_chunk_rows(label: LabelConfig) -> int:
+    """Images of a chunk where nothing is set; `use_gpu` is chosen."""
+    return _MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU
+
+
 def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
     """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
     many enough for files of a useful size."""
-    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU)
+    limit = label.rows_per_file or most_chunk_rows(label)
     balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
     least = min(group_size, math.ceil(images / workers))
     return min(max(balanced, least), limit)
+
+
+def largest_first(todo: Iterable[Chunk]) -> list[Chunk]:
+    """Chunks in the order in which workers get them: what is left of each part of the manifest comes last, so that at
+    the end no worker has much to do while others have nothing."""
+    return sorted(todo, key=lambda chunk: (chunk.start - chunk.stop, chunk))

@@ -30,14 +30,15 @@ from pipelines.images.manifest import (
 from pipelines.images.source import Source, open_source
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.execution import Detector, label_on_cluster
+from pipelines.labelling.footers import checked_files, footers_before
 from pipelines.labelling.machines import on_this_cluster
 from pipelines.labelling.planning import choose_chunk_rows, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress
 from pipelines.labelling.worker import WorkerSettings
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
+from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_readable, labels_folder
 from pipelines.labels.proposals import open_proposals
-from pipelines.labels.run_folder import FinishedFile, RunIdentity
+from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.storage.s3_settings import applied, settings_environment
 
@@ -45,7 +46,7 @@ from pipelines.storage.s3_settings import applied, settings_environment
 _GROUP_SIZE_CPU = 8
 _GROUP_SIZE_GPU = 256
 
-# Sources of more parts are listed by the cluster.
+# Sources of more parts are listed by the cluster; so are S3 prefixes of more than a page, that may have any number.
 _MOST_PARTS_HERE = 16
 
 
@@ -140,8 +141,8 @@ def _label(
         if state == "finished":
             run_folder.reopen_run(run.output)
         settings = replace(settings, manifest=manifest)
-        before, counts = _label_chunks(run, manifest, settings, detector, cluster, on_progress)
-    tally, files = _checked_files(run.output, manifest)
+        before, counts, known = _label_chunks(run, manifest, settings, detector, cluster, on_progress)
+    tally, files = checked_files(run.output, manifest, known)
     run_folder.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
@@ -202,7 +203,8 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
 def _draft_manifest(source: Source, folder: str, cluster: _Cluster) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
-    if len(source.parts) > _MOST_PARTS_HERE:
+    is_s3_prefix = any(part.keys is not None for part in source.parts)
+    if len(source.parts) > (1 if is_s3_prefix else _MOST_PARTS_HERE):
         cluster.connect()
         tasks = on_cluster
     with unwrapped_errors():
@@ -268,9 +270,9 @@ def _label_chunks(
     detector: Detector,
     cluster: _Cluster,
     on_progress: Callable[[LabelProgress], None] | None,
-) -> tuple[int, Counts]:
-    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
-    and the counts of this start."""
+) -> tuple[int, Counts, dict[str, LabelFile]]:
+    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before,
+    the counts of this start, and the files by name."""
     rows = run_folder.chunk_rows(run.output, manifest)
     if rows is None:
         run = cluster.fitted()
@@ -279,8 +281,9 @@ def _label_chunks(
         run_folder.settle_chunk_rows(run.output, rows, manifest)
         rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
     done, todo = run_folder.chunks_done(run.output, manifest, rows)
-    tallies = [tally for tally, _ in read_footers([chunk.uri(run.output) for chunk in done])]
-    before = sum(tallies, NOTHING)
+    footers = footers_before([chunk.uri(run.output) for chunk in done], cluster.connect)
+    known = {chunk.name: footer for chunk, footer in zip(done, footers, strict=True)}
+    before = sum((footer.tally for footer in footers), NOTHING)
     labelled_before = before.images
     counts = Counts()
     must_retry = run.label.retry_failed and before.failed > 0
@@ -288,14 +291,16 @@ def _label_chunks(
         run = cluster.fitted()
         settings = _on_device(settings, run.label)
     if todo:
-        counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+        counts, files = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+        known |= files
     if must_retry:
-        faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
+        faulty = [chunk for chunk in done if known[chunk.name].tally.failed]
         again = replace(settings, retry_failed=True)
-        retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        retried, files = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        known |= files
         counts = retried if not todo else counts
         labelled_before -= before.failed
-    return labelled_before, counts
+    return labelled_before, counts, known
 
 
 def _own_detector() -> Detector:
@@ -352,29 +357,6 @@ def _on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
     return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
-
-
-def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[FinishedFile]]:
-    """Counts over all label files, and the files, after making sure that each chunk has one and each file its rows.
-
-    Raises:
-        StorageError: it has not; files were changed while the run went on.
-    """
-    rows = run_folder.chunk_rows(output, manifest)
-    sizes = run_folder.label_sizes(output)
-    done, todo = run_folder.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
-    footers = read_footers([chunk.uri(output) for chunk in done])
-    wrong = [
-        chunk.name for chunk, (tally, _) in zip(done, footers, strict=True) if tally.images != chunk.stop - chunk.start
-    ]
-    if rows is None or todo or wrong:
-        raise StorageError(
-            f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
-            f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
-            "Delete the wrong ones and repeat the command: what is missing is labelled"
-        )
-    files = [FinishedFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
-    return sum((tally for tally, _ in footers), NOTHING), files
 
 
 def _summary(

@@ -33,8 +33,9 @@ from pipelines.images.reading import ImageReader
 from pipelines.images.reading_threads import Call, ReadingThreads
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.time_limits import GroupTimes
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally, read_rows, read_tally, write_labels
+from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
 
 CONCURRENT_CALLS = 2
@@ -132,6 +133,7 @@ class LabelWorker:
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
         self._reader = ImageReader(most_bytes, settings.image_root)
         self._failed_in_a_row = 0
+        self._times = GroupTimes(settings.image_timeout)
         self._idle_since: float | None = None
         self._readers = ReadingThreads(settings.readers, settings.image_timeout)
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
@@ -143,21 +145,21 @@ class LabelWorker:
         self._metrics = LabelMetrics()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+        """Label the chunks (part, start, stop) and write a file for each; returns its name and `LabelFile` for each.
 
         A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
         """
-        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
-        return pa.table({"mistake": pa.array(rows, pa.binary())})
+        some = [Chunk(**row) for row in chunks.to_pylist()]
+        results = [pickle.dumps(self._file_or_mistake(chunk)) for chunk in some]
+        return pa.table({"name": [chunk.name for chunk in some], "result": pa.array(results, pa.binary())})
 
-    def _row(self, chunk: Chunk) -> bytes | None:
+    def _file_or_mistake(self, chunk: Chunk) -> LabelFile | UserError:
         try:
-            self.label_chunk(chunk)
+            return self.label_chunk(chunk)
         except UserError as error:
-            return pickle.dumps(error)
-        return None
+            return error
 
-    def label_chunk(self, chunk: Chunk) -> Tally:
+    def label_chunk(self, chunk: Chunk) -> LabelFile:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
 
         Raises:
@@ -169,7 +171,7 @@ class LabelWorker:
         if self._settings.retry_failed:
             table = self._relabelled(read_rows(uri))
         elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
-            return read_tally(uri)
+            return read_footer(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
         if not storage.exists(run_folder.identity_uri(self._settings.output)):
@@ -178,13 +180,13 @@ class LabelWorker:
                 "back, or choose another, and give the command again"
             )
         try:
-            tally = write_labels(table, uri)
+            file = write_labels(table, uri)
         except StorageError:
             if self._settings.retry_failed or not storage.exists(uri):
                 raise
-            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
+            return read_footer(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
-        return tally
+        return file
 
     def _relabelled(self, before: pa.Table) -> pa.Table:
         """The rows of a file, those that had failed labelled anew."""
@@ -274,17 +276,16 @@ class LabelWorker:
     def _time_limit(self, images: int) -> Iterator[None]:
         """Ends the process if the block takes too long: nothing else stops code that hangs in a library. The board
         then shows which images it was busy with, as after any other crash."""
-        limit = self._settings.image_timeout
-        if not limit:
-            yield
-            return
-        timer = threading.Timer(limit * images, os._exit, (_EXIT_TIMED_OUT,))
+        started, limit = time.monotonic(), self._times.limit(images)
+        timer = threading.Timer(limit or 0.0, os._exit, (_EXIT_TIMED_OUT,))
         timer.daemon = True
-        timer.start()
+        if limit is not None:
+            timer.start()
         try:
             yield
         finally:
             timer.cancel()
+        self._times.took(images, time.monotonic() - started)
 
     def _one_by_one(
         self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals

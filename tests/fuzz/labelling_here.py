@@ -15,7 +15,7 @@ from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.execution import Detector
 from pipelines.labelling.progress import Counts, ProgressBoard
 from pipelines.labelling.worker import LabelWorker, WorkerSettings
-from pipelines.labels.chunks import Chunk
+from pipelines.labels.chunks import Chunk, LabelFile
 from tests.pipelines.fake_detector import FAKE
 
 ROWS_PER_FILE = 2
@@ -42,9 +42,10 @@ def _without_cluster() -> Iterator[None]:
         yield
 
 
-def _label(run: LabelRun, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any) -> Counts:
+def _label(
+    run: LabelRun, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any
+) -> tuple[Counts, dict[str, LabelFile]]:
     board = ProgressBoard()
     worker = LabelWorker(detector.load, settings, board)
-    for chunk in todo:
-        worker.label_chunk(chunk)
-    return board.snapshot()
+    files = {chunk.name: worker.label_chunk(chunk) for chunk in todo}
+    return board.snapshot(), files

@@ -12,18 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from ray.data import DataContext
 
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import schema_categories
+from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import NodeCapacity, connect
+from pipelines.cluster.connection import NodeCapacity, connect, on_cluster
 from pipelines.images.reading import ImageReader
+from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, plan_workers
+from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, WorkerSettings
+from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
 
 # Ray warns about settings of its own that it sets itself.
@@ -141,6 +145,21 @@ def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) ->
     assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
 
 
+def test_what_is_left_of_each_part_comes_last() -> None:
+    todo = [Chunk(0, 0, 100), Chunk(0, 100, 130), Chunk(1, 0, 100), Chunk(1, 100, 190), Chunk(2, 0, 1)]
+    assert largest_first(todo) == [todo[0], todo[2], todo[3], todo[1], todo[4]]
+    assert largest_first([]) == []
+
+
+def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
+    assert execution._GROWS_FROM <= execution._TASKS_IN_FLIGHT / CONCURRENT_CALLS
+    with execution._ray_data_settings(5.0):
+        context = DataContext.get_current()
+        assert context.execution_no_progress_timeout_s == 5.0
+        assert context.autoscaling_config.actor_pool_util_upscaling_threshold == execution._GROWS_FROM
+    assert DataContext.get_current().execution_no_progress_timeout_s != 5.0
+
+
 @pytest.mark.parametrize(
     ("nodes", "settings", "expected"),
     [
@@ -210,6 +229,18 @@ def spoil(folder: Path) -> dict[str, str]:
         "dangling.jpg": "missing",
         "poison.png": "failed",
     }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_TASKS", 3)
+    arguments = [(number, 2) for number in range(5)]
+    results = []
+    for number, left in on_cluster(lambda number, left: (number, left), arguments):
+        results.append(number)
+        arguments += [(number + 5, left - 1)] * (left > 0)
+    assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])
 
 
 @pytest.mark.ray
@@ -302,6 +333,16 @@ def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
     summary = run_label(run_of(tmp_path, images, "hangs", image_timeout=0.5))
     assert [row["status"] for row in rows_of(summary)] == ["ok", "ok", "failed", "ok"]
     assert "took longer than 0.5 s (label.image_timeout)" in summary.failures[0].error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_run_in_which_nothing_is_finished_ends_with_one_line(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (13, 8)).save(images / "000.png")
+    with pytest.raises(UserError, match=r"label\.stalled_minutes: no label file was finished for 0\.05 minutes"):
+        run_label(run_of(tmp_path, images, "hangs", stalled_minutes=0.05))
 
 
 @pytest.mark.ray
