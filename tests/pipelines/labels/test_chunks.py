@@ -8,7 +8,7 @@ import pytest
 
 from maskrcnn_core.records.labels import record_schema, records_to_table
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals, proposals_to_table
-from pipelines.labels.chunks import Tally, read_rows, read_tally, write_labels
+from pipelines.labels.chunks import Tally, read_footer, read_rows, write_labels
 from tests.generated_labels import CATEGORIES, MODEL, failed_record, random_record
 
 PROPOSALS = ProposalRecord("ok", None, 20, 10, np.ones((3, 4), np.float32), np.full(3, 0.5, np.float32))
@@ -29,9 +29,10 @@ def test_rows_come_back_as_they_were(failed: set[int], tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     records = [failed_record() if index in failed else random_record(index + 1) for index in range(4)]
     table = records_to_table(range(4), [*"abcd"], records, MODEL, record_schema(CATEGORIES))
-    tally = write_labels(table, str(file))
+    written = write_labels(table, str(file))
+    tally = written.tally
     assert read_rows(str(file)).equals(table)
-    assert read_tally(str(file)) == tally
+    assert read_footer(str(file)) == written
     assert (tally.images, tally.failed) == (4, len(failed))
     assert tally.detections == sum(len(record.detections) for record in records)
     assert with_dictionaries(file) <= {
@@ -44,13 +45,13 @@ def test_rows_come_back_as_they_were(failed: set[int], tmp_path: Path) -> None:
 def test_a_chunk_without_images(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     table = records_to_table([], [], [], MODEL, record_schema(CATEGORIES))
-    assert write_labels(table, str(file)) == Tally({}, 0)
+    assert write_labels(table, str(file)).tally == Tally({}, 0)
     assert read_rows(str(file)).equals(table)
 
 
 def test_proposals(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     table = proposals_to_table([1, 2], ["a", "b"], [PROPOSALS, failed_proposals("missing", "gone")], MODEL)
-    assert write_labels(table, str(file)).detections == 3
+    assert write_labels(table, str(file)).tally.detections == 3
     assert read_rows(str(file)).equals(table)
     assert with_dictionaries(file) == {"width", "height", "status", "error", "model"}
