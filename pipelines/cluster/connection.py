@@ -152,7 +152,11 @@ def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored."""
+    """Quiet defaults for Ray and its child processes; what the user has set wins, and all is restored.
+
+    What Ray itself sets stays: it makes tokens the rule where it starts a cluster (RAY_AUTH_MODE), and its compiled
+    part keeps to that as long as the process lives. Machines that this process starts later must know it.
+    """
     added = {name: value for name, value in _QUIET_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

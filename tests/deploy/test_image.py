@@ -129,8 +129,9 @@ def test_it_has_the_programs_that_the_head_of_ray_up_needs() -> None:
 
 
 def make_image(programs: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`make image` where only these programs are found."""
-    environment = {**os.environ, "PATH": str(programs)}
+    """`make image` where only these programs are found, also where this is a test that `make` runs."""
+    outer = {"MAKELEVEL", "MAKEFLAGS", "MFLAGS"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer} | {"PATH": str(programs)}
     return subprocess.run(
         [str(MAKE), "image", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )

@@ -71,8 +71,9 @@ def run(machine: dict[str, str], **variables: str) -> tuple[int, list[str]]:
 
 def test_the_first_machine_is_the_head_and_the_others_join_it(machine: dict[str, str]) -> None:
     address = f"127.0.0.1:{machine['RAY_PORT']}"
-    code, (job, head, others) = run(machine, SLURM_JOB_NUM_NODES="4")
-    assert code == 0
+    code, calls = run(machine, SLURM_JOB_NUM_NODES="4", STEPS="10")  # a job that lets the others be called
+    assert (code, len(calls)) == (0, 3)
+    job, head, others = calls
     assert job == f"python -m jobs.label --images a b --cluster.address {address} | token 64"
     assert head.startswith(f"ray start --head --node-ip-address=127.0.0.1 --port={machine['RAY_PORT']} --num-cpus=6")
     assert others.startswith("srun --nodes=3 --ntasks=3 ")

@@ -1,0 +1,46 @@
+import os
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipelines.cluster import connection
+from pipelines.cluster.config import ClusterConfig
+
+# Ray's own context warns: see tests/pipelines/training/test_run.py.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.mark.ray
+def test_one_cluster_after_the_other_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of this process alone, then one of several machines whose processes have to reach this one."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for _ in range(2):
+        with connection.connect(ClusterConfig(num_cpus=4)):
+            assert ray.get(_process_of_a_task()) != os.getpid()
+    machines = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        machines.add_node(num_cpus=4)
+        with connection.connect(ClusterConfig(address=machines.address)):
+            actor = ray.remote(num_cpus=1)(_Machine).remote()
+            assert ray.get(actor.process.remote(), timeout=60) != os.getpid()
+            assert ray.get(_process_of_a_task(), timeout=60) != os.getpid()
+    finally:
+        machines.shutdown()
+
+
+class _Machine:
+    def process(self) -> int:
+        return os.getpid()
+
+
+def _process_of_a_task() -> "ray.ObjectRef[int]":
+    return ray.remote(num_cpus=1)(lambda: os.getpid()).remote()
+
+
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_what_the_user_has_set_stays(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with connection._environment():
+        pass
+    assert os.environ["RAY_AUTH_MODE"] == mode
