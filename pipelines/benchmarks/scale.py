@@ -35,7 +35,7 @@ from pipelines.images.manifest import build_manifest
 from pipelines.images.parts import Part
 from pipelines.images.source import Source
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.run import label
 from pipelines.verification.config import VerifyRun
 from pipelines.verification.run import verify

@@ -4,23 +4,22 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
-from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import UserError
-from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
 from pipelines.labelling.config import LabelRun
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
-from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
-from pipelines.labelling.time_limits import stalled_seconds
-from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
+from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, reporter, start_board
+from pipelines.labelling.time_limits import no_progress, stalled_seconds
+from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
@@ -31,22 +30,6 @@ _TASKS_IN_FLIGHT = CONCURRENT_CALLS + 1
 # Ray Data lets a pool grow once its workers hold so many times the chunks that they can work on. That has to be less
 # than what they hold at most, and is more by default.
 _GROWS_FROM = 1.25
-
-
-class DescribeCheckpoint(Protocol):
-    """Signature of `maskrcnn_core.inference.predictor.describe_checkpoint`."""
-
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
-        """Fingerprint and categories, without building the network."""
-        ...
-
-
-@dataclass(frozen=True)
-class Detector:
-    """How a checkpoint becomes a detector; both are passed on to other processes, so they must be picklable."""
-
-    load: LoadPredictor
-    describe: DescribeCheckpoint
 
 
 def label_on_cluster(
@@ -63,7 +46,7 @@ def label_on_cluster(
     settings = replace(settings, workers_per_node=plan.per_node)
     folder = run_folder.write_todo(run.output, largest_first(todo))
     board = start_board()
-    report = None if on_progress is None else _reporter(on_progress, before, images)
+    report = None if on_progress is None else reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}
     stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
@@ -76,10 +59,7 @@ def label_on_cluster(
                 files[row["name"]] = result
             return board.snapshot(), files
     except ExecutionTimeoutError as error:
-        raise UserError(
-            f"label.stalled_minutes: no label file was finished for {stalled / 60.0:g} minutes; look for workers that "
-            "hang and machines that did not come back, and give the same command again: it goes on where it stopped"
-        ) from error
+        raise no_progress(stalled) from error
     finally:
         storage.delete_folder(folder)
 
@@ -107,24 +87,6 @@ def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSe
             runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
         )
     )
-
-
-def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
-    def report(counts: Counts) -> None:
-        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
-        on_progress(
-            LabelProgress(
-                images=images,
-                done=done,
-                detections=before.detections + counts.detections,
-                failed=before.failed + counts.failed,
-                images_per_second=counts.images_per_second,
-                waiting_share=counts.waiting_share,
-                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
-            )
-        )
-
-    return report
 
 
 @contextmanager

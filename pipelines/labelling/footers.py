@@ -7,8 +7,7 @@ tasks.
 from collections.abc import Callable, Mapping, Sequence
 
 from maskrcnn_core.errors import StorageError
-from pipelines.cluster.connection import on_cluster, unwrapped_errors
-from pipelines.images.manifest import Manifest
+from pipelines.images.manifest import Manifest, Tasks
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import NOTHING, LabelFile, Tally, read_footers
 from pipelines.labels.run_folder import FinishedFile
@@ -18,22 +17,20 @@ _MOST_FOOTERS_HERE = 2000
 _FOOTERS_OF_A_TASK = 500
 
 
-def footers_before(uris: Sequence[str], connect: Callable[[], None]) -> list[LabelFile]:
+def footers_before(uris: Sequence[str], tasks: Callable[[], Tasks]) -> list[LabelFile]:
     """The footers of label files of earlier starts, in order.
 
     Args:
         uris: of the files.
-        connect: makes sure of the cluster, where tasks are worth it.
+        tasks: how work is spread, where that is worth it.
 
     Raises:
         StorageError: a file is damaged.
     """
     if len(uris) <= _MOST_FOOTERS_HERE:
         return read_footers(uris)
-    connect()
     starts = range(0, len(uris), _FOOTERS_OF_A_TASK)
-    with unwrapped_errors():
-        found = dict(on_cluster(_read_some, [(start, uris[start : start + _FOOTERS_OF_A_TASK]) for start in starts]))
+    found = dict(tasks()(_read_some, [(start, uris[start : start + _FOOTERS_OF_A_TASK]) for start in starts]))
     return [footer for start in starts for footer in found[start]]
 
 

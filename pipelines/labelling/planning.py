@@ -11,7 +11,7 @@ from pipelines.labels.chunks import Chunk
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
-_MOST_THREADS = 16
+MOST_THREADS = 16
 
 # Images of one chunk: small enough to balance the workers, large enough that Ray's own work does not show.
 _MOST_ROWS_CPU = 250
@@ -83,10 +83,8 @@ def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int,
     """Most workers on a node, workers in all, and logical CPUs of each."""
     if not hosts:
         return 0, 0, 1
-    if label.num_workers:
-        per_node = math.ceil(label.num_workers / len(hosts))
-    else:
-        per_node = max(1, hosts[0].cpus // _MOST_THREADS)
+    wanted = label.num_workers
+    per_node = math.ceil(wanted / len(hosts)) if wanted else max(1, hosts[0].cpus // MOST_THREADS)
     # A quarter of a node, at most two CPUs, stays free for reading and writing tasks.
     smallest = min(max(1, node.cpus - min(2, max(1, node.cpus // 4))) for node in hosts)
     share = max(1, smallest // per_node)

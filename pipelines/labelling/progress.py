@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.labels.chunks import Tally
+
 _POLL_SECONDS = 1.0
 _SNAPSHOT_TIMEOUT = 30.0
 
@@ -96,32 +98,35 @@ class Board(Protocol):
 
 
 class ProgressBoard:
-    """The actor's state; implements `Board`."""
+    """The actor's state; implements `Board`. Threads may share one."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._begun: dict[int, int] = {}
         self._counts = Counts()
         self._start: float | None = None
 
     def begin(self, key: int) -> int:
         """See `Board`."""
-        if self._start is None:
-            self._start = time.monotonic()
-        self._begun[key] = self._begun.get(key, 0) + 1
-        return self._begun[key]
+        with self._lock:
+            if self._start is None:
+                self._start = time.monotonic()
+            self._begun[key] = self._begun.get(key, 0) + 1
+            return self._begun[key]
 
     def done(self, key: int, work: Work) -> None:
         """See `Board`."""
-        self._begun.pop(key, None)
-        before, now = self._counts, time.monotonic()
-        self._counts = Counts(
-            images=before.images + work.images,
-            detections=before.detections + work.detections,
-            failed=before.failed + work.failed,
-            seconds=now - (self._start if self._start is not None else now),
-            busy=before.busy + work.busy,
-            waited=before.waited + work.waited,
-        )
+        with self._lock:
+            self._begun.pop(key, None)
+            before, now = self._counts, time.monotonic()
+            self._counts = Counts(
+                images=before.images + work.images,
+                detections=before.detections + work.detections,
+                failed=before.failed + work.failed,
+                seconds=now - (self._start if self._start is not None else now),
+                busy=before.busy + work.busy,
+                waited=before.waited + work.waited,
+            )
 
     def snapshot(self) -> Counts:
         """The counts so far."""
@@ -155,13 +160,21 @@ def start_board() -> RemoteBoard:
     return RemoteBoard(ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote())
 
 
+class Counting(Protocol):
+    """A board that can be asked."""
+
+    def snapshot(self) -> Counts:
+        """The counts so far."""
+        ...
+
+
 class Poller:
     """Calls `report` with the board's counts about once a second, from a thread of its own, while the block runs.
 
     An exception of `report` is raised by the next `check`, or at the end of the block.
     """
 
-    def __init__(self, board: RemoteBoard, report: Callable[[Counts], None] | None) -> None:
+    def __init__(self, board: Counting, report: Callable[[Counts], None] | None) -> None:
         self._board = board
         self._report = report
         self._stop = threading.Event()
@@ -192,3 +205,29 @@ class Poller:
                 self._report(self._board.snapshot())
         except Exception as error:
             self._error = error
+
+
+def reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
+    """Takes counts of this start, and calls `on_progress` with those of the run.
+
+    Args:
+        on_progress: takes them.
+        before: what earlier starts have done.
+        images: of the run.
+    """
+
+    def report(counts: Counts) -> None:
+        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
+        on_progress(
+            LabelProgress(
+                images=images,
+                done=done,
+                detections=before.detections + counts.detections,
+                failed=before.failed + counts.failed,
+                images_per_second=counts.images_per_second,
+                waiting_share=counts.waiting_share,
+                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
+            )
+        )
+
+    return report

@@ -1,8 +1,9 @@
-"""Label an image collection with Ray Data: exactly one Parquet row per image, resumable at any moment.
+"""Label an image collection: exactly one Parquet row per image, resumable at any moment.
 
     manifest in chunks -> those without a label file -> pool of LabelWorker (chunk in, label file out) -> counts
 
-Only the places of chunks and their counts pass through Ray: images are read next to the network, and label files are
+The pool is one of a Ray cluster, or of this machine's processes (`backend`). Only the places of chunks and their counts
+pass between processes: images are read next to the network, and label files are
 written by the process that made them (see `labels.run_folder` for why nothing is lost or doubled).
 """
 
@@ -16,7 +17,7 @@ from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from pipelines import storage
-from pipelines.cluster.connection import connect, nodes, on_cluster, unwrapped_errors
+from pipelines.cluster.choice import uses_ray
 from pipelines.images.manifest import (
     Manifest,
     Tasks,
@@ -28,11 +29,11 @@ from pipelines.images.manifest import (
     publish_manifest,
 )
 from pipelines.images.source import Source, open_source
+from pipelines.labelling.backend import Backend
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector, label_on_cluster
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.footers import checked_files, footers_before
-from pipelines.labelling.machines import on_this_cluster
-from pipelines.labelling.planning import choose_chunk_rows, plan_workers
+from pipelines.labelling.planning import choose_chunk_rows
 from pipelines.labelling.progress import Counts, LabelProgress
 from pipelines.labelling.worker import WorkerSettings
 from pipelines.labels import run_folder
@@ -40,7 +41,7 @@ from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_
 from pipelines.labels.proposals import open_proposals
 from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
-from pipelines.storage.s3_settings import applied, settings_environment
+from pipelines.storage.s3_settings import applied
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
 _GROUP_SIZE_CPU = 8
@@ -116,11 +117,24 @@ def _label(
     on_note: Callable[[str], None],
     started: float,
 ) -> LabelSummary:
+    with ExitStack() as stack:
+        return _label_by(run, on_progress, detector, _backend(run, stack, on_note), started)
+
+
+def _label_by(
+    run: LabelRun,
+    on_progress: Callable[[LabelProgress], None] | None,
+    detector: Detector,
+    backend: Backend,
+    started: float,
+) -> LabelSummary:
     state = run_folder.state_of(run.output)
     manifest = open_manifest(run_folder.manifest_folder(run.output))
     source = None if manifest is not None else open_source(run.images, run.image_root)
     kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
     settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
+    if state != "finished":
+        backend.start_loading(detector, settings)
     identity = _identity(settings, detector)
     if state != "new":
         run_folder.require_same_run(run.output, identity)
@@ -130,53 +144,33 @@ def _label(
         tally = run_folder.finished_tally(run.output)
         if not (run.label.retry_failed and tally.failed):
             return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
-    with ExitStack() as stack:
-        cluster = _Cluster(run, stack, on_note)
-        if manifest is None:
-            assert source is not None
-            manifest = _new_manifest(run, source, identity, cluster)
-        else:
-            _check_proposals(run, manifest)
-            run_folder.claim_run(run.output, identity)
-        if state == "finished":
-            run_folder.reopen_run(run.output)
-        settings = replace(settings, manifest=manifest)
-        before, counts, known = _label_chunks(run, manifest, settings, detector, cluster, on_progress)
+    if manifest is None:
+        assert source is not None
+        manifest = _new_manifest(run, source, identity, backend)
+    else:
+        _check_proposals(run, manifest)
+        run_folder.claim_run(run.output, identity)
+    if state == "finished":
+        run_folder.reopen_run(run.output)
+    settings = replace(settings, manifest=manifest)
+    before, counts, known = _label_chunks(run, manifest, settings, detector, backend, on_progress)
     tally, files = checked_files(run.output, manifest, known)
     run_folder.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
-class _Cluster:
-    """The cluster of a run, joined or started when it is first needed.
+def _backend(run: LabelRun, stack: ExitStack, tell: Callable[[str], None]) -> Backend:
+    """Ray where a cluster is named or wanted; both sides are imported when they are needed."""
+    if uses_ray(run.cluster):
+        from pipelines.labelling.ray_backend import RayBackend
 
-    Args:
-        run: as it was given.
-        stack: whose end ends the connection.
-        tell: takes lines for the user.
-    """
+        return RayBackend(run, stack, tell)
+    from pipelines.labelling.one_machine import OneMachine
 
-    def __init__(self, run: LabelRun, stack: ExitStack, tell: Callable[[str], None]) -> None:
-        self._run, self._stack, self._tell = run, stack, tell
-        self._is_connected = False
-        self._fitted: LabelRun | None = None
-
-    def connect(self) -> None:
-        """Make sure of the connection; tasks may follow."""
-        if not self._is_connected:
-            run = self._run
-            self._stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
-            self._is_connected = True
-
-    def fitted(self) -> LabelRun:
-        """The run with settings for this cluster, which has room for its first workers; see `on_this_cluster`."""
-        if self._fitted is None:
-            self.connect()
-            self._fitted = replace(self._run, label=on_this_cluster(self._run.label, self._tell))
-        return self._fitted
+    return stack.enter_context(OneMachine(run, tell))
 
 
-def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster: _Cluster) -> Manifest:
+def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, backend: Backend) -> Manifest:
     """The manifest of a new run, and the claim on its folder, after all that can be refused has been looked at.
 
     Whatever ends this early leaves the folder as it was; what another process has made in it stays.
@@ -185,9 +179,9 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
     folder = run_folder.manifest_folder(run.output)
     draft = None
     try:
-        draft = _draft_manifest(source, folder, cluster)
+        draft = _draft_manifest(source, folder, backend)
         _check_proposals(run, draft)
-        plan_workers(cluster.fitted().label, nodes())
+        backend.num_workers()
         run_folder.claim_run(run.output, identity)
         manifest = publish_manifest(draft)
     except BaseException:
@@ -200,15 +194,13 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
     return manifest
 
 
-def _draft_manifest(source: Source, folder: str, cluster: _Cluster) -> Manifest:
+def _draft_manifest(source: Source, folder: str, backend: Backend) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
     is_s3_prefix = any(part.keys is not None for part in source.parts)
     if len(source.parts) > (1 if is_s3_prefix else _MOST_PARTS_HERE):
-        cluster.connect()
-        tasks = on_cluster
-    with unwrapped_errors():
-        return draft_manifest(source, folder, tasks)
+        tasks = backend.tasks()
+    return draft_manifest(source, folder, tasks)
 
 
 def _lost_files(output: str, manifest: Manifest) -> bool:
@@ -268,35 +260,34 @@ def _label_chunks(
     manifest: Manifest,
     settings: WorkerSettings,
     detector: Detector,
-    cluster: _Cluster,
+    backend: Backend,
     on_progress: Callable[[LabelProgress], None] | None,
 ) -> tuple[int, Counts, dict[str, LabelFile]]:
     """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before,
     the counts of this start, and the files by name."""
     rows = run_folder.chunk_rows(run.output, manifest)
     if rows is None:
-        run = cluster.fitted()
-        workers = plan_workers(run.label, nodes()).workers
-        rows = choose_chunk_rows(len(manifest), workers, _on_device(settings, run.label).group_size, run.label)
+        fitted = backend.fitted()
+        group_size = _on_device(settings, fitted).group_size
+        rows = choose_chunk_rows(len(manifest), backend.num_workers(), group_size, fitted)
         run_folder.settle_chunk_rows(run.output, rows, manifest)
         rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
     done, todo = run_folder.chunks_done(run.output, manifest, rows)
-    footers = footers_before([chunk.uri(run.output) for chunk in done], cluster.connect)
+    footers = footers_before([chunk.uri(run.output) for chunk in done], backend.tasks)
     known = {chunk.name: footer for chunk, footer in zip(done, footers, strict=True)}
     before = sum((footer.tally for footer in footers), NOTHING)
     labelled_before = before.images
     counts = Counts()
     must_retry = run.label.retry_failed and before.failed > 0
     if todo or must_retry:
-        run = cluster.fitted()
-        settings = _on_device(settings, run.label)
+        settings = _on_device(settings, backend.fitted())
     if todo:
-        counts, files = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+        counts, files = backend.label_chunks(detector, settings, todo, before, len(manifest), on_progress)
         known |= files
     if must_retry:
         faulty = [chunk for chunk in done if known[chunk.name].tally.failed]
         again = replace(settings, retry_failed=True)
-        retried, files = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        retried, files = backend.label_chunks(detector, again, faulty, NOTHING, before.failed, on_progress)
         known |= files
         counts = retried if not todo else counts
         labelled_before -= before.failed

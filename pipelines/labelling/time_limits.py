@@ -3,6 +3,7 @@
 import statistics
 from collections import deque
 
+from maskrcnn_core.errors import UserError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.planning import most_chunk_rows
 
@@ -41,6 +42,14 @@ class GroupTimes:
         if len(self._per_image) < _LEAST_GROUPS:
             return min(most, max(_START_SECONDS, self._image_timeout))
         return min(most, self._image_timeout + _TIMES_MEDIAN * images * statistics.median(self._per_image))
+
+
+def no_progress(stalled: float) -> UserError:
+    """That no file was finished for so many seconds."""
+    return UserError(
+        f"label.stalled_minutes: no label file was finished for {stalled / 60.0:g} minutes; look for workers that "
+        "hang and machines that did not come back, and give the same command again: it goes on where it stopped"
+    )
 
 
 def stalled_seconds(label: LabelConfig, longest_chunk: int) -> float:

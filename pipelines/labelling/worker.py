@@ -144,6 +144,10 @@ class LabelWorker:
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
         self._metrics = LabelMetrics()
 
+    def use(self, settings: WorkerSettings) -> None:
+        """Settings from now on: other threads, and of what belongs to the run rather than to the detector."""
+        self._settings = settings
+
     def __call__(self, chunks: pa.Table) -> pa.Table:
         """Label the chunks (part, start, stop) and write a file for each; returns its name and `LabelFile` for each.
 
@@ -248,6 +252,8 @@ class LabelWorker:
 
     def _detect(self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
         started = time.monotonic()
+        if self._settings.threads not in (0, torch.get_num_threads()):
+            torch.set_num_threads(self._settings.threads)
         waited = 0.0 if self._idle_since is None else started - self._idle_since
         key = ids[0]
         if self._board.begin(key) > 1:

@@ -20,7 +20,7 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
 from pipelines.storage import files
 
 CATEGORIES = (Category(1, "dark"), Category(7, "light"))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import StorageError
-from pipelines.images.manifest import one_by_one
+from pipelines.images.manifest import Tasks, one_by_one
 from pipelines.labelling import footers
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labels import chunks
@@ -108,10 +108,14 @@ def test_a_file_that_changes_while_the_run_goes_on_is_opened(
 def test_many_footers_are_read_in_tasks_and_come_in_order(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = [str(path) for path in labels(begun / "out")]
     connected: list[bool] = []
-    here = footers.footers_before(uris, lambda: connected.append(True))
+
+    def tasks() -> Tasks:
+        connected.append(True)
+        return lambda *some: iter([*one_by_one(*some)][::-1])
+
+    here = footers.footers_before(uris, tasks)
     assert not connected
-    monkeypatch.setattr(footers, "on_cluster", lambda *some: reversed(list(one_by_one(*some))))
     monkeypatch.setattr(footers, "_MOST_FOOTERS_HERE", 2)
     monkeypatch.setattr(footers, "_FOOTERS_OF_A_TASK", 2)
-    assert footers.footers_before(uris, lambda: connected.append(True)) == here
+    assert footers.footers_before(uris, tasks) == here
     assert connected == [True]

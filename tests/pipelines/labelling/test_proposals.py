@@ -23,7 +23,7 @@ from pipelines import storage
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.progress import ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
 from pipelines.labelling.worker import LabelWorker, WorkerSettings
