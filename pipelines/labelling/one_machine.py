@@ -89,7 +89,7 @@ class OneMachine:
         report = None if on_progress is None else reporter(on_progress, before, images)
         files: dict[str, LabelFile] = {}
         stalled = stalled_seconds(label, max(chunk.stop - chunk.start for chunk in todo))
-        pool, shape = self._open(detector, settings), self._first_shape(label)
+        pool, shape = self._open(detector, settings), self.first_shape()
         probe = self._probe = _new_probe(label, shape)
         tune = partial(self._tune, pool, probe, settings, images - before.images)
         try:
@@ -103,10 +103,28 @@ class OneMachine:
         finally:
             self._close()
 
+    def first_shape(self) -> Shape:
+        """What the run begins with: as the settings say, else few processes of many threads."""
+        label, cores = self.fitted(), physical_cores()
+        if label.use_gpu:
+            processes = self.num_workers()
+        elif label.threads_per_worker and not label.num_workers:
+            processes = max(1, cores // label.threads_per_worker)
+        else:
+            processes = label.num_workers or max(1, cores // MOST_THREADS)
+        return Shape(processes, label.threads_per_worker or max(1, cores // processes))
+
+    def environment(self, place: int) -> Mapping[str, str]:
+        """Variables of the process at a place: each has a GPU, where there are any."""
+        if not self.fitted().use_gpu:
+            return TENSOR_MEMORY_ENVIRONMENT
+        gpus = _visible_gpus()
+        return {**TENSOR_MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
+
     def _open(self, detector: Detector, settings: WorkerSettings) -> ProcessPool:
         if self._pool is None:
             self._board = ProgressBoard()
-            self._pool = ProcessPool(detector.load, settings, self._board, self._environment, self._note)
+            self._pool = ProcessPool(detector.load, settings, self._board, self.environment, self._note)
         return self._pool
 
     def _close(self) -> None:
@@ -128,22 +146,6 @@ class OneMachine:
             pool.use(replace(settings, threads=shape.threads))
         if (findings := probe.findings()) is not None:
             self._tell(findings)
-
-    def _first_shape(self, label: LabelConfig) -> Shape:
-        cores = physical_cores()
-        if label.use_gpu:
-            processes = self.num_workers()
-        elif label.threads_per_worker and not label.num_workers:
-            processes = max(1, cores // label.threads_per_worker)
-        else:
-            processes = label.num_workers or max(1, cores // MOST_THREADS)
-        return Shape(processes, label.threads_per_worker or max(1, cores // processes))
-
-    def _environment(self, place: int) -> Mapping[str, str]:
-        if not self.fitted().use_gpu:
-            return TENSOR_MEMORY_ENVIRONMENT
-        gpus = _visible_gpus()
-        return {**TENSOR_MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
 
     def _on_chosen_device(self, label: LabelConfig) -> LabelConfig:
         """With `use_gpu` chosen, which is said.

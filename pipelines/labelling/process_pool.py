@@ -66,7 +66,7 @@ class ProcessPool:
         while len(self._places) > processes:
             place = self._places.pop()
             self._waiting.extendleft(reversed(place.chunks))
-            place.process.kill()
+            place.process.close()
         while len(self._places) < processes:
             self._places.append(_Place(self._started(len(self._places))))
 
@@ -140,6 +140,7 @@ class ProcessPool:
 
     def _replace(self, index: int, how: str) -> None:
         place = self._places[index]
+        place.process.close()
         deaths = place.loading_deaths + (not place.is_loaded)
         if deaths >= _MOST_LOADING_DEATHS:
             raise UserError(

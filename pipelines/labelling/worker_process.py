@@ -129,7 +129,8 @@ class WorkerProcess:
         self._connection = Connection(here.detach())
         self._sending = threading.Lock()
         self.tell(start)
-        threading.Thread(target=self._listen, name="label-process", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="label-process", daemon=True)
+        self._listener.start()
 
     def tell(self, message: Start | Use | Take) -> None:
         """Send a message; one to a process that is no more is lost, which `Ended` tells."""
@@ -139,10 +140,13 @@ class WorkerProcess:
         except OSError:
             return
 
-    def kill(self) -> None:
-        """End the process at once."""
+    def close(self) -> None:
+        """End the process at once, if it has not ended."""
         self._process.kill()
         self._process.wait()
+        self._listener.join()
+        self._connection.close()
+        self._log.close()
 
     def _listen(self) -> None:
         try:

@@ -44,3 +44,15 @@ def test_what_the_user_has_set_stays(mode: str, monkeypatch: pytest.MonkeyPatch)
     with connection._environment():
         pass
     assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+@pytest.mark.ray
+def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_TASKS", 3)
+    arguments = [(number, 2) for number in range(5)]
+    results = []
+    with connection.connect(ClusterConfig(num_cpus=4)):
+        for number, left in connection.on_cluster(lambda number, left: (number, left), arguments):
+            results.append(number)
+            arguments += [(number + 5, left - 1)] * (left > 0)
+    assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])

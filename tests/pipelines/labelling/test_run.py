@@ -17,9 +17,8 @@ from ray.data import DataContext
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import schema_categories
-from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import NodeCapacity, connect, on_cluster
+from pipelines.cluster.connection import NodeCapacity, connect
 from pipelines.images.reading import ImageReader
 from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig, LabelRun
@@ -47,10 +46,14 @@ def rows_of(summary: LabelSummary) -> list[dict]:
     return sorted(pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), key=lambda row: row["uri"])
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with connect(ClusterConfig(num_cpus=4)):
-        yield
+@pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.ray), "processes"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test on a Ray cluster, and in processes of this machine."""
+    if request.param == "ray":
+        with connect(ClusterConfig(num_cpus=4)):
+            yield "ray"
+    else:
+        yield "processes"
     assert not ray.is_initialized()
 
 
@@ -202,7 +205,7 @@ def test_rate_leaves_out_the_start_up() -> None:
     assert Counts(images=10, seconds=4.0).images_per_second == 2.5
 
 
-# ---- with Ray --------------------------------------------------------------------------------------------------------
+# ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def spoil(folder: Path) -> dict[str, str]:
@@ -231,19 +234,6 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
-def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_MOST_TASKS", 3)
-    arguments = [(number, 2) for number in range(5)]
-    results = []
-    for number, left in on_cluster(lambda number, left: (number, left), arguments):
-        results.append(number)
-        arguments += [(number + 5, left - 1)] * (left > 0)
-    assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])
-
-
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -285,7 +275,6 @@ def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path:
         run_label(run_of(tmp_path, tmp_path / "more", "poisoned", max_pixels=10_000))
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_interrupted_run_is_continued_where_it_was(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -313,7 +302,6 @@ def summary_model(summary: LabelSummary) -> str:
     return rows_of(summary)[0]["model"]
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -324,7 +312,6 @@ def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
     assert "ended the detector's process" in summary.failures[0].error
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -335,7 +322,6 @@ def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
     assert "took longer than 0.5 s (label.image_timeout)" in summary.failures[0].error
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_run_in_which_nothing_is_finished_ends_with_one_line(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -345,7 +331,6 @@ def test_a_run_in_which_nothing_is_finished_ends_with_one_line(tmp_path: Path) -
         run_label(run_of(tmp_path, images, "hangs", stalled_minutes=0.05))
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -360,7 +345,6 @@ def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tm
     assert run_label(run).skipped_because_done
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_failed_images_are_labelled_again_when_asked_for(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -383,7 +367,6 @@ def test_failed_images_are_labelled_again_when_asked_for(tmp_path: Path) -> None
     assert run_label(run).skipped_because_done
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_source_that_changes_during_a_run_is_noticed(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -399,7 +382,6 @@ def test_a_source_that_changes_during_a_run_is_noticed(tmp_path: Path) -> None:
     assert kept.images == 12
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_two_hundred_images_of_which_forty_are_broken_in_ten_ways(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -421,7 +403,6 @@ def test_two_hundred_images_of_which_forty_are_broken_in_ten_ways(tmp_path: Path
     assert found == expected
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_labels_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -432,7 +413,6 @@ def test_labels_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     assert rows_of(one) == rows_of(two)
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_broken_detector_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 20)
