@@ -17,7 +17,7 @@ import ray.exceptions
 
 from maskrcnn_core.errors import ConfigError, UserError
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.cpu_quota import cpu_quota
+from pipelines.cluster.cpus import usable_cpus
 from pipelines.cluster.lost_processes import why_lost
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
@@ -38,17 +38,6 @@ _MOST_TASKS = 2000
 
 _START_ATTEMPTS = 3
 _TIMED_OUT = "timed out during startup"
-
-# Feature maps are tens of megabytes and live for one layer. By default each goes back to the system at once and the
-# next one is faulted in page by page; huge pages and one heap that keeps what it has spare that time. (One arena, since
-# Ray runs training in a thread, and glibc's heaps of other threads than the main one are small and given back.)
-TENSOR_MEMORY_ENVIRONMENT = {
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**3),
-    "MALLOC_TOP_PAD_": str(256 * 1024**2),
-    "MALLOC_ARENA_MAX": "1",
-}
 
 _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -265,31 +254,3 @@ def _start_once(num_cpus: int, worker_logs: bool) -> None:
             logging_level=logging.ERROR,
             _temp_dir="/tmp/ray" if len(temp_root) > _LONGEST_TEMP_DIR else None,
         )
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on, or as many as its container's quota keeps busy."""
-    return _within_quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
-
-
-def physical_cores() -> int:
-    """Cores under the CPUs that this process may run on, or as many as its container's quota keeps busy: hyper-threads
-    of one core count once.
-
-    Convolutions run slower with a thread on each hyper-thread than with one on each core.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return usable_cpus()
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                siblings.add(file.read().strip())
-        except OSError:  # not shown in some containers
-            siblings.add(str(cpu))
-    return _within_quota(len(siblings))
-
-
-def _within_quota(cpus: int) -> int:
-    quota = cpu_quota()
-    return cpus if quota is None else max(1, min(cpus, int(quota)))

@@ -7,7 +7,7 @@ from pipelines.images.manifest import Tasks
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.progress import Counts, LabelProgress
-from pipelines.labelling.worker import WorkerSettings
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
 

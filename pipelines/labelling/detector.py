@@ -5,7 +5,7 @@ from typing import Protocol
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.inference.settings import PredictorSettings
-from pipelines.labelling.worker import LoadPredictor
+from pipelines.labelling.worker_settings import LoadPredictor
 
 
 class DescribeCheckpoint(Protocol):

@@ -13,13 +13,16 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from maskrcnn_core.errors import UserError
 from pipelines import storage
-from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
+from pipelines.cluster.connection import nodes, unwrapped_errors
+from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
-from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, reporter, start_board
+from pipelines.labelling.progress import Counts, LabelProgress, Poller, reporter
+from pipelines.labelling.remote_board import RemoteBoard, start_board
 from pipelines.labelling.time_limits import no_progress, stalled_seconds
-from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Self
 
 from maskrcnn_core.errors import ConfigError
-from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, physical_cores
+from pipelines.cluster.cpus import physical_cores
+from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.images.manifest import Tasks
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
@@ -18,7 +19,7 @@ from pipelines.labelling.process_pool import ProcessPool
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, ProgressBoard, Work, reporter
 from pipelines.labelling.thread_probe import Shape, ThreadProbe
 from pipelines.labelling.time_limits import stalled_seconds
-from pipelines.labelling.worker import WorkerSettings
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
 # Listing and reading footers waits for disks and networks.

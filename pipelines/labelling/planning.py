@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from maskrcnn_core.errors import ConfigError
-from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling.config import LabelConfig
 from pipelines.labels.chunks import Chunk
+
+if TYPE_CHECKING:
+    from pipelines.cluster.connection import NodeCapacity  # which imports Ray
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
@@ -40,7 +43,7 @@ class WorkerPlan:
     most: int
 
 
-def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerPlan:
+def plan_workers(label: LabelConfig, cluster: "Sequence[NodeCapacity]") -> WorkerPlan:
     """How many workers of what size the cluster can hold, with a CPU left for the tasks that feed them.
 
     Args:
@@ -79,7 +82,7 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
     return WorkerPlan(workers, cpus, int(label.use_gpu is True), max(1, min(per_node, workers)), most)
 
 
-def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int, int, int]:
+def _cpu_shares(label: LabelConfig, hosts: "Sequence[NodeCapacity]") -> tuple[int, int, int]:
     """Most workers on a node, workers in all, and logical CPUs of each."""
     if not hosts:
         return 0, 0, 1

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from maskrcnn_core.errors import UserError
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.time_limits import no_progress
-from pipelines.labelling.worker import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labelling.worker_process import Done, Ended, Event, Finished, Ready, Start, Take, Use, WorkerProcess
+from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 
 _LOOK_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""What the workers of a labelling run have done so far, kept in one small Ray actor.
+"""What the workers of a labelling run have done so far: a board that they report to.
 
 It also knows which images each worker is busy with, so that an image which ends the worker's process (a crash in a
 library, the system's memory killer) is found out instead of being tried for ever.
@@ -8,15 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import Protocol
 
 from pipelines.labels.chunks import Tally
 
 _POLL_SECONDS = 1.0
-_SNAPSHOT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Board(Protocol):
 
 
 class ProgressBoard:
-    """The actor's state; implements `Board`. Threads may share one."""
+    """A `Board` that threads may share; on a cluster the state of an actor (`remote_board`)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -131,33 +127,6 @@ class ProgressBoard:
     def snapshot(self) -> Counts:
         """The counts so far."""
         return self._counts
-
-
-class RemoteBoard:
-    """A `Board` that passes on to the actor; picklable."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def begin(self, key: int) -> int:
-        """See `Board`; waits for the answer, about a millisecond."""
-        attempts: int = ray.get(self._actor.begin.remote(key))
-        return attempts
-
-    def done(self, key: int, work: Work) -> None:
-        """See `Board`; does not wait."""
-        self._actor.done.remote(key, work)
-
-    def snapshot(self) -> Counts:
-        """The counts so far."""
-        counts: Counts = ray.get(self._actor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT)
-        return counts
-
-
-def start_board() -> RemoteBoard:
-    """Starts the actor on the driver's node: it lives as long as the run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RemoteBoard(ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote())
 
 
 class Counting(Protocol):

@@ -13,7 +13,7 @@ from pipelines.labelling.execution import label_on_cluster
 from pipelines.labelling.machines import on_this_cluster
 from pipelines.labelling.planning import plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress
-from pipelines.labelling.worker import WorkerSettings
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 from pipelines.storage.s3_settings import settings_environment
 

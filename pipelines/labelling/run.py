@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
@@ -35,13 +35,15 @@ from pipelines.labelling.detector import Detector
 from pipelines.labelling.footers import checked_files, footers_before
 from pipelines.labelling.planning import choose_chunk_rows
 from pipelines.labelling.progress import Counts, LabelProgress
-from pipelines.labelling.worker import WorkerSettings
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_readable, labels_folder
-from pipelines.labels.proposals import open_proposals
 from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.storage.s3_settings import applied
+
+if TYPE_CHECKING:
+    from maskrcnn_core.data.proposals import ProposalFiles
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
 _GROUP_SIZE_CPU = 8
@@ -132,7 +134,7 @@ def _label_by(
     manifest = open_manifest(run_folder.manifest_folder(run.output))
     source = None if manifest is not None else open_source(run.images, run.image_root)
     kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
-    settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
+    settings = _worker_settings(run, kind)
     if state != "finished":
         backend.start_loading(detector, settings)
     identity = _identity(settings, detector)
@@ -306,12 +308,18 @@ def _check_proposals(run: LabelRun, manifest: Manifest) -> None:
     """
     if not run.proposals:
         return
-    proposals = open_proposals(run.proposals, "proposals")
+    proposals = _proposals_of(run.proposals)
     for table in manifest.tables():
         proposals.require(table.column("image_id").to_pylist(), allow_failed=True)
 
 
-def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) -> WorkerSettings:
+def _proposals_of(uri: str) -> "ProposalFiles":
+    from pipelines.labels.proposals import open_proposals  # brings torch
+
+    return open_proposals(uri, "proposals")
+
+
+def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
     config = run.label
     apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
     return WorkerSettings(  # on a CPU, until the cluster is known: see `_on_device`
@@ -327,7 +335,7 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
             test_short_sides=config.test_short_sides,
             test_flip=config.test_flip,
             record=config.record,
-            proposals=proposals.fingerprint if proposals is not None else "",
+            proposals=_proposals_of(run.proposals).fingerprint if run.proposals else "",
         ),
         proposals=storage.absolute_or_empty(run.proposals),
         threads=config.threads_per_worker,

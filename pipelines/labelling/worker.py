@@ -12,33 +12,28 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError, UserError
-from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals, proposals_to_table
 from pipelines import storage
-from pipelines.cluster.connection import physical_cores
-from pipelines.images.manifest import Manifest
+from pipelines.cluster.cpus import physical_cores
 from pipelines.images.reading import ImageReader
 from pipelines.images.reading_threads import Call, ReadingThreads
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.time_limits import GroupTimes
+from pipelines.labelling.worker_settings import LoadPredictor, Predicting, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
-
-CONCURRENT_CALLS = 2
 
 Record: TypeAlias = ImageRecord | ProposalRecord
 _Proposals: TypeAlias = Sequence[ImageProposals | ImageError] | None
@@ -55,72 +50,6 @@ _EXIT_TIMED_OUT = 124
 
 # Single images fail for reasons of their own; so many in a row mean a broken detector (as a lost CUDA context is).
 _MOST_FAILED_IN_A_ROW = 16
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How a worker loads and drives its detector.
-
-    Attributes:
-        checkpoint, predictor: as `load_predictor` takes them.
-        proposals: where the regions come from instead of the RPN; empty = the RPN.
-        threads: CPU threads of the network; 0 = this node's cores / workers_per_node.
-        workers_per_node: how many workers share a node.
-        group_size: images given to the detector at once.
-        readers: files read at the same time.
-        manifest, output: of the run.
-        retry_failed: chunks have a file already, whose failed rows are labelled again.
-        image_timeout: seconds for reading one image, and for detecting on it; 0 = no limit.
-        image_root: the only folder that images are read of; empty = wherever they lie.
-    """
-
-    checkpoint: str
-    predictor: PredictorSettings
-    proposals: str = ""
-    threads: int = 0
-    workers_per_node: int = 1
-    group_size: int = 8
-    readers: int = 16
-    manifest: Manifest | None = None
-    output: str = ""
-    retry_failed: bool = False
-    image_timeout: float = 0.0
-    image_root: str = ""
-
-
-class Predicting(Protocol):
-    """The part of `maskrcnn_core.inference.predictor.Predictor` that a worker uses."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of weights and settings."""
-        ...
-
-    @property
-    def categories(self) -> tuple[Category, ...]:
-        """In label order."""
-        ...
-
-    @property
-    def max_proposals(self) -> int:
-        """How many given proposals of an image are looked at."""
-        ...
-
-    def predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals = None) -> list[ImageRecord]:
-        """One record for each image, in order, also for one that fails; `proposals` replace the RPN's."""
-        ...
-
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        """The RPN's proposals of each image, in order, also for one that fails."""
-        ...
-
-
-class LoadPredictor(Protocol):
-    """Signature of `maskrcnn_core.inference.predictor.load_predictor`."""
-
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> Predicting:
-        """Builds the detector."""
-        ...
 
 
 class LabelWorker:

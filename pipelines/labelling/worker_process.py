@@ -20,17 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from maskrcnn_core.errors import UserError
 from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 
-# Before torch is imported, in whose threads the signal would end: a terminal sends it to all processes of a job.
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
+if TYPE_CHECKING:
+    from pipelines.labelling.worker import LabelWorker
 
 _LONGEST_LOG_LINE = 300
 
@@ -202,6 +200,7 @@ class _Parent:
 
 def main(handle: int) -> None:
     """Label what the parent tells until it closes the connection; does not return."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of a job
     connection = Connection(handle)
     parent = _Parent(connection)
     calls = ThreadPoolExecutor(CONCURRENT_CALLS, "chunk")
@@ -219,8 +218,10 @@ def main(handle: int) -> None:
         os._exit(0)  # whatever its threads do
 
 
-def _loaded(start: Start, parent: _Parent) -> LabelWorker:
+def _loaded(start: Start, parent: _Parent) -> "LabelWorker":
     """The worker; where there is none, the parent is told, and ends this process."""
+    from pipelines.labelling.worker import LabelWorker  # brings torch, which takes seconds
+
     try:
         worker = LabelWorker(start.load, start.settings, parent)
     except BaseException as error:
@@ -230,7 +231,7 @@ def _loaded(start: Start, parent: _Parent) -> LabelWorker:
     return worker
 
 
-def _label(worker: LabelWorker, chunk: Chunk, parent: _Parent) -> None:
+def _label(worker: "LabelWorker", chunk: Chunk, parent: _Parent) -> None:
     try:
         parent.tell(Finished(chunk, worker.label_chunk(chunk)))
     except BaseException as error:

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.records.schema import is_proposals_schema
+from maskrcnn_core.records.schema import ROWS_PER_GROUP, is_proposals_schema
 from pipelines import storage
 from pipelines.storage.parquet_seal import seal_in, sealed
 

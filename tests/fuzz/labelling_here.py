@@ -13,7 +13,8 @@ from pipelines.labelling import run as labelling
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.progress import Counts, ProgressBoard
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 from tests.pipelines.fake_detector import FAKE
 

@@ -167,7 +167,7 @@ def test_images_that_hang_become_rows(tmp_path: Path) -> None:
     ],
 )
 def test_processes_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], processes: int, threads: int
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], processes: int, threads: int
 ) -> None:
     monkeypatch.setattr(one_machine, "physical_cores", lambda: 12)
     machine = OneMachine(LabelRun("c", "i", "o", label=LabelConfig(**settings)), lambda _: None)

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals
+from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
-from maskrcnn_core.records.schema import is_proposals_schema
+from maskrcnn_core.records.schema import ROWS_PER_GROUP, is_proposals_schema
 from pipelines import storage
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
@@ -26,7 +26,8 @@ from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.progress import ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.proposals import open_proposals
 
 # Ray warns about settings of its own that it sets itself.

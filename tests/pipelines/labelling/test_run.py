@@ -25,7 +25,8 @@ from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
 

@@ -10,7 +10,8 @@ from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.progress import ProgressBoard
 from pipelines.labelling.time_limits import GroupTimes, stalled_seconds
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import WorkerSettings
 from tests.pipelines.fake_detector import load_fake, write_images
 from tests.pipelines.labelling.test_run import as_rows
 
