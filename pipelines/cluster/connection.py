@@ -120,6 +120,11 @@ def nodes() -> tuple[NodeCapacity, ...]:
     return tuple(sorted(capacities, key=lambda node: (node.gpus, node.cpus), reverse=True))
 
 
+def node_ids() -> list[str]:
+    """Ray's names of the live nodes of the connected cluster; needs `connect`."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
 def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Calls a function with each tuple of arguments in tasks of one CPU; yields what they return as it comes.
 

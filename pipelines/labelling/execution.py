@@ -13,15 +13,16 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from maskrcnn_core.errors import UserError
 from pipelines import storage
-from pipelines.cluster.connection import nodes, unwrapped_errors
+from pipelines.cluster.connection import node_ids, nodes, unwrapped_errors
 from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
+from pipelines.labelling.device_faults import MOST_FAULTS
 from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, reporter
+from pipelines.labelling.ray_worker import RayWorker
 from pipelines.labelling.remote_board import RemoteBoard, start_board
 from pipelines.labelling.time_limits import no_progress, stalled_seconds
-from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
@@ -34,6 +35,9 @@ _TASKS_IN_FLIGHT = CONCURRENT_CALLS + 1
 # than what they hold at most, and is more by default.
 _GROWS_FROM = 1.25
 
+# Processes that die while they load, in a row: some devices may do that until they are given up.
+_MOST_LOADING_DEATHS = 4 * MOST_FAULTS
+
 
 def label_on_cluster(
     run: LabelRun,
@@ -45,29 +49,65 @@ def label_on_cluster(
     on_progress: Callable[[LabelProgress], None] | None,
 ) -> tuple[Counts, dict[str, LabelFile]]:
     """Labels chunks; returns the counts of this start, and the chunks' files by name."""
-    plan = plan_workers(run.label, nodes())
-    settings = replace(settings, workers_per_node=plan.per_node)
-    folder = run_folder.write_todo(run.output, largest_first(todo))
+    settings = replace(settings, workers_per_node=plan_workers(run.label, nodes()).per_node)
     board = start_board()
     report = None if on_progress is None else reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}
+    left = largest_first(todo)
     stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
         with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
-            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
-                poller.check()
-                result = pickle.loads(row["result"])  # of a process of this job
-                if isinstance(result, UserError):
-                    raise result
-                files[row["name"]] = result
+            without: list[str] = []
+            while left:
+                for name, file in _one_pass(run, detector, settings, board, left, without):
+                    poller.check()
+                    files[name] = file
+                left = [chunk for chunk in left if chunk.name not in files]
+                without = board.next_pass()
             return board.snapshot(), files
     except ExecutionTimeoutError as error:
         raise no_progress(stalled) from error
+
+
+def _one_pass(
+    run: LabelRun,
+    detector: Detector,
+    settings: WorkerSettings,
+    board: RemoteBoard,
+    todo: Sequence[Chunk],
+    without: Sequence[str],
+) -> Iterator[tuple[str, LabelFile]]:
+    """Labels chunks; those that a broken device was given may be left.
+
+    Args:
+        run, detector, settings: as of `label_on_cluster`.
+        board: of the run.
+        todo: the chunks.
+        without: ids of nodes that get no work, unless they are all that there is.
+    """
+    folder = run_folder.write_todo(run.output, todo)
+    plan = plan_workers(run.label, nodes())
+    try:
+        for row in _dataset(folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
+            result = pickle.loads(row["result"])  # of a process of this job
+            if isinstance(result, UserError):
+                raise result
+            if result is not None:
+                yield row["name"], result
     finally:
         storage.delete_folder(folder)
 
 
-def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:
+def _dataset(
+    todo: str,
+    plan: WorkerPlan,
+    detector: Detector,
+    settings: WorkerSettings,
+    board: RemoteBoard,
+    without: Sequence[str],
+) -> Any:
+    others = len(node_ids()) > len(without)
+    selector = {"ray.io/node-id": f"!in({','.join(without)})"} if without and others else None
     filesystem, path = storage.filesystem_and_path(todo)
     size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
     pool = ray.data.ActorPoolStrategy(
@@ -80,13 +120,14 @@ def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSe
         ray.data.read_parquet(path, filesystem=filesystem)
         .repartition(target_num_rows_per_block=1, strict=True)  # a task for each chunk
         .map_batches(
-            LabelWorker,
+            RayWorker,
             fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
             num_cpus=plan.cpus,
             num_gpus=plan.gpus or None,
+            **({"label_selector": selector} if selector else {}),
             runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
         )
     )
@@ -106,7 +147,7 @@ def _ray_data_settings(stalled: float) -> Iterator[None]:
         "use_datasource_v2": False,
         "max_errored_blocks": 0,
         # A process that dies while it loads the network is started again, but not for ever.
-        "max_consecutive_actor_init_deaths": 3,
+        "max_consecutive_actor_init_deaths": _MOST_LOADING_DEATHS,
         "execution_no_progress_timeout_s": stalled,
         "autoscaling_config": replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=_GROWS_FROM),
     }

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from maskrcnn_core.errors import UserError
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.time_limits import no_progress
-from pipelines.labelling.worker_process import Done, Ended, Event, Finished, Ready, Start, Take, Use, WorkerProcess
+from pipelines.labelling.worker_process import (
+    Done,
+    Ended,
+    Event,
+    Finished,
+    GivenUp,
+    Ready,
+    Start,
+    Take,
+    Use,
+    WorkerProcess,
+)
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 
@@ -127,6 +138,9 @@ class ProcessPool:
                 place.is_loaded, place.loading_deaths = True, 0
             case Done(work=work):
                 self._on_work(index, work)
+            case GivenUp():
+                self._waiting.extendleft(reversed(place.chunks))
+                place.chunks.clear()
             case Ended(how):
                 self._replace(index, how)
             case Finished(_, UserError() as mistake):

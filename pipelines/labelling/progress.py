@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipelines.labelling.device_faults import DeviceFaults, Standing
 from pipelines.labels.chunks import Tally
 
 _POLL_SECONDS = 1.0
@@ -22,6 +23,7 @@ class Work:
     Attributes:
         images, detections, failed: in it.
         busy, waited: seconds that the detector worked on it, and stood still before it for want of images.
+        device: that it was done on; empty where it says nothing of one.
     """
 
     images: int = 0
@@ -29,6 +31,7 @@ class Work:
     failed: int = 0
     busy: float = 0.0
     waited: float = 0.0
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,21 @@ class Board(Protocol):
         """Work named `key` is finished, with what it brought."""
         ...
 
+    def join(self, device: str) -> Standing:
+        """A worker starts on a device, which may have been given up; see `device_faults`."""
+        ...
+
+    def fault(self, device: str, cause: int, reason: str) -> Standing:
+        """The detector fails on everything there, or hangs, and its process ends; see `DeviceFaults`."""
+        ...
+
 
 class ProgressBoard:
     """A `Board` that threads may share; on a cluster the state of an actor (`remote_board`)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._devices = DeviceFaults()
         self._begun: dict[int, int] = {}
         self._counts = Counts()
         self._start: float | None = None
@@ -114,6 +126,8 @@ class ProgressBoard:
         """See `Board`."""
         with self._lock:
             self._begun.pop(key, None)
+            if work.device and work.failed < max(1, work.images):
+                self._devices.success(work.device)
             before, now = self._counts, time.monotonic()
             self._counts = Counts(
                 images=before.images + work.images,
@@ -123,6 +137,16 @@ class ProgressBoard:
                 busy=before.busy + work.busy,
                 waited=before.waited + work.waited,
             )
+
+    def join(self, device: str) -> Standing:
+        """See `Board`."""
+        with self._lock:
+            return self._devices.join(device)
+
+    def fault(self, device: str, cause: int, reason: str) -> Standing:
+        """See `Board`."""
+        with self._lock:
+            return self._devices.fault(device, cause, reason)
 
     def snapshot(self) -> Counts:
         """The counts so far."""

@@ -1,11 +1,10 @@
 """One detector process of a labelling run: chunks of the manifest in, label files out, one row for each image.
 
-Ray calls a worker from two threads (`CONCURRENT_CALLS`): while one call's images are in the network, the other call
+A worker is called from two threads (`CONCURRENT_CALLS`): while one call's images are in the network, the other call
 reads its files and builds its rows. The network itself is only ever used by one thread.
 """
 
 import os
-import pickle
 import threading
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from pipelines import storage
 from pipelines.cluster.cpus import physical_cores
 from pipelines.images.reading import ImageReader
 from pipelines.images.reading_threads import Call, ReadingThreads
+from pipelines.labelling.device_faults import MOST_FAULTS, Standing, this_device
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.time_limits import GroupTimes
@@ -47,13 +47,31 @@ _ENCODED_BYTES_PER_PIXEL = 8
 _ENCODED_BYTES_EXTRA = 64 << 20
 
 _EXIT_TIMED_OUT = 124
+_REPORT_SECONDS = 30.0
 
 # Single images fail for reasons of their own; so many in a row mean a broken detector (as a lost CUDA context is).
 _MOST_FAILED_IN_A_ROW = 16
 
 
+class BrokenDetectorError(Exception):
+    """The detector of this process works on nothing any more."""
+
+
+def too_many_given_up(standing: Standing) -> UserError:
+    """That the run ends, and for the fault of which devices."""
+    return UserError(
+        f"the detector works on too few devices; given up after {MOST_FAULTS} processes each: {standing.given_up}; "
+        "mend or replace these machines, and give the same command again: it goes on where it stopped"
+    )
+
+
 class LabelWorker:
-    """Callable for `map_batches`: chunks of the manifest become label files; what returns are their counts."""
+    """Chunks of the manifest become label files; what returns are their counts.
+
+    Raises:
+        BrokenDetectorError: the device fails while the detector is loaded; the process is to end.
+        UserError: the checkpoint cannot be used, or too many devices have failed.
+    """
 
     def __init__(self, load: LoadPredictor, settings: WorkerSettings, board: Board) -> None:
         self._board = board
@@ -61,43 +79,43 @@ class LabelWorker:
         self._group_size = settings.group_size
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
         self._reader = ImageReader(most_bytes, settings.image_root)
+        self._device = this_device()
         self._failed_in_a_row = 0
         self._times = GroupTimes(settings.image_timeout)
         self._idle_since: float | None = None
         self._readers = ReadingThreads(settings.readers, settings.image_timeout)
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
         self._model_thread = ThreadPoolExecutor(1, "detect")
-        self._predictor = self._model_thread.submit(_load, load, settings).result()
+        self._predictor = self._loaded(load)
         self._schema = record_schema(self._predictor.categories)
         self._proposes = settings.predictor.record == "proposals"
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
         self._metrics = LabelMetrics()
 
+    def _loaded(self, load: LoadPredictor) -> Predicting:
+        try:
+            return self._model_thread.submit(_load, load, self._settings).result()
+        except UserError:
+            raise
+        except Exception as error:
+            if (
+                self._settings.predictor.device == "cpu"
+            ):  # then it is no device that is lost, but a fault of the program
+                raise
+            reason = f"loading failed with {type(error).__name__}: {' '.join(str(error).split())}"
+            raise self._broken(reason) from error
+
     def use(self, settings: WorkerSettings) -> None:
         """Settings from now on: other threads, and of what belongs to the run rather than to the detector."""
         self._settings = settings
-
-    def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns its name and `LabelFile` for each.
-
-        A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
-        """
-        some = [Chunk(**row) for row in chunks.to_pylist()]
-        results = [pickle.dumps(self._file_or_mistake(chunk)) for chunk in some]
-        return pa.table({"name": [chunk.name for chunk in some], "result": pa.array(results, pa.binary())})
-
-    def _file_or_mistake(self, chunk: Chunk) -> LabelFile | UserError:
-        try:
-            return self.label_chunk(chunk)
-        except UserError as error:
-            return error
 
     def label_chunk(self, chunk: Chunk) -> LabelFile:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
 
         Raises:
             StorageError: storage refuses many images in a row, or all of them.
-            UserError: the detector fails on many images in a row.
+            BrokenDetectorError: the detector fails on many images in a row; the process is to end.
+            UserError: the same, and so many devices have failed before it that the run ends.
         """
         uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
         assert manifest is not None
@@ -188,9 +206,9 @@ class LabelWorker:
         if self._board.begin(key) > 1:
             records = self._one_by_one(ids, encoded, proposals)
         else:
-            with self._time_limit(len(encoded)):
+            with self._time_limit(key, len(encoded)):
                 records = self._predict(encoded, proposals)
-        self._require_working(records)
+        self._require_working(key, records)
         self._idle_since = time.monotonic()
         self._report(key, records, self._idle_since - started, waited)
         return records
@@ -199,7 +217,7 @@ class LabelWorker:
         statuses = Counter(record.status for record in records)
         detections = sum(_num_detections(record) for record in records)
         failed = len(records) - statuses["ok"]
-        self._board.done(key, Work(len(records), detections, failed, busy, waited))
+        self._board.done(key, Work(len(records), detections, failed, busy, waited, self._device))
         self._metrics.images(statuses, detections, busy, waited)
 
     def _predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
@@ -208,11 +226,11 @@ class LabelWorker:
         return [*self._predictor.predict(encoded, *([] if proposals is None else [proposals]))]
 
     @contextmanager
-    def _time_limit(self, images: int) -> Iterator[None]:
+    def _time_limit(self, key: int, images: int) -> Iterator[None]:
         """Ends the process if the block takes too long: nothing else stops code that hangs in a library. The board
         then shows which images it was busy with, as after any other crash."""
         started, limit = time.monotonic(), self._times.limit(images)
-        timer = threading.Timer(limit or 0.0, os._exit, (_EXIT_TIMED_OUT,))
+        timer = threading.Timer(limit or 0.0, self._end_hanging, (key, limit))
         timer.daemon = True
         if limit is not None:
             timer.start()
@@ -222,6 +240,13 @@ class LabelWorker:
             timer.cancel()
         self._times.took(images, time.monotonic() - started)
 
+    def _end_hanging(self, key: int, limit: float) -> None:
+        last_resort = threading.Timer(_REPORT_SECONDS, os._exit, (_EXIT_TIMED_OUT,))
+        last_resort.daemon = True
+        last_resort.start()
+        self._board.fault(self._device, key, f"it did not return within {limit:.0f} s (label.image_timeout)")
+        os._exit(_EXIT_TIMED_OUT)
+
     def _one_by_one(
         self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals
     ) -> list[Record]:
@@ -230,13 +255,14 @@ class LabelWorker:
         records: list[Record] = []
         for index, (image_id, image) in enumerate(zip(ids, encoded, strict=True)):
             key = -1 - image_id  # a name of its own beside the group's
-            crashes = self._board.begin(key) - 1
+            crashes, works_on = self._board.begin(key) - 1, ""
             if crashes >= _MOST_CRASHES:
                 records.append(self._given_up(crashes))
             else:
-                with self._time_limit(1):
+                works_on = self._device
+                with self._time_limit(key, 1):
                     records += self._predict([image], None if proposals is None else [proposals[index]])
-            self._board.done(key, Work())
+            self._board.done(key, Work(device=works_on))
         return records
 
     def _given_up(self, crashes: int) -> Record:
@@ -245,18 +271,22 @@ class LabelWorker:
         error = f"ended the detector's process {crashes} times (crash, out of memory){slow}"
         return failed_proposals("failed", error) if self._proposes else ImageRecord("failed", error, None, None)
 
-    def _require_working(self, records: Sequence[Record]) -> None:
-        """Ends the run where the fault is not in the images, before all of them become failed rows."""
+    def _require_working(self, key: int, records: Sequence[Record]) -> None:
+        """Ends the process where the fault is not in the images, before all of them become failed rows."""
         for record in records:
             if record.status == "ok":
                 self._failed_in_a_row = 0
             self._failed_in_a_row += record.status == "failed"
-        if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
-            raise UserError(
-                f"the detector failed on {self._failed_in_a_row} images in a row, the last time with: "
-                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU "
-                "is at fault, the same command goes on elsewhere"
-            )
+        if self._failed_in_a_row < _MOST_FAILED_IN_A_ROW:
+            return
+        last = [record.error for record in records if record.status == "failed"][-1]
+        self._board.done(key, Work())  # the images are not to blame for the end of this process
+        raise self._broken(f"it failed on {self._failed_in_a_row} images in a row, the last time with: {last}")
+
+    def _broken(self, reason: str) -> Exception:
+        """What to raise where the detector works on nothing."""
+        standing = self._board.fault(self._device, os.getpid(), reason)
+        return too_many_given_up(standing) if standing.ends_run else BrokenDetectorError(reason)
 
 
 def _num_detections(record: Record) -> int:

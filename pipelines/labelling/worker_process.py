@@ -1,7 +1,7 @@
 """A `LabelWorker` in a process of its own on this machine, without Ray: both sides of the connection between them.
 
     parent -> child     Start, then Use and Take as often as wanted
-    child -> parent     Ready, then Finished for each chunk; Began (which waits for an answer) and Done for the board
+    child -> parent     Ready or GivenUp, then Finished for each chunk; for the board Ask (Answer follows) and Done
 
 The child ends when its parent does, whatever ended that: the connection is closed then.
 """
@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from maskrcnn_core.errors import UserError
+from pipelines.labelling.device_faults import Standing, this_device
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.labelling.worker import LabelWorker
 
 _LONGEST_LOG_LINE = 300
+_EXIT_BROKEN = 125
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,23 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Began:
-    """`Board.begin`; the answer is an int."""
+class GivenUp:
+    """The device of the process gets no more work."""
 
-    key: int
+
+@dataclass(frozen=True)
+class Ask:
+    """A method of `Board` that returns something, and what it is called with."""
+
+    method: Literal["begin", "join", "fault"]
+    arguments: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it returned."""
+
+    value: object
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class Done:
     work: Work
 
 
-Event: TypeAlias = Ready | Finished | Done | Ended
+Event: TypeAlias = Ready | GivenUp | Finished | Done | Ended
 """What a pool hears of its processes."""
 
 
@@ -130,7 +145,7 @@ class WorkerProcess:
         self._listener = threading.Thread(target=self._listen, name="label-process", daemon=True)
         self._listener.start()
 
-    def tell(self, message: Start | Use | Take) -> None:
+    def tell(self, message: Start | Use | Take | Answer) -> None:
         """Send a message; one to a process that is no more is lost, which `Ended` tells."""
         try:
             with self._sending:
@@ -150,8 +165,8 @@ class WorkerProcess:
         try:
             while True:
                 message = self._connection.recv()
-                if isinstance(message, Began):
-                    self._answer(self._board.begin(message.key))
+                if isinstance(message, Ask):
+                    self.tell(Answer(getattr(self._board, message.method)(*message.arguments)))
                 elif isinstance(message, Done):
                     self._board.done(message.key, message.work)
                     self._hear(self, message)
@@ -160,10 +175,6 @@ class WorkerProcess:
         except (OSError, EOFError, pickle.UnpicklingError):
             self._process.kill()  # it cannot be spoken to any more
             self._hear(self, Ended(self._how_it_ended(self._process.wait())))
-
-    def _answer(self, attempts: int) -> None:
-        with self._sending:
-            self._connection.send(attempts)
 
     def _how_it_ended(self, code: int) -> str:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -178,18 +189,33 @@ class _Parent:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self.answers: SimpleQueue[int] = SimpleQueue()
+        self._asking = threading.Lock()
+        self.answers: SimpleQueue[Any] = SimpleQueue()
 
     def begin(self, key: int) -> int:
-        """See `Board`; only the thread of the network asks."""
-        self.tell(Began(key))
-        return self.answers.get()
+        """See `Board`."""
+        return int(self._asked(Ask("begin", (key,))))
+
+    def join(self, device: str) -> Standing:
+        """See `Board`."""
+        standing: Standing = self._asked(Ask("join", (device,)))
+        return standing
+
+    def fault(self, device: str, cause: int, reason: str) -> Standing:
+        """See `Board`."""
+        standing: Standing = self._asked(Ask("fault", (device, cause, reason)))
+        return standing
 
     def done(self, key: int, work: Work) -> None:
         """See `Board`."""
         self.tell(Done(key, work))
 
-    def tell(self, message: Ready | Finished | Began | Done) -> None:
+    def _asked(self, question: Ask) -> Any:
+        with self._asking:
+            self.tell(question)
+            return self.answers.get()
+
+    def tell(self, message: Ready | GivenUp | Finished | Ask | Done) -> None:
         """Send a message; ends the process where nobody listens."""
         try:
             with self._sending:
@@ -198,44 +224,79 @@ class _Parent:
             os._exit(1)
 
 
+class _Child:
+    """The child's side of the work."""
+
+    def __init__(self, parent: _Parent) -> None:
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._worker: LabelWorker | None = None
+        self._settings: WorkerSettings | None = None
+
+    def load(self, start: Start) -> None:
+        """Load the detector and say so; or that there is none, upon which the parent ends this process."""
+        # Brings torch, which takes seconds.
+        from pipelines.labelling.worker import BrokenDetectorError, LabelWorker, too_many_given_up
+
+        try:
+            standing = self._parent.join(this_device())
+            if standing.ends_run:
+                raise too_many_given_up(standing)
+            if standing.is_given_up:
+                self._parent.tell(GivenUp())
+                return
+            worker = LabelWorker(start.load, start.settings, self._parent)
+        except BrokenDetectorError:
+            os._exit(_EXIT_BROKEN)
+        except BaseException as error:
+            self._parent.tell(Finished(None, _told(error)))
+            return
+        with self._lock:
+            self._worker = worker
+            if self._settings is not None:
+                worker.use(self._settings)
+        self._parent.tell(Ready())
+
+    def use(self, settings: WorkerSettings) -> None:
+        """Settings from now on, or from when there is a detector."""
+        with self._lock:
+            self._settings = settings
+            if self._worker is not None:
+                self._worker.use(settings)
+
+    def label(self, chunk: Chunk) -> None:
+        """Label a chunk and say so."""
+        from pipelines.labelling.worker import BrokenDetectorError
+
+        assert self._worker is not None  # only then is there a chunk
+        try:
+            self._parent.tell(Finished(chunk, self._worker.label_chunk(chunk)))
+        except BrokenDetectorError:
+            os._exit(_EXIT_BROKEN)  # the parent starts another process
+        except BaseException as error:
+            self._parent.tell(Finished(chunk, _told(error)))
+
+
 def main(handle: int) -> None:
     """Label what the parent tells until it closes the connection; does not return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of a job
     connection = Connection(handle)
     parent = _Parent(connection)
+    child = _Child(parent)
     calls = ThreadPoolExecutor(CONCURRENT_CALLS, "chunk")
     try:
-        worker = _loaded(connection.recv(), parent)
         while True:
-            message = connection.recv()
-            if isinstance(message, int):
-                parent.answers.put(message)
-            elif isinstance(message, Use):
-                worker.use(message.settings)
-            else:
-                calls.submit(_label, worker, message.chunk, parent)
+            match connection.recv():
+                case Start() as start:
+                    calls.submit(child.load, start)
+                case Use(settings):
+                    child.use(settings)
+                case Take(chunk):
+                    calls.submit(child.label, chunk)
+                case Answer(value):
+                    parent.answers.put(value)
     except (OSError, EOFError):
         os._exit(0)  # whatever its threads do
-
-
-def _loaded(start: Start, parent: _Parent) -> "LabelWorker":
-    """The worker; where there is none, the parent is told, and ends this process."""
-    from pipelines.labelling.worker import LabelWorker  # brings torch, which takes seconds
-
-    try:
-        worker = LabelWorker(start.load, start.settings, parent)
-    except BaseException as error:
-        parent.tell(Finished(None, _told(error)))
-        raise EOFError from error
-    parent.tell(Ready())
-    return worker
-
-
-def _label(worker: "LabelWorker", chunk: Chunk, parent: _Parent) -> None:
-    try:
-        parent.tell(Finished(chunk, worker.label_chunk(chunk)))
-    except BaseException as error:
-        parent.tell(Finished(chunk, _told(error)))
 
 
 def _told(error: BaseException) -> UserError | str:

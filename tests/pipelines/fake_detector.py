@@ -21,6 +21,7 @@ from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from pipelines.labelling.detector import Detector
+from pipelines.labelling.device_faults import this_device
 from pipelines.storage import files
 
 CATEGORIES = (Category(1, "dark"), Category(7, "light"))
@@ -39,6 +40,9 @@ class FakePredictor:
         self.categories = CATEGORIES
         self._mode = checkpoint.split("/")[-1]
         self._max_pixels = max_pixels
+        devices = Path(checkpoint).parent / "broken_devices"  # names, or beginnings of names of Ray's nodes
+        broken = devices.read_text().split() if self._mode == "broken_device" else []
+        self._is_on_broken_device = any(name in this_device() for name in broken)
         if self._mode == "dies_committing":
             _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
 
@@ -58,7 +62,7 @@ class FakePredictor:
             return ImageRecord("failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None, None)
 
     def _one(self, image: bytes | ImageError) -> ImageRecord:
-        if self._mode == "broken":
+        if self._mode == "broken" or self._is_on_broken_device:
             raise RuntimeError("nothing works\nat all")
         try:
             if isinstance(image, ImageError):

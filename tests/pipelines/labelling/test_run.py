@@ -22,10 +22,11 @@ from pipelines.cluster.connection import NodeCapacity, connect
 from pipelines.images.reading import ImageReader
 from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker import BrokenDetectorError, LabelWorker
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
@@ -98,10 +99,17 @@ def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
     assert [len(row["detections"]) for row in rows] == [1, 1, 0, 1, 1, 1]
 
 
-def test_a_detector_that_fails_on_everything_ends_the_run_instead_of_failing_every_image(tmp_path: Path) -> None:
+def test_a_detector_that_fails_on_everything_ends_its_process_instead_of_failing_every_image(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 16)
-    with pytest.raises(UserError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
-        worker("broken").label(as_rows(tmp_path / "images"))
+    board = ProgressBoard()
+    failure = r"failed on 16 images in a row.*RuntimeError: nothing works at all"
+    with pytest.raises(BrokenDetectorError, match=failure):
+        worker("broken", board).label(as_rows(tmp_path / "images"))
+    assert board.begin(12) == 1  # the images are not to blame
+    for process in (-1, -2):
+        board.fault(this_device(), process, "others before it")
+    with pytest.raises(UserError, match=rf"given up after 3 processes each: .*{failure}"):
+        worker("broken", board).label(as_rows(tmp_path / "images"))
     rows = worker("broken").label(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
     assert [row["status"] for row in rows] == ["failed"] * 8
 
