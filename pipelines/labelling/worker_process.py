@@ -132,7 +132,7 @@ class WorkerProcess:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with there:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(there.fileno())],
+                [sys.executable, "-c", f"from {__name__} import main; main({there.fileno()})"],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -301,10 +301,3 @@ def main(handle: int) -> None:
 
 def _told(error: BaseException) -> UserError | str:
     return error if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-
-
-if __name__ == "__main__":
-    # Messages name their types by this module's name, which is another one where it is run.
-    from pipelines.labelling import worker_process
-
-    worker_process.main(int(sys.argv[1]))
