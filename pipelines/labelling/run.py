@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from maskrcnn_core.data.proposals import ProposalFiles
 
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
-_GROUP_SIZE_CPU = 8
-_GROUP_SIZE_GPU = 256
+GROUP_SIZE_CPU = 8
+GROUP_SIZE_GPU = 256
 
 # Sources of more parts are listed by the cluster; so are S3 prefixes of more than a page, that may have any number.
 _MOST_PARTS_HERE = 16
@@ -339,7 +339,7 @@ def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
         ),
         proposals=storage.absolute_or_empty(run.proposals),
         threads=config.threads_per_worker,
-        group_size=_GROUP_SIZE_CPU,
+        group_size=GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
         image_root=storage.absolute_or_empty(run.image_root),
@@ -350,7 +350,7 @@ def _on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
     """The settings of workers that compute where `label.use_gpu`, which is chosen now, says."""
     if not label.use_gpu:
         return settings
-    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=_GROUP_SIZE_GPU)
+    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=GROUP_SIZE_GPU)
 
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:

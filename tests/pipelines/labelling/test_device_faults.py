@@ -145,9 +145,7 @@ def test_a_run_goes_on_without_a_broken_machine(tmp_path: Path, three_nodes: Clu
 @pytest.mark.slow
 def test_a_run_ends_where_all_machines_are_broken_and_names_them(tmp_path: Path, three_nodes: Cluster) -> None:
     run = labelled_with_broken(tmp_path, three_nodes, 3)
-    with pytest.raises(
-        UserError, match=r"too few devices; given up after 3 processes .*\(Ray node .*nothing work"
-    ):
+    with pytest.raises(UserError, match=r"too few devices; given up after 3 processes .*\(Ray node .*nothing work"):
         label(run, detector=FAKE)
     assert not list((tmp_path / "out" / "labels").glob("*.parquet"))
 
