@@ -46,7 +46,7 @@ BENCHMARKS = {
         speed.training_input,
     ),
     "label": Benchmark(
-        "jobs.label on Ray against a bare loop over its predictor, and against Ray documentation's way",
+        "jobs.label against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,
         speed.label,
     ),
@@ -64,6 +64,11 @@ BENCHMARKS = {
         "jobs.label with a detector that costs nothing: time and memory for more and more images",
         config.ScaleRun,
         scale.scale,
+    ),
+    "driver": Benchmark(
+        "the driver of jobs.label with many workers that only take their time: chunks a second, processor time a chunk",
+        config.DriverRun,
+        scale.driver,
     ),
     "manifest": Benchmark(
         "the list of images of a synthetic S3 inventory: time and memory for more and more images",

@@ -258,3 +258,26 @@ class EvaluationBenchmarkRun:
         require_typed("", self)
         for name in ("images", "detections", "rounds"):
             require_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class DriverRun:
+    """What a labelling run's driver carries: workers that only take their time."""
+
+    workers: int = 200
+    """Workers on a cluster of this machine; each is a process of some 100 MB."""
+    chunks: int = 5000
+    """Chunks in all."""
+    rows: int = 1000
+    """Images of a chunk."""
+    group: int = 256
+    """Images that a worker reports at once."""
+    chunk_seconds: float = 0.5
+    """What a worker takes for a chunk."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("workers", "chunks", "rows", "group", "chunk_seconds"):
+            require_positive(name, getattr(self, name))

@@ -162,7 +162,7 @@ def _label_many(size: int) -> ScalePoint:
                 images=str(images),
                 output=f"{scratch}/out",
                 label=LabelConfig(num_workers=1, threads_per_worker=1),
-                cluster=ClusterConfig(),
+                cluster=ClusterConfig(ray=True),
             ),
             detector=Detector(ConstantDetector, _describe),
         )

@@ -47,8 +47,14 @@ def label_on_cluster(
     before: Tally,
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
+    worker: type = RayWorker,
 ) -> tuple[Counts, dict[str, LabelFile]]:
-    """Labels chunks; returns the counts of this start, and the chunks' files by name."""
+    """Labels chunks; returns the counts of this start, and the chunks' files by name.
+
+    Args:
+        run, detector, settings, todo, before, images, on_progress: see `backend.Backend.label_chunks`.
+        worker: the actors, which are made and called as `RayWorker` is.
+    """
     settings = replace(settings, workers_per_node=plan_workers(run.label, nodes()).per_node)
     board = start_board()
     report = None if on_progress is None else reporter(on_progress, before, images)
@@ -59,7 +65,7 @@ def label_on_cluster(
         with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
             without: list[str] = []
             while left:
-                for name, file in _one_pass(run, detector, settings, board, left, without):
+                for name, file in _one_pass(worker, run, detector, settings, board, left, without):
                     poller.check()
                     files[name] = file
                 left = [chunk for chunk in left if chunk.name not in files]
@@ -70,6 +76,7 @@ def label_on_cluster(
 
 
 def _one_pass(
+    worker: type,
     run: LabelRun,
     detector: Detector,
     settings: WorkerSettings,
@@ -80,7 +87,7 @@ def _one_pass(
     """Labels chunks; those that a broken device was given may be left.
 
     Args:
-        run, detector, settings: as of `label_on_cluster`.
+        worker, run, detector, settings: as of `label_on_cluster`.
         board: of the run.
         todo: the chunks.
         without: ids of nodes that get no work, unless they are all that there is.
@@ -88,7 +95,7 @@ def _one_pass(
     folder = run_folder.write_todo(run.output, todo)
     plan = plan_workers(run.label, nodes())
     try:
-        for row in _dataset(folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
+        for row in _dataset(worker, folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
             result = pickle.loads(row["result"])  # of a process of this job
             if isinstance(result, UserError):
                 raise result
@@ -99,6 +106,7 @@ def _one_pass(
 
 
 def _dataset(
+    worker: type,
     todo: str,
     plan: WorkerPlan,
     detector: Detector,
@@ -120,7 +128,7 @@ def _dataset(
         ray.data.read_parquet(path, filesystem=filesystem)
         .repartition(target_num_rows_per_block=1, strict=True)  # a task for each chunk
         .map_batches(
-            RayWorker,
+            worker,
             fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
             batch_size=1,
             batch_format="pyarrow",
