@@ -32,9 +32,10 @@ def driver(run: DriverRun) -> int:
     from pipelines.benchmarks.peer import write_figures
 
     point = benchmark_driver(run)
+    rate, cpu = point.chunks / point.seconds, 1000 * point.cpu_seconds / point.chunks
     print(
         f"  {point.workers:,} workers, {point.chunks:,} chunks of {run.rows:,} images: "
-        f"{point.chunks / point.seconds:.1f} chunks/s, driver {1000 * point.cpu_seconds / point.chunks:.2f} ms CPU a chunk",
+        f"{rate:.1f} chunks/s, {cpu:.2f} ms of the driver's processor time a chunk",
         flush=True,
     )
     write_figures(point, run.output)
