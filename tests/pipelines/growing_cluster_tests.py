@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.slow,  # a cluster of its own, whose machines take seconds to start
 ]
 
-STEPS = 20
+STEPS = 80
 
 
 @pytest.fixture
@@ -101,10 +101,16 @@ def test_training_starts_from_nothing_waits_for_lost_machines_and_finishes(
     settings: dict[str, Any] = {"num_workers": 2, "batch_size": 2, "steps": STEPS, "checkpoint_every": 4}
     run = unvalidated(tmp_path / "run", source, **settings, use_gpu=False, max_failures=1, wait_minutes=3.0)
     events: list[TrainingEvent] = []
+    losses = 0
 
     def lose_a_machine(event: TrainingEvent) -> None:
+        """One after the first checkpoint of the first start, and one after the first of the second: events come a
+        second late, and others may have been saved meanwhile."""
+        nonlocal losses
         events.append(event)
-        if isinstance(event, CheckpointSaved) and event.step in (4, 8):
+        starts = [type(event) for event in events].count(TrainingStarted)
+        if isinstance(event, CheckpointSaved) and losses < min(starts, 2):
+            losses += 1
             cluster.lose(next(machine for machine in cluster.machines() if _holds_a_worker(machine)))
 
     summary = train(run, lose_a_machine)
