@@ -26,6 +26,7 @@ _HOPELESS = {
         "the AWS session has expired; sign in again (aws sso login)",
     ),
     "ProfileNotFound": "AWS_PROFILE names a profile that ~/.aws does not have; correct or unset it",
+    "AWS_CA_BUNDLE": "the file that AWS_CA_BUNDLE names cannot be read; correct or unset it",
     "EndpointConnectionError": "the S3 endpoint does not answer; check AWS_ENDPOINT_URL or --storage.endpoint_url",
     "gs:NoSuchBucket": "there is no such bucket; check its name",
     **dict.fromkeys(
