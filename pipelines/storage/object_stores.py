@@ -22,6 +22,12 @@ from pipelines.storage.s3_client import read_s3_object
 from pipelines.storage.s3_listing import S3Object
 from pipelines.storage.s3_settings import Limits, StoreError, error_code, explain, limits
 
+# Variables that obstore reads, and that say whom is asked by whom.
+_DECIDING = (
+    *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_BASE_URL"),
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_STORAGE_USE_EMULATOR"),
+)
+
 _connecting = threading.Lock()
 
 
@@ -136,13 +142,14 @@ def _other_store(scheme: str, container: str) -> Any:
 
     try:
         with _connecting:
-            return _connected_other(scheme, container, limits())
+            return _connected(scheme, container, limits(), tuple(os.environ.get(name) for name in _DECIDING))
     except BaseError as error:  # as a file of credentials that is not there
         raise StoreError(f"{kind_of(scheme)}:Settings", str(error).partition("\n\n")[0]) from None
 
 
 @functools.lru_cache(maxsize=16)
-def _connected_other(scheme: str, container: str, limits: Limits) -> Any:
+def _connected(scheme: str, container: str, limits: Limits, who: tuple[str | None, ...]) -> Any:
+    """One client, with its pool of connections, for each of the settings in force; `who` only tells them apart."""
     from obstore.store import AzureStore, GCSStore
 
     config: dict[str, Any] = {"skip_signature": True} if limits.anonymous else {}
