@@ -147,7 +147,7 @@ def _other_store(scheme: str, container: str) -> Any:
         raise StoreError(f"{kind_of(scheme)}:Settings", str(error).partition("\n\n")[0]) from None
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _connected(scheme: str, container: str, limits: Limits, who: tuple[str | None, ...]) -> Any:
     """One client, with its pool of connections, for each of the settings in force; `who` only tells them apart."""
     from obstore.store import AzureStore, GCSStore

@@ -4,7 +4,7 @@ that every process of a job sees them."""
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipelines.storage.config import StorageConfig
@@ -82,10 +82,14 @@ def settings_environment(config: StorageConfig) -> dict[str, str]:
     return chosen | ({"AWS_REGION": config.region} if config.region else {})
 
 
-@contextlib.contextmanager
-def applied(config: StorageConfig) -> Iterator[None]:
+def applied(config: StorageConfig) -> contextlib.AbstractContextManager[None]:
     """The settings hold for this process and those it starts, inside the block."""
-    wanted = settings_environment(config)
+    return changed_environment(settings_environment(config))
+
+
+@contextlib.contextmanager
+def changed_environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """The environment variables hold for this process and those it starts, inside the block."""
     former = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

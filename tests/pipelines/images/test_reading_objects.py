@@ -119,7 +119,7 @@ def test_an_object_is_read_anew_where_the_rest_of_it_cannot_be_had(server: Objec
 )
 def test_what_does_not_pass_is_a_row(server: ObjectServer, fault: str, reason: str) -> None:
     server.always = fault
-    status, error = read()  # type: ignore[misc]
+    status, error = read()
     assert status == "unreadable"
     assert reason in error
     assert len(server.requests) >= 8  # two attempts of each of four requests
@@ -174,7 +174,7 @@ def test_what_no_other_image_would_be_read_with_ends_the_run(
 @pytest.mark.parametrize("fault", ["403 AccessDenied", "403"])
 def test_a_denied_image_is_a_row_after_one_request(server: ObjectServer, fault: str) -> None:
     server.always = fault
-    status, error = read()  # type: ignore[misc]
+    status, error = read()
     assert (status, error.startswith("access denied: ")) == ("unreadable", True)
     assert len(server.requests) == 1
 
@@ -296,7 +296,7 @@ def test_other_stores_end_the_run_likewise(server: ObjectServer, uri: str, fault
 )
 def test_other_stores_deny_single_images(server: ObjectServer, uri: str, fault: str) -> None:
     server.always = fault
-    assert "access denied" in read(uri)[1]  # type: ignore[operator]
+    assert "access denied" in read(uri)[1]
 
 
 def test_other_stores_without_their_settings(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_other_stores_without_their_settings(server: ObjectServer, monkeypatch: 
 
 @pytest.mark.parametrize("key", ["a//b.jpg", "/a.jpg", "a/../b.jpg", "a\tb.jpg", "a/", ""])
 def test_names_that_other_stores_are_not_asked_for(server: ObjectServer, key: str) -> None:
-    status, error = read(f"gs://bucket/{key}")  # type: ignore[misc]
+    status, error = read(f"gs://bucket/{key}")
     assert (status, "by such names" in error) == ("unreadable", True)
     assert server.requests == []
 
