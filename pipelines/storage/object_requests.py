@@ -22,7 +22,10 @@ _LONGEST_REQUEST = timedelta(days=1)  # a large object on a slow line: what ends
 _REASON = re.compile(r"Error performing \w+ (?P<url>\S+) in \S+(?:, after .*?retry_timeout: \S+)?\s+- (?P<reason>.*)")
 _STATUS = re.compile(r"Server returned non-2xx status code: (?P<status>\d+)")
 _CODE = re.compile(r"<Code>(?P<code>\w+)</Code>")
-_PROVIDER = re.compile(r"External AWS credential provider: (?P<code>\w+)")
+_PROVIDER = re.compile(
+    r"The operation lacked valid authentication credentials for path External AWS credential provider: (?P<code>\w+)"
+)
+_NO_TOKEN = re.compile(r"Generic \w+ error: Error performing token request")
 
 _NO_CONTAINER = {"NoSuchBucket", "ContainerNotFound"}
 
@@ -87,9 +90,9 @@ def _code_and_reason(error: BaseException, key: str) -> tuple[str, str]:
     text = str(error).partition("\n\nDebug source:")[0]
     for around in ("for path {}: ", "at location {} not found: "):
         text = text.replace(around.format(key), "", 1)
-    if (provider := _PROVIDER.search(text)) is not None:
+    if (provider := _PROVIDER.match(text)) is not None:
         return provider["code"], text
-    if "Error performing token request" in text:
+    if _NO_TOKEN.match(text) is not None:
         return "NoCredentials", text
     answer = _REASON.search(" ".join(text.split()))
     if answer is None:

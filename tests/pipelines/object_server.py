@@ -32,7 +32,8 @@ class ObjectServer:
     Attributes:
         objects: content of each `/BUCKET/KEY`.
         faults: what becomes of the next requests: `STATUS CODE`, `cut` (the connection ends in the middle of the
-            content), `whole` (a range is answered by the whole object), `hang`; then all is well.
+            content), `stall` (nothing comes after the middle), `whole` (a range is answered by the whole object),
+            `hang`; then all is well.
         always: the same of all requests for objects.
         sizes: content lengths to claim instead of the true ones; the content does not come.
         region: the bucket's, as `x-amz-bucket-region` tells; requests signed for another one are sent away by
@@ -91,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             time.sleep(HANG_SECONDS)
             self.close_connection = True
-        elif fault and fault not in ("cut", "whole"):
+        elif fault and fault not in ("cut", "stall", "whole"):
             self.refuse(fault)
         elif "list-type" in query or query.get("comp") == ["list"]:
             self.list_objects(path.strip("/"), query.get("prefix", [""])[0])
@@ -111,9 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         headers["Content-Length"] = str(len(content) - start)
-        sent = content[start : (start + len(content)) // 2] if fault == "cut" else content[start:]
+        sent = content[start : (start + len(content)) // 2] if fault in ("cut", "stall") else content[start:]
         self.answer(206 if start else 200, sent, headers)
-        self.close_connection = fault == "cut"
+        if fault == "stall":
+            time.sleep(HANG_SECONDS)
+        self.close_connection = fault in ("cut", "stall")
 
     def refuse(self, fault: str) -> None:
         status, _, code = fault.partition(" ")

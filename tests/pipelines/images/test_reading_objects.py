@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import GenericError
 
 from maskrcnn_core.errors import ImageError, StorageError
 from pipelines import storage
@@ -125,11 +126,12 @@ def test_what_does_not_pass_is_a_row(server: ObjectServer, fault: str, reason: s
     assert len(server.requests) >= 8  # two attempts of each of four requests
 
 
+@pytest.mark.parametrize("fault", ["hang", "stall"])
 def test_a_server_that_hangs_is_left_after_the_request_timeout(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("MASKRCNN_STORAGE_REQUEST_TIMEOUT", "0.2")
-    server.faults = ["hang", "hang"]  # both attempts of the first request
+    server.faults = [fault, fault]  # both attempts of the first request
     started = time.monotonic()
     assert read() == CONTENT
     assert 0.4 < time.monotonic() - started < 2.5
@@ -180,8 +182,40 @@ def test_a_denied_image_is_a_row_after_one_request(server: ObjectServer, fault: 
 
 
 def test_names_are_no_reasons(server: ObjectServer) -> None:
-    for name in ("<Code>NoSuchBucket</Code>.jpg", "Error performing GET x in 1s - 403.jpg", "token request.jpg"):
+    odd = "Error performing GET x in 1s - Server returned non-2xx status code: 403.jpg"
+    for name in ("<Code>NoSuchBucket</Code>.jpg", odd, "Error performing token request.jpg"):
         assert read(f"s3://bucket/{name}") == ("missing", "no such file")
+        server.faults = ["403 AccessDenied", "404 NoSuchKey"]
+        assert read(f"s3://bucket/{name}")[1].startswith("access denied: ")
+        assert read(f"s3://bucket/{name}") == ("missing", "no such file")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "text", "message"),
+    [
+        (
+            "s3",
+            "The operation lacked valid authentication credentials for path External AWS credential provider: "
+            "UnauthorizedSSOTokenError: 'over'",
+            r"the AWS session has expired; sign in again \(aws sso login\)",
+        ),
+        (
+            "gs",
+            "Generic GCS error: Error performing token request: Error performing GET http://host/token in 1ms - Server "
+            "returned non-2xx status code: 403 Forbidden: no",
+            "no Google credentials that are accepted",
+        ),
+    ],
+)
+def test_credentials_that_cannot_be_fetched_end_the_run(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, scheme: str, text: str, message: str
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise GenericError(text)
+
+    monkeypatch.setattr("obstore.get", fails)
+    with pytest.raises(StorageError, match=message):
+        read(f"{scheme}://bucket/a.jpg")
 
 
 def test_public_buckets_are_read_without_credentials(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
