@@ -251,7 +251,10 @@ def test_a_bundle_of_authorities_that_is_not_there_ends_the_run(
 
 
 @pytest.mark.parametrize("elsewhere", ["301", "301 PermanentRedirect", "400 AuthorizationHeaderMalformed"])
-def test_a_bucket_in_another_region_is_read_there(server: ObjectServer, elsewhere: str) -> None:
+def test_a_bucket_in_another_region_is_read_there(
+    server: ObjectServer, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")  # AWS_REGION goes before it
     server.region, server.elsewhere = "eu-west-1", elsewhere
     assert read() == CONTENT
     before = len(server.requests)
