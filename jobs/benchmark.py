@@ -45,6 +45,11 @@ BENCHMARKS = {
         config.InputBenchmarkRun,
         speed.training_input,
     ),
+    "reading": Benchmark(
+        "images from an object store that answers late: Arrow's HEAD and GET in 16 threads against ours",
+        config.ReadingBenchmarkRun,
+        speed.reading,
+    ),
     "label": Benchmark(
         "jobs.label against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,

@@ -100,6 +100,28 @@ class InputBenchmarkRun:
 
 
 @dataclass(frozen=True)
+class ReadingBenchmarkRun:
+    """Measure reading images from an object store that answers late; the store is a server of this machine."""
+
+    delay_ms: float = 30.0
+    """Wait before each answer, milliseconds. S3 takes some 30 to 100."""
+    num_images: int = 2000
+    """Images of a round, of 60 to 160 KB."""
+    readers: int = 64
+    """Images that our side reads at once, as label.readers."""
+    rounds: int = 3
+    """Rounds in turns; the median counts."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "readers", "rounds"):
+            require_positive(name, getattr(self, name))
+        require_not_negative("delay_ms", self.delay_ms)
+
+
+@dataclass(frozen=True)
 class EncodingRun:
     """Measure the way from soft masks to COCO run lengths."""
 

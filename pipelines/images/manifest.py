@@ -30,6 +30,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.images.parts import IMAGE_EXTENSIONS, Entries, Part
 from pipelines.images.source import Source, entries, source_stamp
+from pipelines.storage.object_stores import is_beside_s3, object_exists
 from pipelines.storage.parquet_seal import seal_of, sealed
 from pipelines.storage.run_files import json_object_bytes, read_json_object
 
@@ -235,7 +236,7 @@ def changes_since(manifest: Manifest, images: str) -> str | None:
     if manifest.images != images:
         return f"images was {manifest.images!r}, now {images!r}"
     kind: Any = manifest.kind
-    if kind != "glob" and not storage.exists(images):
+    if kind != "glob" and not (object_exists(images) if is_beside_s3(images) else storage.exists(images)):
         return f"{images!r} is no longer there"
     if manifest.stamp and source_stamp(images, kind) != manifest.stamp:
         return f"{images!r} has changed since its images were listed"

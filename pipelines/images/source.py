@@ -10,7 +10,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -30,6 +30,8 @@ from pipelines.images.tables import (
     parquet_entries,
 )
 from pipelines.storage import s3_listing
+from pipelines.storage.object_stores import is_beside_s3, is_prefix, list_objects
+from pipelines.storage.s3_listing import S3Object
 
 # Sub-folders of a local folder that are looked for before it is listed, to know how many tasks are worth it.
 _MOST_LOCAL_PARTS = 256
@@ -58,7 +60,8 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
     Args:
         images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, an S3
-            inventory's manifest.json, a .parquet or .csv with a `uri` column. Local or s3://.
+            inventory's manifest.json, a .parquet or .csv with a `uri` column. Local or s3://; folders, globs and single
+            images at gs://, az:// or abfs:// as well.
         image_root: folder that the file names of a COCO json are relative to; None looks beside the json, and reads
             absolute names where they are.
 
@@ -88,6 +91,8 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
 def source_stamp(images: str, kind: Kind) -> str:
     """Changes when the source does; see `Source`. Costs a look at each folder of a local one, nothing on S3."""
+    if is_beside_s3(images):
+        return ""
     if kind in ("folder", "glob"):
         root = _split_glob(images)[0] if kind == "glob" else images
         return _folders_stamp(root) if storage.is_local(root) else ""
@@ -121,6 +126,8 @@ def entries(part: Part) -> Iterator[Entries]:
         yield from csv_entries(part) if not part.path.endswith(".parquet") else inventory_parquet_entries(part)
     elif part.keys is not None:
         yield from _key_entries(part)
+    elif part.kind != "file" and is_beside_s3(part.path):
+        yield from _object_entries(part)
     else:
         yield from _local_entries(part)
 
@@ -129,6 +136,8 @@ def entries(part: Part) -> Iterator[Entries]:
 
 
 def _kind(images: str) -> Kind:
+    if is_beside_s3(images):
+        return _kind_beside_s3(images)
     filesystem, path = storage.filesystem_and_path(images)
     with storage.naming(images):
         info = filesystem.get_file_info(path)
@@ -150,6 +159,19 @@ def _kind(images: str) -> Kind:
     raise StorageError(
         f"images: {images!r} is no image, COCO .json, S3 inventory, .parquet or .csv; "
         "expected one of them, or a folder or glob of images"
+    )
+
+
+def _kind_beside_s3(images: str) -> Kind:
+    if posixpath.splitext(images)[1].lower() in IMAGE_EXTENSIONS and not _is_glob(images):
+        return "file"
+    if is_prefix(images):
+        return "folder"
+    if _is_glob(images):
+        return "glob"
+    raise StorageError(
+        f"images: no objects below {images!r}; expected a prefix, glob or image there (a COCO json, .parquet or .csv "
+        "is read from a local path or s3://: copy it)"
     )
 
 
@@ -193,6 +215,8 @@ def _glob_regex(glob: str) -> str:
 
 
 def _folder_parts(kind: Kind, root: str, pattern: str | None, images: str) -> tuple[Part, ...]:
+    if is_beside_s3(root):
+        return (Part(kind, root, pattern=pattern, root=root),)
     if not storage.is_local(root):
         bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
         ranges = s3_listing.split_prefix(bucket, f"{prefix}/" if prefix else "")
@@ -325,20 +349,32 @@ def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, in
 
 def _key_entries(part: Part) -> Iterator[Entries]:
     assert part.keys is not None
-    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
-    root = part.root.removeprefix("s3://").rstrip("/").partition("/")[2]
-    skip = len(root) + 1 if root else 0
     for page in s3_listing.pages(part.keys):
-        names = [(entry, entry.key[skip:]) for entry in page.objects if not entry.key.endswith("/")]
-        seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-        images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
-        yield Entries(
-            [f"s3://{part.keys.bucket}/{entry.key}" for entry in images],
-            sizes=[entry.size for entry in images],
-            etags=[entry.etag for entry in images],
-            others=len(seen) - len(images),
-            left=() if page.left is None else (replace(part, keys=page.left),),
-        )
+        left = () if page.left is None else (replace(part, keys=page.left),)
+        yield replace(_images_of(page.objects, part), left=left)
+
+
+def _object_entries(part: Part) -> Iterator[Entries]:
+    """A prefix of a store beside S3, which one task lists whole."""
+    for objects in list_objects(part.path):
+        yield _images_of(objects, part)
+
+
+def _images_of(objects: Sequence[S3Object], part: Part) -> Entries:
+    """The images among listed objects, without what is hidden or does not match the part's pattern."""
+    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
+    scheme, _, rest = part.root.partition("://")
+    container, _, root = rest.rstrip("/").partition("/")
+    skip = len(root) + 1 if root else 0
+    names = [(entry, entry.key[skip:]) for entry in objects if not entry.key.endswith("/")]
+    seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
+    images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
+    return Entries(
+        [f"{scheme}://{container}/{entry.key}" for entry in images],
+        sizes=[entry.size for entry in images],
+        etags=[entry.etag for entry in images],
+        others=len(seen) - len(images),
+    )
 
 
 def _is_hidden(name: str) -> bool:

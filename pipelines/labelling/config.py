@@ -17,6 +17,7 @@ from pipelines.storage.config import StorageConfig
 
 _MAX_WORKERS = 10_000
 _MAX_THREADS = 4096
+_MAX_READERS = 1024
 _MAX_ROWS = 10_000_000
 
 
@@ -66,6 +67,8 @@ class LabelConfig:
     """The run ends where no file has been finished for so long: workers hang, or their machines do not come back. In
     proportion longer for files of more images than are chosen by default, for image pyramids and for mirrors. 0 =
     never."""
+    readers: int = 0
+    """Images that a worker reads at once; 0 = 16 of local files, 64 where some lie in an object store."""
     max_failed_fraction: float = 1.0
     """Exit with 1 if a larger share of images failed."""
     retry_failed: bool = False
@@ -83,13 +86,14 @@ class LabelConfig:
             "rows_per_file",
             "max_workers",
             "image_timeout",
+            "readers",
             "stalled_minutes",
             "wait_minutes",
         ):
             require_not_negative(f"label.{name}", getattr(self, name))
         for name, most in (
             *(("num_workers", _MAX_WORKERS), ("max_workers", _MAX_WORKERS), ("threads_per_worker", _MAX_THREADS)),
-            ("rows_per_file", _MAX_ROWS),
+            *(("rows_per_file", _MAX_ROWS), ("readers", _MAX_READERS)),
         ):
             require_between(f"label.{name}", getattr(self, name), 0, most)
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
@@ -112,7 +116,8 @@ class LabelRun:
     checkpoint: str
     """Checkpoint folder."""
     images: str
-    """Folder, glob, S3 prefix, COCO json, S3 inventory (its manifest.json), .parquet or .csv with a column `uri`."""
+    """Folder, glob, prefix of an object store, COCO json, S3 inventory (its manifest.json), .parquet or .csv with a
+    column `uri`. Images may lie at gs:// and az:// too."""
     output: str
     """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
     proposals: str | None = None
@@ -120,7 +125,7 @@ class LabelRun:
     image_root: str | None = None
     """Folder that the file names of a COCO json are relative to, and which they may not leave: what is absolute, has a
     scheme or climbs out by `..` becomes a failed row, unless it lies below the folder all the same. null = looked for
-    beside the json, and names that are absolute or begin with file:// or s3:// are read where they are."""
+    beside the json, and names that are absolute or begin with a scheme are read where they are."""
     label: LabelConfig = field(default_factory=LabelConfig)
     """Inference."""
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -40,6 +40,7 @@ from pipelines.labels import run_folder
 from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_readable, labels_folder
 from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
+from pipelines.storage.object_stores import is_object
 from pipelines.storage.s3_settings import applied
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 # Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
 GROUP_SIZE_CPU = 8
 GROUP_SIZE_GPU = 256
+_READERS_OF_FILES = 16
+_READERS_OF_OBJECTS = 64
+_LOOKED_AT = 64  # images of a manifest
 
 # Sources of more parts are listed by the cluster; so are S3 prefixes of more than a page, that may have any number.
 _MOST_PARTS_HERE = 16
@@ -154,7 +158,7 @@ def _label_by(
         run_folder.claim_run(run.output, identity)
     if state == "finished":
         run_folder.reopen_run(run.output)
-    settings = replace(settings, manifest=manifest)
+    settings = replace(settings, manifest=manifest, readers=run.label.readers or _fitting_readers(manifest))
     before, counts, known = _label_chunks(run, manifest, settings, detector, backend, on_progress)
     tally, files = checked_files(run.output, manifest, known)
     run_folder.close_run(run.output, tally, files)
@@ -294,6 +298,14 @@ def _label_chunks(
         counts = retried if not todo else counts
         labelled_before -= before.failed
     return labelled_before, counts, known
+
+
+def _fitting_readers(manifest: Manifest) -> int:
+    """How many images a worker reads at once: an object store answers late, and any number of requests alike."""
+    places = [manifest.images]
+    if manifest.kind in ("coco", "parquet", "csv"):  # which name images anywhere; ids are in no order of places
+        places = manifest.read(0, 0, _LOOKED_AT).column("uri").to_pylist()
+    return _READERS_OF_OBJECTS if any(is_object(place) for place in places) else _READERS_OF_FILES
 
 
 def _own_detector() -> Detector:

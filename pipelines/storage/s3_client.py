@@ -94,8 +94,7 @@ def why_denied(uri: str) -> str:
 
 
 def read_s3_object(uri: str, most_bytes: int) -> bytes:
-    """The content of an object whatever its key: Arrow reads keys as paths, and refuses `a//b` or looks for `b` where
-    `a/../b` is asked for.
+    """The content of an object whatever its key: obstore reads keys as paths, and refuses `a//b` and `a/../b`.
 
     Raises:
         OSError: FileNotFoundError where there is none, TooManyBytes where it is larger than `most_bytes`, else
@@ -112,7 +111,7 @@ def read_s3_object(uri: str, most_bytes: int) -> bytes:
             return bytes(body.read())
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in ("NoSuchKey", "NoSuchBucket", "404"):
+        if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(errno.ENOENT, "no such object", uri) from None
         raise S3Error(code, f"S3 answers: {error}") from None
     except (BotoCoreError, HTTPError, ValueError) as error:  # ValueError: a key that no request can hold
