@@ -60,7 +60,8 @@ def label_on_cluster(
 ) -> tuple[Counts, dict[str, LabelFile]]:
     """Labels chunks; returns the counts of this start, and the chunks' files by name."""
     plan = plan_workers(run.label, nodes())
-    settings = replace(settings, workers_per_node=plan.per_node)
+    per_node = plan.per_node if plan.most == plan.workers else 0  # a pool that grows fills whatever machines come
+    settings = replace(settings, workers_per_node=per_node, cpus=plan.cpus, workers_per_gpu=run.label.workers_per_gpu)
     folder = run_folder.write_todo(run.output, largest_first(todo))
     board = start_board()
     report = None if on_progress is None else _reporter(on_progress, before, images)

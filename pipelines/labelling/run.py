@@ -42,7 +42,7 @@ from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
 from pipelines.storage.s3_settings import applied, settings_environment
 
-# Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
+# Images that the board knows by one name: so many that it is asked rarely, and so few that progress shows.
 _GROUP_SIZE_CPU = 8
 _GROUP_SIZE_GPU = 256
 

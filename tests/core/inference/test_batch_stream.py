@@ -132,7 +132,7 @@ def one_a_batch(monkeypatch: pytest.MonkeyPatch) -> tuple[Predictor, Callable[[C
 
     def watch(called: Callable[[int], None]) -> None:
         def finishing(started: tuple[list, Detections]) -> list[ImageRecord]:
-            called(started[0][0].index)
+            called(started[0][0].key)
             return finish(started)
 
         monkeypatch.setattr(predictor, "_finish_label", finishing)
@@ -175,7 +175,7 @@ def test_what_fails_in_finishing_costs_only_its_image(
     finish = predictor._finish_label
 
     def finishing(started: tuple[list, Detections]) -> list[ImageRecord]:
-        if any(item.index == 1 for item in started[0]):
+        if any(item.key == 1 for item in started[0]):
             raise error("no memory\nfor it")
         return finish(started)
 
@@ -190,7 +190,7 @@ def test_what_fails_on_the_device_costs_only_its_image(monkeypatch: pytest.Monke
     views = predictor._preparation.views
 
     def making(batch: object) -> list[ImageBatch]:
-        if any(item.index == 4 for item in batch.items):  # type: ignore[attr-defined]
+        if any(item.key == 4 for item in batch.items):  # type: ignore[attr-defined]
             raise torch.OutOfMemoryError("CUDA out of memory")
         return views(batch)  # type: ignore[arg-type]
 

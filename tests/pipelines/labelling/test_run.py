@@ -168,10 +168,16 @@ def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
         ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4, 4)),  # 16 threads each
         ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2, 2)),
         ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1, 2)),  # a head without CPUs takes none
-        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4, 4)),
-        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1, 1)),
+        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 2, 1, 4, 4)),  # threads are counted on the machine
+        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 2, 1, 1, 1)),
+        ([(4, 4), (96, 4)], {"use_gpu": True}, WorkerPlan(8, 1, 1, 4, 8)),  # the smallest machine has room as well
+        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2}, WorkerPlan(8, 1, 0.5, 8, 8)),
+        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2, "num_workers": 5}, WorkerPlan(5, 1, 0.5, 5, 5)),
+        ([(2, 0)], {"use_gpu": True, "workers_per_gpu": 4, "max_workers": 16}, WorkerPlan(1, 1, 0.25, 1, 16)),
         ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
-        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 3, 1, 4, 16)),  # a cluster that grows
+        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 2, 1, 4, 16)),  # a cluster that grows
+        ([(96, 0)], {"max_workers": 99}, WorkerPlan(11, 8, 0, 11, 99)),  # smaller machines may come
+        ([(96, 0)], {"max_workers": 99, "threads_per_worker": 4}, WorkerPlan(11, 4, 0, 11, 99)),
         ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
     ],
 )
@@ -186,8 +192,13 @@ def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, exp
     [
         ([(4, 0)], {"num_workers": 4}, r"need 5 CPUs .* has 4"),
         ([(1, 0)], {}, "CPUs"),
-        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has 0"),
-        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has 2"),
+        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has room for 0"),
+        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has room for 2"),
+        (
+            [(8, 2)],
+            {"use_gpu": True, "num_workers": 5, "workers_per_gpu": 2},
+            "5 workers need 1/2 of a GPU each, the cluster has room for 4",
+        ),
     ],
 )
 def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
@@ -195,6 +206,18 @@ def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
+
+
+@pytest.mark.parametrize("number", [0, 65])
+def test_workers_of_a_gpu_are_some(number: int) -> None:
+    with pytest.raises(ConfigError, match=rf"label.workers_per_gpu: got {number}, expected 1 to 64"):
+        LabelConfig(workers_per_gpu=number)
+
+
+def test_workers_share_no_gpu_where_none_is_used() -> None:
+    assert LabelConfig(workers_per_gpu=2).use_gpu == "auto"
+    with pytest.raises(ConfigError, match=r"label.workers_per_gpu: got 2, expected 1 with label.use_gpu false"):
+        LabelConfig(workers_per_gpu=2, use_gpu=False)
 
 
 def test_rate_leaves_out_the_start_up() -> None:

@@ -1,0 +1,348 @@
+"""The thread of a worker that computes: the images of all its chunks as one stream through the detector.
+
+    threads of chunks       put images in as they are read, and wait for the records of their own
+    the detector's thread   takes images, hands them to the detector, gives records back
+
+Nothing is drained at the end of a group or a chunk. Groups are what the board knows: one that was begun before and not
+finished has ended a process, or was under way when another did. Its images go alone, with nothing else under way, so
+that only those that end a process again are given up.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeAlias
+
+from maskrcnn_core.config.model import Category
+from maskrcnn_core.errors import UserError
+from maskrcnn_core.inference.preparation import Request
+from maskrcnn_core.records.labels import ImageRecord
+from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
+from pipelines.labelling.busy_time import BusyTime
+from pipelines.labelling.metrics import LabelMetrics
+from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.read_ahead import ReadImage
+from pipelines.labelling.time_limits import BatchTimes, Watch
+
+Record: TypeAlias = ImageRecord | ProposalRecord
+
+# An image that ended this many processes in a row is given up.
+_MOST_CRASHES = 2
+
+# Single images fail for reasons of their own; so many in a row mean a broken detector (as a lost CUDA context is).
+_MOST_FAILED_IN_A_ROW = 16
+
+# Without an image for so long, what waits for others of its shape is computed: some batches' time on a GPU.
+_PAUSE_SECONDS = 0.05
+
+
+class Predicting(Protocol):
+    """The part of `maskrcnn_core.inference.predictor.Predictor` that a worker uses."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights and settings."""
+        ...
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """In label order."""
+        ...
+
+    @property
+    def max_proposals(self) -> int:
+        """How many given proposals of an image are looked at."""
+        ...
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last batch was finished, seconds of `time.monotonic`; None while one is under way."""
+        ...
+
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        """Records by keys, a batch at a time, also of images that fail; None among the requests is a pause."""
+        ...
+
+    def propose_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ProposalRecord]]]:
+        """As `predict_each`: the RPN's proposals."""
+        ...
+
+
+@dataclass(eq=False)
+class _Group:
+    """Images that the board knows by one name.
+
+    Attributes:
+        key: its name.
+        size: images in it.
+        attempts: how often it was begun without an end, this time included; 0 = not yet this time.
+        alone: its images, where they go one by one.
+        records: those that are there, in any order.
+    """
+
+    key: int
+    size: int
+    attempts: int = 0
+    alone: list["_Asked"] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.records) == self.size
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """An image in the stream, and where its record goes."""
+
+    image_id: int
+    place: int
+    group: _Group
+    chunk: "ChunkInStream"
+    image: ReadImage
+
+
+class ChunkInStream:
+    """A chunk whose images go through the stream; made by `DetectorStream.chunk`.
+
+    Args:
+        ids: of its images.
+        group_size: images of a group.
+        put: takes an image into the stream.
+    """
+
+    def __init__(self, ids: Sequence[int], group_size: int, put: Callable[[_Asked], None]) -> None:
+        self._ids, self._group_size, self._put = ids, group_size, put
+        starts = range(0, len(ids), group_size)
+        self.groups = [_Group(ids[start], min(group_size, len(ids) - start)) for start in starts]
+        self._records: dict[int, Record] = {}
+        self._is_done = threading.Event()
+        self._error: BaseException | None = None
+        self._number = 0
+        self.is_closed = False
+
+    def put(self, image: ReadImage) -> None:
+        """The next image of the chunk.
+
+        Raises:
+            UserError, or whatever else has ended the stream.
+        """
+        if self._error is not None:
+            image.ticket.leave()
+            raise self._error
+        place, self._number = self._number, self._number + 1
+        self._put(_Asked(self._ids[place], place, self.groups[place // self._group_size], self, image))
+
+    def records(self) -> list[Record]:
+        """Of all its images, in order, once they are there.
+
+        Raises:
+            As `put`.
+        """
+        self._is_done.wait()
+        if self._error is not None:
+            raise self._error
+        return [self._records[place] for place in range(len(self._ids))]
+
+    def take(self, place: int, record: Record) -> None:
+        """One of its records, from the detector's thread."""
+        self._records[place] = record
+        if len(self._records) == len(self._ids):
+            self._is_done.set()
+
+    def fail(self, error: BaseException) -> None:
+        """There will be no more records."""
+        self._error, self.is_closed = error, True
+        self._is_done.set()
+
+
+class DetectorStream:
+    """A detector and its thread.
+
+    Args:
+        load: makes the detector; called in the thread that will use it.
+        board: where groups are begun and done.
+        image_timeout: as `BatchTimes` takes it.
+        proposes: ask for proposals instead of detections.
+    """
+
+    def __init__(self, load: Callable[[], Predicting], board: Board, image_timeout: float, *, proposes: bool) -> None:
+        # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
+        self._thread = ThreadPoolExecutor(1, "detect")
+        self.predictor = self._thread.submit(load).result()
+        self._board, self._proposes, self._image_timeout = board, proposes, image_timeout
+        self._watch = Watch(BatchTimes(image_timeout), lambda: bool(self._under_way))
+        self._metrics = LabelMetrics()
+        self._queue: SimpleQueue[_Asked] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._chunks: set[ChunkInStream] = set()
+        self._is_running = False
+        self._under_way: dict[int, _Asked] = {}
+        self._number = 0
+        self._suspect: _Group | None = None
+        self._failed_in_a_row = 0
+        self._time = BusyTime()
+
+    @contextmanager
+    def chunk(self, ids: Sequence[int], group_size: int) -> Iterator[ChunkInStream]:
+        """A chunk of one or more images, whose records come as long as the block lasts."""
+        chunk = ChunkInStream(ids, group_size, self._queue.put)
+        with self._lock:
+            self._chunks.add(chunk)
+            if not self._is_running:
+                self._is_running = True
+                self._thread.submit(self._run)
+        try:
+            yield chunk
+        finally:
+            chunk.is_closed = True
+            with self._lock:
+                self._chunks.discard(chunk)
+            for group in chunk.groups:
+                if group.attempts and not group.is_finished:  # nobody asks any more: it has ended no process
+                    self._board.done(group.key, Work())
+
+    # ---- in the detector's thread; `_requests` may be called in another one that the detector has
+
+    def _run(self) -> None:
+        """As long as there are chunks."""
+        self._time.start()
+        try:
+            while (suspect := self._stream()) is not None:
+                self._alone(suspect)
+        except BaseException as error:
+            self._end(error)
+        self._time.stop()
+
+    def _stream(self) -> _Group | None:
+        """Images up to the next group that has to go alone, which is returned; None = there are no more chunks."""
+        with self._watch, closing(self._asked_of_detector(self._requests())) as batches:
+            for batch in batches:
+                self._deliver(batch)
+        suspect, self._suspect = self._suspect, None
+        return suspect
+
+    def _asked_of_detector(
+        self, requests: Iterable[Request | None]
+    ) -> Generator[list[tuple[int, ImageRecord]]] | Generator[list[tuple[int, ProposalRecord]]]:
+        return self.predictor.propose_each(requests) if self._proposes else self.predictor.predict_each(requests)
+
+    def _requests(self) -> Iterator[Request | None]:
+        while True:
+            with self._time.waiting(lambda: self.predictor.idle_since):
+                asked = self._next_asked()
+            if asked is None:
+                with self._lock:
+                    if not self._chunks:
+                        self._is_running = False
+                        return
+                yield None
+                continue
+            asked.image.ticket.leave()
+            if asked.chunk.is_closed or not self._goes_on(asked):
+                if self._suspect is not None:
+                    return
+                continue
+            yield self._request(asked)
+
+    def _next_asked(self) -> _Asked | None:
+        try:
+            return self._queue.get(timeout=_PAUSE_SECONDS)
+        except Empty:
+            return None
+
+    def _goes_on(self, asked: _Asked) -> bool:
+        """Whether an image goes with the others; a group that does not is set apart until it is complete."""
+        group = asked.group
+        if not group.attempts:
+            group.attempts = self._board.begin(group.key)
+            self._watch.expect(group.size if group.attempts == 1 else 0)
+        if group.attempts == 1:
+            return True
+        group.alone.append(asked)
+        if len(group.alone) == group.size:
+            self._suspect = group
+        return False
+
+    def _request(self, asked: _Asked) -> Request:
+        self._number += 1
+        if not self._under_way:
+            self._watch.begins()
+        self._under_way[self._number] = asked
+        return Request(self._number, asked.image.content, asked.image.proposals)
+
+    def _deliver(self, batch: Sequence[tuple[int, Record]]) -> None:
+        self._require_working([record for _, record in batch])
+        for number, record in batch:
+            self._give(self._under_way.pop(number), record)
+        self._watch.came(len(batch))
+
+    def _give(self, asked: _Asked, record: Record) -> None:
+        group = asked.group
+        group.records.append(record)
+        if group.is_finished:
+            self._report(group)
+        asked.chunk.take(asked.place, record)
+
+    def _alone(self, group: _Group) -> None:
+        """The images of a group one by one, with nothing else under way."""
+        for asked in group.alone:
+            key = -1 - asked.image_id  # a name of its own beside the group's
+            crashes = self._board.begin(key) - 1
+            if crashes >= _MOST_CRASHES:
+                record: Record = self._given_up(crashes)
+                self._require_working([record])
+                self._give(asked, record)
+            else:
+                self._watch.expect(1)
+                request = self._request(asked)
+                with self._watch, closing(self._asked_of_detector([request])) as batches:
+                    for batch in batches:
+                        self._deliver(batch)
+            self._board.done(key, Work())
+
+    def _given_up(self, crashes: int) -> Record:
+        limit = self._image_timeout
+        slow = f" or took longer than {limit:g} s (label.image_timeout)" if limit else ""
+        error = f"ended the detector's process {crashes} times (crash, out of memory){slow}"
+        return failed_proposals("failed", error) if self._proposes else ImageRecord("failed", error, None, None)
+
+    def _report(self, group: _Group) -> None:
+        statuses = Counter(record.status for record in group.records)
+        detections = sum(_num_detections(record) for record in group.records)
+        busy, waited = self._time.since_last_report()
+        self._board.done(group.key, Work(group.size, detections, group.size - statuses["ok"], busy, waited))
+        self._metrics.images(statuses, detections, busy, waited)
+
+    def _require_working(self, records: Sequence[Record]) -> None:
+        """Ends the run where the fault is not in the images, before all of them become failed rows."""
+        for record in records:
+            if record.status == "ok":
+                self._failed_in_a_row = 0
+            self._failed_in_a_row += record.status == "failed"
+        if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
+            raise UserError(
+                f"the detector failed on {self._failed_in_a_row} images in a row, the last time with: "
+                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU "
+                "is at fault, the same command goes on elsewhere"
+            )
+
+    def _end(self, error: BaseException) -> None:
+        """Every chunk ends with the error; the next one starts anew."""
+        with self._lock:
+            for chunk in self._chunks:
+                chunk.fail(error)
+            while not self._queue.empty():
+                self._queue.get().image.ticket.leave()
+            self._under_way.clear()
+            self._watch.forget()
+            self._suspect = None
+            self._is_running = False
+
+
+def _num_detections(record: Record) -> int:
+    return len(record.scores if isinstance(record, ProposalRecord) else record.detections)
