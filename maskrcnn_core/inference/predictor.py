@@ -165,7 +165,7 @@ class Predictor:
         Args:
             requests: images by keys; None = a pause, where no image is at hand, so that none waits for others of its
                 shape. Iterated in another thread beside a GPU; an iterator that waits for images yields None now and
-                then. An image waits for at most 256 others.
+                then. An image waits for at most 512 others.
 
         Yields:
             Keys and records of a batch as soon as it is done; never raises for an image.

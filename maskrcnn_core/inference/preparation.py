@@ -102,6 +102,8 @@ class Preparation:
             the host goes on.
         on_device: resizes on the device; None = the host does.
         mark: told of each stage.
+        in_powers: cut batches that are not full to powers of two; None = for a GPU, where cuDNN spends a tenth of a
+            second on plans for every shape that it has not seen.
     """
 
     def __init__(
@@ -110,10 +112,13 @@ class Preparation:
         settings: PredictorSettings,
         on_device: DevicePreparation | None = None,
         mark: Mark = no_mark,
+        *,
+        in_powers: bool | None = None,
     ) -> None:
         self._rule, self._settings, self._on_device, self._mark = rule, settings, on_device, mark
         on_gpu = torch.device(settings.device).type == "cuda"
         self._pinned = on_gpu
+        self._in_powers = on_gpu if in_powers is None else in_powers
         most = min(_MOST_DECODERS, torch.get_num_threads()) if on_gpu else 1
         self._decoders = MapAhead(settings.decode_threads or most, "decode")
 
@@ -171,9 +176,7 @@ class Preparation:
             return FailedImage(request.key, ImageError("failed", reason_of(error)))
 
     def _in_common_sizes(self, group: list[PreparedImage]) -> Iterator[list[PreparedImage]]:
-        """A batch that is not full, on a GPU cut to powers of two: for every shape that cuDNN has not seen it spends a
-        tenth of a second on plans."""
-        is_cut = self._pinned and len(group) < self._most_in_a_batch(group[0])
+        is_cut = self._in_powers and len(group) < self._most_in_a_batch(group[0])
         while group:
             count = 1 << (len(group).bit_length() - 1) if is_cut else len(group)
             yield group[:count]

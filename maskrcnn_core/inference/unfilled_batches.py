@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
 
-# Of COCO's 397 sizes eight-image batches hold 6.0 images on average, and 4.5 where 256 images are drained at once.
-_MOST_IMAGES_LATER = 256
+# With COCO's sizes, of which some nine images fit into a batch, a batch holds 6.3 on average, 5.4 where half as many
+# are waited for, and 7.1 with twice as many: then a file of a thousand images would be done with the next one only.
+_MOST_IMAGES_LATER = 512
 
 # Decoded images in the host's memory.
 _MOST_BYTES = 512 << 20

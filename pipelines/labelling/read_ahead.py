@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError
-from pipelines.images.reading import ImageReader
 from pipelines.images.reading_threads import Call, ReadingThreads
 
 # Encoded images in memory that the detector has not taken yet.
@@ -86,6 +86,18 @@ class Ticket:
             self._window.count(-1, 0, -nbytes)
 
 
+class Reading(Protocol):
+    """The part of `pipelines.images.reading.ImageReader` that a worker uses."""
+
+    def read(self, uri: str) -> bytes | ImageError:
+        """An image file's bytes, or why there are none."""
+        ...
+
+    def late(self, uri: str, seconds: float) -> ImageError:
+        """The failure of an image whose reading hangs."""
+        ...
+
+
 @dataclass(frozen=True)
 class ReadImage:
     """An image as the detector gets it.
@@ -124,7 +136,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        reader: ImageReader,
+        reader: Reading,
         read_proposals: Callable[[int], ImageProposals | ImageError] | None,
         readers: int,
         limit: float,

@@ -27,7 +27,7 @@ from pipelines.images.reading import ImageReader
 from pipelines.labelling.detector_stream import DetectorStream, Predicting, Record
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board
-from pipelines.labelling.read_ahead import ReadAhead
+from pipelines.labelling.read_ahead import ReadAhead, Reading
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
@@ -87,9 +87,18 @@ class LoadPredictor(Protocol):
 
 
 class LabelWorker:
-    """Callable for `map_batches`: chunks of the manifest become label files; what returns are their counts."""
+    """Callable for `map_batches`: chunks of the manifest become label files; what returns are their counts.
 
-    def __init__(self, load: LoadPredictor, settings: WorkerSettings, board: Board) -> None:
+    Args:
+        load: builds the detector.
+        settings: of the run.
+        board: where groups of images are begun and done.
+        reader: of the images; None = an `ImageReader`.
+    """
+
+    def __init__(
+        self, load: LoadPredictor, settings: WorkerSettings, board: Board, reader: Reading | None = None
+    ) -> None:
         self._settings = settings
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
         self._proposes = settings.predictor.record == "proposals"
@@ -99,7 +108,7 @@ class LabelWorker:
         self._schema = record_schema(self._stream.predictor.categories)
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
         self._reads = ReadAhead(
-            ImageReader(most_bytes, settings.image_root),
+            reader or ImageReader(most_bytes, settings.image_root),
             None if self._proposals is None else self._read_proposals,
             settings.readers,
             settings.image_timeout,
