@@ -64,7 +64,7 @@ class LabelConfig:
     it can grow to where none fits yet."""
     image_timeout: float = 600.0
     """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it, beside ten
-    times the usual time for the others of its group (half an hour in all before that is known); one that
+    times the usual time for the others that are under way (half an hour in all before that is known); one that
     takes longer in two processes fails. 0 = no limit."""
     stalled_minutes: float = 60.0
     """The run ends where no file has been finished for so long: workers hang, or their machines do not come back. In
