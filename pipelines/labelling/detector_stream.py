@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import UserError
@@ -23,12 +22,10 @@ from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from pipelines.labelling.busy_time import BusyTime
+from pipelines.labelling.chunk_in_stream import Asked, ChunkInStream, Group, Record
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board, Work
-from pipelines.labelling.read_ahead import ReadImage
 from pipelines.labelling.time_limits import BatchTimes, Watch
-
-Record: TypeAlias = ImageRecord | ProposalRecord
 
 # An image that ended this many processes in a row is given up.
 _MOST_CRASHES = 2
@@ -72,94 +69,6 @@ class Predicting(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class _Group:
-    """Images that the board knows by one name.
-
-    Attributes:
-        key: its name.
-        size: images in it.
-        attempts: how often it was begun without an end, this time included; 0 = not yet this time.
-        alone: its images, where they go one by one.
-        records: those that are there, in any order.
-    """
-
-    key: int
-    size: int
-    attempts: int = 0
-    alone: list["_Asked"] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-
-    @property
-    def is_finished(self) -> bool:
-        return len(self.records) == self.size
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """An image in the stream, and where its record goes."""
-
-    image_id: int
-    place: int
-    group: _Group
-    chunk: "ChunkInStream"
-    image: ReadImage
-
-
-class ChunkInStream:
-    """A chunk whose images go through the stream; made by `DetectorStream.chunk`.
-
-    Args:
-        ids: of its images.
-        group_size: images of a group.
-        put: takes an image into the stream.
-    """
-
-    def __init__(self, ids: Sequence[int], group_size: int, put: Callable[[_Asked], None]) -> None:
-        self._ids, self._group_size, self._put = ids, group_size, put
-        starts = range(0, len(ids), group_size)
-        self.groups = [_Group(ids[start], min(group_size, len(ids) - start)) for start in starts]
-        self._records: dict[int, Record] = {}
-        self._is_done = threading.Event()
-        self._error: BaseException | None = None
-        self._number = 0
-        self.is_closed = False
-
-    def put(self, image: ReadImage) -> None:
-        """The next image of the chunk.
-
-        Raises:
-            UserError, or whatever else has ended the stream.
-        """
-        if self._error is not None:
-            image.ticket.leave()
-            raise self._error
-        place, self._number = self._number, self._number + 1
-        self._put(_Asked(self._ids[place], place, self.groups[place // self._group_size], self, image))
-
-    def records(self) -> list[Record]:
-        """Of all its images, in order, once they are there.
-
-        Raises:
-            As `put`.
-        """
-        self._is_done.wait()
-        if self._error is not None:
-            raise self._error
-        return [self._records[place] for place in range(len(self._ids))]
-
-    def take(self, place: int, record: Record) -> None:
-        """One of its records, from the detector's thread."""
-        self._records[place] = record
-        if len(self._records) == len(self._ids):
-            self._is_done.set()
-
-    def fail(self, error: BaseException) -> None:
-        """There will be no more records."""
-        self._error, self.is_closed = error, True
-        self._is_done.set()
-
-
 class DetectorStream:
     """A detector and its thread.
 
@@ -177,13 +86,13 @@ class DetectorStream:
         self._board, self._proposes, self._image_timeout = board, proposes, image_timeout
         self._watch = Watch(BatchTimes(image_timeout), lambda: bool(self._under_way))
         self._metrics = LabelMetrics()
-        self._queue: SimpleQueue[_Asked] = SimpleQueue()
+        self._queue: SimpleQueue[Asked] = SimpleQueue()
         self._lock = threading.Lock()
         self._chunks: set[ChunkInStream] = set()
         self._is_running = False
-        self._under_way: dict[int, _Asked] = {}
+        self._under_way: dict[int, Asked] = {}
         self._number = 0
-        self._suspect: _Group | None = None
+        self._suspect: Group | None = None
         self._failed_in_a_row = 0
         self._time = BusyTime()
 
@@ -218,7 +127,7 @@ class DetectorStream:
             self._end(error)
         self._time.stop()
 
-    def _stream(self) -> _Group | None:
+    def _stream(self) -> Group | None:
         """Images up to the next group that has to go alone, which is returned; None = there are no more chunks."""
         with self._watch, closing(self._asked_of_detector(self._requests())) as batches:
             for batch in batches:
@@ -249,13 +158,13 @@ class DetectorStream:
                 continue
             yield self._request(asked)
 
-    def _next_asked(self) -> _Asked | None:
+    def _next_asked(self) -> Asked | None:
         try:
             return self._queue.get(timeout=_PAUSE_SECONDS)
         except Empty:
             return None
 
-    def _goes_on(self, asked: _Asked) -> bool:
+    def _goes_on(self, asked: Asked) -> bool:
         """Whether an image goes with the others; a group that does not is set apart until it is complete."""
         group = asked.group
         if not group.attempts:
@@ -268,7 +177,7 @@ class DetectorStream:
             self._suspect = group
         return False
 
-    def _request(self, asked: _Asked) -> Request:
+    def _request(self, asked: Asked) -> Request:
         self._number += 1
         if not self._under_way:
             self._watch.begins()
@@ -281,14 +190,14 @@ class DetectorStream:
             self._give(self._under_way.pop(number), record)
         self._watch.came(len(batch))
 
-    def _give(self, asked: _Asked, record: Record) -> None:
+    def _give(self, asked: Asked, record: Record) -> None:
         group = asked.group
         group.records.append(record)
         if group.is_finished:
             self._report(group)
         asked.chunk.take(asked.place, record)
 
-    def _alone(self, group: _Group) -> None:
+    def _alone(self, group: Group) -> None:
         """The images of a group one by one, with nothing else under way."""
         for asked in group.alone:
             key = -1 - asked.image_id  # a name of its own beside the group's
@@ -311,7 +220,7 @@ class DetectorStream:
         error = f"ended the detector's process {crashes} times (crash, out of memory){slow}"
         return failed_proposals("failed", error) if self._proposes else ImageRecord("failed", error, None, None)
 
-    def _report(self, group: _Group) -> None:
+    def _report(self, group: Group) -> None:
         statuses = Counter(record.status for record in group.records)
         detections = sum(_num_detections(record) for record in group.records)
         busy, waited = self._time.since_last_report()

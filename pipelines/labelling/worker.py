@@ -24,7 +24,8 @@ from pipelines import storage
 from pipelines.cluster.connection import own_node, physical_cores
 from pipelines.images.manifest import Manifest
 from pipelines.images.reading import ImageReader
-from pipelines.labelling.detector_stream import DetectorStream, Predicting, Record
+from pipelines.labelling.chunk_in_stream import Record
+from pipelines.labelling.detector_stream import DetectorStream, Predicting
 from pipelines.labelling.metrics import LabelMetrics
 from pipelines.labelling.progress import Board
 from pipelines.labelling.read_ahead import ReadAhead, Reading

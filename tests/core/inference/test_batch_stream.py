@@ -314,6 +314,24 @@ def test_all_that_was_asked_is_answered_at_a_pause(settings: PredictorSettings) 
     assert predictor.idle_since is not None
 
 
+def test_it_is_idle_when_no_batch_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, watch = one_a_batch(monkeypatch)
+    seen: list[float | None] = []
+
+    def finishing(_: int) -> None:
+        deadline = time.monotonic() + 60
+        while predictor.idle_since is not None:
+            assert time.monotonic() < deadline
+        seen.append(predictor.idle_since)
+
+    watch(finishing)
+    started = time.monotonic()
+    assert streamed(predictor, [Request(key, image) for key, image in enumerate(IMAGES)]) == [[0], [1], [2], [3], [4]]
+    assert seen == [None] * 5
+    assert predictor.idle_since is not None
+    assert started < predictor.idle_since < time.monotonic()
+
+
 def test_a_stream_that_is_left_early_ends_its_threads() -> None:
     predictor = predictor_of(replace(AT_ONCE, batch_pixels=1))
 

@@ -205,7 +205,7 @@ def test_time_is_told_apart_by_what_it_was_spent_on(
     worker.label(rows("a", 40))
     counts = board.snapshot()
     assert least <= counts.waiting_share <= most
-    assert counts.busy + counts.waited == pytest.approx(counts.seconds, abs=0.2)
+    assert counts.seconds - 0.1 <= counts.busy + counts.waited <= counts.seconds + 2.0  # from before the first group
 
 
 @pytest.mark.parametrize(

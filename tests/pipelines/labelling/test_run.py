@@ -220,6 +220,11 @@ def test_workers_share_no_gpu_where_none_is_used() -> None:
         LabelConfig(workers_per_gpu=2, use_gpu=False)
 
 
+def test_without_ray_nothing_is_known_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert connection.own_node() is None
+
+
 def test_rate_leaves_out_the_start_up() -> None:
     assert Counts().images_per_second == 0.0
     assert Counts(images=10, seconds=4.0).images_per_second == 2.5
@@ -264,6 +269,13 @@ def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(number)
         arguments += [(number + 5, left - 1)] * (left > 0)
     assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_process_knows_its_own_node() -> None:
+    assert connection.own_node() == NodeCapacity(4, 0)
+    assert ray.get(ray.remote(connection.own_node).remote()) == NodeCapacity(4, 0)
 
 
 @pytest.mark.ray
