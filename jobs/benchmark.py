@@ -55,6 +55,11 @@ BENCHMARKS = {
         config.BenchmarkRun,
         speed.label,
     ),
+    "worker": Benchmark(
+        "how busy a labelling worker keeps a GPU that only takes time, beside one that is drained at every group",
+        config.WorkerBenchmarkRun,
+        speed.worker,
+    ),
     "evaluate": Benchmark(
         "jobs.evaluate against plain pycocotools, boxes and masks of generated labels",
         config.EvaluationBenchmarkRun,

@@ -183,6 +183,44 @@ class ScaleRun:
 
 
 @dataclass(frozen=True)
+class WorkerBenchmarkRun:
+    """Measure how busy a labelling worker keeps a GPU, with a simulated one."""
+
+    annotations: str = ""
+    """COCO file whose images' sizes are taken; empty = the common ones of COCO train2017."""
+    num_images: int = 5000
+    """Images, of one colour: they are decoded in a fraction of a photo's time, and so on few cores."""
+    image_ms: float = 2.2
+    """Time that the GPU takes for each image of a batch, milliseconds; an H100's for Mask R-CNN R50-FPN in bfloat16."""
+    batch_ms: float = 1.5
+    """What it takes for a batch besides, milliseconds."""
+    batch_pixels: int = 9_000_000
+    """As label.batch_pixels."""
+    short_side: int = 800
+    """Short side of the network's input, pixels; its long side is at most 5/3 of that."""
+    delay_ms: float = 0.0
+    """What storage takes for each image besides reading the local file, milliseconds."""
+    readers: int = 16
+    """Images read at the same time."""
+    decode_threads: int = 2
+    """Threads that decode images."""
+    rows_per_file: int = 1000
+    """Images of one label file."""
+    seed: int = 0
+    """Of the images' order."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "batch_pixels", "readers", "decode_threads", "rows_per_file"):
+            require_positive(name, getattr(self, name))
+        for name in ("image_ms", "batch_ms", "delay_ms", "seed"):
+            require_not_negative(name, getattr(self, name))
+        require_between("short_side", self.short_side, 1, MAX_SIDE)
+
+
+@dataclass(frozen=True)
 class AnnotationsBenchmarkRun:
     """Measure how annotations of any number of images get to a training's processes."""
 

@@ -44,7 +44,8 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.progress import LabelProgress
-from pipelines.labelling.run import GROUP_SIZE_GPU, LabelSummary, label
+from pipelines.labelling.run import LabelSummary, label
+from pipelines.labelling.worker_settings import GROUP_SIZE_GPU
 
 _SAMPLE_SECONDS = 2.0  # looking is work too, and the kernel keeps the peaks
 _DOCUMENTED_BATCH = 2

@@ -115,14 +115,22 @@ def unwrapped_errors() -> Iterator[None]:
 
 def nodes() -> tuple[NodeCapacity, ...]:
     """Capacity of each live node of the connected cluster, biggest first; needs `connect`."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    capacities = [NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
+    capacities = [_capacity(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return tuple(sorted(capacities, key=lambda node: (node.gpus, node.cpus), reverse=True))
 
 
 def node_ids() -> list[str]:
     """Ray's names of the live nodes of the connected cluster; needs `connect`."""
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def own_node() -> NodeCapacity | None:
+    """Capacity of the node that this process runs on; None without Ray."""
+    if not ray.is_initialized():
+        return None
+    own = ray.get_runtime_context().get_node_id()
+    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == own), None)
+    return None if resources is None else _capacity(resources)
 
 
 def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
@@ -142,6 +150,10 @@ def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
         ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         for result in ready:
             yield ray.get(result)
+
+
+def _capacity(resources: Mapping[str, float]) -> NodeCapacity:
+    return NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
 @contextmanager

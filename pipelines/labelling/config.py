@@ -19,6 +19,7 @@ _MAX_WORKERS = 10_000
 _MAX_THREADS = 4096
 _MAX_READERS = 1024
 _MAX_ROWS = 10_000_000
+_MAX_PER_GPU = 64
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class LabelConfig:
     num_workers: int = 0
     """Detector processes (Ray actors); 0 = chosen from the cluster."""
     use_gpu: bool | Literal["auto"] = "auto"
-    """One GPU for each worker; auto = where the cluster has GPUs, or can start machines with them."""
+    """A GPU for each worker; auto = where the cluster has GPUs, or can start machines with them."""
+    workers_per_gpu: int = 1
+    """Workers that share a GPU: another process, and so another interpreter, for what one cannot keep busy."""
     wait_minutes: float = 30.0
     """How long the first machines are waited for where the cluster has none for the workers: an autoscaler starts them,
     or lost ones come back. 0 = not at all. A cluster started by the job itself is not waited for."""
     threads_per_worker: int = 0
-    """CPU threads of each worker; 0 = chosen from the cluster's cores and workers."""
+    """CPU threads of each worker; 0 = its share of its machine's cores, or of its container's quota. Also the logical
+    CPUs that it holds of Ray; 0 = at most 2 with a GPU, and at most 8 where the pool grows."""
     batch_pixels: int = 0
     """Upper limit of padded input pixels in one batch; one image is always taken. 0 = one image at a time on a CPU,
     where a batch only fills the caches, and 9,000,000 on a GPU."""
@@ -61,7 +65,7 @@ class LabelConfig:
     it can grow to where none fits yet."""
     image_timeout: float = 600.0
     """Seconds that reading one image may take, or it is unreadable, and that the detector may take for it, beside ten
-    times the usual time for the others of its group (half an hour in all before that is known); one that
+    times the usual time for the others that are under way (half an hour in all before that is known); one that
     takes longer in two processes fails. 0 = no limit."""
     stalled_minutes: float = 60.0
     """The run ends where no file has been finished for so long: workers hang, or their machines do not come back. In
@@ -96,6 +100,13 @@ class LabelConfig:
             *(("rows_per_file", _MAX_ROWS), ("readers", _MAX_READERS)),
         ):
             require_between(f"label.{name}", getattr(self, name), 0, most)
+        require_between("label.workers_per_gpu", self.workers_per_gpu, 1, _MAX_PER_GPU)
+        require(
+            self.workers_per_gpu == 1 or self.use_gpu is not False,
+            "label.workers_per_gpu",
+            self.workers_per_gpu,
+            "1 with label.use_gpu false; or set label.use_gpu true",
+        )
         require_fraction("label.max_failed_fraction", self.max_failed_fraction)
         if self.min_score is not None:
             require_fraction("label.min_score", self.min_score)

@@ -55,7 +55,9 @@ def label_on_cluster(
         run, detector, settings, todo, before, images, on_progress: see `backend.Backend.label_chunks`.
         worker: the actors, which are made and called as `RayWorker` is.
     """
-    settings = replace(settings, workers_per_node=plan_workers(run.label, nodes()).per_node)
+    plan = plan_workers(run.label, nodes())
+    per_node = plan.per_node if plan.most == plan.workers else 0  # a pool that grows fills whatever machines come
+    settings = replace(settings, workers_per_node=per_node, cpus=plan.cpus, workers_per_gpu=run.label.workers_per_gpu)
     board = start_board()
     report = None if on_progress is None else reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}

@@ -19,7 +19,7 @@ from pipelines.labelling.process_pool import ProcessPool
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, ProgressBoard, Work, reporter
 from pipelines.labelling.thread_probe import Shape, ThreadProbe
 from pipelines.labelling.time_limits import stalled_seconds
-from pipelines.labelling.worker_settings import WorkerSettings
+from pipelines.labelling.worker_settings import WorkerSettings, on_device
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
 # Listing and reading footers waits for disks and networks.
@@ -54,10 +54,7 @@ class OneMachine:
 
     def start_loading(self, detector: Detector, settings: WorkerSettings) -> None:
         """See `Backend`."""
-        label = self.fitted()
-        if label.use_gpu:
-            settings = replace(settings, predictor=replace(settings.predictor, device="cuda"))
-        self._open(detector, settings).resize(1)
+        self._open(detector, on_device(settings, self.fitted())).resize(1)
 
     def tasks(self) -> Tasks:
         """See `Backend`."""
@@ -73,7 +70,7 @@ class OneMachine:
         """See `Backend`; all that there may come to be."""
         label = self.fitted()
         if label.use_gpu:
-            return label.num_workers or len(_visible_gpus())
+            return label.num_workers or label.workers_per_gpu * len(_visible_gpus())
         return label.num_workers or max(1, physical_cores() // max(1, label.threads_per_worker))
 
     def label_chunks(
@@ -155,9 +152,10 @@ class OneMachine:
             ConfigError: more workers than GPUs are asked for.
         """
         gpus = len(_visible_gpus()) if label.use_gpu else 0
-        if label.use_gpu is True and gpus < max(1, label.num_workers):
+        if label.use_gpu is True and gpus * label.workers_per_gpu < max(1, label.num_workers):
+            share = f"a GPU for each {label.workers_per_gpu}" if label.workers_per_gpu > 1 else "a GPU each"
             raise ConfigError(
-                f"label.use_gpu: {label.num_workers or 'at least 1'} workers need a GPU each, this machine has {gpus}; "
+                f"label.use_gpu: {label.num_workers or 'at least 1'} workers need {share}, this machine has {gpus}; "
                 "use fewer, or a cluster (cluster.address)"
             )
         if label.use_gpu == "auto":

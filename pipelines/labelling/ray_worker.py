@@ -7,9 +7,10 @@ import time
 import pyarrow as pa
 
 from maskrcnn_core.errors import UserError
+from pipelines.labelling.device_board import BrokenDetectorError, too_many_given_up
 from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.remote_board import RemoteBoard
-from pipelines.labelling.worker import BrokenDetectorError, LabelWorker, too_many_given_up
+from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 

@@ -30,12 +30,12 @@ from pipelines.images.manifest import (
 )
 from pipelines.images.source import Source, open_source
 from pipelines.labelling.backend import Backend
-from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.footers import checked_files, footers_before
 from pipelines.labelling.planning import choose_chunk_rows
 from pipelines.labelling.progress import Counts, LabelProgress
-from pipelines.labelling.worker_settings import WorkerSettings
+from pipelines.labelling.worker_settings import GROUP_SIZE_CPU, WorkerSettings, on_device
 from pipelines.labels import run_folder
 from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_readable, labels_folder
 from pipelines.labels.run_folder import RunIdentity
@@ -46,9 +46,6 @@ from pipelines.storage.s3_settings import applied
 if TYPE_CHECKING:
     from maskrcnn_core.data.proposals import ProposalFiles
 
-# Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
-GROUP_SIZE_CPU = 8
-GROUP_SIZE_GPU = 256
 _READERS_OF_FILES = 16
 _READERS_OF_OBJECTS = 64
 _LOOKED_AT = 64  # images of a manifest
@@ -274,7 +271,7 @@ def _label_chunks(
     rows = run_folder.chunk_rows(run.output, manifest)
     if rows is None:
         fitted = backend.fitted()
-        group_size = _on_device(settings, fitted).group_size
+        group_size = on_device(settings, fitted).group_size
         rows = choose_chunk_rows(len(manifest), backend.num_workers(), group_size, fitted)
         run_folder.settle_chunk_rows(run.output, rows, manifest)
         rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
@@ -286,7 +283,7 @@ def _label_chunks(
     counts = Counts()
     must_retry = run.label.retry_failed and before.failed > 0
     if todo or must_retry:
-        settings = _on_device(settings, backend.fitted())
+        settings = on_device(settings, backend.fitted())
     if todo:
         counts, files = backend.label_chunks(detector, settings, todo, before, len(manifest), on_progress)
         known |= files
@@ -334,7 +331,7 @@ def _proposals_of(uri: str) -> "ProposalFiles":
 def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
     config = run.label
     apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
-    return WorkerSettings(  # on a CPU, until the cluster is known: see `_on_device`
+    return WorkerSettings(  # on a CPU, until the cluster is known: see `on_device`
         checkpoint=storage.absolute(run.checkpoint),
         predictor=PredictorSettings(
             device="cpu",
@@ -356,13 +353,6 @@ def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
         image_timeout=config.image_timeout,
         image_root=storage.absolute_or_empty(run.image_root),
     )
-
-
-def _on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
-    """The settings of workers that compute where `label.use_gpu`, which is chosen now, says."""
-    if not label.use_gpu:
-        return settings
-    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=GROUP_SIZE_GPU)
 
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:

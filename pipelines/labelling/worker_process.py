@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from maskrcnn_core.errors import UserError
+from pipelines.labelling.device_board import BrokenDetectorError, too_many_given_up
 from pipelines.labelling.device_faults import Standing, this_device
 from pipelines.labelling.progress import Board, Work
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
@@ -235,8 +236,7 @@ class _Child:
 
     def load(self, start: Start) -> None:
         """Load the detector and say so; or that there is none, upon which the parent ends this process."""
-        # Brings torch, which takes seconds.
-        from pipelines.labelling.worker import BrokenDetectorError, LabelWorker, too_many_given_up
+        from pipelines.labelling.worker import LabelWorker  # brings torch, which takes seconds
 
         try:
             standing = self._parent.join(this_device())
@@ -266,8 +266,6 @@ class _Child:
 
     def label(self, chunk: Chunk) -> None:
         """Label a chunk and say so."""
-        from pipelines.labelling.worker import BrokenDetectorError
-
         assert self._worker is not None  # only then is there a chunk
         try:
             self._parent.tell(Finished(chunk, self._worker.label_chunk(chunk)))

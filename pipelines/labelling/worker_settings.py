@@ -1,18 +1,18 @@
 """How a worker of a labelling run is set up, and what it needs of a detector; without torch, which takes seconds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from maskrcnn_core.config.model import Category
-from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import ImageRecord
-from maskrcnn_core.records.proposals import ProposalRecord
 from pipelines.images.manifest import Manifest
+from pipelines.labelling.config import LabelConfig
 
 if TYPE_CHECKING:
-    from maskrcnn_core.data.proposals import ImageProposals
+    from pipelines.labelling.detector_stream import Predicting
+
+# Images that the board knows by one name: so many that it is asked rarely, and so few that progress shows.
+GROUP_SIZE_CPU = 8
+GROUP_SIZE_GPU = 256
 
 CONCURRENT_CALLS = 2
 """Threads that call a worker: while the images of one are in the network, the other reads files and builds rows."""
@@ -25,9 +25,11 @@ class WorkerSettings:
     Attributes:
         checkpoint, predictor: as `load_predictor` takes them.
         proposals: where the regions come from instead of the RPN; empty = the RPN.
-        threads: CPU threads of the network; 0 = this node's cores / workers_per_node.
-        workers_per_node: how many workers share a node.
-        group_size: images given to the detector at once.
+        threads: CPU threads of the network; 0 = its share of the machine's cores, found out in the worker.
+        workers_per_node: how many workers share a machine at most; 0 = as many as it has room for.
+        cpus: logical CPUs of Ray that a worker holds; 0 = it runs without Ray.
+        workers_per_gpu: how many workers share a GPU.
+        group_size: images that the board knows by one name, and that are suspected together after a crash.
         readers: files read at the same time.
         manifest, output: of the run.
         retry_failed: chunks have a file already, whose failed rows are labelled again.
@@ -40,6 +42,8 @@ class WorkerSettings:
     proposals: str = ""
     threads: int = 0
     workers_per_node: int = 1
+    cpus: int = 0
+    workers_per_gpu: int = 1
     group_size: int = 8
     readers: int = 16
     manifest: Manifest | None = None
@@ -49,38 +53,16 @@ class WorkerSettings:
     image_root: str = ""
 
 
-class Predicting(Protocol):
-    """The part of `maskrcnn_core.inference.predictor.Predictor` that a worker uses."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of weights and settings."""
-        ...
-
-    @property
-    def categories(self) -> tuple[Category, ...]:
-        """In label order."""
-        ...
-
-    @property
-    def max_proposals(self) -> int:
-        """How many given proposals of an image are looked at."""
-        ...
-
-    def predict(
-        self, encoded: Sequence[bytes | ImageError], proposals: "Sequence[ImageProposals | ImageError] | None" = None
-    ) -> list[ImageRecord]:
-        """One record for each image, in order, also for one that fails; `proposals` replace the RPN's."""
-        ...
-
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        """The RPN's proposals of each image, in order, also for one that fails."""
-        ...
-
-
 class LoadPredictor(Protocol):
     """Signature of `maskrcnn_core.inference.predictor.load_predictor`."""
 
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> Predicting:
+    def __call__(self, checkpoint: str, settings: PredictorSettings) -> "Predicting":
         """Builds the detector."""
         ...
+
+
+def on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
+    """The settings of workers that compute where `label.use_gpu`, which is chosen now, says."""
+    if not label.use_gpu:
+        return settings
+    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=GROUP_SIZE_GPU)

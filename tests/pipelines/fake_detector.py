@@ -6,16 +6,17 @@ import io
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 from PIL import Image
+from torch import Tensor
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import CheckpointError, ImageError
+from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
@@ -34,6 +35,7 @@ class FakePredictor:
     """
 
     max_proposals = 0
+    idle_since = 0.0
 
     def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
         self.fingerprint = _fingerprint(checkpoint, min_score)
@@ -46,27 +48,28 @@ class FakePredictor:
         if self._mode == "dies_committing":
             _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
 
-    def predict(
-        self, encoded: Sequence[bytes | ImageError], proposals: Sequence[ImageProposals | ImageError] | None = None
-    ) -> list[ImageRecord]:
-        assert proposals is None
-        return [self._one_or_why_not(image) for image in encoded]
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        for request in filter(None, requests):
+            assert request.proposals is None
+            yield [(request.key, self._one_or_why_not(request.content))]
 
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        return [failed_proposals("failed", "RuntimeError: it makes no proposals") for _ in encoded]
+    def propose_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ProposalRecord]]]:
+        for request in filter(None, requests):
+            yield [(request.key, failed_proposals("failed", "RuntimeError: it makes no proposals"))]
 
-    def _one_or_why_not(self, image: bytes | ImageError) -> ImageRecord:
+    def _one_or_why_not(self, image: bytes | Tensor | ImageError) -> ImageRecord:
         try:
             return self._one(image)
         except (RuntimeError, ValueError) as error:
             return ImageRecord("failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None, None)
 
-    def _one(self, image: bytes | ImageError) -> ImageRecord:
+    def _one(self, image: bytes | Tensor | ImageError) -> ImageRecord:
         if self._mode == "broken" or self._is_on_broken_device:
             raise RuntimeError("nothing works\nat all")
         try:
             if isinstance(image, ImageError):
                 raise image
+            assert isinstance(image, bytes)
             pixels = _decode(image, self._max_pixels)
         except ImageError as error:
             return ImageRecord(error.status, str(error), None, None)

@@ -17,16 +17,18 @@ from ray.data import DataContext
 from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import schema_categories
+from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import NodeCapacity, connect
 from pipelines.images.reading import ImageReader
 from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig, LabelRun
+from pipelines.labelling.device_board import BrokenDetectorError
 from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import BrokenDetectorError, LabelWorker
+from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels.chunks import Chunk
 from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
@@ -110,8 +112,22 @@ def test_a_detector_that_fails_on_everything_ends_its_process_instead_of_failing
         board.fault(this_device(), process, "others before it")
     with pytest.raises(UserError, match=rf"given up after 3 processes each: .*{failure}"):
         worker("broken", board).label(as_rows(tmp_path / "images"))
-    rows = worker("broken").label(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
-    assert [row["status"] for row in rows] == ["failed"] * 8
+
+
+@pytest.mark.parametrize("images", [1, 8])
+def test_images_are_not_to_blame_where_the_detector_fails_on_one_of_ours(tmp_path: Path, images: int) -> None:
+    write_images(tmp_path / "images", images)
+    with pytest.raises(BrokenDetectorError, match=r"failed on (an image|8 images in a row), .*nothing works at all"):
+        worker("broken").label(as_rows(tmp_path / "images"))
+
+
+def test_images_that_all_fail_alone_have_rows_that_say_so(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(5):
+        Image.new("RGB", (13, 8)).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "images" / "5.png").write_bytes(b"no image")
+    rows = worker("poisoned").label(as_rows(tmp_path / "images")).to_pylist()
+    assert [row["status"] for row in rows] == ["failed"] * 5 + ["unreadable"]
 
 
 def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_not(tmp_path: Path) -> None:
@@ -180,10 +196,16 @@ def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
         ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4, 4)),  # 16 threads each
         ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2, 2)),
         ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1, 2)),  # a head without CPUs takes none
-        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4, 4)),
-        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1, 1)),
+        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 2, 1, 4, 4)),  # threads are counted on the machine
+        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 2, 1, 1, 1)),
+        ([(4, 4), (96, 4)], {"use_gpu": True}, WorkerPlan(8, 1, 1, 4, 8)),  # the smallest machine has room as well
+        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2}, WorkerPlan(8, 1, 0.5, 8, 8)),
+        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2, "num_workers": 5}, WorkerPlan(5, 1, 0.5, 5, 5)),
+        ([(2, 0)], {"use_gpu": True, "workers_per_gpu": 4, "max_workers": 16}, WorkerPlan(1, 1, 0.25, 1, 16)),
         ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
-        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 3, 1, 4, 16)),  # a cluster that grows
+        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 2, 1, 4, 16)),  # a cluster that grows
+        ([(96, 0)], {"max_workers": 99}, WorkerPlan(11, 8, 0, 11, 99)),  # smaller machines may come
+        ([(96, 0)], {"max_workers": 99, "threads_per_worker": 4}, WorkerPlan(11, 4, 0, 11, 99)),
         ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
     ],
 )
@@ -198,8 +220,13 @@ def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, exp
     [
         ([(4, 0)], {"num_workers": 4}, r"need 5 CPUs .* has 4"),
         ([(1, 0)], {}, "CPUs"),
-        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has 0"),
-        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has 2"),
+        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has room for 0"),
+        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has room for 2"),
+        (
+            [(8, 2)],
+            {"use_gpu": True, "num_workers": 5, "workers_per_gpu": 2},
+            "5 workers need 1/2 of a GPU each, the cluster has room for 4",
+        ),
     ],
 )
 def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
@@ -207,6 +234,23 @@ def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
+
+
+@pytest.mark.parametrize("number", [0, 65])
+def test_workers_of_a_gpu_are_some(number: int) -> None:
+    with pytest.raises(ConfigError, match=rf"label.workers_per_gpu: got {number}, expected 1 to 64"):
+        LabelConfig(workers_per_gpu=number)
+
+
+def test_workers_share_no_gpu_where_none_is_used() -> None:
+    assert LabelConfig(workers_per_gpu=2).use_gpu == "auto"
+    with pytest.raises(ConfigError, match=r"label.workers_per_gpu: got 2, expected 1 with label.use_gpu false"):
+        LabelConfig(workers_per_gpu=2, use_gpu=False)
+
+
+def test_without_ray_nothing_is_known_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert connection.own_node() is None
 
 
 def test_rate_leaves_out_the_start_up() -> None:
@@ -243,6 +287,14 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
+def test_a_process_knows_its_own_node(cluster: str) -> None:
+    if cluster != "ray":
+        pytest.skip("there are no nodes without Ray")
+    assert connection.own_node() == NodeCapacity(4, 0)
+    assert ray.get(ray.remote(connection.own_node).remote()) == NodeCapacity(4, 0)
+
+
+@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"

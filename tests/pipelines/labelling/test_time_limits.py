@@ -9,7 +9,7 @@ import pytest
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.progress import ProgressBoard
-from pipelines.labelling.time_limits import GroupTimes, stalled_seconds
+from pipelines.labelling.time_limits import BatchTimes, Watch, stalled_seconds
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import WorkerSettings
 from tests.pipelines.fake_detector import load_fake, write_images
@@ -17,14 +17,14 @@ from tests.pipelines.labelling.test_run import as_rows
 
 
 def after(*seconds: float, images: int = 256, image_timeout: float = 600.0) -> float | None:
-    """The limit of a group after others that took so long."""
-    times = GroupTimes(image_timeout)
+    """The limit of so many images after others that took so long."""
+    times = BatchTimes(image_timeout)
     for some in seconds:
         times.took(images, some)
     return times.limit(images)
 
 
-def test_a_hung_group_is_noticed_in_minutes() -> None:
+def test_a_hung_batch_is_noticed_in_minutes() -> None:
     assert after() == 1800.0  # instead of 600 s for each of 256 images
     assert after(90.0, 0.5) == 1800.0
     assert after(90.0, 0.5, 0.6) == 600.0 + 10 * 0.6  # one image may be slow, the first group as well
@@ -60,23 +60,35 @@ def test_a_run_without_progress_ends_in_an_hour(settings: dict, longest: int, mi
     assert stalled_seconds(LabelConfig(**settings | {"stalled_minutes": 0.0}), longest) == -1.0
 
 
-def test_a_worker_ends_its_process_at_the_limit_of_its_own_groups(
+def test_a_worker_ends_its_process_at_the_limit_of_its_own_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_images(tmp_path / "images", 12)
+    write_images(tmp_path / "images", 8)
     ended: list[int] = []
     monkeypatch.setattr("os._exit", ended.append)
     monkeypatch.setattr("pipelines.labelling.time_limits._START_SECONDS", 60.0)
-    settings = WorkerSettings("good", PredictorSettings(), threads=1, group_size=4, image_timeout=1.0)
+    settings = WorkerSettings("good", PredictorSettings(), threads=1, group_size=4, image_timeout=0.4)
     worker = LabelWorker(load_fake, settings, ProgressBoard())
     worker.label(as_rows(tmp_path / "images"))
-    assert ended == []  # three groups, some milliseconds each
-    predict = worker._predictor.predict
+    assert ended == []  # some milliseconds each
+    predictor: Any = worker._stream.predictor
+    one = predictor._one
 
-    def slowly(*some: Any) -> Any:
-        time.sleep(2.5)
-        return predict(*some)
+    def slowly(image: bytes) -> Any:
+        time.sleep(delays.pop(0))
+        return one(image)
 
-    monkeypatch.setattr(worker._predictor, "predict", slowly)
+    monkeypatch.setattr(predictor, "_one", slowly)
+    delays = [0.2] * 4
     worker.label(as_rows(tmp_path / "images").slice(0, 4))
-    assert ended == [124]  # four images, each of which may take a second
+    assert ended == []  # each within its limit
+    delays = [0.0, 1.0, 0.0, 0.0]
+    worker.label(as_rows(tmp_path / "images").slice(0, 4))
+    assert ended == [124]
+
+
+def test_time_without_images_is_none_of_the_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.labelling.time_limits._LOOK_SECONDS", 0.01)
+    times, busy = BatchTimes(0.1), False
+    with Watch(times, lambda: busy, pytest.fail):
+        time.sleep(0.3)
