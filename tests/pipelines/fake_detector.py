@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import os
 import signal
 import time
@@ -99,14 +100,13 @@ def _all(height: int, width: int) -> str:
 def _die_between_writing_and_committing(deaths: Path) -> None:
     """In this process each third label file is written in full under its temporary name, and then comes SIGKILL,
     three times in all."""
-    written = 0
+    written = itertools.count(1)
     replace_file = files.replace_file
 
     def deadly(temporary: Path, path: Path) -> None:
-        nonlocal written
-        written += path.name.startswith("labels-")
+        number = next(written) if path.name.startswith("labels-") else 0
         deaths.mkdir(exist_ok=True)
-        if written == 3 and len(list(deaths.iterdir())) < 3:
+        if number == 3 and len(list(deaths.iterdir())) < 3:
             (deaths / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         replace_file(temporary, path)

@@ -126,7 +126,7 @@ def test_files_are_repeated_and_the_documented_way_gets_the_first_on_a_gpu(
     for name in ("imported_predictor", "peer_of", "use_threads"):
         monkeypatch.setattr(labelling, name, lambda *_: 1)
     monkeypatch.setattr(labelling, "_note", lambda points, state: points.append((300, 6.0)))
-    monkeypatch.setattr(labelling, "_GROUP_SIZE_GPU", 120)
+    monkeypatch.setattr(labelling, "GROUP_SIZE_GPU", 120)
     monkeypatch.setattr(labelling, "machine", lambda device: f"a machine with {device}")
     arguments = ["--images", str(folder), "--num_images", "300", "--rounds", "1", "--use_gpu", str(use_gpu).lower()]
     assert main(["label", *arguments]) == 0

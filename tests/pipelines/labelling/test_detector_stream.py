@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from maskrcnn_core.errors import ImageError, StorageError, UserError
+from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import ImageRecord
 from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling import worker as labelling
+from pipelines.labelling.device_board import BrokenDetectorError
 from pipelines.labelling.progress import Board, ProgressBoard, Work
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import WorkerSettings
@@ -158,7 +159,9 @@ def test_images_that_fail_in_a_row_end_every_chunk(threads: ThreadPoolExecutor) 
     worker = worker_of(predictor)
     chunks = [threads.submit(worker.label, rows(name, 40, start)) for name, start in (("a", 0), ("b", 100))]
     for chunk in chunks:
-        with pytest.raises(UserError, match="failed on 16 images in a row, the last time with: RuntimeError: broken"):
+        with pytest.raises(
+            BrokenDetectorError, match="failed on 16 images in a row, the last time with: RuntimeError: b"
+        ):
             chunk.result(WAIT)
 
 
@@ -227,7 +230,7 @@ def test_threads_are_a_share_of_the_machine_that_the_worker_is_on(
     node: NodeCapacity | None, settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[int] = []
-    monkeypatch.setattr(labelling, "own_node", lambda: node)
+    monkeypatch.setattr("pipelines.cluster.connection.own_node", lambda: node)
     monkeypatch.setattr(labelling, "physical_cores", lambda: 96)
     monkeypatch.setattr("torch.set_num_threads", found.append)
     predictor = PredictorSettings(device=settings.pop("device", "cpu"))

@@ -74,8 +74,8 @@ def test_a_process_that_is_killed_costs_no_row(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_one(progress: LabelProgress) -> None:
-        if len(killed) < 2 and progress.done:
-            killed.append(descendants(os.getpid())[0])
+        if len(killed) < 2 and progress.done and (found := descendants(os.getpid())):
+            killed.append(found[0])
             os.kill(killed[-1], signal.SIGKILL)
 
     run = run_of(tmp_path, "slow", images=30, num_workers=2, rows_per_file=5)
