@@ -161,7 +161,7 @@ def test_a_denied_image_is_a_row_after_one_request(server: ObjectServer, fault: 
 
 
 def test_names_are_no_reasons(server: ObjectServer) -> None:
-    odd = "Error performing GET x in 1s - Server returned non-2xx status code: 403.jpg"
+    odd = "Error performing GET x in 1s - Server returned non-2xx status code: 403 <Code>InvalidAccessKeyId</Code>.jpg"
     for name in ("<Code>NoSuchBucket</Code>.jpg", odd, "Error performing token request.jpg"):
         assert read(f"s3://bucket/{name}") == ("missing", "no such file")
         server.faults = ["403 AccessDenied", "404 NoSuchKey"]
