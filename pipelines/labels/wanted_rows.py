@@ -107,8 +107,9 @@ def _in_batches(
 
 def _joined(parts: Iterable[WantedRows]) -> WantedRows:
     """Parts one behind the other."""
-    tables, run_of, runs, names = [_NO_ROWS], [np.empty(0, np.int64)], [], CategoryNames()
-    total, models = 0, frozenset[str]()
+    tables, run_of, total = [_NO_ROWS], [np.empty(0, np.int64)], 0
+    runs: list[GroupRun] = []
+    models, names = frozenset[str](), CategoryNames()
     for part in parts:
         if part.runs:
             tables.append(part.table)
