@@ -167,7 +167,7 @@ def test_only_what_can_hold_the_images_is_read(tmp_path: Path, monkeypatch: pyte
     rows = wanted_rows(files, [8, 20, 9999], 1000, HERE)
     assert rows.table.column("image_id").to_pylist() == [8, 20]
     assert [run.file for run in rows.runs] == [files[1], files[3]] == sorted(read)
-    assert (rows.total, rows.models, rows.names.names[7]) == (len(labels), {"model"}, "dog")
+    assert (rows.total, rows.models, rows.names.names[7]) == (len(labels), frozenset(["model"]), "dog")
 
 
 def test_files_of_other_writers(tmp_path: Path) -> None:

@@ -171,7 +171,16 @@ def test_what_s3_has_of_a_folder_is_cleared_away_after_an_error(tmp_path: Path, 
 
 
 def test_pieces_are_told_apart_by_what_they_are() -> None:
-    pieces = [Once("{"), Listed('{"a":1}'), Listed('{"a":2}'), Once("}["), Listed('{"b":1}', True), Once("]"), "x", "y"]
+    pieces: list[str | Once | Listed] = [
+        Once("{"),
+        Listed('{"a":1}'),
+        Listed('{"a":2}'),
+        Once("}["),
+        Listed('{"b":1}', True),
+        Once("]"),
+        "x",
+        "y",
+    ]
     assert "".join(file_text(iter(pieces))) == '{\n{"a":1},\n{"a":2}}[\n{"id":1,"b":1}]xy'
     entries = JoinedList()
     assert [entries.separated(), entries.numbered('{"c":0}')] == ["\n", ',\n{"id":2,"c":0}']
