@@ -77,7 +77,8 @@ def test_rays_tasks_give_what_this_process_gives(many: Path, tmp_path: Path, mon
     settings, pictures = ExportConfig(link_images=True), PicturesConfig(per_gallery=0)
     formats: tuple[FormatName, ...] = ("coco_dataset", "yolo", "cvat")
     images = [{"id": number} for number in (103, 107, 9)]
-    annotations = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    categories = [{"id": one.id, "name": one.name} for one in CATEGORIES]
+    annotations = {"images": images, "annotations": [], "categories": categories}
     (tmp_path / "val.json").write_text(json.dumps(annotations))
 
     def everything(place: Path, distributed: bool) -> list[object]:
