@@ -36,6 +36,9 @@ _CONNECT_SECONDS = 10.0
 # More than any cluster that this project knows has CPUs; each waiting task costs this process some kilobytes.
 _MOST_TASKS = 2000
 
+# For tasks to end that are given up.
+_END_SECONDS = 10.0
+
 _START_ATTEMPTS = 3
 _TIMED_OUT = "timed out during startup"
 
@@ -142,14 +145,26 @@ def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]
     remote = ray.remote(num_cpus=1)(function)
     waiting: list[Any] = []
     started = 0
-    while waiting or started < len(arguments):
-        more = arguments[started : started + _MOST_TASKS - len(waiting)]
-        waiting += [remote.remote(*some) for some in more]
-        started += len(more)
-        ray.wait(waiting, num_returns=1)
-        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        for result in ready:
-            yield ray.get(result)
+    try:
+        while waiting or started < len(arguments):
+            more = arguments[started : started + _MOST_TASKS - len(waiting)]
+            waiting += [remote.remote(*some) for some in more]
+            started += len(more)
+            ray.wait(waiting, num_returns=1)
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            for result in ready:
+                yield ray.get(result)
+    except ray.exceptions.RayError:
+        _end_tasks(waiting)
+        raise
+
+
+def _end_tasks(tasks: Sequence[Any]) -> None:
+    """Gives tasks up, whose results nobody will take: they would go on to write into what is cleared away."""
+    for task in tasks:
+        ray.cancel(task)
+    if tasks:
+        ray.wait(list(tasks), num_returns=len(tasks), timeout=_END_SECONDS)
 
 
 def _capacity(resources: Mapping[str, float]) -> NodeCapacity:
