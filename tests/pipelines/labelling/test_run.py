@@ -1,4 +1,4 @@
-"""Labelling with a detector that needs no weights: what is tested is everything around it."""
+"""Whole labelling runs with a detector that needs no weights, on a Ray cluster and in processes of this machine."""
 
 import io
 import json
@@ -12,26 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
-from ray.data import DataContext
 
-from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
-from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.errors import CheckpointError, ConfigError, StorageError, UserError
 from maskrcnn_core.records.labels import schema_categories
-from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import NodeCapacity, connect
-from pipelines.images.reading import ImageReader
-from pipelines.labelling import execution
+from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.device_board import BrokenDetectorError
-from pipelines.labelling.device_faults import this_device
-from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
-from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
+from pipelines.labelling.progress import LabelProgress
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker
-from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
-from pipelines.labels.chunks import Chunk
-from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
+from tests.pipelines.fake_detector import CATEGORIES, FAKE, write_images
 
 # Ray warns about settings of its own that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -61,206 +50,6 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     assert not ray.is_initialized()
 
 
-# ---- without Ray -----------------------------------------------------------------------------------------------------
-
-
-def worker(checkpoint: str = "good", board: ProgressBoard | None = None, max_pixels: int = 10_000) -> LabelWorker:
-    settings = WorkerSettings(checkpoint, PredictorSettings(max_pixels=max_pixels), threads=1, group_size=4)
-    return LabelWorker(load_fake, settings, board or ProgressBoard())
-
-
-def as_rows(folder: Path) -> pa.Table:
-    uris = [str(path) for path in sorted(folder.iterdir())]
-    return pa.table({"image_id": list(range(len(uris))), "uri": uris})
-
-
-def test_worker_returns_one_row_per_image_in_order_and_reports_the_counts(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 10)
-    board = ProgressBoard()
-    table = worker(board=board).label(as_rows(tmp_path / "images"))
-    assert table.column("image_id").to_pylist() == list(range(10))
-    assert table.column("height").to_pylist() == [8 + index % 3 for index in range(10)]
-    assert schema_categories(table.schema) == CATEGORIES
-    counts = board.snapshot()
-    assert (counts.images, counts.detections, counts.failed) == (10, 10, 0)
-
-
-def test_an_empty_batch_gives_an_empty_table_of_the_same_schema(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 1)
-    rows, labeller = as_rows(tmp_path / "images"), worker()
-    assert labeller.label(rows.slice(0, 0)).num_rows == 0
-    assert labeller.label(rows.slice(0, 0)).schema == labeller.label(rows).schema
-
-
-def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 6)
-    Image.new("RGB", (13, 8)).save(tmp_path / "images" / "002.png")
-    rows = worker("poisoned").label(as_rows(tmp_path / "images")).to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok", "ok", "ok"]
-    assert rows[2]["error"] == "ValueError: cannot digest 13"
-    assert [len(row["detections"]) for row in rows] == [1, 1, 0, 1, 1, 1]
-
-
-def test_a_detector_that_fails_on_everything_ends_its_process_instead_of_failing_every_image(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 16)
-    board = ProgressBoard()
-    failure = r"failed on 16 images in a row.*RuntimeError: nothing works at all"
-    with pytest.raises(BrokenDetectorError, match=failure):
-        worker("broken", board).label(as_rows(tmp_path / "images"))
-    assert board.begin(12) == 1  # the images are not to blame
-    for process in (-1, -2):
-        board.fault(this_device(), process, "others before it")
-    with pytest.raises(UserError, match=rf"given up after 3 processes each: .*{failure}"):
-        worker("broken", board).label(as_rows(tmp_path / "images"))
-
-
-@pytest.mark.parametrize("images", [1, 8])
-def test_images_are_not_to_blame_where_the_detector_fails_on_one_of_ours(tmp_path: Path, images: int) -> None:
-    write_images(tmp_path / "images", images)
-    with pytest.raises(BrokenDetectorError, match=r"failed on (an image|8 images in a row), .*nothing works at all"):
-        worker("broken").label(as_rows(tmp_path / "images"))
-
-
-def test_images_that_all_fail_alone_have_rows_that_say_so(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for index in range(5):
-        Image.new("RGB", (13, 8)).save(tmp_path / "images" / f"{index}.png")
-    (tmp_path / "images" / "5.png").write_bytes(b"no image")
-    rows = worker("poisoned").label(as_rows(tmp_path / "images")).to_pylist()
-    assert [row["status"] for row in rows] == ["failed"] * 5 + ["unreadable"]
-
-
-def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_not(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 4)
-    board = ProgressBoard()
-    board.begin(0)  # the group of images 0 to 3 was begun once,
-    board.begin(-1 - 2)  # and image 2 twice alone, each time without an end
-    board.begin(-1 - 2)
-    rows = worker(board=board).label(as_rows(tmp_path / "images")).to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok"]
-    assert "ended the detector's process" in rows[2]["error"]
-    assert board.snapshot().failed == 1
-    assert board.begin(0) == 1  # finished work is forgotten
-
-
-@pytest.mark.parametrize(
-    ("name", "status"), [("absent.png", "missing"), ("folder", "unreadable"), ("big.png", "too_large")]
-)
-def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, status: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "big.png").write_bytes(bytes(101))
-    image = ImageReader(100).read(str(tmp_path / name))
-    assert isinstance(image, ImageError)
-    assert image.status == status
-    (tmp_path / "small").write_bytes(b"12")
-    assert ImageReader(100).read(str(tmp_path / "small")) == b"12"
-
-
-@pytest.mark.parametrize(
-    ("images", "workers", "settings", "expected"),
-    [
-        (1, 1, {}, 1),
-        (44, 1, {}, 8),  # never below a group where there is a group for everyone
-        (44, 8, {}, 6),  # but every worker gets some
-        (1000, 2, {}, 50),  # a crash costs little of a small run
-        (100_000, 4, {}, 250),
-        (100_000, 4, {"use_gpu": True}, 1000),
-        (100_000, 4, {"rows_per_file": 5000}, 3125),  # 8 for each worker
-        (100, 1, {"rows_per_file": 5}, 5),
-    ],
-)
-def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) -> None:
-    assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
-
-
-def test_what_is_left_of_each_part_comes_last() -> None:
-    todo = [Chunk(0, 0, 100), Chunk(0, 100, 130), Chunk(1, 0, 100), Chunk(1, 100, 190), Chunk(2, 0, 1)]
-    assert largest_first(todo) == [todo[0], todo[2], todo[3], todo[1], todo[4]]
-    assert largest_first([]) == []
-
-
-def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
-    assert execution._GROWS_FROM <= execution._TASKS_IN_FLIGHT / CONCURRENT_CALLS
-    with execution._ray_data_settings(5.0):
-        context = DataContext.get_current()
-        assert context.execution_no_progress_timeout_s == 5.0
-        assert context.autoscaling_config.actor_pool_util_upscaling_threshold == execution._GROWS_FROM
-    assert DataContext.get_current().execution_no_progress_timeout_s != 5.0
-
-
-@pytest.mark.parametrize(
-    ("nodes", "settings", "expected"),
-    [
-        ([(4, 0)], {}, WorkerPlan(1, 3, 0, 1, 1)),  # a laptop: one process
-        ([(2, 0)], {}, WorkerPlan(1, 1, 0, 1, 1)),
-        ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4, 4)),  # 16 threads each
-        ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2, 2)),
-        ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1, 2)),  # a head without CPUs takes none
-        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 2, 1, 4, 4)),  # threads are counted on the machine
-        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 2, 1, 1, 1)),
-        ([(4, 4), (96, 4)], {"use_gpu": True}, WorkerPlan(8, 1, 1, 4, 8)),  # the smallest machine has room as well
-        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2}, WorkerPlan(8, 1, 0.5, 8, 8)),
-        ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2, "num_workers": 5}, WorkerPlan(5, 1, 0.5, 5, 5)),
-        ([(2, 0)], {"use_gpu": True, "workers_per_gpu": 4, "max_workers": 16}, WorkerPlan(1, 1, 0.25, 1, 16)),
-        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
-        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 2, 1, 4, 16)),  # a cluster that grows
-        ([(96, 0)], {"max_workers": 99}, WorkerPlan(11, 8, 0, 11, 99)),  # smaller machines may come
-        ([(96, 0)], {"max_workers": 99, "threads_per_worker": 4}, WorkerPlan(11, 4, 0, 11, 99)),
-        ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
-    ],
-)
-def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, expected: WorkerPlan) -> None:
-    plan = plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
-    assert plan == expected
-    assert plan.workers * plan.cpus < sum(cpus for cpus, _ in nodes)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "settings", "message"),
-    [
-        ([(4, 0)], {"num_workers": 4}, r"need 5 CPUs .* has 4"),
-        ([(1, 0)], {}, "CPUs"),
-        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has room for 0"),
-        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has room for 2"),
-        (
-            [(8, 2)],
-            {"use_gpu": True, "num_workers": 5, "workers_per_gpu": 2},
-            "5 workers need 1/2 of a GPU each, the cluster has room for 4",
-        ),
-    ],
-)
-def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
-    nodes: list[tuple[int, int]], settings: dict, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
-
-
-@pytest.mark.parametrize("number", [0, 65])
-def test_workers_of_a_gpu_are_some(number: int) -> None:
-    with pytest.raises(ConfigError, match=rf"label.workers_per_gpu: got {number}, expected 1 to 64"):
-        LabelConfig(workers_per_gpu=number)
-
-
-def test_workers_share_no_gpu_where_none_is_used() -> None:
-    assert LabelConfig(workers_per_gpu=2).use_gpu == "auto"
-    with pytest.raises(ConfigError, match=r"label.workers_per_gpu: got 2, expected 1 with label.use_gpu false"):
-        LabelConfig(workers_per_gpu=2, use_gpu=False)
-
-
-def test_without_ray_nothing_is_known_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    assert connection.own_node() is None
-
-
-def test_rate_leaves_out_the_start_up() -> None:
-    assert Counts().images_per_second == 0.0
-    assert Counts(images=10, seconds=4.0).images_per_second == 2.5
-
-
-# ---- whole runs ------------------------------------------------------------------------------------------------------
-
-
 def spoil(folder: Path) -> dict[str, str]:
     """Ten broken image files; name -> expected status."""
     good = io.BytesIO()
@@ -287,14 +76,6 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_process_knows_its_own_node(cluster: str) -> None:
-    if cluster != "ray":
-        pytest.skip("there are no nodes without Ray")
-    assert connection.own_node() == NodeCapacity(4, 0)
-    assert ray.get(ray.remote(connection.own_node).remote()) == NodeCapacity(4, 0)
-
-
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"

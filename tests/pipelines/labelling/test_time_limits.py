@@ -13,7 +13,7 @@ from pipelines.labelling.time_limits import BatchTimes, Watch, stalled_seconds
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import WorkerSettings
 from tests.pipelines.fake_detector import load_fake, write_images
-from tests.pipelines.labelling.test_run import as_rows
+from tests.pipelines.labelling.test_worker import as_rows
 
 
 def after(*seconds: float, images: int = 256, image_timeout: float = 600.0) -> float | None:
