@@ -7,6 +7,7 @@ from pathlib import Path
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.source import ExportFile, ExportImage, LabelSource, file_text
 from pipelines import storage
+from pipelines.images.tar_shards import member_of
 
 _COPIED_BYTES = 1 << 20
 
@@ -85,7 +86,7 @@ def link_images(source: LabelSource, folder: str, *, again: bool = False) -> Non
         StorageError: an image is not of this machine, or cannot be linked.
     """
     for image in source.images():
-        if not storage.is_local(image.uri):
+        if not storage.is_local(image.uri) or member_of(image.uri) is not None:
             raise StorageError(
                 f"export.link_images: image {image.image_id} is {image.uri!r}; only files of this machine can be linked"
             )

@@ -7,7 +7,7 @@ from pipelines.storage.s3_listing import KeyRange
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
-Kind = Literal["folder", "glob", "file", "coco", "parquet", "csv", "inventory"]
+Kind = Literal["folder", "glob", "file", "coco", "parquet", "csv", "inventory", "tar"]
 
 # Images that are handed on at once.
 BATCH_ROWS = 10_000
@@ -19,7 +19,7 @@ class Part:
 
     Attributes:
         kind: of the source.
-        path: folder, file or data file of an inventory, with a scheme where it is not local.
+        path: folder, file, tar shard or data file of an inventory, with a scheme where it is not local.
         recursive: folders: with everything below.
         pattern: globs: what names relative to `root` must match.
         root: folder that relative names belong to.

@@ -5,11 +5,19 @@ import os
 import threading
 from urllib.parse import unquote
 
-from maskrcnn_core.data.files import MOST_IMAGE_BYTES, TooManyBytes, local_path, read_local
+from maskrcnn_core.data.files import (
+    MOST_IMAGE_BYTES,
+    TooManyBytes,
+    local_path,
+    read_local,
+    read_local_range,
+    require_bytes,
+)
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.printable import printable
 from pipelines import storage
-from pipelines.storage.object_stores import read_object
+from pipelines.images.tar_shards import TAR_EXTENSION, Member, member_of
+from pipelines.storage.object_stores import read_object, read_object_range
 from pipelines.storage.s3_settings import error_code, explain, is_forbidden, is_hopeless
 
 # So many images in a row that storage refuses, with none in between, are no fault of the images.
@@ -105,9 +113,25 @@ def read_image(uri: str) -> bytes:
 
 
 def _read(uri: str, most_bytes: int) -> bytes:
+    if (member := member_of(uri)) is not None:
+        return _read_member(member, most_bytes)
+    if uri.lower().endswith(TAR_EXTENSION):
+        raise OSError("a tar file that is torn, or none; the images that were found in it have rows of their own")
     if storage.is_local(uri):
         return read_local(storage.filesystem_and_path(uri)[1], most_bytes)
     return read_object(uri, most_bytes)
+
+
+def _read_member(member: Member, most_bytes: int) -> bytes:
+    require_bytes(member.length, most_bytes)
+    if storage.is_local(member.shard):
+        path = storage.filesystem_and_path(member.shard)[1]
+        content = read_local_range(path, member.offset, member.length)
+    else:
+        content = read_object_range(member.shard, member.offset, member.length)
+    if len(content) < member.length:
+        raise OSError(f"the tar file ends within it: {len(content)} of {member.length} bytes are there")
+    return content
 
 
 def _server(uri: str) -> str:

@@ -1,8 +1,8 @@
 """What `--images` may name, seen as parts that can be listed independently of each other.
 
-A folder becomes its sub-folders, an S3 prefix ranges of its keys, an S3 inventory its files; a COCO json or a table of
-uris is one part. `entries` lists one part, some thousands of images at a time, so that no process ever holds all names;
-a long range of keys is listed in part, and names the ranges that are left.
+A folder becomes its sub-folders, an S3 prefix ranges of its keys, an S3 inventory its files; a COCO json, a table of
+uris or a tar shard is one part. `entries` lists one part, some thousands of images at a time, so that no process ever
+holds all names; a long range of keys is listed in part, and names the ranges and the tar shards that are left.
 """
 
 import contextlib
@@ -29,8 +29,9 @@ from pipelines.images.tables import (
     is_inventory,
     parquet_entries,
 )
+from pipelines.images.tar_shards import TAR_EXTENSION, tar_entries
 from pipelines.storage import s3_listing
-from pipelines.storage.object_stores import is_beside_s3, is_prefix, list_objects
+from pipelines.storage.object_stores import is_beside_s3, is_path, is_prefix, list_objects
 from pipelines.storage.s3_listing import S3Object
 
 # Sub-folders of a local folder that are looked for before it is listed, to know how many tasks are worth it.
@@ -60,7 +61,8 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
     Args:
         images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, an S3
-            inventory's manifest.json, a .parquet or .csv with a `uri` column. Local or s3://; folders, globs and single
+            inventory's manifest.json, a .parquet or .csv with a `uri` column, a .tar file; .tar files in folders and
+            below globs and prefixes are looked into as well. Local or s3://; folders, globs and single
             images at gs://, az:// or abfs:// as well.
         image_root: folder that the file names of a COCO json are relative to; None looks beside the json, and reads
             absolute names where they are.
@@ -81,7 +83,7 @@ def open_source(images: str, image_root: str | None = None) -> Source:
         parts: tuple[Part, ...] = (Part(kind, images, root=find_image_root(images, image_root)),)
     elif kind == "inventory":
         parts = inventory_parts(images)
-    elif kind in ("parquet", "csv", "file"):
+    elif kind in ("parquet", "csv", "file", "tar"):
         parts = (Part(kind, images, root=posixpath.dirname(images) or "."),)
     else:
         root, pattern = _split_glob(images) if kind == "glob" else (images, None)
@@ -124,6 +126,8 @@ def entries(part: Part) -> Iterator[Entries]:
         yield from parquet_entries(part)
     elif part.kind in ("csv", "inventory"):
         yield from csv_entries(part) if not part.path.endswith(".parquet") else inventory_parquet_entries(part)
+    elif part.kind == "tar":
+        yield from tar_entries(part)
     elif part.keys is not None:
         yield from _key_entries(part)
     elif part.kind != "file" and is_beside_s3(part.path):
@@ -156,9 +160,11 @@ def _kind(images: str) -> Kind:
         return "inventory" if is_inventory(images) else "coco"
     if extension in (".parquet", ".csv"):
         return "parquet" if extension == ".parquet" else "csv"
+    if extension == TAR_EXTENSION:
+        return "tar"
     raise StorageError(
-        f"images: {images!r} is no image, COCO .json, S3 inventory, .parquet or .csv; "
-        "expected one of them, or a folder or glob of images"
+        f"images: {images!r} is no image, COCO .json, S3 inventory, .parquet, .csv or .tar; "
+        "expected one of them, or a folder or glob of images or .tar files"
     )
 
 
@@ -311,8 +317,12 @@ def _local_entries(part: Part) -> Iterator[Entries]:
     uris: list[str] = []
     sizes: list[int | None] = []
     others = 0
+    shards: list[Part] = []
     for path, size in _listed(part.path, part.recursive, _Walk(part.root, part.path)):
         if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
+            continue
+        if size is not None and path.lower().endswith(TAR_EXTENSION):
+            shards.append(Part("tar", path))
             continue
         if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
             others += 1
@@ -322,7 +332,7 @@ def _local_entries(part: Part) -> Iterator[Entries]:
         if len(uris) == BATCH_ROWS:
             yield Entries(uris, sizes=sizes, others=others)
             uris, sizes, others = [], [], 0
-    yield Entries(uris, sizes=sizes, others=others)
+    yield Entries(uris, sizes=sizes, others=others, left=tuple(shards))
 
 
 def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, int | None]]:
@@ -350,8 +360,9 @@ def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, in
 def _key_entries(part: Part) -> Iterator[Entries]:
     assert part.keys is not None
     for page in s3_listing.pages(part.keys):
+        some = _images_of(page.objects, part)
         left = () if page.left is None else (replace(part, keys=page.left),)
-        yield replace(_images_of(page.objects, part), left=left)
+        yield replace(some, left=(*some.left, *left))
 
 
 def _object_entries(part: Part) -> Iterator[Entries]:
@@ -368,12 +379,16 @@ def _images_of(objects: Sequence[S3Object], part: Part) -> Entries:
     skip = len(root) + 1 if root else 0
     names = [(entry, entry.key[skip:]) for entry in objects if not entry.key.endswith("/")]
     seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-    images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
+    tars = [entry for entry in seen if scheme == "s3" and entry.key.lower().endswith(TAR_EXTENSION)]
+    shards = [entry for entry in tars if is_path(entry.key)]
+    odd = [entry for entry in tars if not is_path(entry.key)]  # Arrow cannot open them: each is a row that says so
+    images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)] + odd
     return Entries(
         [f"{scheme}://{container}/{entry.key}" for entry in images],
         sizes=[entry.size for entry in images],
         etags=[entry.etag for entry in images],
-        others=len(seen) - len(images),
+        others=len(seen) - len(images) - len(shards),
+        left=tuple(Part("tar", f"{scheme}://{container}/{entry.key}") for entry in shards),
     )
 
 

@@ -43,6 +43,13 @@ def content(store: Any, key: str, most_bytes: int) -> bytes:
     return bytes(answer.bytes())
 
 
+def content_range(store: Any, key: str, offset: int, length: int) -> bytes:
+    """Bytes of an object from an offset on."""
+    import obstore
+
+    return bytes(obstore.get_range(store, key, start=offset, length=length))
+
+
 def patience(limits: Limits) -> dict[str, Any]:
     """The settings `storage.*` as obstore's."""
     wait = timedelta(seconds=limits.request_timeout)

@@ -50,7 +50,7 @@ def read_object(uri: str, most_bytes: int) -> bytes:
         StorageError: the uri names no store, or its bucket's region cannot be found out.
     """
     scheme, container, key = _parts(uri)
-    if _is_no_path(key) or not _can_read_here():
+    if not is_path(key) or not _can_read_here():
         if scheme == "s3":  # keys that obstore refuses or changes, and forked processes, where it waits for ever
             return read_s3_object(uri, most_bytes)
         raise OSError(f"objects of {STORES[scheme]} are not read by such names; expected no empty parts, . or ..")
@@ -58,6 +58,22 @@ def read_object(uri: str, most_bytes: int) -> bytes:
         return open_bucket(uri, container).read(uri, key, most_bytes)
     with naming_answers(scheme, key):
         return content(_other_store(scheme, container), key, most_bytes)
+
+
+def read_object_range(uri: str, offset: int, length: int) -> bytes:
+    """Bytes of an object of S3 from an offset on, by one GET; fewer where it ends before.
+
+    Raises:
+        OSError, StorageError: as `read_object`.
+    """
+    scheme, container, key = _parts(uri)
+    if not length:
+        return b""
+    if scheme != "s3":
+        raise OSError(f"parts of objects are read from S3 only, not from {STORES[scheme]}")
+    if not is_path(key) or not _can_read_here():
+        return read_s3_object(uri, length, offset)
+    return open_bucket(uri, container).read(uri, key, length, offset)
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
@@ -78,10 +94,10 @@ def _parts(uri: str) -> tuple[str, str, str]:
     return scheme, container, key
 
 
-def _is_no_path(key: str) -> bool:
-    """Whether a key is none that a path can be: obstore refuses `a//b`, `..` and control characters, and drops a slash
+def is_path(key: str) -> bool:
+    """Whether a key is one that a path can be: obstore refuses `a//b`, `..` and control characters, and drops a slash
     at either end."""
-    return any(part in ("", ".", "..") for part in key.split("/")) or any(c < " " or c == "\x7f" for c in key)
+    return not (any(part in ("", ".", "..") for part in key.split("/")) or any(c < " " or c == "\x7f" for c in key))
 
 
 def _can_read_here() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.storage.files import naming
-from pipelines.storage.object_requests import content, naming_answers, patience
+from pipelines.storage.object_requests import content, content_range, naming_answers, patience
 from pipelines.storage.s3_client import read_s3_object, s3_client
 from pipelines.storage.s3_settings import Limits, S3Error, is_forbidden, limits
 
@@ -65,25 +65,27 @@ class Bucket:
             self._is_signed = not limits.anonymous and _session(who).get_credentials() is not None
         self._store = self._store_in(region)
 
-    def read(self, uri: str, key: str, most_bytes: int) -> bytes:
-        """The content of an object, whose whole name is `uri`.
+    def read(self, uri: str, key: str, most_bytes: int, offset: int | None = None) -> bytes:
+        """The content of an object, whose whole name is `uri`; with an offset, as many bytes from there on.
 
         Raises:
             OSError: as `read_s3_object`.
         """
         try:
-            return self._read(key, most_bytes)
+            return self._read(key, most_bytes, offset)
         except S3Error as error:
             if is_forbidden(error.code) and not self._is_signed and not self._limits.anonymous:
                 raise S3Error("NoCredentialsError", f"unsigned, since no credentials were found: {error}") from None
             if error.code not in _ELSEWHERE:
                 raise
         if self._has_moved_to_its_region():
-            return self._read(key, most_bytes)
-        return read_s3_object(uri, most_bytes)  # boto3 may know what else there is to follow
+            return self._read(key, most_bytes, offset)
+        return read_s3_object(uri, most_bytes, offset)  # boto3 may know what else there is to follow
 
-    def _read(self, key: str, most_bytes: int) -> bytes:
+    def _read(self, key: str, most_bytes: int, offset: int | None) -> bytes:
         with naming_answers("s3", key):
+            if offset is not None:
+                return content_range(self._store, key, offset, most_bytes)
             return content(self._store, key, most_bytes)
 
     def _has_moved_to_its_region(self) -> bool:

@@ -93,8 +93,9 @@ def why_denied(uri: str) -> str:
     return "AccessDenied"
 
 
-def read_s3_object(uri: str, most_bytes: int) -> bytes:
-    """The content of an object whatever its key: obstore reads keys as paths, and refuses `a//b` and `a/../b`.
+def read_s3_object(uri: str, most_bytes: int, offset: int | None = None) -> bytes:
+    """The content of an object whatever its key: obstore reads keys as paths, and refuses `a//b` and `a/../b`. With an
+    offset, as many bytes as `most_bytes` says from there on.
 
     Raises:
         OSError: FileNotFoundError where there is none, TooManyBytes where it is larger than `most_bytes`, else
@@ -105,7 +106,8 @@ def read_s3_object(uri: str, most_bytes: int) -> bytes:
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        part = {} if offset is None else {"Range": f"bytes={offset}-{offset + most_bytes - 1}"}
+        answer = s3_client().get_object(Bucket=bucket, Key=key, **part)
         with contextlib.closing(answer["Body"]) as body:
             require_bytes(int(answer["ContentLength"]), most_bytes)
             return bytes(body.read())
