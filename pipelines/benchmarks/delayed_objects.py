@@ -62,7 +62,7 @@ def delayed_objects(delay: float) -> Iterator[DelayedObjects]:
             raise RuntimeError(f"the server has not started within {_START_SECONDS:g} s")
         yield DelayedObjects(f"http://127.0.0.1:{receiver.recv()}", bodies, requests, seconds)
     finally:
-        server.terminate()
+        server.kill()  # a job keeps SIGTERM back, and so do the processes that it starts
         server.join()
 
 
