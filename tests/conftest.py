@@ -8,6 +8,12 @@ import pytest
 import torch
 
 from maskrcnn_core.model.detector import Detector
+from tests.alone import run_alone
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Tests that are marked `alone` are run in another process; None = in this one."""
+    return run_alone(pyfuncitem) or None
 
 
 @pytest.fixture(scope="session", autouse=True)

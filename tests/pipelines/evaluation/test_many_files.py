@@ -218,6 +218,7 @@ def test_a_run_on_s3(tmp_path: Path, s3_folder: str, somewhere: None) -> None:
     assert scores == evaluate_coco(annotations, labels.sort_by("image_id"))
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_images_of_the_run(tmp_path: Path) -> None:
     """Ten times the label rows and the same annotated images; all rows of the larger run would be 3 MB and more."""
     failed = ImageRecord("unreadable", "damaged", None, None)

@@ -20,6 +20,8 @@ from pipelines.verification.config import VerifyRun
 from pipelines.verification.run import verify
 from tests.generated_labels import random_record, write_run
 
+pytestmark = pytest.mark.alone
+
 FEW, MANY = 20, 200
 FREE_LISTS = 500_000
 POOLS: list[pa.MemoryPool] = []
@@ -43,22 +45,25 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def peak_bytes(work: Callable[[], object]) -> tuple[int, int]:
-    """Highest memory while `work` runs: of Python and numpy, and of Arrow."""
+    """Highest memory while `work` runs: of Python and numpy, and of Arrow. For tests that are `alone`."""
     usual = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(usual)
     POOLS.append(watched)
     pa.set_memory_pool(watched)
-    tracemalloc.start()
+    if not tracemalloc.is_tracing():  # never stopped: see `tests.alone`
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
     try:
         work()
-        return tracemalloc.get_traced_memory()[1], watched.max_memory()
+        return tracemalloc.get_traced_memory()[1] - before, watched.max_memory()
     finally:
-        tracemalloc.stop()
         pa.set_memory_pool(usual)
 
 
 def growth(few: Callable[[], object], many: Callable[[], object]) -> int:
-    """How much more `many` takes, bytes; `few` runs twice, since what it imports and caches counts for neither."""
+    """How much more `many` takes, bytes, in a test that is `alone`; `few` runs twice, since what it imports and caches
+    counts for neither."""
     few()
     few_peak, many_peak = peak_bytes(few), peak_bytes(many)
     assert few_peak[1] > 10_000  # the reading was seen

@@ -186,6 +186,7 @@ def test_pieces_are_told_apart_by_what_they_are() -> None:
     assert [entries.separated(), entries.numbered('{"c":0}')] == ["\n", ',\n{"id":2,"c":0}']
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, in_tasks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part, "_COPIED_BYTES", 1 << 12)
     records = [random_record(seed, most_objects=3) for seed in range(20)]

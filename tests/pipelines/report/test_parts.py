@@ -100,6 +100,7 @@ def test_a_torn_file_is_named(files: Files, tmp_path: Path, monkeypatch: pytest.
         write_report(ReportRun(str(tmp_path / "run"), str(tmp_path / "page")))
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     records = [random_record(seed) for seed in range(20)]
     table = records_to_table(list(range(20)), ["x"] * 20, records, "model", record_schema(CATEGORIES))
