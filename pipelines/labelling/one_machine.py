@@ -42,6 +42,7 @@ class OneMachine:
     def __init__(self, run: LabelRun, tell: Callable[[str], None]) -> None:
         self._run, self._tell = run, tell
         self._fitted: LabelConfig | None = None
+        self._note_of_device: str | None = None
         self._pool: ProcessPool | None = None
         self._probe: ThreadProbe | None = None
         self._board = ProgressBoard()
@@ -84,6 +85,9 @@ class OneMachine:
     ) -> tuple[Counts, dict[str, LabelFile]]:
         """See `Backend`."""
         label = self.fitted()
+        if self._note_of_device is not None:
+            self._tell(self._note_of_device)
+            self._note_of_device = None
         report = None if on_progress is None else reporter(on_progress, before, images)
         files: dict[str, LabelFile] = {}
         stalled = stalled_seconds(label, max(chunk.stop - chunk.start for chunk in todo))
@@ -146,7 +150,7 @@ class OneMachine:
             self._tell(findings)
 
     def _on_chosen_device(self, label: LabelConfig) -> LabelConfig:
-        """With `use_gpu` chosen, which is said.
+        """With `use_gpu` chosen, which is said once there is work: a mistake is the only line.
 
         Raises:
             ConfigError: more workers than GPUs are asked for.
@@ -159,7 +163,7 @@ class OneMachine:
                 "use fewer, or a cluster (cluster.address)"
             )
         if label.use_gpu == "auto":
-            self._tell(f"computing on {f'{gpus} GPUs' if gpus else 'CPUs'} of this machine (label.use_gpu auto)")
+            self._note_of_device = f"computing on {_some(gpus)} of this machine (label.use_gpu auto)"
         return replace(label, use_gpu=bool(gpus))
 
 
@@ -177,6 +181,10 @@ def _in_threads(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...
             some = arguments[started : started + _TASK_THREADS]
             started += len(some)
             yield from threads.map(function, *zip(*some, strict=True))
+
+
+def _some(gpus: int) -> str:
+    return "CPUs" if not gpus else "1 GPU" if gpus == 1 else f"{gpus} GPUs"
 
 
 def _visible_gpus() -> list[str]:
