@@ -40,6 +40,19 @@ def run_of(tmp_path: Path, checkpoint: str = "good", images: int = 12, **setting
     return LabelRun(checkpoint, str(tmp_path / "images"), str(tmp_path / "out"), label=LabelConfig(**settings))
 
 
+def workers(parent: int | None = None) -> list[int]:
+    """Worker processes below a process, this one by default, which other tests may have left processes as well."""
+    found = descendants(os.getpid() if parent is None else parent)
+    return [process for process in found if b"worker_process" in command_line(process)]
+
+
+def command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def die_loading(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
     print("out of something", file=sys.stderr, flush=True)
     os._exit(3)
@@ -58,7 +71,7 @@ def test_a_run_leaves_no_process_and_no_chatter(tmp_path: Path, capfd: pytest.Ca
     summary = label(run_of(tmp_path, num_workers=2, rows_per_file=2), detector=FAKE, on_note=notes.append)
     assert (summary.images, summary.statuses) == (12, {"ok": 12})
     assert verify(VerifyRun(str(tmp_path / "out"))).passed
-    assert not descendants(os.getpid())
+    assert not workers()
     assert capfd.readouterr() == ("", "")
     assert notes == ["computing on CPUs of this machine (label.use_gpu auto)"]
 
@@ -74,7 +87,7 @@ def test_a_process_that_is_killed_costs_no_row(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_one(progress: LabelProgress) -> None:
-        if len(killed) < 2 and progress.done and (found := descendants(os.getpid())):
+        if len(killed) < 2 and progress.done and (found := workers()):
             killed.append(found[0])
             os.kill(killed[-1], signal.SIGKILL)
 
@@ -83,7 +96,7 @@ def test_a_process_that_is_killed_costs_no_row(tmp_path: Path) -> None:
     assert len(killed) == 2
     assert (summary.images, summary.statuses) == (30, {"ok": 30})
     assert verify(VerifyRun(str(tmp_path / "out"))).passed
-    assert not descendants(os.getpid())
+    assert not workers()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +112,7 @@ def test_a_detector_that_cannot_be_loaded_ends_the_run(
 ) -> None:
     with pytest.raises(expected, match=text):
         label(run_of(tmp_path), detector=Detector(load, describe_fake))
-    assert not descendants(os.getpid())
+    assert not workers()
     assert label(run_of(tmp_path), detector=FAKE).statuses == {"ok": 12}
 
 
@@ -121,7 +134,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path, number: si
     command = [sys.executable, str(script), run.images, run.output]
     parent = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     wait_for(lambda: list((tmp_path / "out" / "labels").glob("*.parquet")))
-    children = descendants(parent.pid)
+    children = workers(parent.pid)
     assert len(children) == 2
     parent.send_signal(number)
     parent.communicate()
