@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster.connection import NodeCapacity
 from pipelines.images.manifest import Tasks, one_by_one
 from pipelines.labelling import run as labelling
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
+from pipelines.labelling.planning import plan_workers
 from pipelines.labelling.progress import Counts, ProgressBoard
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import WorkerSettings
@@ -40,10 +42,10 @@ def _without_cluster() -> Iterator[None]:
 
 
 class _ThisProcess:
-    """A `Backend` of one worker."""
+    """A `Backend` of one worker, with the plan of a machine of four CPUs."""
 
     def __init__(self, run: LabelRun) -> None:
-        self._label = replace(run.label, use_gpu=False)
+        self._label = replace(run.label, use_gpu=run.label.use_gpu is True)
 
     def start_loading(self, detector: Detector, settings: WorkerSettings) -> None:
         pass
@@ -55,7 +57,7 @@ class _ThisProcess:
         return self._label
 
     def num_workers(self) -> int:
-        return 1
+        return plan_workers(self._label, (NodeCapacity(4, 0),)).workers
 
     def label_chunks(
         self, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any
