@@ -45,10 +45,20 @@ BENCHMARKS = {
         config.InputBenchmarkRun,
         speed.training_input,
     ),
+    "reading": Benchmark(
+        "images from an object store that answers late: Arrow's HEAD and GET in 16 threads against ours",
+        config.ReadingBenchmarkRun,
+        speed.reading,
+    ),
     "label": Benchmark(
-        "jobs.label on Ray against a bare loop over its predictor, and against Ray documentation's way",
+        "jobs.label against a bare loop over its predictor, and against Ray documentation's way",
         config.BenchmarkRun,
         speed.label,
+    ),
+    "worker": Benchmark(
+        "how busy a labelling worker keeps a GPU that only takes time, beside one that is drained at every group",
+        config.WorkerBenchmarkRun,
+        speed.worker,
     ),
     "evaluate": Benchmark(
         "jobs.evaluate against plain pycocotools, boxes and masks of generated labels",
@@ -64,6 +74,11 @@ BENCHMARKS = {
         "jobs.label with a detector that costs nothing: time and memory for more and more images",
         config.ScaleRun,
         scale.scale,
+    ),
+    "driver": Benchmark(
+        "the driver of jobs.label with many workers that only take their time: chunks a second, processor time a chunk",
+        config.DriverRun,
+        scale.driver,
     ),
     "manifest": Benchmark(
         "the list of images of a synthetic S3 inventory: time and memory for more and more images",

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
 CATEGORIES = (Category(1, "person"), Category(3, "Käfer"), Category(7, "ring & <star>"))
 MODEL = "0123456789abcdef0123456789abcdef"

@@ -1,5 +1,6 @@
 """Which processes a process has started."""
 
+import contextlib
 from pathlib import Path
 
 
@@ -7,7 +8,10 @@ def descendants(pid: int) -> list[int]:
     """The process ids of its children, of theirs, and so on."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+    children = []
+    for thread in threads:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends has handed them on
+            children += [int(child) for child in (thread / "children").read_text().split()]
     return children + [below for child in children for below in descendants(child)]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.benchmarks.config import AnnotationsBenchmarkRun, ChaosRun, ScaleRun
+from pipelines.benchmarks.config import AnnotationsBenchmarkRun, ChaosRun, DriverRun, ScaleRun
 
 if TYPE_CHECKING:
     from pipelines.benchmarks.annotations import ProcessCost
@@ -23,6 +23,22 @@ def manifest(run: ScaleRun) -> int:
     from pipelines.benchmarks.scale import benchmark_manifest
 
     benchmark_manifest(run, _show_point)
+    return 0
+
+
+def driver(run: DriverRun) -> int:
+    """What the driver of a labelling run carries."""
+    from pipelines.benchmarks.driver import benchmark_driver
+    from pipelines.benchmarks.peer import write_figures
+
+    point = benchmark_driver(run)
+    rate, cpu = point.chunks / point.seconds, 1000 * point.cpu_seconds / point.chunks
+    print(
+        f"  {point.workers:,} workers, {point.chunks:,} chunks of {run.rows:,} images: "
+        f"{rate:.1f} chunks/s, {cpu:.2f} ms of the driver's processor time a chunk",
+        flush=True,
+    )
+    write_figures(point, run.output)
     return 0
 
 

@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
-from pipelines.benchmarks.config import BenchmarkRun, EncodingRun, InputBenchmarkRun
+from pipelines.benchmarks.config import (
+    BenchmarkRun,
+    EncodingRun,
+    InputBenchmarkRun,
+    ReadingBenchmarkRun,
+    WorkerBenchmarkRun,
+)
 
 _FASTEST_KNOWN = (
     "MLPerf Training v3.1, NVIDIA, one DGX H100 (8 GPUs, 12 images each): 180 images/s per GPU over the whole run"
@@ -36,6 +42,26 @@ def encode(run: EncodingRun) -> int:
     for name, seconds in zip(result.names, result.seconds, strict=True):
         print(f"  {name:{width}}  {1000 * seconds:9.2f} ms/image")
     print(f"  speed of the second against the first: {result.ratio:.1f}")
+    print(f"  {result.machine}")
+    return 0
+
+
+def reading(run: ReadingBenchmarkRun) -> int:
+    """Images from an object store that answers late."""
+    from pipelines.benchmarks.reading import benchmark_reading
+
+    result = benchmark_reading(run)
+    width = max(len(way.name) for way in result.ways)
+    print(
+        f"  {result.images} images of {result.mean_bytes / 1000:.0f} KB, {run.delay_ms:g} ms before each answer, "
+        f"{run.rounds} rounds, medians"
+    )
+    print(f"  {'':{width}}  {'images/s':>8}  {'CPU ms/image':>12}  {'requests/image':>14}  {'server busy':>11}")
+    for way in result.ways:
+        print(
+            f"  {way.name:{width}}  {way.images_per_second:8.0f}  {way.milliseconds:12.2f}  {way.requests:14.2f}  "
+            f"{way.server_busy:11.0%}  x {way.ratio:.2f}"
+        )
     print(f"  {result.machine}")
     return 0
 
@@ -92,6 +118,25 @@ def label(run: BenchmarkRun) -> int:
         gpu = f"{gpu:15}" if run.use_gpu else ""
         print(f"  {way.name:{width}}  {speed}{gpu}  {peak}  {written}".rstrip())
     print(f"  the detector of jobs.label was busy for {result.busy:.1%} of the time")
+    print(f"  {result.machine}")
+    return 0
+
+
+def worker(run: WorkerBenchmarkRun) -> int:
+    """A worker with a simulated GPU."""
+    from pipelines.benchmarks.worker import benchmark_worker
+
+    result = benchmark_worker(run)
+    width = max(len(way.name) for way in result.ways)
+    print(
+        f"  {result.images} images of {result.sizes} sizes, {run.image_ms:g} ms each and {run.batch_ms:g} ms a batch, "
+        f"reading delayed by {run.delay_ms:g} ms"
+    )
+    for way in result.ways:
+        print(
+            f"  {way.name:{width}}  busy {way.busy:6.1%}  mean batch {way.mean_batch:5.2f}  "
+            f"{way.images_per_second:7.1f} images/s  waiting by its own count {way.waiting:6.1%}"
+        )
     print(f"  {result.machine}")
     return 0
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
@@ -94,17 +94,37 @@ def read_local(path: str, most_bytes: int = MOST_IMAGE_BYTES) -> bytes:
     Raises:
         OSError: FileNotFoundError where there is none, TooManyBytes where it is larger than `most_bytes`.
     """
+    with _opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        require_bytes(size, most_bytes)
+        return stream.read(size) or b""
+
+
+def read_local_range(path: str, offset: int, length: int) -> bytes:
+    """Bytes of a regular file of this machine from an offset on; fewer where it ends before.
+
+    Raises:
+        OSError: FileNotFoundError where there is none.
+    """
+    with _opened(path) as stream:
+        stream.seek(offset)
+        return stream.read(length) or b""
+
+
+def _opened(path: str) -> BinaryIO:
     try:
         _require_regular(os.stat(path))  # before it is opened: that alone makes some devices act
         # In case it is another by now. A pipe is opened without a writer, and what would wait is empty.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError:
         raise OSError("no file can have this name") from None
-    with open(handle, "rb") as stream:
-        state = os.fstat(handle)
-        _require_regular(state)
-        require_bytes(state.st_size, most_bytes)
-        return stream.read(state.st_size) or b""
+    stream = open(handle, "rb")  # noqa: SIM115 (closed by the caller)
+    try:
+        _require_regular(os.fstat(handle))
+    except OSError:
+        stream.close()
+        raise
+    return stream
 
 
 def require_bytes(size: int, most_bytes: int) -> None:

@@ -24,10 +24,8 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.errors import ImageError, StorageError
+from maskrcnn_core.records.schema import ROWS_PER_GROUP
 from maskrcnn_core.structures import Proposals, real_or_unit, valid_slots
-
-ROWS_PER_GROUP = 16
-"""Images of a row group: reading one image costs reading so many, a millisecond or so with 1000 proposals each."""
 
 _INDEX_COLUMNS = ("image_id", "status")
 _READ_COLUMNS = ("width", "height", "proposals")

@@ -44,12 +44,16 @@ class Coverage:
     without_labels: tuple[int, ...] = ()
 
 
-def match_labels(labels: pa.Table, images: Mapping[int, CocoDict]) -> tuple[pa.Table, Coverage]:
+def match_labels(
+    labels: pa.Table, images: Mapping[int, CocoDict], unknown: int = 0, first_id: int | None = None
+) -> tuple[pa.Table, Coverage]:
     """The label rows that belong to annotated images, and how many do not.
 
     Args:
         labels: label records (`inference.records`), any number of rows.
         images: image entries of the annotation file by id.
+        unknown: label rows of other images that `labels` does without.
+        first_id: of the first label row, where `labels` has none.
 
     Returns:
         The rows with an image id of the annotation file, in order, and the counts.
@@ -62,9 +66,14 @@ def match_labels(labels: pa.Table, images: Mapping[int, CocoDict]) -> tuple[pa.T
     _require_unique(ids)
     known = [image_id in images for image_id in ids]
     if not any(known):
-        example = f"; the first row has {ids[0]}, the first annotated image {next(iter(images), None)}" if ids else ""
+        first = ids[0] if ids else first_id
+        example = (
+            ""
+            if first is None
+            else f"; the first row has {first}, the first annotated image {next(iter(images), None)}"
+        )
         raise AnnotationError(
-            f"none of the {len(ids)} label rows has an image id of the annotation file ({len(images)} images)"
+            f"none of the {len(ids) + unknown} label rows has an image id of the annotation file ({len(images)} images)"
             f"{example}. Label with --images ANNOTATIONS.json so that rows carry its ids"
         )
     rows = labels.filter(pa.array(known))
@@ -75,7 +84,7 @@ def match_labels(labels: pa.Table, images: Mapping[int, CocoDict]) -> tuple[pa.T
         labelled=len(labelled),
         failed=len(rows) - len(labelled),
         unlabelled=len(images) - len(rows),
-        unknown=len(labels) - len(rows),
+        unknown=len(labels) - len(rows) + unknown,
         without_labels=tuple(sorted(images.keys() - labelled)[:_IDS_KEPT]),
     )
 

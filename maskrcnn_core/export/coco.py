@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskrcnn_core.export.formats import ExportFormat, Written
-from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource, Listed, Once
+from maskrcnn_core.records.detections import DetectionRecord
 
 
 def coco_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
@@ -20,14 +20,12 @@ def coco_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     yield ExportFile("", _results(source))
 
 
-def _results(source: LabelSource) -> Iterator[str]:
-    yield "["
-    separator = "\n"
+def _results(source: LabelSource) -> Iterator[Once | Listed]:
+    yield Once("[")
     for labelled in source.labelled():
         for detection in labelled.objects:
-            yield separator + to_json(_result(detection, labelled.image))
-            separator = ",\n"
-    yield "\n]\n"
+            yield Listed(to_json(_result(detection, labelled.image)))
+    yield Once("\n]\n")
 
 
 def _result(detection: DetectionRecord, image: ExportImage) -> dict[str, Any]:

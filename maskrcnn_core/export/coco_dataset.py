@@ -21,13 +21,15 @@ from maskrcnn_core.export.source import (
     ExportImage,
     ExportStyle,
     LabelSource,
+    Listed,
+    Once,
     is_empty,
     keypoint_names,
     labelled_keypoints,
     mask_area,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _COCO_PERSON_KEYPOINTS = 17
 
@@ -37,7 +39,9 @@ def coco_dataset_files(source: LabelSource, style: ExportStyle) -> Iterator[Expo
     yield ExportFile("", dataset_pieces(source, style))
 
 
-def dataset_pieces(source: LabelSource, style: ExportStyle, names: Mapping[int, str] | None = None) -> Iterator[str]:
+def dataset_pieces(
+    source: LabelSource, style: ExportStyle, names: Mapping[int, str] | None = None
+) -> Iterator[Once | Listed]:
     """The text of the file.
 
     Args:
@@ -48,18 +52,12 @@ def dataset_pieces(source: LabelSource, style: ExportStyle, names: Mapping[int, 
     info = {"description": "labels of maskrcnn-ray", "model": survey.model, "image_root": survey.root}
     named = [Category(one.id, (names or {}).get(one.id, one.name)) for one in survey.categories]
     categories = [_category(category, survey.num_keypoints.get(category.id, 0)) for category in named]
-    yield f'{{"info":{to_json(info)},\n"licenses":[],\n"categories":{to_json(categories)},\n"images":['
-    yield from _list(_image(image) for image in source.images())
-    yield '],\n"annotations":['
-    yield from _list(_annotations(source, style))
-    yield "]}\n"
-
-
-def _list(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
-    separator = "\n"
-    for entry in entries:
-        yield separator + to_json(entry)
-        separator = ",\n"
+    head = f'{{"info":{to_json(info)},\n"licenses":[],\n"categories":{to_json(categories)},\n"images":['
+    yield Once(head)
+    yield from (Listed(to_json(_image(image))) for image in source.images())
+    yield Once('],\n"annotations":[')
+    yield from (Listed(to_json(annotation), numbered=True) for annotation in _annotations(source, style))
+    yield Once("]}\n")
 
 
 def _category(category: Category, num_keypoints: int) -> dict[str, Any]:
@@ -75,13 +73,10 @@ def _image(image: ExportImage) -> dict[str, Any]:
 
 
 def _annotations(source: LabelSource, style: ExportStyle) -> Iterator[dict[str, Any]]:
-    number = 0
     for labelled in source.labelled():
         for detection in labelled.objects:
-            if is_empty(detection, labelled.image):
-                continue
-            number += 1
-            yield {"id": number} | _annotation(detection, labelled.image, style)
+            if not is_empty(detection, labelled.image):
+                yield _annotation(detection, labelled.image, style)
 
 
 def _annotation(detection: DetectionRecord, image: ExportImage, style: ExportStyle) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from maskrcnn_core.export.source import (
     ExportImage,
     ExportStyle,
     LabelSource,
+    Once,
     Survey,
     is_empty,
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _LINE_ENDS = {"\r": "&#13;"}  # a reader would take it for a newline
 
@@ -33,11 +34,11 @@ def cvat_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     yield ExportFile("", _document(source, style))
 
 
-def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
-    yield '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
-    yield _meta(source.survey)
+def _document(source: LabelSource, style: ExportStyle) -> Iterator[str | Once]:
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+    yield Once(head + _meta(source.survey))
     names = source.survey.shown_names
-    for number, labelled in enumerate(source.labelled()):
+    for number, labelled in enumerate(source.labelled(), source.first_image):
         image = labelled.image
         yield (
             f'<image id="{number}" name={_attribute(image.name)} width="{image.width}" height="{image.height}">\n'
@@ -48,7 +49,7 @@ def _document(source: LabelSource, style: ExportStyle) -> Iterator[str]:
             )
             + "</image>\n"
         )
-    yield "</annotations>\n"
+    yield Once("</annotations>\n")
 
 
 def _meta(survey: Survey) -> str:

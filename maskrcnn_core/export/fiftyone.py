@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from maskrcnn_core.export.coco import to_json
 from maskrcnn_core.export.coco_dataset import dataset_pieces
 from maskrcnn_core.export.formats import ExportFormat, Written
-from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource
+from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource, Listed, Once
 
 
 def fiftyone_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
@@ -23,13 +23,10 @@ def fiftyone_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFi
     yield ExportFile("labels.json", dataset_pieces(source, style, source.survey.shown_names))
 
 
-def _uris(source: LabelSource) -> Iterator[str]:
-    yield "{"
-    separator = "\n"
-    for image in source.images():
-        yield f"{separator}{to_json(image.name)}:{to_json(image.uri)}"
-        separator = ",\n"
-    yield "\n}\n"
+def _uris(source: LabelSource) -> Iterator[Once | Listed]:
+    yield Once("{")
+    yield from (Listed(f"{to_json(image.name)}:{to_json(image.uri)}") for image in source.images())
+    yield Once("\n}\n")
 
 
 def _use(written: Written) -> str:

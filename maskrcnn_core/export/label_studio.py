@@ -22,13 +22,15 @@ from maskrcnn_core.export.source import (
     ExportStyle,
     LabelledImage,
     LabelSource,
+    Listed,
+    Once,
     Survey,
     is_empty,
     keypoint_names,
     labelled_keypoints,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _FROM = {
     "brushlabels": "masks",
@@ -49,17 +51,15 @@ _KEYPOINT_WIDTH = 0.5  # percent of the image
 def label_studio_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     """The tasks, and beside them the labelling interface that the project needs."""
     yield ExportFile("", _tasks(source, style))
-    yield ExportFile(".interface.xml", iter([_interface(source.survey, style)]))
+    yield ExportFile(".interface.xml", iter([Once(_interface(source.survey, style))]))
 
 
-def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[str]:
-    yield "["
-    separator = "\n"
+def _tasks(source: LabelSource, style: ExportStyle) -> Iterator[Once | Listed]:
+    yield Once("[")
     names = source.survey.shown_names
     for labelled in source.labelled():
-        yield separator + to_json(_task(labelled, source.survey.model, style, names))
-        separator = ",\n"
-    yield "\n]\n"
+        yield Listed(to_json(_task(labelled, source.survey.model, style, names)))
+    yield Once("\n]\n")
 
 
 def _task(labelled: LabelledImage, model: str, style: ExportStyle, names: Mapping[int, str]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 An exporter is a function from a `LabelSource` to the text of its files, piece by piece, so that it never holds more
 than an image. It may go through the images more than once. Images that failed are no part of a source: in every format
 an image without objects means that there is nothing in it.
+
+The source may be a part of the images of a large run. The texts of all parts are put together, piece behind piece; so a
+piece says what it is: what a file has `Once`, what is `Listed` in it, or plain text that is there for an image.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +22,7 @@ from maskrcnn_core.data.coco.category_names import distinct_names
 from maskrcnn_core.data.segmentation import ObjectMask, object_mask, run_lengths
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.safe_names import safe_path, xml_text
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 # Three bytes a pixel of its tight rectangle while a mask is drawn, and some ten tests of all runs.
 _MOST_PIXELS = 1 << 27
@@ -88,7 +91,12 @@ class LabelSource(Protocol):
 
     @property
     def survey(self) -> Survey:
-        """Facts about all images."""
+        """Facts about all images, also where the source is a part of them."""
+        ...
+
+    @property
+    def first_image(self) -> int:
+        """Images that come before those of this part."""
         ...
 
     def images(self) -> Iterator[ExportImage]:
@@ -118,16 +126,67 @@ class ExportStyle:
 
 
 @dataclass(frozen=True)
+class Once:
+    """Text that a file has once: the same in every part of a source."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry of a JSON list or object, in one line; a `Once` is before and behind the list.
+
+    Attributes:
+        text: of the entry.
+        numbered: the entry is an object that gets an `id`, counted from 1.
+    """
+
+    text: str
+    numbered: bool = False
+
+
+@dataclass(frozen=True)
 class ExportFile:
     """One file of an export.
 
     Attributes:
         name: within the export's folder; of a single file, what is added to its name (often nothing).
         pieces: its text.
+        of_image: the file belongs to one image: no other part of the source has text for it.
     """
 
     name: str
-    pieces: Iterator[str]
+    pieces: "Iterator[str | Once | Listed]"
+    of_image: bool = False
+
+
+class JoinedList:
+    """Puts the separators between the entries of a list, and numbers them."""
+
+    def __init__(self) -> None:
+        self._entries = 0
+
+    def separated(self) -> str:
+        """What stands before the next entry."""
+        self._entries += 1
+        return "\n" if self._entries == 1 else ",\n"
+
+    def numbered(self, entry: str) -> str:
+        """The next entry, with its number, behind its separator."""
+        return f'{self.separated()}{{"id":{self._entries},{entry[1:]}'
+
+
+def file_text(pieces: "Iterator[str | Once | Listed]") -> Iterator[str]:
+    """The text of a file whose pieces are of all images."""
+    entries = JoinedList()
+    for piece in pieces:
+        if isinstance(piece, Once):
+            entries = JoinedList()
+            yield piece.text
+        elif isinstance(piece, Listed):
+            yield entries.numbered(piece.text) if piece.numbered else entries.separated() + piece.text
+        else:
+            yield piece
 
 
 def mask_of(detection: DetectionRecord, image: ExportImage) -> ObjectMask | None:

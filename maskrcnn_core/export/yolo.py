@@ -20,11 +20,12 @@ from maskrcnn_core.export.source import (
     ExportStyle,
     LabelledImage,
     LabelSource,
+    Once,
     Survey,
     is_empty,
     mask_of,
 )
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 _IMAGES = "images"
 
@@ -34,9 +35,9 @@ def yolo_files(source: LabelSource, style: ExportStyle) -> Iterator[ExportFile]:
     classes = {category.id: index for index, category in enumerate(source.survey.categories)}
     for labelled in source.labelled():
         name = posixpath.splitext(labelled.image.path)[0]
-        yield ExportFile(f"labels/{name}.txt", iter([_label_text(labelled, classes, style)]))
+        yield ExportFile(f"labels/{name}.txt", iter([_label_text(labelled, classes, style)]), of_image=True)
     yield ExportFile("images.txt", (f"./{_IMAGES}/{image.path}\n" for image in source.images()))
-    yield ExportFile("data.yaml", iter([_data(source.survey)]))
+    yield ExportFile("data.yaml", iter([Once(_data(source.survey))]))
 
 
 def _data(survey: Survey) -> str:

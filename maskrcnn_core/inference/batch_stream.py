@@ -5,17 +5,22 @@
     start           the caller    hands a batch's work to the device, which computes when it comes to it
     finish          a thread      waits for that work, draws masks, encodes them, makes records
 
-While the records of one batch are made, the device computes the next. A batch that fails, at whatever stage, is tried
-again image by image, so that only the culprit is lost. Whatever is raised counts: what a library makes of a strange
-image has no one type, and a fault of the program shows in every image.
+While the records of one batch are made, the device computes the next. Images may come without end: nothing is drained
+between them, and records come back by batches, in whatever order these are done. Where no image is at hand (a pause),
+all that is under way is finished.
+
+A batch that fails, at whatever stage, is tried again image by image, so that only the culprit is lost. Whatever is
+raised counts: what a library makes of a strange image has no one type, and a fault of the program shows in every image.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,15 +28,23 @@ from torch import Tensor
 from maskrcnn_core.data.prefetch import close, prefetch
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError
-from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, reason_of
+from maskrcnn_core.inference.preparation import (
+    FailedImage,
+    Preparation,
+    PreparedBatch,
+    PreparedImage,
+    Request,
+    reason_of,
+)
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord
 
 _State = TypeVar("_State")
 _Record = TypeVar("_Record", ImageRecord, ProposalRecord)
 
-_Padded = tuple[list[PreparedImage], PreparedBatch | None]
-_Finished = Generator[tuple[list[PreparedImage], Sequence[_Record | ImageRecord]], None, None]
+_Padded = tuple[list[PreparedImage], PreparedBatch | None] | FailedImage
+_Keyed = list[tuple[int, _Record | ImageRecord]]
+_Finished = Generator[_Keyed[_Record], None, None]
 
 # Batches started whose records are not there yet: one that the device computes and one that is finished. More would
 # hold memory and gain nothing.
@@ -65,6 +78,12 @@ class BatchPipeline:
     def __init__(self, preparation: Preparation, device: torch.device, *, overlapped: bool) -> None:
         self._preparation, self._device, self._overlapped = preparation, device, overlapped
         self._finisher: _Finisher | None = None
+        self._last_alone = 0.0
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last batch was finished, seconds of `time.monotonic`; None while one is under way."""
+        return self._last_alone if self._finisher is None else self._finisher.idle_since
 
     def records(
         self,
@@ -73,26 +92,40 @@ class BatchPipeline:
         steps: Steps[_State, _Record],
     ) -> list[_Record | ImageRecord]:
         """What the steps make of the images, in order; an image that fails has an `ImageRecord` that says why."""
-        records: dict[int, _Record | ImageRecord] = {}
-
-        def failed(index: int, error: ImageError) -> None:
-            records[index] = ImageRecord(error.status, " ".join(str(error).split()), None, None)
-
-        batches = self._padded(self._preparation.batches(encoded, proposals, failed))
+        requests = [Request(*one) for one in zip(range(len(encoded)), encoded, proposals, strict=True)]
         # With one image there is nothing to do beside it, and handing it from thread to thread takes a while.
         overlapped = self._overlapped and len(encoded) > 1
-        in_turn = self._overlapping if overlapped else self._one_after_the_other
-        with closing(in_turn(batches, steps)) as finished:
-            for items, results in finished:
-                records.update(zip((item.index for item in items), results, strict=True))
+        records: dict[int, _Record | ImageRecord] = {}
+        with closing(self._in_turn(requests, steps, overlapped=overlapped)) as finished:
+            for batch in finished:
+                records.update(batch)
         return [records[index] for index in range(len(encoded))]
 
-    def _padded(self, groups: Iterator[list[PreparedImage]]) -> Iterator[_Padded]:
+    def stream(self, requests: Iterable[Request | None], steps: Steps[_State, _Record]) -> _Finished[_Record]:
+        """The same for images that come one by one: their keys and records by batches, as these are done.
+
+        Args:
+            requests: None = a pause. Iterated in another thread where stages overlap; an iterator that waits for images
+                yields None now and then, since that thread cannot end before.
+            steps: of the detector.
+        """
+        return self._in_turn(requests, steps, overlapped=self._overlapped)
+
+    def _in_turn(
+        self, requests: Iterable[Request | None], steps: Steps[_State, _Record], *, overlapped: bool
+    ) -> _Finished[_Record]:
+        batches = self._padded(self._preparation.batches(requests))
+        return self._overlapping(batches, steps) if overlapped else self._one_after_the_other(batches, steps)
+
+    def _padded(self, groups: Iterator[list[PreparedImage] | FailedImage]) -> Iterator[_Padded]:
         """Each group, and its batch where there is memory for it."""
         try:
             for items in groups:
+                if isinstance(items, FailedImage):
+                    yield items
+                    continue
                 try:
-                    batch = self._preparation.padded(items)
+                    batch = self._preparation.padded(items) if items else None
                 except Exception:  # it comes again when its steps are taken
                     batch = None
                 yield items, batch
@@ -104,8 +137,13 @@ class BatchPipeline:
         batches: Iterator[_Padded],
         steps: Steps[_State, _Record],
     ) -> _Finished[_Record]:
-        for items, batch in batches:
-            yield items, self._now(items, batch, steps)
+        for padded in batches:
+            if isinstance(padded, FailedImage):
+                yield _failed(padded)
+            elif padded[0]:
+                records = self._now(*padded, steps)
+                self._last_alone = time.monotonic()
+                yield _keyed(padded[0], records)
 
     def _overlapping(
         self,
@@ -117,10 +155,15 @@ class BatchPipeline:
         started: deque[tuple[list[PreparedImage], Future[list[_Record]]]] = deque()
         try:
             with closing(prefetch(batches, depth=1)) as ready:
-                for items, batch in ready:
-                    if len(started) == _MOST_STARTED:
+                for padded in ready:
+                    if isinstance(padded, FailedImage):
+                        yield _failed(padded)
+                        continue
+                    items, batch = padded
+                    while started and (len(started) == _MOST_STARTED or not items):  # without items: a pause
                         yield self._settled(*started.popleft(), steps)
-                    started.append((items, self._started(items, batch, steps, self._finisher)))
+                    if items:
+                        started.append((items, self._started(items, batch, steps, self._finisher)))
                 while started:
                     yield self._settled(*started.popleft(), steps)
         finally:
@@ -143,11 +186,11 @@ class BatchPipeline:
 
     def _settled(
         self, items: list[PreparedImage], future: Future[list[_Record]], steps: Steps[_State, _Record]
-    ) -> tuple[list[PreparedImage], Sequence[_Record | ImageRecord]]:
+    ) -> _Keyed[_Record]:
         try:
-            return items, future.result()
+            return _keyed(items, future.result())
         except Exception as error:
-            return items, self._one_by_one(items, error, steps)
+            return _keyed(items, self._one_by_one(items, error, steps))
 
     def _now(
         self, items: list[PreparedImage], batch: PreparedBatch | None, steps: Steps[_State, _Record]
@@ -168,6 +211,14 @@ class BatchPipeline:
         return [ImageRecord("failed", reason_of(error), width, height)]
 
 
+def _keyed(items: list[PreparedImage], records: Sequence[_Record | ImageRecord]) -> _Keyed[_Record]:
+    return list(zip((item.key for item in items), records, strict=True))
+
+
+def _failed(image: FailedImage) -> list[tuple[int, Any]]:
+    return [(image.key, ImageRecord(image.error.status, " ".join(str(image.error).split()), None, None))]
+
+
 class _Finisher:
     """One thread that finishes batches in the order in which they were started; it ends with this object.
 
@@ -179,14 +230,30 @@ class _Finisher:
         self._thread = ThreadPoolExecutor(1, "finish")
         self._device = device
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._newest: Future[Any] | None = None
+        self._ended = 0.0
+
+    @property
+    def idle_since(self) -> float | None:
+        """See `BatchPipeline`."""
+        return self._ended if self._newest is None or self._newest.done() else None
 
     def submit(self, finish: Callable[[_State], list[_Record]], state: _State) -> Future[list[_Record]]:
         """`finish` of a state whose computation lies on the caller's stream up to here."""
         if self._stream is None:
-            return self._thread.submit(finish, state)
-        computed = torch.cuda.Event()
-        computed.record(torch.cuda.current_stream(self._device))
-        return self._thread.submit(_finish_on, self._stream, computed, finish, state)
+            future = self._thread.submit(self._finished, finish, state)
+        else:
+            computed = torch.cuda.Event()
+            computed.record(torch.cuda.current_stream(self._device))
+            future = self._thread.submit(self._finished, partial(_finish_on, self._stream, computed, finish), state)
+        self._newest = future
+        return future
+
+    def _finished(self, finish: Callable[[_State], list[_Record]], state: _State) -> list[_Record]:
+        try:
+            return finish(state)
+        finally:
+            self._ended = time.monotonic()
 
 
 def _finish_on(

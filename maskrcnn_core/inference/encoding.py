@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.inference.device_masks import encode_on_device
 from maskrcnn_core.inference.settings import Mark, no_mark
 from maskrcnn_core.keypoints import pixel_offset
 from maskrcnn_core.masks import encode_masks
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionColumns
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord
 from maskrcnn_core.structures import Detections, Proposals, map_tensors, tensors_of
 
@@ -75,40 +76,41 @@ def _records(
     detections: Detections, sizes: Sequence[tuple[int, int]], counts: Sequence[str | None], config: ModelConfig
 ) -> list[ImageRecord]:
     """The records of a batch on the host; `counts` are the run lengths of all its detections, image after image."""
-    # The whole batch becomes numbers at once: for one image it takes as long.
+    # The whole batch at once: for one image it takes as long.
     valid = detections.valid.numpy()
     boxes = detections.boxes.numpy()[valid]
-    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).tolist()
-    scores, labels = (values.numpy()[valid].tolist() for values in (detections.scores, detections.labels))
-    keypoints = _keypoint_lists(detections, labels, config)
-    categories = [(category.id, category.name) for category in config.categories]
-    named = (categories[label] for label in labels)
-    records = [
-        DetectionRecord(category_id, category, score, (x, y, w, h), rle, points)
-        for (category_id, category), score, (x, y, w, h), rle, points in zip(
-            named, scores, sides, counts, keypoints, strict=True
-        )
-    ]
-    ends = [0, *accumulate(detections.count.tolist())]
+    labels = detections.labels.numpy()[valid]
+    assert len(counts) == len(labels)
+    keypoints, num_values = _keypoint_values(detections, labels, config)
+    names = [category.name for category in config.categories]
+    columns = DetectionColumns(
+        category_ids=np.array([category.id for category in config.categories], np.int64)[labels],
+        categories=[names[label] for label in labels.tolist()],
+        scores=detections.scores.numpy()[valid],
+        boxes=np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1),
+        rle_counts=counts,
+        keypoints=keypoints,
+        num_values=num_values,
+    )
     return [
-        ImageRecord("ok", None, width, height, tuple(records[start:end]))
-        for (height, width), (start, end) in zip(sizes, pairwise(ends), strict=True)
+        ImageRecord("ok", None, width, height, own)
+        for (height, width), own in zip(sizes, columns.split(detections.count.tolist()), strict=True)
     ]
 
 
-def _keypoint_lists(
-    detections: Detections, labels: Sequence[int], config: ModelConfig
-) -> list[tuple[float, ...] | None]:
-    """Keypoints of a batch's detections, whose labels are given, as COCO writes them, None where the category has
-    none."""
+def _keypoint_values(
+    detections: Detections, labels: NDArray[np.int64], config: ModelConfig
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Keypoints of a batch's detections, whose labels are given, as `DetectionColumns` has them: none where the
+    category has none."""
     if detections.keypoints is None:
-        return [None] * len(labels)
+        return np.empty(0, np.float32), np.full(len(labels), -1)
     settings = config.keypoint_head
     points = detections.keypoints.float().numpy()[detections.valid.numpy()]
     points[..., :2] -= pixel_offset(settings.decode)
-    with_keypoints = [category.name in settings.categories for category in config.categories]
-    flat = points.reshape(len(labels), points.shape[1] * points.shape[2]).tolist()
-    return [tuple(values) if with_keypoints[label] else None for label, values in zip(labels, flat, strict=True)]
+    of_category = np.array([category.name in settings.categories for category in config.categories], np.bool_)
+    present = of_category[labels]
+    return points[present].reshape(-1), np.where(present, points.shape[1] * points.shape[2], -1)
 
 
 def proposal_record(proposals: Proposals, index: int, size: tuple[int, int], min_score: float) -> ProposalRecord:

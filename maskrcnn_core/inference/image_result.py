@@ -12,7 +12,8 @@ from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.image_source import ImageSource, decoded
 from maskrcnn_core.masks import decode_mask
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 
 ResultKind = Literal["bbox", "segm", "keypoints"]
 
@@ -55,10 +56,10 @@ class ImageResult:
             lines.append(f"  and {count - _SHOWN} more")
         return "\n".join(lines)
 
-    @property
+    @cached_property
     def detections(self) -> tuple[DetectionRecord, ...]:
         """One by one, as the label record has them."""
-        return self.record.detections
+        return tuple(self.record.detections)
 
     @property
     def width(self) -> int:

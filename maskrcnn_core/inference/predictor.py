@@ -5,7 +5,7 @@ pasted and run-length encoded. Whatever goes wrong with one image becomes its re
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
@@ -23,7 +23,7 @@ from maskrcnn_core.inference.device_preparation import DevicePreparation
 from maskrcnn_core.inference.encoding import image_record, proposal_record, records_with_device_masks
 from maskrcnn_core.inference.image_result import ImageResult
 from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, source_name
-from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage
+from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, Request
 from maskrcnn_core.inference.settings import (
     Mark,
     PredictorSettings,
@@ -159,16 +159,34 @@ class Predictor:
         given: Sequence[ImageProposals | ImageError | None] = proposals or [None] * len(encoded)
         return self._pipeline.records(encoded, given, Steps(self._start_label, self._finish_label))
 
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        """Label images as they come, without an end in between: batches go on over whatever the caller groups.
+
+        Args:
+            requests: images by keys; None = a pause, where no image is at hand, so that none waits for others of its
+                shape. Iterated in another thread beside a GPU; an iterator that waits for images yields None now and
+                then. An image waits for at most 512 others.
+
+        Yields:
+            Keys and records of a batch as soon as it is done; never raises for an image.
+        """
+        return self._pipeline.stream(requests, Steps(self._start_label, self._finish_label))
+
+    def propose_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ProposalRecord]]]:
+        """As `predict_each`, of what `propose` makes."""
+        for batch in self._pipeline.stream(requests, Steps(self._start_proposals, self._finish_proposals)):
+            yield [(key, _as_proposals(record)) for key, record in batch]
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last batch was finished, seconds of `time.monotonic`; None while one is under way."""
+        return self._pipeline.idle_since
+
     def propose(self, encoded: Sequence[bytes | Tensor | ImageError]) -> list[ProposalRecord]:
         """The RPN's proposals, where `settings.record` is `proposals`; arguments and order as `predict`."""
         steps = Steps(self._start_proposals, self._finish_proposals)
         records = self._pipeline.records(encoded, [None] * len(encoded), steps)
-        return [
-            record
-            if isinstance(record, ProposalRecord)
-            else failed_proposals(record.status, record.error or "", record.width, record.height)
-            for record in records
-        ]
+        return [_as_proposals(record) for record in records]
 
     @torch.inference_mode()
     def _start_label(self, batch: PreparedBatch) -> tuple[list[PreparedImage], Detections]:
@@ -274,6 +292,12 @@ class Predictor:
     def arithmetic(self) -> torch.autocast:
         """The block in which `detector` computes as the settings say."""
         return torch.autocast(self._choices.device.type, torch.bfloat16, enabled=self._choices.half)
+
+
+def _as_proposals(record: ProposalRecord | ImageRecord) -> ProposalRecord:
+    if isinstance(record, ProposalRecord):
+        return record
+    return failed_proposals(record.status, record.error or "", record.width, record.height)
 
 
 def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -> Predictor:

@@ -2,9 +2,11 @@
 
 Images are resized on the host as they are decoded or, where a batch is asked for on a device (`device_preparation`),
 all of its images there; their shapes are known from the sizes alone.
+
+Images come without end, and each waits for others of its shape, but not for ever: `UnfilledBatches`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +21,35 @@ from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, pack_images
 from maskrcnn_core.inference.image_source import decoded
 from maskrcnn_core.inference.settings import Mark, PredictorSettings, no_mark
+from maskrcnn_core.inference.unfilled_batches import UnfilledBatches
 from maskrcnn_core.structures import ImageBatch, Proposals
-
-Failed = Callable[[int, ImageError], None]
-"""What to do with an image (its index in the request) that cannot be prepared."""
 
 # More decoders than this get ahead of any network, and each holds decoded images.
 _MOST_DECODERS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """An image that something is asked about.
+
+    Attributes:
+        key: what its record comes back with; another one for every image that is under way at the same time.
+        content: an image file as bytes, or a decoded image [3, H, W] uint8 RGB; an error in place of one becomes the
+            image's record.
+        proposals: of the image in its original frame; an error becomes its record; None = the detector's own.
+    """
+
+    key: int
+    content: bytes | Tensor | ImageError
+    proposals: ImageProposals | ImageError | None = None
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that cannot be prepared: its key, and why."""
+
+    key: int
+    error: ImageError
 
 
 @dataclass(frozen=True)
@@ -33,7 +57,7 @@ class PreparedImage:
     """An image ready for a batch.
 
     Attributes:
-        index: in the request.
+        key: of its request.
         input_sizes: (height, width) in each size of the image pyramid; mostly one.
         views: [3, h, w] float32 for each of them; empty where the device makes them, of `pixels`.
         original_size: (height, width).
@@ -41,12 +65,17 @@ class PreparedImage:
         pixels: [3, H, W] uint8 RGB, for the device to resize; None where there are views.
     """
 
-    index: int
+    key: int
     input_sizes: tuple[Size, ...]
     views: tuple[Tensor, ...]
     original_size: Size
     proposals: ImageProposals | None = None
     pixels: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its pixels."""
+        return sum(view.nbytes for view in self.views) + (0 if self.pixels is None else self.pixels.nbytes)
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,8 @@ class Preparation:
             the host goes on.
         on_device: resizes on the device; None = the host does.
         mark: told of each stage.
+        in_powers: cut batches that are not full to powers of two; None = for a GPU, where cuDNN spends a tenth of a
+            second on plans for every shape that it has not seen.
     """
 
     def __init__(
@@ -81,56 +112,78 @@ class Preparation:
         settings: PredictorSettings,
         on_device: DevicePreparation | None = None,
         mark: Mark = no_mark,
+        *,
+        in_powers: bool | None = None,
     ) -> None:
         self._rule, self._settings, self._on_device, self._mark = rule, settings, on_device, mark
         on_gpu = torch.device(settings.device).type == "cuda"
         self._pinned = on_gpu
+        self._in_powers = on_gpu if in_powers is None else in_powers
         most = min(_MOST_DECODERS, torch.get_num_threads()) if on_gpu else 1
         self._decoders = MapAhead(settings.decode_threads or most, "decode")
 
-    def batches(
-        self,
-        encoded: Sequence[bytes | Tensor | ImageError],
-        proposals: Sequence[ImageProposals | ImageError | None],
-        failed: Failed,
-    ) -> Iterator[list[PreparedImage]]:
-        """Images grouped by padded shape up to the pixel budget; what cannot be prepared goes to `failed`.
+    def batches(self, requests: Iterable[Request | None]) -> Iterator[list[PreparedImage] | FailedImage]:
+        """Images grouped by padded shape up to the pixel budget, and those that cannot be prepared.
 
         Args:
-            encoded, proposals: one of each for an image.
-            failed: called in the thread that iterates.
+            requests: iterated in the thread that iterates here; None = a pause: no more images are at hand.
+
+        Yields:
+            Groups and failures as they come; whatever waits is grouped at a pause and at the end, where an empty group
+            follows.
         """
-        waiting: dict[tuple[object, ...], list[PreparedImage]] = {}
-        requests = zip(range(len(encoded)), encoded, proposals, strict=True)
-        for index, prepared in enumerate(self._decoders(lambda request: self.prepare(*request), requests)):
-            try:
-                item = prepared()
-            except ImageError as error:
-                failed(index, error)
-                continue
-            except Exception as error:  # such as no memory for the resized pixels
-                failed(index, ImageError("failed", reason_of(error)))
-                continue
-            shapes = [padded_size(size, self._rule.divisor) for size in item.input_sizes]
-            key = (item.pixels is None, *shapes)
-            group = waiting.setdefault(key, [])
-            group.append(item)
-            pixels = sum(height * width for height, width in shapes) * (1 + self._settings.test_flip)
-            if (len(group) + 1) * pixels > self._settings.batch_limit:
-                yield _by_size(waiting.pop(key))
-        for group in waiting.values():
+        unfilled: UnfilledBatches[PreparedImage] = UnfilledBatches()
+        for item in self._prepared(requests):
+            if isinstance(item, FailedImage):
+                yield item
+            elif item is None:
+                yield from self._grouped(unfilled.take_all())
+                yield []
+            else:
+                yield from self._grouped(self._joined(unfilled, item))
+
+    def _joined(self, unfilled: UnfilledBatches[PreparedImage], item: PreparedImage) -> Iterator[list[PreparedImage]]:
+        """What goes into batches now that one more image is there."""
+        shape = (item.pixels is None, *self._padded_sizes(item))
+        yield from unfilled.add(shape, item, item.nbytes, self._most_in_a_batch(item))
+
+    def _padded_sizes(self, item: PreparedImage) -> list[Size]:
+        return [padded_size(size, self._rule.divisor) for size in item.input_sizes]
+
+    def _most_in_a_batch(self, item: PreparedImage) -> int:
+        """Images of this one's shape."""
+        pixels = sum(height * width for height, width in self._padded_sizes(item)) * (1 + self._settings.test_flip)
+        return max(1, self._settings.batch_limit // pixels)
+
+    def _grouped(self, groups: Iterable[list[PreparedImage]]) -> Iterator[list[PreparedImage]]:
+        for group in groups:
             yield from map(_by_size, self._in_common_sizes(group))
 
+    def _prepared(self, requests: Iterable[Request | None]) -> Iterator[PreparedImage | FailedImage | None]:
+        """Each image in order, prepared ahead up to the next pause, which is None, as is the end."""
+        bursts = _Bursts(requests)
+        while not bursts.is_at_end:
+            for prepared in self._decoders(self._prepared_or_failed, bursts.next()):
+                yield prepared()
+            yield None
+
+    def _prepared_or_failed(self, request: Request) -> PreparedImage | FailedImage:
+        try:
+            return self.prepare(request.key, request.content, request.proposals)
+        except ImageError as error:
+            return FailedImage(request.key, ImageError(error.status, str(error)))
+        except Exception as error:  # such as no memory for the resized pixels
+            return FailedImage(request.key, ImageError("failed", reason_of(error)))
+
     def _in_common_sizes(self, group: list[PreparedImage]) -> Iterator[list[PreparedImage]]:
-        """A batch that is not full, on a GPU cut to powers of two: for every shape that cuDNN has not seen it spends a
-        tenth of a second on plans."""
+        is_cut = self._in_powers and len(group) < self._most_in_a_batch(group[0])
         while group:
-            count = 1 << (len(group).bit_length() - 1) if self._pinned else len(group)
+            count = 1 << (len(group).bit_length() - 1) if is_cut else len(group)
             yield group[:count]
             group = group[count:]
 
     def prepare(
-        self, index: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None = None
+        self, key: int, content: bytes | Tensor | ImageError, proposals: ImageProposals | ImageError | None = None
     ) -> PreparedImage:
         """One image, decoded and, unless the device does it, resized to each of its views.
 
@@ -155,9 +208,9 @@ class Preparation:
         sides = self._settings.test_short_sides or (self._rule.short_side,)
         sizes = tuple(self._input_size(height, width, side) for side in sides)
         if self._on_device is not None and height * width <= PIXELS_AT_ONCE:
-            return PreparedImage(index, sizes, (), (height, width), proposals, pixels=image)
+            return PreparedImage(key, sizes, (), (height, width), proposals, pixels=image)
         return PreparedImage(
-            index, sizes, tuple(self._resized(image, size) for size in sizes), (height, width), proposals
+            key, sizes, tuple(self._resized(image, size) for size in sizes), (height, width), proposals
         )
 
     def padded(self, items: list[PreparedImage]) -> PreparedBatch:
@@ -200,6 +253,22 @@ class Preparation:
         pixels = prepare_input(image, size, self._rule)
         self._mark("resize, normalise", image.nbytes + pixels.nbytes)
         return pixels
+
+
+class _Bursts:
+    """Requests cut at their pauses."""
+
+    def __init__(self, requests: Iterable[Request | None]) -> None:
+        self._requests = iter(requests)
+        self.is_at_end = False
+
+    def next(self) -> Iterator[Request]:
+        """Up to the next pause, or the end."""
+        for request in self._requests:
+            if request is None:
+                return
+            yield request
+        self.is_at_end = True
 
 
 def _by_size(items: list[PreparedImage]) -> list[PreparedImage]:

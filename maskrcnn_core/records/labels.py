@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,23 +11,13 @@ import pyarrow.compute as pc
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import StorageError
+from maskrcnn_core.records.detections import DETECTION_TYPE, DetectionRecord, detections_array
 
 SCHEMA_VERSION = "1"
 VERSION_KEY = b"maskrcnn.schema_version"
 """Where a label file's metadata holds the version of its schema."""
 CATEGORIES_KEY = b"maskrcnn.categories"
 """And the categories, as JSON."""
-
-_DETECTION_TYPE = pa.struct(
-    [
-        pa.field("category_id", pa.int32(), nullable=False),
-        pa.field("category", pa.string(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("bbox", pa.list_(pa.float32()), nullable=False),
-        pa.field("segmentation", pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())])),
-        pa.field("keypoints", pa.list_(pa.float32())),
-    ]
-)
 
 RECORD_FIELDS = (
     pa.field("image_id", pa.int64(), nullable=False),
@@ -36,32 +26,33 @@ RECORD_FIELDS = (
     pa.field("height", pa.int32()),
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
-    pa.field("detections", pa.list_(_DETECTION_TYPE), nullable=False),
+    pa.field("detections", pa.list_(DETECTION_TYPE), nullable=False),
     pa.field("model", pa.string(), nullable=False),
 )
 
 
-@dataclass(frozen=True)
-class DetectionRecord:
-    """One detected object in original-image pixels.
+class ImageOutcome(Protocol):
+    """What every kind of record says of its image, as `ImageRecord` documents it."""
 
-    Attributes:
-        category_id: COCO category id.
-        category: category name.
-        score: 0 to 1.
-        bbox: x, y, width, height.
-        rle_counts: COCO compressed run lengths over the whole image, or None without a mask head.
-        keypoints: x, y, v for each keypoint, flat, or None without a keypoint head and for categories that have none.
-            x, y count pixels from the middle of the first, as COCO's do. v is the probability that the head gives to
-            the place, above 0 (detectron2 and MMPose write their scores there too; COCO's scoring ignores it).
-    """
+    @property
+    def status(self) -> str:
+        """Of the image."""
+        ...
 
-    category_id: int
-    category: str
-    score: float
-    bbox: tuple[float, float, float, float]
-    rle_counts: str | None = None
-    keypoints: tuple[float, ...] | None = None
+    @property
+    def error(self) -> str | None:
+        """One line."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Pixels."""
+        ...
+
+    @property
+    def height(self) -> int | None:
+        """Pixels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,14 +63,14 @@ class ImageRecord:
         status: `ok`, or an `ImageStatus` of `maskrcnn_core.errors`.
         error: one line, None where ok.
         width, height: original pixels as oriented for the model; None if the image never decoded.
-        detections: best first; empty where the image failed.
+        detections: best first, as `DetectionColumns` or one by one; empty where the image failed.
     """
 
     status: str
     error: str | None
     width: int | None
     height: int | None
-    detections: tuple[DetectionRecord, ...] = ()
+    detections: Sequence[DetectionRecord] = ()
 
 
 def record_schema(categories: Sequence[Category]) -> pa.Schema:
@@ -142,34 +133,40 @@ def records_to_table(
         model: fingerprint of weights and settings.
         schema: from `record_schema`.
     """
-    rows = [
-        {
-            "image_id": image_id,
-            "uri": uri,
-            "width": record.width,
-            "height": record.height,
-            "status": record.status,
-            "error": record.error,
-            "detections": [_detection_row(detection, record) for detection in record.detections],
-            "model": model,
-        }
-        for image_id, uri, record in zip(image_ids, uris, records, strict=True)
+    sizes = [(record.height, record.width) for record in records]
+    detections = detections_array([record.detections for record in records], sizes)
+    return rows_of_images(image_ids, uris, records, detections, model, schema)
+
+
+def rows_of_images(
+    image_ids: Sequence[int],
+    uris: Sequence[str],
+    records: Sequence[ImageOutcome],
+    objects: pa.ListArray,
+    model: str,
+    schema: pa.Schema,
+) -> pa.Table:
+    """A table of a schema with the columns of `RECORD_FIELDS`, whose `detections` may bear another name.
+
+    Args:
+        image_ids, uris, records, objects: equally long.
+        model: fingerprint of weights and settings.
+    """
+    columns = (
+        list(image_ids),
+        list(uris),
+        [record.width for record in records],
+        [record.height for record in records],
+        [record.status for record in records],
+        [record.error for record in records],
+        objects,
+        [model] * len(records),
+    )
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for column, field in zip(columns, schema, strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _detection_row(detection: DetectionRecord, record: ImageRecord) -> dict[str, object]:
-    segmentation = None
-    if detection.rle_counts is not None:
-        segmentation = {"size": [record.height, record.width], "counts": detection.rle_counts}
-    return {
-        "category_id": detection.category_id,
-        "category": detection.category,
-        "score": detection.score,
-        "bbox": list(detection.bbox),
-        "segmentation": segmentation,
-        "keypoints": None if detection.keypoints is None else list(detection.keypoints),
-    }
+    return pa.table(arrays, schema=schema)
 
 
 def record_from_row(row: Mapping[str, Any]) -> ImageRecord:

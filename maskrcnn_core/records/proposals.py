@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskrcnn_core.records.labels import RECORD_FIELDS, SCHEMA_VERSION, VERSION_KEY
+from maskrcnn_core.records.labels import RECORD_FIELDS, SCHEMA_VERSION, VERSION_KEY, rows_of_images
 from maskrcnn_core.records.schema import PROPOSALS_KIND, PROPOSALS_TYPE, RECORD_KEY
 
 
@@ -52,24 +52,7 @@ def proposals_to_table(
         image_ids, uris, records: equally long.
         model: fingerprint of weights and settings.
     """
-    schema = proposal_schema()
-    columns = {
-        "image_id": list(image_ids),
-        "uri": list(uris),
-        "width": [record.width for record in records],
-        "height": [record.height for record in records],
-        "status": [record.status for record in records],
-        "error": [record.error for record in records],
-        "proposals": _proposals_array(records),
-        "model": [model] * len(records),
-    }
-    return pa.table(
-        [
-            values if isinstance(values, pa.Array) else pa.array(values, schema.field(name).type)
-            for name, values in columns.items()
-        ],
-        schema=schema,
-    )
+    return rows_of_images(image_ids, uris, records, _proposals_array(records), model, proposal_schema())
 
 
 def _proposals_array(records: Sequence[ProposalRecord]) -> pa.Array:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from maskrcnn_core.data.segmentation import run_lengths
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.report.content import ExampleKind
 
 NOTHING = -1

@@ -36,8 +36,8 @@ class BenchmarkRun:
     """Images that are computed together (detect, stages); 1 = each has a call of its own."""
     threads: int = 0
     """CPU threads of both sides; 0 = the machine's cores."""
-    workers: int = 1
-    """Detector processes of jobs.label, which share the threads (label)."""
+    workers: int = 0
+    """Detector processes of jobs.label, which share the threads (label); 0 = as jobs.label chooses them."""
     steps: int = 0
     """Consecutive steps of a round (train); 0 = 1 on a CPU, 20 on a GPU."""
     loaders: int = 0
@@ -52,11 +52,11 @@ class BenchmarkRun:
 
     def __post_init__(self) -> None:
         require_typed("", self)
-        for name in ("num_images", "rounds", "short_side", "max_detections", "batch", "workers"):
+        for name in ("num_images", "rounds", "short_side", "max_detections", "batch"):
             require_positive(name, getattr(self, name))
         require_between("short_side", self.short_side, 1, MAX_SIDE)
         require_between("long_side", self.long_side, 0, MAX_SIDE)
-        for name in ("threads", "steps", "loaders"):
+        for name in ("threads", "workers", "steps", "loaders"):
             require_not_negative(name, getattr(self, name))
         long_side_fits = self.long_side == 0 or self.long_side >= self.short_side
         require(long_side_fits, "long_side", self.long_side, f"0, or at least short_side ({self.short_side})")
@@ -97,6 +97,28 @@ class InputBenchmarkRun:
         require(long_side_fits, "long_side", self.long_side, f"0, or at least short_side ({self.short_side})")
         given = bool(self.images) == bool(self.annotations)
         require(given, "annotations", self.annotations, "a COCO file together with images, or neither")
+
+
+@dataclass(frozen=True)
+class ReadingBenchmarkRun:
+    """Measure reading images from an object store that answers late; the store is a server of this machine."""
+
+    delay_ms: float = 30.0
+    """Wait before each answer, milliseconds. S3 takes some 30 to 100."""
+    num_images: int = 2000
+    """Images of a round, of 60 to 160 KB."""
+    readers: int = 64
+    """Images that our side reads at once, as label.readers."""
+    rounds: int = 3
+    """Rounds in turns; the median counts."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "readers", "rounds"):
+            require_positive(name, getattr(self, name))
+        require_not_negative("delay_ms", self.delay_ms)
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,44 @@ class ScaleRun:
     def __post_init__(self) -> None:
         require_typed("", self)
         require(all(size > 0 for size in self.sizes), "sizes", self.sizes, "numbers above 0")
+
+
+@dataclass(frozen=True)
+class WorkerBenchmarkRun:
+    """Measure how busy a labelling worker keeps a GPU, with a simulated one."""
+
+    annotations: str = ""
+    """COCO file whose images' sizes are taken; empty = the common ones of COCO train2017."""
+    num_images: int = 5000
+    """Images, of one colour: they are decoded in a fraction of a photo's time, and so on few cores."""
+    image_ms: float = 2.2
+    """Time that the GPU takes for each image of a batch, milliseconds; an H100's for Mask R-CNN R50-FPN in bfloat16."""
+    batch_ms: float = 1.5
+    """What it takes for a batch besides, milliseconds."""
+    batch_pixels: int = 9_000_000
+    """As label.batch_pixels."""
+    short_side: int = 800
+    """Short side of the network's input, pixels; its long side is at most 5/3 of that."""
+    delay_ms: float = 0.0
+    """What storage takes for each image besides reading the local file, milliseconds."""
+    readers: int = 16
+    """Images read at the same time."""
+    decode_threads: int = 2
+    """Threads that decode images."""
+    rows_per_file: int = 1000
+    """Images of one label file."""
+    seed: int = 0
+    """Of the images' order."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "batch_pixels", "readers", "decode_threads", "rows_per_file"):
+            require_positive(name, getattr(self, name))
+        for name in ("image_ms", "batch_ms", "delay_ms", "seed"):
+            require_not_negative(name, getattr(self, name))
+        require_between("short_side", self.short_side, 1, MAX_SIDE)
 
 
 @dataclass(frozen=True)
@@ -257,4 +317,27 @@ class EvaluationBenchmarkRun:
     def __post_init__(self) -> None:
         require_typed("", self)
         for name in ("images", "detections", "rounds"):
+            require_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class DriverRun:
+    """What a labelling run's driver carries: workers that only take their time."""
+
+    workers: int = 200
+    """Workers on a cluster of this machine; each is a process of some 100 MB."""
+    chunks: int = 5000
+    """Chunks in all."""
+    rows: int = 1000
+    """Images of a chunk."""
+    group: int = 256
+    """Images that a worker reports at once."""
+    chunk_seconds: float = 0.5
+    """What a worker takes for a chunk."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("workers", "chunks", "rows", "group", "chunk_seconds"):
             require_positive(name, getattr(self, name))

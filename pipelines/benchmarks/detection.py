@@ -23,7 +23,8 @@ from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.kernels.gpu.availability import CPU_KERNELS, GPU_KERNELS, without_kernels
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from pipelines.benchmarks.config import BenchmarkRun
 from pipelines.benchmarks.peer import (
     brought_to,

@@ -44,13 +44,15 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.progress import LabelProgress
-from pipelines.labelling.run import _GROUP_SIZE_GPU, LabelSummary, label
+from pipelines.labelling.run import LabelSummary, label
+from pipelines.labelling.worker_settings import GROUP_SIZE_GPU
 
 _SAMPLE_SECONDS = 2.0  # looking is work too, and the kernel keeps the peaks
 _DOCUMENTED_BATCH = 2
 _DOCUMENTED_IMAGES_GPU = 128
 _UTILISATION = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200")
 _LEAST_SECONDS = 2.0
+_TRIED_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,10 @@ def benchmark_label(run: BenchmarkRun) -> LabellingComparison:
             imported_predictor(peer_of(run), run, checkpoint)
         settings = PredictorSettings(device=device, precision=run.precision, apply_exif=True)
         predictor = load_predictor(str(checkpoint), settings)
-        group = _GROUP_SIZE_GPU if run.use_gpu else 1
+        group = GROUP_SIZE_GPU if run.use_gpu else 1
         predictor.predict(contents[:group])
+        if not (run.use_gpu or run.threads):
+            torch.set_num_threads(_best_threads(predictor, contents[:_TRIED_IMAGES], threads))
         for index in range(run.rounds):
             with _gpu_watched(bare.gpu_busy, run.use_gpu):
                 bare.rates.append(len(contents) / _bare_loop(predictor, folder, group))
@@ -183,12 +187,25 @@ def _bare_loop(predictor: Predictor, folder: Path, group: int) -> float:
     return time.perf_counter() - started
 
 
+def _best_threads(predictor: Predictor, contents: Sequence[bytes], most: int) -> int:
+    """All threads or one, by which the bare loop is faster."""
+    seconds = {}
+    for threads in (most, 1):
+        torch.set_num_threads(threads)
+        predictor.predict(contents[:1])
+        started = time.perf_counter()
+        for content in contents:
+            predictor.predict([content])
+        seconds[threads] = time.perf_counter() - started
+    return min(seconds, key=lambda threads: seconds[threads])
+
+
 def _job(run: BenchmarkRun, checkpoint: str, folder: Path, output: Path, threads: int) -> tuple[float, LabelSummary]:
     """Images per second of jobs.label, and its summary."""
     points: list[tuple[int, float]] = []
     config = LabelConfig(
         num_workers=run.workers,
-        threads_per_worker=max(1, threads // run.workers),
+        threads_per_worker=max(1, threads // run.workers) if run.workers else run.threads,
         precision=run.precision,
         use_gpu=run.use_gpu,
     )

@@ -10,7 +10,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,12 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pycocotools.mask
 from PIL import Image
+from torch import Tensor
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.errors import ImageError
+from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from pipelines.benchmarks.config import ScaleRun
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect, on_cluster
@@ -34,13 +37,14 @@ from pipelines.images.manifest import build_manifest
 from pipelines.images.parts import Part
 from pipelines.images.source import Source
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.run import label
 from pipelines.verification.config import VerifyRun
 from pipelines.verification.run import verify
 
 _CATEGORY = Category(1, "thing")
 _FILES_PER_FOLDER = 5_000
+_IMAGES_PER_NOTE = 100
 _INVENTORY_ROWS = 1_000_000
 
 
@@ -109,19 +113,28 @@ def _peak() -> int:
 class ConstantDetector:
     """Decodes an image and finds one object in it; leaves this process's peak memory in a file beside the images."""
 
+    idle_since = 0.0
+
     def __init__(self, checkpoint: str, settings: PredictorSettings) -> None:
         self.fingerprint, self.categories, self.max_proposals = "constant", (_CATEGORY,), 0
         self._notes, self._settings = Path(checkpoint), settings
 
-    def predict(self, encoded: Sequence[bytes | ImageError], proposals: Any = None) -> list[ImageRecord]:
-        """One record for each image, in order."""
-        (self._notes / str(os.getpid())).write_text(str(_peak()))
-        return [self._one(image) for image in encoded]
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        """The record of each image."""
+        for request in filter(None, requests):
+            if request.key % _IMAGES_PER_NOTE == 1:
+                self._note_peak()
+            yield [(request.key, self._one(request.content))]
+        self._note_peak()
 
-    def _one(self, image: bytes | ImageError) -> ImageRecord:
+    def _note_peak(self) -> None:
+        (self._notes / str(os.getpid())).write_text(str(_peak()))
+
+    def _one(self, image: bytes | Tensor | ImageError) -> ImageRecord:
         try:
             if isinstance(image, ImageError):
                 raise image
+            assert isinstance(image, bytes)
             pixels = decode_image(image, max_pixels=self._settings.max_pixels, apply_exif=False)
         except ImageError as error:
             return ImageRecord(error.status, str(error), None, None)
@@ -131,7 +144,7 @@ class ConstantDetector:
         )
         return ImageRecord("ok", None, width, height, (detection,))
 
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> Any:
+    def propose_each(self, requests: Iterable[Request | None]) -> Any:
         """Not asked for."""
         raise RuntimeError("the constant detector makes no proposals")
 
@@ -161,7 +174,7 @@ def _label_many(size: int) -> ScalePoint:
                 images=str(images),
                 output=f"{scratch}/out",
                 label=LabelConfig(num_workers=1, threads_per_worker=1),
-                cluster=ClusterConfig(),
+                cluster=ClusterConfig(ray=True),
             ),
             detector=Detector(ConstantDetector, _describe),
         )

@@ -17,7 +17,7 @@ import ray.exceptions
 
 from maskrcnn_core.errors import ConfigError, UserError
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.cpu_quota import cpu_quota
+from pipelines.cluster.cpus import usable_cpus
 from pipelines.cluster.lost_processes import why_lost
 
 # Ray Data starts a pool's actors before its read tasks: with fewer logical CPUs the pool can hold them all, and the
@@ -33,19 +33,14 @@ _LONGEST_TEMP_DIR = 45
 
 _CONNECT_SECONDS = 10.0
 
+# More than any cluster that this project knows has CPUs; each waiting task costs this process some kilobytes.
+_MOST_TASKS = 2000
+
+# For tasks to end that are given up.
+_END_SECONDS = 10.0
+
 _START_ATTEMPTS = 3
 _TIMED_OUT = "timed out during startup"
-
-# Feature maps are tens of megabytes and live for one layer. By default each goes back to the system at once and the
-# next one is faulted in page by page; huge pages and one heap that keeps what it has spare that time. (One arena, since
-# Ray runs training in a thread, and glibc's heaps of other threads than the main one are small and given back.)
-TENSOR_MEMORY_ENVIRONMENT = {
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**3),
-    "MALLOC_TOP_PAD_": str(256 * 1024**2),
-    "MALLOC_ARENA_MAX": "1",
-}
 
 _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -123,27 +118,57 @@ def unwrapped_errors() -> Iterator[None]:
 
 def nodes() -> tuple[NodeCapacity, ...]:
     """Capacity of each live node of the connected cluster, biggest first; needs `connect`."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    capacities = [NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
+    capacities = [_capacity(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return tuple(sorted(capacities, key=lambda node: (node.gpus, node.cpus), reverse=True))
+
+
+def node_ids() -> list[str]:
+    """Ray's names of the live nodes of the connected cluster; needs `connect`."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def own_node() -> NodeCapacity | None:
+    """Capacity of the node that this process runs on; None without Ray."""
+    if not ray.is_initialized():
+        return None
+    own = ray.get_runtime_context().get_node_id()
+    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == own), None)
+    return None if resources is None else _capacity(resources)
 
 
 def on_cluster(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Calls a function with each tuple of arguments in tasks of one CPU; yields what they return as it comes.
 
-    Twice as many tasks as the cluster has CPUs are under way at once, so that a million of them need no memory here.
+    The sequence may grow until the last result has been taken. Up to `_MOST_TASKS` tasks are under way at once, so that
+    a million of them need no memory here; how many of these run is the cluster's business, whose machines come and go.
     """
     remote = ray.remote(num_cpus=1)(function)
-    most = 2 * max(1, sum(node.cpus for node in nodes()))
     waiting: list[Any] = []
-    for some in arguments:
-        if len(waiting) >= most:
-            ready, waiting = ray.wait(waiting, num_returns=1)
-            yield from ray.get(ready)
-        waiting.append(remote.remote(*some))
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        yield from ray.get(ready)
+    started = 0
+    try:
+        while waiting or started < len(arguments):
+            more = arguments[started : started + _MOST_TASKS - len(waiting)]
+            waiting += [remote.remote(*some) for some in more]
+            started += len(more)
+            ray.wait(waiting, num_returns=1)
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            for result in ready:
+                yield ray.get(result)
+    except ray.exceptions.RayError:
+        _end_tasks(waiting)
+        raise
+
+
+def _end_tasks(tasks: Sequence[Any]) -> None:
+    """Gives tasks up, whose results nobody will take: they would go on to write into what is cleared away."""
+    for task in tasks:
+        ray.cancel(task)
+    if tasks:
+        ray.wait(list(tasks), num_returns=len(tasks), timeout=_END_SECONDS)
+
+
+def _capacity(resources: Mapping[str, float]) -> NodeCapacity:
+    return NodeCapacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
 @contextmanager
@@ -261,31 +286,3 @@ def _start_once(num_cpus: int, worker_logs: bool) -> None:
             logging_level=logging.ERROR,
             _temp_dir="/tmp/ray" if len(temp_root) > _LONGEST_TEMP_DIR else None,
         )
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on, or as many as its container's quota keeps busy."""
-    return _within_quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
-
-
-def physical_cores() -> int:
-    """Cores under the CPUs that this process may run on, or as many as its container's quota keeps busy: hyper-threads
-    of one core count once.
-
-    Convolutions run slower with a thread on each hyper-thread than with one on each core.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return usable_cpus()
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                siblings.add(file.read().strip())
-        except OSError:  # not shown in some containers
-            siblings.add(str(cpu))
-    return _within_quota(len(siblings))
-
-
-def _within_quota(cpus: int) -> int:
-    quota = cpu_quota()
-    return cpus if quota is None else max(1, min(cpus, int(quota)))

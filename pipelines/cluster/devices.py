@@ -1,5 +1,6 @@
 """Whether a job computes on GPUs: what `use_gpu` means on the connected cluster."""
 
+import math
 from typing import Literal
 
 from pipelines.cluster.capacity import Capacity
@@ -31,15 +32,16 @@ def device_note(name: str, setting: UseGpu, capacity: Capacity) -> str | None:
     return None
 
 
-def idle_note(name: str, workers: int, capacity: Capacity) -> str | None:
-    """That workers with a GPU each leave others idle; None where they do not.
+def idle_note(name: str, workers: int, capacity: Capacity, *, per_gpu: int = 1) -> str | None:
+    """That workers with GPUs leave others idle; None where they do not.
 
     Args:
         name: of the setting that says how many workers.
         workers: how many there are at most.
         capacity: of the cluster.
+        per_gpu: how many of them share a GPU.
     """
-    idle = capacity.gpus - workers
+    idle = capacity.gpus - math.ceil(workers / per_gpu)
     return None if idle <= 0 else f"{_lie_idle(idle)} of {capacity.gpus}: {name} is {workers}"
 
 

@@ -28,7 +28,8 @@ class EvaluateConfig:
     """all = an annotated image without a good label row counts as one in which nothing was found; labelled = it is left
     out. Either way such images are counted and named."""
     distributed: Literal["auto", "always", "never"] = "auto"
-    """Score shards as Ray tasks; auto = where a cluster is given or in use, or there are many images."""
+    """Score shards as Ray tasks; auto = where a cluster is given or in use, or there are many labels (2 GiB, or 2,000
+    files)."""
     images_per_shard: int = 1000
     """Images that one task scores, about; files of labels are not divided below their row groups."""
     details: bool = False

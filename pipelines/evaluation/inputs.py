@@ -25,7 +25,9 @@ from maskrcnn_core.evaluation.results import Coverage, match_labels
 from pipelines import storage
 from pipelines.annotations.columns import annotation_columns, conversion
 from pipelines.evaluation.shards import LabelRows, Pieces, Shard, ShardAnnotations
-from pipelines.labels.files import LIGHT_COLUMNS, CategoryNames, label_files, open_label_file
+from pipelines.labels.files import label_files
+from pipelines.labels.parts import HERE, Readers
+from pipelines.labels.wanted_rows import WantedRows, first_image_id, wanted_rows
 
 _BUCKETS = 64  # shards of images that have no home among the label files
 _HELD_BYTES = 1 << 26  # text of shards in this process before it is handed on
@@ -69,8 +71,12 @@ def is_results_file(labels: str) -> bool:
     return labels.lower().endswith(".json") and not storage.is_folder(labels)
 
 
-def read_inputs(labels: str, annotations: str, images_per_shard: int, only_labelled: bool, keep: Keep) -> ScoringInputs:
+def read_inputs(
+    labels: str, annotations: str, images_per_shard: int, only_labelled: bool, keep: Keep, readers: Readers = HERE
+) -> ScoringInputs:
     """Read what is to be scored, but for the detections of label files.
+
+    Memory grows with the annotated images, and not with those that have labels.
 
     Args:
         labels: label run, label file, or COCO results file.
@@ -78,6 +84,7 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
         images_per_shard: images of one shard, about.
         only_labelled: leave out annotated images without a good label row (of a results file: without results).
         keep: where text and annotations of the shards go.
+        readers: of label files.
 
     Raises:
         StorageError: a file is missing, or is not what it should be.
@@ -85,26 +92,46 @@ def read_inputs(labels: str, annotations: str, images_per_shard: int, only_label
     """
     if is_results_file(labels):
         return _with_results(labels, annotations, only_labelled, keep)
-    rows, names, homes, label_rows = _label_homes(label_files(labels), images_per_shard)
-    reader = _AnnotationReader(lambda image_id: homes.get(image_id, ("none", image_id % _BUCKETS)), keep)
+    files = label_files(labels)
+    reader = _AnnotationReader(keep)
     reader.read(annotations)
-    known, coverage = match_labels(rows, reader.images)
+    found = wanted_rows(files, reader.images, images_per_shard, readers)
+    known, coverage = match_wanted(files, found, reader.images)
     _complete_sizes(reader.images, known)
     left_out: set[int] = set()
     if only_labelled:
         good = set(known.filter(pa.compute.equal(known.column("status"), "ok")).column("image_id").to_pylist())
         left_out = reader.images.keys() - good
-    models = tuple(sorted(filter(None, set(rows.column("model").to_pylist()))))
-    match = match_categories(names, names_of(reader.categories))
-    label_rows = {home: replace(chosen, category_ids=match.ids) for home, chosen in label_rows.items()}
-    inputs = reader.inputs(reader.shards(label_rows, {}, left_out), _without(coverage, left_out), models, None)
+    match = match_categories(found.names.names, names_of(reader.categories))
+    sources = {
+        ("rows", number): LabelRows(run.file, run.row_groups, match.ids) for number, run in enumerate(found.runs)
+    }
+    runs = found.run_of_image
+
+    def home(image_id: int) -> _Home:
+        return ("rows", runs[image_id]) if image_id in runs else ("none", image_id % _BUCKETS)
+
+    shards = reader.shards(home, sources, {}, left_out)
+    inputs = reader.inputs(shards, _without(coverage, left_out), tuple(sorted(found.models)), None)
     return replace(inputs, notes=inputs.notes + ((match.note,) if match.note else ()))
+
+
+def match_wanted(
+    files: Sequence[str], found: WantedRows, images: Mapping[int, CocoDict], *, proposals: bool = False
+) -> tuple[pa.Table, Coverage]:
+    """`match_labels` of the rows of annotated images that some files hold; arguments as of `wanted_rows`."""
+    first_id = None if len(found.table) else first_image_id(files, proposals=proposals)
+    return match_labels(found.table, images, found.total - len(found.table), first_id)
 
 
 def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep) -> ScoringInputs:
     shards_wanted = 1 + storage.size(labels) // _RESULT_BYTES_PER_SHARD
-    reader = _AnnotationReader(lambda image_id: ("hash", image_id % shards_wanted), keep)
+    reader = _AnnotationReader(keep)
     reader.read(annotations)
+
+    def home(image_id: int) -> _Home:
+        return ("hash", image_id % shards_wanted)
+
     texts = _Texts(keep)
     layout, with_results, unknown = None, set(), set()
     for number, entry in enumerate(_stream(labels, "results"), 1):
@@ -119,7 +146,7 @@ def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep
         image_id = result["image_id"]
         if image_id in reader.images:
             text = entry.text if result is entry.value else json.dumps(result)
-            texts.add(reader.home(image_id), f"[{number},{text}]")
+            texts.add(home(image_id), f"[{number},{text}]")
             with_results.add(image_id)
         else:
             unknown.add(image_id)
@@ -131,7 +158,7 @@ def _with_results(labels: str, annotations: str, only_labelled: bool, keep: Keep
     silent = reader.images.keys() - with_results
     left_out = silent if only_labelled else set()
     coverage = Coverage(len(reader.images), len(reader.images), 0, 0, len(unknown))
-    shards = reader.shards({}, texts.finish(), left_out)
+    shards = reader.shards(home, {}, texts.finish(), left_out)
     return reader.inputs(shards, _without(coverage, left_out), (), layout or ResultsLayout(True, True, True))
 
 
@@ -145,40 +172,6 @@ def _complete_sizes(images: Mapping[int, CocoDict], rows: pa.Table) -> None:
 
 def _without(coverage: Coverage, left_out: set[int]) -> Coverage:
     return Coverage(**{**vars(coverage), "left_out": len(left_out)})
-
-
-def _label_homes(
-    files: Sequence[str], images_per_shard: int
-) -> tuple[pa.Table, dict[int, str], dict[int, _Home], dict[_Home, LabelRows]]:
-    """Light columns of all rows, names of the categories, the shard of each image id, the row groups of each shard."""
-    tables: list[pa.Table] = []
-    names = CategoryNames()
-    homes: dict[int, _Home] = {}
-    label_rows: dict[_Home, LabelRows] = {}
-    for uri in files:
-        with open_label_file(uri, pre_buffer=True) as file:
-            table = file.read(LIGHT_COLUMNS)
-            names.add(file)
-        tables.append(table)
-        ids, start = table.column("image_id").to_pylist(), 0
-        for chosen in _runs(file.row_groups, images_per_shard):
-            home, rows = ("rows", len(label_rows)), sum(file.row_groups[index] for index in chosen)
-            label_rows[home] = LabelRows(uri, chosen)
-            homes |= dict.fromkeys(ids[start : start + rows], home)
-            start += rows
-    return pa.concat_tables(tables), names.names, homes, label_rows
-
-
-def _runs(groups: Sequence[int], images_per_shard: int) -> Iterator[tuple[int, ...]]:
-    """Neighbouring row groups that together hold about so many rows."""
-    run: list[int] = []
-    for index, rows in enumerate(groups):
-        if run and sum(groups[i] for i in run) + rows > images_per_shard:
-            yield tuple(run)
-            run = []
-        run.append(index)
-    if run:
-        yield tuple(run)
 
 
 def _stream(uri: str, what: str) -> Iterator[Entry]:
@@ -218,8 +211,8 @@ class _Texts:
 class _AnnotationReader:
     """Reads an annotation file: images and categories now, the annotations where they are scored."""
 
-    def __init__(self, home: Callable[[int], _Home], keep: Keep) -> None:
-        self.home, self._keep = home, keep
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
         self.images: dict[int, CocoDict] = {}
 
     @property
@@ -240,24 +233,28 @@ class _AnnotationReader:
             self.images[entry["id"]] = entry
 
     def shards(
-        self, sources: Mapping[_Home, LabelRows], results: Mapping[_Home, Pieces], left_out: set[int]
+        self,
+        home: Callable[[int], _Home],
+        sources: Mapping[_Home, LabelRows],
+        results: Mapping[_Home, Pieces],
+        left_out: set[int],
     ) -> tuple[Shard, ...]:
-        """All shards of images that are evaluated."""
+        """All shards of images that are evaluated; `home` says which one an image is in."""
         positions: dict[_Home, list[int]] = defaultdict(list)
         images: dict[_Home, list[CocoDict]] = defaultdict(list)
         for position, (image_id, image) in enumerate(self.images.items()):
-            home = self.home(image_id)
-            positions[home].append(position)
-            images[home].append(image)
+            own = home(image_id)
+            positions[own].append(position)
+            images[own].append(image)
         return tuple(
             Shard(
-                tuple(images[home]),
-                sources.get(home),
-                self._keep(ShardAnnotations(self._columns, np.array(positions[home]))),
-                results.get(home, ()),
-                frozenset(left_out.intersection(image["id"] for image in images[home])),
+                tuple(images[own]),
+                sources.get(own),
+                self._keep(ShardAnnotations(self._columns, np.array(positions[own]))),
+                results.get(own, ()),
+                frozenset(left_out.intersection(image["id"] for image in images[own])),
             )
-            for home in images
+            for own in images
         )
 
     def inputs(

@@ -1,6 +1,7 @@
 """Average recall of Parquet proposals against a COCO annotation file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,15 @@ from maskrcnn_core.evaluation.proposals import (
     proposals_of_rows,
     summarize_recall,
 )
-from maskrcnn_core.evaluation.results import Coverage, match_labels
+from maskrcnn_core.evaluation.results import Coverage
 from maskrcnn_core.records.schema import is_proposals_schema
 from pipelines import storage
 from pipelines.evaluation.config import EvaluateRun
+from pipelines.evaluation.inputs import match_wanted
 from pipelines.evaluation.run import check_output, coverage_counts, load_annotations
 from pipelines.labels.files import LIGHT_COLUMNS, label_files, open_label_file
+from pipelines.labels.parts import HERE, Readers, readers_for
+from pipelines.labels.wanted_rows import GroupRun, wanted_rows
 from pipelines.storage.s3_settings import applied
 
 _ROWS_AT_ONCE = 64
@@ -96,10 +100,11 @@ def _evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
     check_output(run)
     annotations = load_annotations(run.annotations)
     files = label_files(run.labels)
-    rows = pa.concat_tables([_read(file) for file in files])
+    with _readers(run, len(files)) as readers:
+        found = wanted_rows(files, annotations.images, _ROWS_AT_ONCE, readers, proposals=True)
     try:
-        _, coverage = match_labels(rows, annotations.images)
-        counts = _count(files, annotations)
+        _, coverage = match_wanted(files, found, annotations.images, proposals=True)
+        counts = _count(found.runs, annotations)
     except AnnotationError as error:
         raise AnnotationError(f"scoring {run.labels} against {run.annotations}: {error}") from error
     return ProposalEvaluation(
@@ -108,15 +113,21 @@ def _evaluate_proposals(run: EvaluateRun) -> ProposalEvaluation:
         coverage,
         annotations=int(counts.objects[0]),
         proposals=counts.proposals,
-        models=tuple(sorted(filter(None, set(rows.column("model").to_pylist())))),
+        models=tuple(sorted(found.models)),
         notes=annotations.faults.without("mask", "no mask", "keypoints").lines(),
     )
 
 
-def _count(files: list[str], annotations: Annotations) -> RecallCounts:
+def _readers(run: EvaluateRun, num_files: int) -> AbstractContextManager[Readers]:
+    if run.evaluate.distributed == "never":
+        return nullcontext(HERE)
+    return readers_for(num_files, run.cluster, run.storage)
+
+
+def _count(runs: Sequence[GroupRun], annotations: Annotations) -> RecallCounts:
     objects = annotated_boxes(annotations)
     counts = no_recall()
-    for batch in _batches(files):
+    for batch in _batches(runs):
         ids = batch.column("image_id").to_pylist()
         proposals = proposals_of_rows(batch.column("proposals"))
         counts += count_recall(
@@ -128,12 +139,8 @@ def _count(files: list[str], annotations: Annotations) -> RecallCounts:
     return counts + count_recall((*nothing, left) for left in objects.values())
 
 
-def _batches(files: list[str]) -> Iterator[pa.RecordBatch]:
-    for uri in files:
-        with open_label_file(uri, proposals=True, pre_buffer=True) as file:
-            yield from (batch for _, batch in file.batches((*LIGHT_COLUMNS, "proposals"), _ROWS_AT_ONCE))
-
-
-def _read(uri: str) -> pa.Table:
-    with open_label_file(uri, proposals=True) as file:
-        return file.read(LIGHT_COLUMNS)
+def _batches(runs: Sequence[GroupRun]) -> Iterator[pa.RecordBatch]:
+    for run in runs:
+        with open_label_file(run.file, proposals=True, pre_buffer=True) as file:
+            columns = (*LIGHT_COLUMNS, "proposals")
+            yield from (batch for _, batch in file.batches(columns, _ROWS_AT_ONCE, run.row_groups))

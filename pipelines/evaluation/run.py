@@ -30,7 +30,8 @@ from pipelines.evaluation.config import EvaluateRun
 from pipelines.evaluation.inputs import Keep, ScoringInputs, is_results_file, read_inputs
 from pipelines.evaluation.shards import Shard, ShardAnnotations, score_all
 from pipelines.labelling.config import LabelRun
-from pipelines.labels.files import label_files
+from pipelines.labels.files import label_file_sizes
+from pipelines.labels.parts import HERE, MOST_FILES_HERE, Readers, readers_on_cluster
 from pipelines.storage.s3_settings import applied, settings_environment
 from pipelines.storage.writable import require_writable
 
@@ -178,12 +179,12 @@ def labels_of(
 
 def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
     settings = run.evaluate
-    with _scorer(run, labels) as scorer:
-        plan, notes, inputs, merged = _merged_shards(run, labels, scorer)
+    with _workforce(run, labels) as workforce:
+        plan, notes, inputs, merged = _merged_shards(run, labels, workforce)
         scores = _finish(run, labels, plan, merged, inputs)
         others = None
         if run.compare:
-            other_plan, other_notes, _, others = _merged_shards(run, run.compare, scorer)
+            other_plan, other_notes, _, others = _merged_shards(run, run.compare, workforce)
             told = (*other_notes, *notes_of(others.detected, other_plan.category_ids))
             notes += tuple(f"{run.compare}: {note}" for note in told if note not in notes)
     notes += notes_of(merged.detected, plan.category_ids)
@@ -195,15 +196,20 @@ def _score_labels(run: EvaluateRun, labels: str) -> EvaluationSummary:
 
 
 def _merged_shards(
-    run: EvaluateRun, labels: str, scorer: tuple[Keep, "_ScoreShards"]
+    run: EvaluateRun, labels: str, workforce: "_Workforce"
 ) -> tuple[ScoringPlan, tuple[str, ...], ScoringInputs, ShardScores]:
-    keep, score_shards = scorer
+    settings = run.evaluate
     try:
         inputs = read_inputs(
-            labels, run.annotations, run.evaluate.images_per_shard, run.evaluate.images == "labelled", keep
+            labels,
+            run.annotations,
+            settings.images_per_shard,
+            settings.images == "labelled",
+            workforce.keep,
+            workforce.readers,
         )
         plan = _plan(run, inputs)
-        merged = score_shards(plan, inputs.shards, inputs.layout)
+        merged = workforce.score_shards(plan, inputs.shards, inputs.layout)
         return plan, inputs.notes, inputs, replace(merged, faults=inputs.faults + merged.faults)
     except AnnotationError as error:
         reason = str(error).removeprefix(f"{run.annotations}: ")  # which is named already
@@ -217,21 +223,33 @@ def _finish(run: EvaluateRun, labels: str, plan: ScoringPlan, merged: ShardScore
         raise AnnotationError(f"scoring {labels} against {run.annotations}: {error}") from error
 
 
-_ScoreShards = Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
+@dataclass(frozen=True)
+class _Workforce:
+    """Who scores: this process, or a cluster.
+
+    Attributes:
+        keep: where text and annotations of shards are kept.
+        score_shards: what scores them.
+        readers: of label files.
+    """
+
+    keep: Keep
+    score_shards: Callable[[ScoringPlan, Sequence[Shard], ResultsLayout | None], ShardScores]
+    readers: Readers
 
 
 @contextmanager
-def _scorer(run: EvaluateRun, labels: str) -> Iterator[tuple[Keep, _ScoreShards]]:
-    """Where shards are scored, inside the block: where their text is kept, and what scores them."""
+def _workforce(run: EvaluateRun, labels: str) -> Iterator[_Workforce]:
+    """That of a scoring, inside the block."""
     if not _is_distributed(run, labels):
-        yield _kept_here, score_all
+        yield _Workforce(_kept_here, score_all, HERE)
         return
     # Imported here: loading Ray takes longer than scoring a small set.
     from pipelines.cluster.connection import connect
     from pipelines.evaluation.tasks import kept_on_ray, score_on_ray
 
     with connect(run.cluster, environment=settings_environment(run.storage)):
-        yield kept_on_ray, score_on_ray
+        yield _Workforce(kept_on_ray, score_on_ray, readers_on_cluster())
 
 
 def _kept_here(piece: Any) -> Any:
@@ -260,8 +278,10 @@ def _is_distributed(run: EvaluateRun, labels: str) -> bool:
         return True
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return True
-    files = [labels] if is_results_file(labels) else label_files(labels)
-    return sum(map(storage.size, files)) > _SMALL_BYTES
+    if is_results_file(labels):
+        return storage.size(labels) > _SMALL_BYTES
+    sizes = label_file_sizes(labels)
+    return sum(sizes.values()) > _SMALL_BYTES or len(sizes) > MOST_FILES_HERE
 
 
 def check_output(run: EvaluateRun) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from maskrcnn_core.config.checks import require_fraction, require_not_negative, require_typed
 from maskrcnn_core.export.formats import FormatName
+from pipelines.cluster.config import ClusterConfig
 from pipelines.storage.config import StorageConfig
 
 
@@ -49,6 +50,8 @@ class ExportRun:
     """What is exported, and how."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     """S3."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster; runs of at most 2,000 label files are exported without one."""
 
     def __post_init__(self) -> None:
         require_typed("", self)

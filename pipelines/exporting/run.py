@@ -1,37 +1,31 @@
 """Labels in the formats of other tools, written piece by piece: memory doesn't grow with the number of images.
 
 An export is made under a temporary name and appears whole under its own, or not at all. One for S3 is made on this
-machine first, and then uploaded.
+machine first, and then uploaded. Labels in many files are exported by tasks (`part`), and put together here.
 """
 
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.formats import load_format
-from maskrcnn_core.export.source import (
-    ExportFile,
-    ExportImage,
-    ExportStyle,
-    LabelledImage,
-    LabelSource,
-    Survey,
-    is_empty,
-    is_too_large,
-)
+from maskrcnn_core.export.source import ExportStyle
 from pipelines import storage
 from pipelines.exporting.config import ExportRun
-from pipelines.labels.stream import open_labels
+from pipelines.exporting.counted import CountedSource, Counts
+from pipelines.exporting.part import PartPlace, PartWork, export_part, joined_files
+from pipelines.exporting.writing import link_images, upload, write_files
+from pipelines.labels.files import label_files
+from pipelines.labels.parts import HERE, Readers, readers_for
+from pipelines.labels.stream import LabelFiles, open_label_parts
 from pipelines.storage.s3_settings import applied
 from pipelines.storage.writable import require_writable
-
-_COPIED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,36 +51,6 @@ class ExportSummary:
     root: str = ""
 
 
-@dataclass
-class _Counted:
-    """A `LabelSource` that counts the objects that pass by, and keeps those back that cannot be drawn."""
-
-    source: LabelSource
-    draws: bool
-    objects: int = 0
-    empty: int = 0
-    renamed: int = 0
-    undrawn: int = 0
-    survey: Survey = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.survey = self.source.survey
-
-    def images(self) -> Iterator[ExportImage]:
-        return self.source.images()
-
-    def labelled(self) -> Iterator[LabelledImage]:
-        for labelled in self.source.labelled():
-            if self.draws and any(is_too_large(detection, labelled.image) for detection in labelled.objects):
-                kept = tuple(detection for detection in labelled.objects if not is_too_large(detection, labelled.image))
-                self.undrawn += len(labelled.objects) - len(kept)
-                labelled = LabelledImage(labelled.image, kept)
-            self.objects += len(labelled.objects)
-            self.renamed += labelled.image.path != labelled.image.name
-            self.empty += sum(is_empty(detection, labelled.image) for detection in labelled.objects)
-            yield labelled
-
-
 def export(run: ExportRun) -> ExportSummary:
     """Write the labels of a run in `run.format`.
 
@@ -103,27 +67,62 @@ def _export(run: ExportRun) -> ExportSummary:
     _require_free(run.output)
     require_writable(run.output)
     draws = chosen.draws == "always" or (chosen.draws == "outlines" and settings.polygons)
-    source = _Counted(open_labels(run.labels, settings.min_score, settings.categories), draws)
     style = ExportStyle(settings.polygons, settings.tolerance, settings.min_keypoint_score, settings.image_prefix)
-    with _workplace(run.output) as folder:
-        whole = folder / "export"
-        names = _write_files(chosen.files(source, style), whole, chosen.is_folder)
-        if chosen.image_folder is not None and settings.link_images:
-            _link_images(source, whole / chosen.image_folder)
-        for name in names:
-            _require_free(run.output.rstrip("/") + name)
-        files = tuple(_move_out(whole, name, run.output) for name in names)
-    left_out = 0 if chosen.keeps_empty else source.empty
+    images = chosen.image_folder if settings.link_images else None
+    files = label_files(run.labels)
+    with readers_for(len(files), run.cluster, run.storage) as readers:
+        parts = open_label_parts(files, settings.min_score, settings.categories, readers)
+        with _workplace(run.output) as folder:
+            whole = folder / "export"
+            if readers is HERE:
+                (source,) = (CountedSource(part, draws) for part in parts)
+                names = write_files(chosen.files(source, style), whole, chosen.is_folder)
+                if images is not None:
+                    link_images(source, str(whole / images))
+                counts = source.counts
+            else:
+                names, counts = _export_parts(run, parts, readers, whole, PartWork(run.format, style, draws, images))
+            for name in names:
+                if readers is HERE or not _is_filled_by_tasks(run):
+                    _require_free(run.output.rstrip("/") + name)
+            written = tuple(_move_out(whole, name, run.output) for name in names)
+    left_out = 0 if chosen.keeps_empty else counts.empty
+    survey = parts[0].survey
     return ExportSummary(
-        images=source.survey.images,
-        objects=source.objects - left_out,
-        failed=source.survey.failed,
+        images=survey.images,
+        objects=counts.objects - left_out,
+        failed=survey.failed,
         left_out=left_out,
-        files=files,
-        renamed=0 if chosen.image_folder is None else source.renamed,
-        undrawn=source.undrawn,
-        root=source.survey.root,
+        files=written,
+        renamed=0 if chosen.image_folder is None else counts.renamed,
+        undrawn=counts.undrawn,
+        root=survey.root,
     )
+
+
+def _export_parts(
+    run: ExportRun, parts: Sequence[LabelFiles], readers: Readers, whole: Path, work: PartWork
+) -> tuple[list[str], Counts]:
+    """Writes all files by tasks, but for what is left to be moved out."""
+    is_local = storage.is_local(run.output)
+    pieces = str(whole.with_name("pieces")) if is_local else f"{run.output.rstrip('/')}.{uuid.uuid4().hex}.tmp"
+    place = PartPlace(pieces, str(whole) if is_local else run.output)
+    shared = readers.share((work, place))
+    try:
+        written = list(readers.in_order(export_part, [(number, part, shared) for number, part in enumerate(parts)]))
+        names = write_files(joined_files([one.files for one in written]), whole, load_format(run.format).is_folder)
+        return names, sum((one.counts for one in written), Counts())
+    except BaseException:
+        if _is_filled_by_tasks(run):
+            storage.delete_folder(run.output)
+        raise
+    finally:
+        storage.delete_folder(pieces)
+
+
+def _is_filled_by_tasks(run: ExportRun) -> bool:
+    """The files of single images go where they belong at once: no disk of this machine, and no rename, is between."""
+    return load_format(run.format).is_folder and not storage.is_local(run.output)
 
 
 def _require_free(output: str) -> None:
@@ -150,28 +149,6 @@ def _workplace(output: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_files(files: Iterator[ExportFile], whole: Path, is_folder: bool) -> list[str]:
-    """Writes all files; returns the names that are to be moved."""
-    names = []
-    for file in files:
-        path = whole / file.name if is_folder else whole.with_name(whole.name + file.name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(file.pieces)
-        except (FileExistsError, NotADirectoryError):
-            raise StorageError(
-                f"labels: two images of the labels would be written as {file.name!r}, because their names differ only "
-                "in the ending, or one is a folder of the other; this format has one file for each name, so rename one "
-                "of them"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"output: {file.name!r:.200} cannot be written: {error.strerror or error}") from error
-        if not is_folder:
-            names.append(file.name)
-    return [""] if is_folder else names
-
-
 def _move_out(whole: Path, name: str, output: str) -> str:
     """Moves the file, or the folder, that is to be `output` + `name`; returns where it is."""
     made = whole.with_name(whole.name + name)
@@ -184,38 +161,5 @@ def _move_out(whole: Path, name: str, output: str) -> str:
         return target
     for path in sorted(made.rglob("*")) if made.is_dir() else [made]:
         if path.is_file():
-            _upload(path, storage.join(target, str(path.relative_to(made))) if made.is_dir() else target)
+            upload(path, storage.join(target, str(path.relative_to(made))) if made.is_dir() else target)
     return target
-
-
-def _upload(path: Path, uri: str) -> None:
-    filesystem, key = storage.filesystem_and_path(uri)
-    try:
-        with path.open("rb") as file, filesystem.open_output_stream(key) as stream:
-            shutil.copyfileobj(file, stream, _COPIED_BYTES)
-    except OSError as error:
-        raise StorageError(f"output: {uri!r} cannot be written: {error}") from error
-
-
-def _link_images(source: LabelSource, folder: Path) -> None:
-    for image in source.images():
-        if not storage.is_local(image.uri):
-            raise StorageError(
-                f"export.link_images: image {image.image_id} is {image.uri!r}; only files of this machine can be linked"
-            )
-        link = folder / image.path
-        try:
-            link.parent.mkdir(parents=True, exist_ok=True)
-            _require_below(link.parent, folder)
-            link.symlink_to(storage.filesystem_and_path(image.uri)[1])
-        except (OSError, ValueError) as error:  # NUL is a ValueError
-            reason = getattr(error, "strerror", None) or error
-            raise StorageError(
-                f"export.link_images: image {image.image_id}, {image.uri!r:.200}, cannot be linked: {reason}"
-            ) from error
-
-
-def _require_below(folder: Path, root: Path) -> None:
-    """A link that stands where a folder is wanted would lead out of the export."""
-    if not folder.resolve().is_relative_to(root.resolve()):
-        raise OSError(0, "another image has the name of its folder")

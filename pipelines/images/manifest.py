@@ -7,10 +7,10 @@
 XXXX names the attempt that made them: two processes that list images for one run do not touch each other's files, and
 the one that creates manifest.json first has made the manifest of both.
 
-Building is a sort in two rounds of independent tasks. The first lists the parts of the source and writes pieces sorted
-by id; the second cuts the ids into ranges of equal weight, and each task merges one range of all pieces into a part.
-Equal ids meet in one range, so that the second round finds every collision. A task holds some hundred thousand images
-at most, whatever the size of the collection.
+Building is a sort in two rounds of independent tasks. The first lists the parts of the source, and those that turn up
+on the way, and writes pieces sorted by id; the second cuts the ids into ranges of equal weight, and each task merges
+one range of all pieces into a part. Equal ids meet in one range, so that the second round finds every collision. A task
+holds some hundred thousand images at most, whatever the size of the collection.
 """
 
 import functools
@@ -30,6 +30,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.images.parts import IMAGE_EXTENSIONS, Entries, Part
 from pipelines.images.source import Source, entries, source_stamp
+from pipelines.storage.object_stores import is_beside_s3, object_exists
 from pipelines.storage.parquet_seal import seal_of, sealed
 from pipelines.storage.run_files import json_object_bytes, read_json_object
 
@@ -51,7 +52,8 @@ _PART_ROWS = 250_000
 _ROWS_PER_GROUP = 4_096
 
 Tasks = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
-"""Calls a function with each tuple of arguments, in any order and place, and yields what it returns."""
+"""Calls a function with each tuple of arguments, in any order and place, and yields what it returns. The sequence may
+grow until the last result has been taken."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,7 @@ def draft_manifest(source: Source, folder: str, tasks: Tasks = one_by_one) -> Ma
     pieces_folder = storage.join(folder, f"pieces-{attempt}")
     number_of_parts = 0
     try:
-        listed = tasks(_list_part, [(part, index, pieces_folder) for index, part in enumerate(source.parts)])
-        pieces = [piece for part_pieces in listed for piece in part_pieces]
+        pieces = _list_all(source.parts, pieces_folder, tasks)
         total = sum(sum(piece.rows) for piece in pieces)
         if total == 0:
             raise StorageError(_no_images(source, sum(piece.others for piece in pieces)))
@@ -235,7 +236,7 @@ def changes_since(manifest: Manifest, images: str) -> str | None:
     if manifest.images != images:
         return f"images was {manifest.images!r}, now {images!r}"
     kind: Any = manifest.kind
-    if kind != "glob" and not storage.exists(images):
+    if kind != "glob" and not (object_exists(images) if is_beside_s3(images) else storage.exists(images)):
         return f"{images!r} is no longer there"
     if manifest.stamp and source_stamp(images, kind) != manifest.stamp:
         return f"{images!r} has changed since its images were listed"
@@ -250,9 +251,21 @@ def stable_image_id(uri: str) -> int:
 # ---- first round: parts of the source to sorted pieces ---------------------------------------------------------------
 
 
-def _list_part(part: Part, number: int, folder: str) -> list[_Piece]:
+def _list_all(parts: Sequence[Part], folder: str, tasks: Tasks) -> list[_Piece]:
+    """Pieces of all parts; what a task leaves is listed as soon as its result is here."""
+    arguments = [(part, number, folder) for number, part in enumerate(parts)]
+    pieces: list[_Piece] = []
+    for some, left in tasks(_list_part, arguments):
+        pieces += some
+        arguments += [(part, number, folder) for number, part in enumerate(left, len(arguments))]
+    return pieces
+
+
+def _list_part(part: Part, number: int, folder: str) -> tuple[list[_Piece], list[Part]]:
+    """Pieces of what was listed, and what was left to others."""
     tables: list[pa.Table] = []
     pieces: list[_Piece] = []
+    left: list[Part] = []
     others = 0
 
     def flush() -> None:
@@ -262,11 +275,12 @@ def _list_part(part: Part, number: int, folder: str) -> list[_Piece]:
 
     for some in entries(part):
         others += some.others
+        left += some.left
         tables.append(_table(some, part))
         if sum(table.num_rows for table in tables) >= _PIECE_ROWS:
             flush()
     flush()
-    return pieces
+    return pieces, left
 
 
 def _table(some: Entries, part: Part) -> pa.Table:

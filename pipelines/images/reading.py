@@ -1,15 +1,23 @@
-"""The bytes of one image, local or on S3: tried again where that helps, a failed row where the image is at fault, and
-the end of the run where no other image could be read either."""
+"""The bytes of one image, local or in an object store: tried again where that helps, a failed row where the image is at
+fault, and the end of the run where no other image could be read either."""
 
 import os
 import threading
 from urllib.parse import unquote
 
-from maskrcnn_core.data.files import MOST_IMAGE_BYTES, TooManyBytes, local_path, read_local, require_bytes
+from maskrcnn_core.data.files import (
+    MOST_IMAGE_BYTES,
+    TooManyBytes,
+    local_path,
+    read_local,
+    read_local_range,
+    require_bytes,
+)
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.printable import printable
 from pipelines import storage
-from pipelines.storage.s3_client import read_s3_object, why_denied
+from pipelines.images.tar_shards import TAR_EXTENSION, Member, member_of
+from pipelines.storage.object_stores import read_object, read_object_range
 from pipelines.storage.s3_settings import error_code, explain, is_forbidden, is_hopeless
 
 # So many images in a row that storage refuses, with none in between, are no fault of the images.
@@ -71,14 +79,12 @@ class ImageReader:
 
     def _refusal(self, uri: str, error: OSError) -> ImageError:
         code = error_code(error, uri)
-        forbidden = is_forbidden(code)
-        code = why_denied(uri) if forbidden else code
         if is_hopeless(code):
             raise StorageError(f"{uri}: {explain(code)}") from error
-        if forbidden:
+        if is_forbidden(code):
             reason, mend = f"access denied: {one_line(error)}", "check the rights of these credentials"
         else:
-            reason, mend = one_line(error), "check the network and the S3 server"
+            reason, mend = one_line(error), f"check the network and the {_server(uri)}"
         return self._refused_once_more(uri, reason, mend)
 
     def _refused_once_more(self, uri: str, reason: str, mend: str) -> ImageError:
@@ -107,21 +113,29 @@ def read_image(uri: str) -> bytes:
 
 
 def _read(uri: str, most_bytes: int) -> bytes:
+    if (member := member_of(uri)) is not None:
+        return _read_member(member, most_bytes)
+    if uri.lower().endswith(TAR_EXTENSION):
+        raise OSError("a tar file that is torn, or none; the images that were found in it have rows of their own")
     if storage.is_local(uri):
         return read_local(storage.filesystem_and_path(uri)[1], most_bytes)
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if uri.startswith("s3://") and bucket and _is_no_path(key):
-        return read_s3_object(uri, most_bytes)
-    filesystem, path = storage.filesystem_and_path(uri)
-    with filesystem.open_input_file(path) as stream:
-        require_bytes(stream.size(), most_bytes)
-        content: bytes = stream.read()
-        return content
+    return read_object(uri, most_bytes)
 
 
-def _is_no_path(key: str) -> bool:
-    """Whether a key of S3 is none that a path can be."""
-    return any(part in ("", ".", "..") for part in key.split("/"))
+def _read_member(member: Member, most_bytes: int) -> bytes:
+    require_bytes(member.length, most_bytes)
+    if storage.is_local(member.shard):
+        path = storage.filesystem_and_path(member.shard)[1]
+        content = read_local_range(path, member.offset, member.length)
+    else:
+        content = read_object_range(member.shard, member.offset, member.length)
+    if len(content) < member.length:
+        raise OSError(f"the tar file ends within it: {len(content)} of {member.length} bytes are there")
+    return content
+
+
+def _server(uri: str) -> str:
+    return "S3 server" if uri.startswith("s3://") else "store"
 
 
 def _other_spelling(uri: str) -> str:

@@ -22,7 +22,13 @@ class ReadingThreads:
     def __init__(self, threads: int, limit: float) -> None:
         self.limit = limit
         self._calls: SimpleQueue[Call[object]] = SimpleQueue()
-        for _ in range(threads):
+        self._threads = 0
+        self.grow(threads)
+
+    def grow(self, threads: int) -> None:
+        """Make at least so many calls at the same time."""
+        while self._threads < threads:
+            self._threads += 1
             self.start_thread()
 
     def submit(self, function: Callable[[], _Result]) -> "Call[_Result]":

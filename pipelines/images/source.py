@@ -1,8 +1,8 @@
 """What `--images` may name, seen as parts that can be listed independently of each other.
 
-A folder becomes its sub-folders, an S3 prefix its sub-prefixes or key ranges, an S3 inventory its files; a COCO json or
-a table of uris is one part. `entries` lists one part, some thousands of images at a time, so that no process ever holds
-all names.
+A folder becomes its sub-folders, an S3 prefix ranges of its keys, an S3 inventory its files; a COCO json, a table of
+uris or a tar shard is one part. `entries` lists one part, some thousands of images at a time, so that no process ever
+holds all names; a long range of keys is listed in part, and names the ranges and the tar shards that are left.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.fs
@@ -29,7 +29,10 @@ from pipelines.images.tables import (
     is_inventory,
     parquet_entries,
 )
+from pipelines.images.tar_shards import TAR_EXTENSION, tar_entries
 from pipelines.storage import s3_listing
+from pipelines.storage.object_stores import is_beside_s3, is_path, is_prefix, list_objects
+from pipelines.storage.s3_listing import S3Object
 
 # Sub-folders of a local folder that are looked for before it is listed, to know how many tasks are worth it.
 _MOST_LOCAL_PARTS = 256
@@ -58,7 +61,9 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
     Args:
         images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, an S3
-            inventory's manifest.json, a .parquet or .csv with a `uri` column. Local or s3://.
+            inventory's manifest.json, a .parquet or .csv with a `uri` column, a .tar file; .tar files in folders and
+            below globs and prefixes are looked into as well. Local or s3://; folders, globs and single
+            images at gs://, az:// or abfs:// as well.
         image_root: folder that the file names of a COCO json are relative to; None looks beside the json, and reads
             absolute names where they are.
 
@@ -78,7 +83,7 @@ def open_source(images: str, image_root: str | None = None) -> Source:
         parts: tuple[Part, ...] = (Part(kind, images, root=find_image_root(images, image_root)),)
     elif kind == "inventory":
         parts = inventory_parts(images)
-    elif kind in ("parquet", "csv", "file"):
+    elif kind in ("parquet", "csv", "file", "tar"):
         parts = (Part(kind, images, root=posixpath.dirname(images) or "."),)
     else:
         root, pattern = _split_glob(images) if kind == "glob" else (images, None)
@@ -88,6 +93,8 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
 def source_stamp(images: str, kind: Kind) -> str:
     """Changes when the source does; see `Source`. Costs a look at each folder of a local one, nothing on S3."""
+    if is_beside_s3(images):
+        return ""
     if kind in ("folder", "glob"):
         root = _split_glob(images)[0] if kind == "glob" else images
         return _folders_stamp(root) if storage.is_local(root) else ""
@@ -119,8 +126,12 @@ def entries(part: Part) -> Iterator[Entries]:
         yield from parquet_entries(part)
     elif part.kind in ("csv", "inventory"):
         yield from csv_entries(part) if not part.path.endswith(".parquet") else inventory_parquet_entries(part)
+    elif part.kind == "tar":
+        yield from tar_entries(part)
     elif part.keys is not None:
         yield from _key_entries(part)
+    elif part.kind != "file" and is_beside_s3(part.path):
+        yield from _object_entries(part)
     else:
         yield from _local_entries(part)
 
@@ -129,6 +140,8 @@ def entries(part: Part) -> Iterator[Entries]:
 
 
 def _kind(images: str) -> Kind:
+    if is_beside_s3(images):
+        return _kind_beside_s3(images)
     filesystem, path = storage.filesystem_and_path(images)
     with storage.naming(images):
         info = filesystem.get_file_info(path)
@@ -147,9 +160,24 @@ def _kind(images: str) -> Kind:
         return "inventory" if is_inventory(images) else "coco"
     if extension in (".parquet", ".csv"):
         return "parquet" if extension == ".parquet" else "csv"
+    if extension == TAR_EXTENSION:
+        return "tar"
     raise StorageError(
-        f"images: {images!r} is no image, COCO .json, S3 inventory, .parquet or .csv; "
-        "expected one of them, or a folder or glob of images"
+        f"images: {images!r} is no image, COCO .json, S3 inventory, .parquet, .csv or .tar; "
+        "expected one of them, or a folder or glob of images or .tar files"
+    )
+
+
+def _kind_beside_s3(images: str) -> Kind:
+    if posixpath.splitext(images)[1].lower() in IMAGE_EXTENSIONS and not _is_glob(images):
+        return "file"
+    if is_prefix(images):
+        return "folder"
+    if _is_glob(images):
+        return "glob"
+    raise StorageError(
+        f"images: no objects below {images!r}; expected a prefix, glob or image there (a COCO json, .parquet or .csv "
+        "is read from a local path or s3://: copy it)"
     )
 
 
@@ -193,6 +221,8 @@ def _glob_regex(glob: str) -> str:
 
 
 def _folder_parts(kind: Kind, root: str, pattern: str | None, images: str) -> tuple[Part, ...]:
+    if is_beside_s3(root):
+        return (Part(kind, root, pattern=pattern, root=root),)
     if not storage.is_local(root):
         bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
         ranges = s3_listing.split_prefix(bucket, f"{prefix}/" if prefix else "")
@@ -287,8 +317,12 @@ def _local_entries(part: Part) -> Iterator[Entries]:
     uris: list[str] = []
     sizes: list[int | None] = []
     others = 0
+    shards: list[Part] = []
     for path, size in _listed(part.path, part.recursive, _Walk(part.root, part.path)):
         if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
+            continue
+        if size is not None and path.lower().endswith(TAR_EXTENSION):
+            shards.append(Part("tar", path))
             continue
         if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
             others += 1
@@ -298,7 +332,7 @@ def _local_entries(part: Part) -> Iterator[Entries]:
         if len(uris) == BATCH_ROWS:
             yield Entries(uris, sizes=sizes, others=others)
             uris, sizes, others = [], [], 0
-    yield Entries(uris, sizes=sizes, others=others)
+    yield Entries(uris, sizes=sizes, others=others, left=tuple(shards))
 
 
 def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, int | None]]:
@@ -325,19 +359,37 @@ def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, in
 
 def _key_entries(part: Part) -> Iterator[Entries]:
     assert part.keys is not None
+    for page in s3_listing.pages(part.keys):
+        some = _images_of(page.objects, part)
+        left = () if page.left is None else (replace(part, keys=page.left),)
+        yield replace(some, left=(*some.left, *left))
+
+
+def _object_entries(part: Part) -> Iterator[Entries]:
+    """A prefix of a store beside S3, which one task lists whole."""
+    for objects in list_objects(part.path):
+        yield _images_of(objects, part)
+
+
+def _images_of(objects: Sequence[S3Object], part: Part) -> Entries:
+    """The images among listed objects, without what is hidden or does not match the part's pattern."""
     pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
-    root = part.root.removeprefix("s3://").rstrip("/").partition("/")[2]
+    scheme, _, rest = part.root.partition("://")
+    container, _, root = rest.rstrip("/").partition("/")
     skip = len(root) + 1 if root else 0
-    for page in s3_listing.objects(part.keys):
-        names = [(entry, entry.key[skip:]) for entry in page if not entry.key.endswith("/")]
-        seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-        images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)]
-        yield Entries(
-            [f"s3://{part.keys.bucket}/{entry.key}" for entry in images],
-            sizes=[entry.size for entry in images],
-            etags=[entry.etag for entry in images],
-            others=len(seen) - len(images),
-        )
+    names = [(entry, entry.key[skip:]) for entry in objects if not entry.key.endswith("/")]
+    seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
+    tars = [entry for entry in seen if scheme == "s3" and entry.key.lower().endswith(TAR_EXTENSION)]
+    shards = [entry for entry in tars if is_path(entry.key)]
+    odd = [entry for entry in tars if not is_path(entry.key)]  # Arrow cannot open them: each is a row that says so
+    images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)] + odd
+    return Entries(
+        [f"{scheme}://{container}/{entry.key}" for entry in images],
+        sizes=[entry.size for entry in images],
+        etags=[entry.etag for entry in images],
+        others=len(seen) - len(images) - len(shards),
+        left=tuple(Part("tar", f"{scheme}://{container}/{entry.key}") for entry in shards),
+    )
 
 
 def _is_hidden(name: str) -> bool:

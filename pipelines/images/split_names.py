@@ -5,6 +5,7 @@ from typing import Any
 
 from maskrcnn_core.errors import StorageError
 from pipelines import storage
+from pipelines.storage.object_stores import is_beside_s3, is_prefix
 
 
 def file_names(folder: str, images: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -30,7 +31,7 @@ def splits_to_drop(folder: str, names: Iterable[str]) -> frozenset[str]:
 
 def _is_folder(uri: str) -> bool:
     try:
-        return storage.is_folder(uri)
+        return is_prefix(uri) if is_beside_s3(uri) else storage.is_folder(uri)
     except StorageError:
         return False  # whatever it is that no folder can be called by
 

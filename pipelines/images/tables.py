@@ -20,6 +20,7 @@ from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
 from pipelines.images.parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Part
 from pipelines.images.split_names import file_names
+from pipelines.storage.object_stores import is_beside_s3, object_exists
 
 # How many of a COCO file's images, spread over it, are looked for in each candidate folder before the next is tried.
 _ROOT_PROBES = 20
@@ -79,7 +80,8 @@ def find_image_root(images: str, image_root: str | None) -> str:
     if all(has_scheme(name) or name.startswith("/") for name in names):
         raise StorageError(
             f"images: {images!r} names {names[0]!r} and others by where they lie, expected files that are there, "
-            "absolute or with file:// or s3://; correct the names, or make them relative and give --image_root"
+            "absolute or with file://, s3://, gs:// or az://; correct the names, or make them relative and give "
+            "--image_root"
         )
     raise StorageError(
         f"images: the files that {images!r} names, as {names[0]!r}, are in none of {', '.join(candidates)}; "
@@ -90,7 +92,8 @@ def find_image_root(images: str, image_root: str | None) -> str:
 def _is_there(folder: str, name: str) -> bool:
     """Whether there is a file of this name; what cannot be one, as http://, is not there."""
     try:
-        return storage.exists(_absolute(folder, name))
+        path = _absolute(folder, name)
+        return object_exists(path) if is_beside_s3(path) else storage.exists(path)
     except StorageError as error:
         is_unreachable = isinstance(error.__cause__, OSError)  # else the name is one that no path can have
         if not is_unreachable or not has_scheme(folder) or has_scheme(name):

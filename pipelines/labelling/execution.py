@@ -4,42 +4,39 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
-from maskrcnn_core.config.model import Category
-from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.errors import UserError
 from pipelines import storage
-from pipelines.cluster.connection import TENSOR_MEMORY_ENVIRONMENT, nodes, unwrapped_errors
+from pipelines.cluster.connection import node_ids, nodes, unwrapped_errors
+from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.labelling.config import LabelRun
-from pipelines.labelling.planning import WorkerPlan, plan_workers
-from pipelines.labelling.progress import Counts, LabelProgress, Poller, RemoteBoard, start_board
-from pipelines.labelling.worker import CONCURRENT_CALLS, LabelWorker, LoadPredictor, WorkerSettings
+from pipelines.labelling.detector import Detector
+from pipelines.labelling.device_faults import MOST_FAULTS
+from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
+from pipelines.labelling.progress import Counts, LabelProgress, Poller, reporter
+from pipelines.labelling.ray_worker import RayWorker
+from pipelines.labelling.remote_board import RemoteBoard, start_board
+from pipelines.labelling.time_limits import no_progress, stalled_seconds
+from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally
+from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
-# Without any finished chunk for so long, a run is stuck: this much, or so much for each image of the longest chunk.
-_STALLED_SECONDS = 1800.0
-_PATIENCE_PER_IMAGE = 60.0
+# Chunks that a worker holds: those it works on, and one more, so that it never waits for the driver. More of them would
+# lie with a slow worker at the end, while others have nothing left to do.
+_TASKS_IN_FLIGHT = CONCURRENT_CALLS + 1
 
+# Ray Data lets a pool grow once its workers hold so many times the chunks that they can work on. That has to be less
+# than what they hold at most, and is more by default.
+_GROWS_FROM = 1.25
 
-class DescribeCheckpoint(Protocol):
-    """Signature of `maskrcnn_core.inference.predictor.describe_checkpoint`."""
-
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> tuple[str, tuple[Category, ...]]:
-        """Fingerprint and categories, without building the network."""
-        ...
-
-
-@dataclass(frozen=True)
-class Detector:
-    """How a checkpoint becomes a detector; both are passed on to other processes, so they must be picklable."""
-
-    load: LoadPredictor
-    describe: DescribeCheckpoint
+# Processes that die while they load, in a row: some devices may do that until they are given up.
+_MOST_LOADING_DEATHS = 4 * MOST_FAULTS
 
 
 def label_on_cluster(
@@ -50,71 +47,108 @@ def label_on_cluster(
     before: Tally,
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
-) -> Counts:
-    """Labels chunks; returns the counts of this start."""
+    worker: type = RayWorker,
+) -> tuple[Counts, dict[str, LabelFile]]:
+    """Labels chunks; returns the counts of this start, and the chunks' files by name.
+
+    Args:
+        run, detector, settings, todo, before, images, on_progress: see `backend.Backend.label_chunks`.
+        worker: the actors, which are made and called as `RayWorker` is.
+    """
     plan = plan_workers(run.label, nodes())
-    settings = replace(settings, workers_per_node=plan.per_node)
-    folder = run_folder.write_todo(run.output, todo)
+    per_node = plan.per_node if plan.most == plan.workers else 0  # a pool that grows fills whatever machines come
+    settings = replace(settings, workers_per_node=per_node, cpus=plan.cpus, workers_per_gpu=run.label.workers_per_gpu)
     board = start_board()
-    report = None if on_progress is None else _reporter(on_progress, before, images)
-    longest = max(chunk.stop - chunk.start for chunk in todo) * _PATIENCE_PER_IMAGE
+    report = None if on_progress is None else reporter(on_progress, before, images)
+    files: dict[str, LabelFile] = {}
+    left = largest_first(todo)
+    stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
-        with _ray_data_settings(longest), unwrapped_errors(), Poller(board, report) as poller:
-            for row in _dataset(folder, plan, detector, settings, board).iter_rows():  # one for each chunk
-                poller.check()
-                if row["mistake"] is not None:
-                    raise pickle.loads(row["mistake"])  # of a process of this job
-            return board.snapshot()
+        with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
+            without: list[str] = []
+            while left:
+                for name, file in _one_pass(worker, run, detector, settings, board, left, without):
+                    poller.check()
+                    files[name] = file
+                left = [chunk for chunk in left if chunk.name not in files]
+                without = board.next_pass()
+            return board.snapshot(), files
+    except ExecutionTimeoutError as error:
+        raise no_progress(stalled) from error
+
+
+def _one_pass(
+    worker: type,
+    run: LabelRun,
+    detector: Detector,
+    settings: WorkerSettings,
+    board: RemoteBoard,
+    todo: Sequence[Chunk],
+    without: Sequence[str],
+) -> Iterator[tuple[str, LabelFile]]:
+    """Labels chunks; those that a broken device was given may be left.
+
+    Args:
+        worker, run, detector, settings: as of `label_on_cluster`.
+        board: of the run.
+        todo: the chunks.
+        without: ids of nodes that get no work, unless they are all that there is.
+    """
+    folder = run_folder.write_todo(run.output, todo)
+    plan = plan_workers(run.label, nodes())
+    try:
+        for row in _dataset(worker, folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
+            result = pickle.loads(row["result"])  # of a process of this job
+            if isinstance(result, UserError):
+                raise result
+            if result is not None:
+                yield row["name"], result
     finally:
         storage.delete_folder(folder)
 
 
-def _dataset(todo: str, plan: WorkerPlan, detector: Detector, settings: WorkerSettings, board: RemoteBoard) -> Any:
+def _dataset(
+    worker: type,
+    todo: str,
+    plan: WorkerPlan,
+    detector: Detector,
+    settings: WorkerSettings,
+    board: RemoteBoard,
+    without: Sequence[str],
+) -> Any:
+    others = len(node_ids()) > len(without)
+    selector = {"ray.io/node-id": f"!in({','.join(without)})"} if without and others else None
     filesystem, path = storage.filesystem_and_path(todo)
     size = {"size": plan.workers} if plan.most == plan.workers else {"min_size": plan.workers, "max_size": plan.most}
     pool = ray.data.ActorPoolStrategy(
-        **size, max_concurrent_calls_per_actor=CONCURRENT_CALLS, enable_true_multi_threading=True
+        **size,
+        max_concurrent_calls_per_actor=CONCURRENT_CALLS,
+        max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT,
+        enable_true_multi_threading=True,
     )
     return (
         ray.data.read_parquet(path, filesystem=filesystem)
         .repartition(target_num_rows_per_block=1, strict=True)  # a task for each chunk
         .map_batches(
-            LabelWorker,
+            worker,
             fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
             num_cpus=plan.cpus,
             num_gpus=plan.gpus or None,
+            **({"label_selector": selector} if selector else {}),
             runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
         )
     )
 
 
-def _reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
-    def report(counts: Counts) -> None:
-        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
-        on_progress(
-            LabelProgress(
-                images=images,
-                done=done,
-                detections=before.detections + counts.detections,
-                failed=before.failed + counts.failed,
-                images_per_second=counts.images_per_second,
-                waiting_share=counts.waiting_share,
-                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
-            )
-        )
-
-    return report
-
-
 @contextmanager
-def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
+def _ray_data_settings(stalled: float) -> Iterator[None]:
     """Ray Data's process-wide settings for a labelling run; the former ones come back.
 
     Args:
-        longest_chunk: seconds that a chunk may take before no progress means that the run is stuck.
+        stalled: seconds without a finished chunk after which a run counts as stuck.
     """
     context = ray.data.DataContext.get_current()
     wanted = {
@@ -123,8 +157,9 @@ def _ray_data_settings(longest_chunk: float) -> Iterator[None]:
         "use_datasource_v2": False,
         "max_errored_blocks": 0,
         # A process that dies while it loads the network is started again, but not for ever.
-        "max_consecutive_actor_init_deaths": 3,
-        "execution_no_progress_timeout_s": max(_STALLED_SECONDS, longest_chunk),
+        "max_consecutive_actor_init_deaths": _MOST_LOADING_DEATHS,
+        "execution_no_progress_timeout_s": stalled,
+        "autoscaling_config": replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=_GROWS_FROM),
     }
     former = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")

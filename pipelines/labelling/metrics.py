@@ -6,19 +6,20 @@ maskrcnn_label_seconds{state}        time of the detector: busy, or waiting for 
 maskrcnn_label_chunks                label files written
 """
 
+import sys
 from collections.abc import Mapping
-
-import ray
-from ray.util.metrics import Counter
 
 
 class LabelMetrics:
     """The counters of one worker; without Ray they count nothing."""
 
     def __init__(self) -> None:
-        self._on = ray.is_initialized()
+        ray = sys.modules.get("ray")
+        self._on = ray is not None and bool(ray.is_initialized())
         if not self._on:
             return
+        from ray.util.metrics import Counter
+
         self._images = Counter("maskrcnn_label_images", "Images labelled.", ("status",))
         self._detections = Counter("maskrcnn_label_detections", "Objects or proposals found.")
         self._seconds = Counter("maskrcnn_label_seconds", "Seconds of the detector.", ("state",))

@@ -1,16 +1,27 @@
 """How a labelling run fits a cluster: how many workers of what size, and how many images a chunk has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from maskrcnn_core.errors import ConfigError
-from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling.config import LabelConfig
+from pipelines.labels.chunks import Chunk
+
+if TYPE_CHECKING:
+    from pipelines.cluster.connection import NodeCapacity  # which imports Ray
 
 # One process with all cores of a small machine is the fastest; beyond this many threads the convolutions of a small
 # batch stop gaining, and a second process does.
-_MOST_THREADS = 16
+MOST_THREADS = 16
+
+# A GPU is what a worker needs; its CPUs are counted small, so that machines of any shape have room for it. How many
+# threads it has is decided on its machine.
+_MOST_CPUS_WITH_GPU = 2
+
+# Machines that come later may be smaller than those that are there.
+_MOST_CPUS_GROWING = 8
 
 # Images of one chunk: small enough to balance the workers, large enough that Ray's own work does not show.
 _MOST_ROWS_CPU = 250
@@ -27,19 +38,20 @@ class WorkerPlan:
 
     Attributes:
         workers: number of processes.
-        cpus, gpus: logical resources that each one holds.
+        cpus: logical CPUs that each one holds.
+        gpus: share of a GPU that each one holds.
         per_node: most workers on one node.
         most: processes that the pool may grow to.
     """
 
     workers: int
     cpus: int
-    gpus: int
+    gpus: float
     per_node: int
     most: int
 
 
-def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerPlan:
+def plan_workers(label: LabelConfig, cluster: "Sequence[NodeCapacity]") -> WorkerPlan:
     """How many workers of what size the cluster can hold, with a CPU left for the tasks that feed them.
 
     Args:
@@ -50,23 +62,25 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
     Raises:
         ConfigError: too few CPUs or GPUs; says how many there are.
     """
-    if label.use_gpu is True:
+    gpus = 1.0 / label.workers_per_gpu if label.use_gpu is True else 0.0
+    if gpus:
         hosts = [node for node in cluster if node.gpus > 0 and node.cpus > 0]
-        per_node = max((node.gpus for node in hosts), default=0)
-        room = sum(node.gpus for node in hosts)
-        share = min((max(1, (node.cpus - 1) // node.gpus) for node in hosts), default=1)
+        per_node = max((node.gpus for node in hosts), default=0) * label.workers_per_gpu
+        room = sum(node.gpus for node in hosts) * label.workers_per_gpu
+        share = min((max(1, (node.cpus - 1) // (node.gpus * label.workers_per_gpu)) for node in hosts), default=1)
     else:
         hosts = [node for node in cluster if node.cpus > 0]
         per_node, room, share = _cpu_shares(label, hosts)
     if label.max_workers and room == 0:
-        return WorkerPlan(1, label.threads_per_worker or 1, int(label.use_gpu is True), 1, label.max_workers)
+        return WorkerPlan(1, first_cpus(label), gpus, 1, label.max_workers)
     workers = label.num_workers or min(room, label.max_workers or room)
-    cpus = min(share, label.threads_per_worker) if label.threads_per_worker else share
+    cpus = min(share, label.threads_per_worker or (_MOST_CPUS_WITH_GPU if gpus else share))
     total = sum(node.cpus for node in cluster)
-    if label.use_gpu is True and (workers > room or workers == 0):
+    if gpus and (workers > room or workers == 0):
+        each = "a GPU each" if label.workers_per_gpu == 1 else f"1/{label.workers_per_gpu} of a GPU each"
         raise ConfigError(
-            f"label.use_gpu: {workers or 'at least 1'} workers need a GPU each, the cluster has {room}; add machines, "
-            "or set label.max_workers where the cluster grows by itself"
+            f"label.use_gpu: {workers or 'at least 1'} workers need {each}, the cluster has room for {room}; add "
+            "machines, or set label.max_workers where the cluster grows by itself"
         )
     if workers == 0 or workers * cpus > total - 1:
         raise ConfigError(
@@ -75,28 +89,54 @@ def plan_workers(label: LabelConfig, cluster: Sequence[NodeCapacity]) -> WorkerP
             f"the cluster has {total}; use fewer workers, or more CPUs (cluster.num_cpus for a cluster of this machine)"
         )
     most = max(workers, label.max_workers)
-    return WorkerPlan(workers, cpus, int(label.use_gpu is True), max(1, min(per_node, workers)), most)
+    return WorkerPlan(workers, cpus, gpus, max(1, min(per_node, workers)), most)
 
 
-def _cpu_shares(label: LabelConfig, hosts: Sequence[NodeCapacity]) -> tuple[int, int, int]:
+def first_cpus(label: LabelConfig, machines: Iterable[float] = ()) -> int:
+    """Logical CPUs of a worker where none fits yet.
+
+    Args:
+        label: with `use_gpu` chosen.
+        machines: CPUs of each kind that may come; without any, the least is asked for, which fits everywhere.
+    """
+    if label.threads_per_worker or label.use_gpu is True:
+        return label.threads_per_worker or 1
+    return min(_MOST_CPUS_GROWING, min((_beside_tasks(int(cpus)) for cpus in machines if cpus >= 1), default=1))
+
+
+def _cpu_shares(label: LabelConfig, hosts: "Sequence[NodeCapacity]") -> tuple[int, int, int]:
     """Most workers on a node, workers in all, and logical CPUs of each."""
     if not hosts:
         return 0, 0, 1
-    if label.num_workers:
-        per_node = math.ceil(label.num_workers / len(hosts))
-    else:
-        per_node = max(1, hosts[0].cpus // _MOST_THREADS)
-    # A quarter of a node, at most two CPUs, stays free for reading and writing tasks.
-    smallest = min(max(1, node.cpus - min(2, max(1, node.cpus // 4))) for node in hosts)
-    share = max(1, smallest // per_node)
+    wanted = label.num_workers
+    per_node = math.ceil(wanted / len(hosts)) if wanted else max(1, hosts[0].cpus // MOST_THREADS)
+    share = max(1, min(_beside_tasks(node.cpus) for node in hosts) // per_node)
+    if label.max_workers and share > _MOST_CPUS_GROWING:
+        share, per_node = _MOST_CPUS_GROWING, hosts[0].cpus // _MOST_CPUS_GROWING
     room = sum(max(1, (node.cpus - 1) // share) if node.cpus > 1 else 0 for node in hosts)
     return per_node, min(room, per_node * len(hosts)), share
+
+
+def _beside_tasks(cpus: int) -> int:
+    """CPUs of a node for workers: a quarter of it, at most two CPUs, stays free for reading and writing tasks."""
+    return max(1, cpus - min(2, max(1, cpus // 4)))
+
+
+def most_chunk_rows(label: LabelConfig) -> int:
+    """Images of a chunk where nothing is set; `use_gpu` is chosen."""
+    return _MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU
 
 
 def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
     """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
     many enough for files of a useful size."""
-    limit = label.rows_per_file or (_MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU)
+    limit = label.rows_per_file or most_chunk_rows(label)
     balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
     least = min(group_size, math.ceil(images / workers))
     return min(max(balanced, least), limit)
+
+
+def largest_first(todo: Iterable[Chunk]) -> list[Chunk]:
+    """Chunks in the order in which workers get them: what is left of each part of the manifest comes last, so that at
+    the end no worker has much to do while others have nothing."""
+    return sorted(todo, key=lambda chunk: (chunk.start - chunk.stop, chunk))

@@ -1,4 +1,4 @@
-"""What the workers of a labelling run have done so far, kept in one small Ray actor.
+"""What the workers of a labelling run have done so far: a board that they report to.
 
 It also knows which images each worker is busy with, so that an image which ends the worker's process (a crash in a
 library, the system's memory killer) is found out instead of being tried for ever.
@@ -8,13 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from pipelines.labelling.device_faults import DeviceFaults, Standing
+from pipelines.labels.chunks import Tally
 
 _POLL_SECONDS = 1.0
-_SNAPSHOT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Work:
     Attributes:
         images, detections, failed: in it.
         busy, waited: seconds that the detector worked on it, and stood still before it for want of images.
+        device: that it was done on; empty where it says nothing of one.
     """
 
     images: int = 0
@@ -31,6 +31,7 @@ class Work:
     failed: int = 0
     busy: float = 0.0
     waited: float = 0.0
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,65 +95,70 @@ class Board(Protocol):
         """Work named `key` is finished, with what it brought."""
         ...
 
+    def join(self, device: str) -> Standing:
+        """A worker starts on a device, which may have been given up; see `device_faults`."""
+        ...
+
+    def fault(self, device: str, cause: int, reason: str) -> Standing:
+        """The detector fails on everything there, or hangs, and its process ends; see `DeviceFaults`."""
+        ...
+
 
 class ProgressBoard:
-    """The actor's state; implements `Board`."""
+    """A `Board` that threads may share; on a cluster the state of an actor (`remote_board`)."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._devices = DeviceFaults()
         self._begun: dict[int, int] = {}
         self._counts = Counts()
         self._start: float | None = None
 
     def begin(self, key: int) -> int:
         """See `Board`."""
-        if self._start is None:
-            self._start = time.monotonic()
-        self._begun[key] = self._begun.get(key, 0) + 1
-        return self._begun[key]
+        with self._lock:
+            if self._start is None:
+                self._start = time.monotonic()
+            self._begun[key] = self._begun.get(key, 0) + 1
+            return self._begun[key]
 
     def done(self, key: int, work: Work) -> None:
         """See `Board`."""
-        self._begun.pop(key, None)
-        before, now = self._counts, time.monotonic()
-        self._counts = Counts(
-            images=before.images + work.images,
-            detections=before.detections + work.detections,
-            failed=before.failed + work.failed,
-            seconds=now - (self._start if self._start is not None else now),
-            busy=before.busy + work.busy,
-            waited=before.waited + work.waited,
-        )
+        with self._lock:
+            self._begun.pop(key, None)
+            if work.device and work.failed < max(1, work.images):
+                self._devices.success(work.device)
+            before, now = self._counts, time.monotonic()
+            self._counts = Counts(
+                images=before.images + work.images,
+                detections=before.detections + work.detections,
+                failed=before.failed + work.failed,
+                seconds=now - (self._start if self._start is not None else now),
+                busy=before.busy + work.busy,
+                waited=before.waited + work.waited,
+            )
+
+    def join(self, device: str) -> Standing:
+        """See `Board`."""
+        with self._lock:
+            return self._devices.join(device)
+
+    def fault(self, device: str, cause: int, reason: str) -> Standing:
+        """See `Board`."""
+        with self._lock:
+            return self._devices.fault(device, cause, reason)
 
     def snapshot(self) -> Counts:
         """The counts so far."""
         return self._counts
 
 
-class RemoteBoard:
-    """A `Board` that passes on to the actor; picklable."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def begin(self, key: int) -> int:
-        """See `Board`; waits for the answer, about a millisecond."""
-        attempts: int = ray.get(self._actor.begin.remote(key))
-        return attempts
-
-    def done(self, key: int, work: Work) -> None:
-        """See `Board`; does not wait."""
-        self._actor.done.remote(key, work)
+class Counting(Protocol):
+    """A board that can be asked."""
 
     def snapshot(self) -> Counts:
         """The counts so far."""
-        counts: Counts = ray.get(self._actor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT)
-        return counts
-
-
-def start_board() -> RemoteBoard:
-    """Starts the actor on the driver's node: it lives as long as the run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return RemoteBoard(ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=here).remote())
+        ...
 
 
 class Poller:
@@ -161,7 +167,7 @@ class Poller:
     An exception of `report` is raised by the next `check`, or at the end of the block.
     """
 
-    def __init__(self, board: RemoteBoard, report: Callable[[Counts], None] | None) -> None:
+    def __init__(self, board: Counting, report: Callable[[Counts], None] | None) -> None:
         self._board = board
         self._report = report
         self._stop = threading.Event()
@@ -192,3 +198,29 @@ class Poller:
                 self._report(self._board.snapshot())
         except Exception as error:
             self._error = error
+
+
+def reporter(on_progress: Callable[[LabelProgress], None], before: Tally, images: int) -> Callable[[Counts], None]:
+    """Takes counts of this start, and calls `on_progress` with those of the run.
+
+    Args:
+        on_progress: takes them.
+        before: what earlier starts have done.
+        images: of the run.
+    """
+
+    def report(counts: Counts) -> None:
+        done = min(images, before.images + counts.images)  # work that a lost process repeats is counted twice
+        on_progress(
+            LabelProgress(
+                images=images,
+                done=done,
+                detections=before.detections + counts.detections,
+                failed=before.failed + counts.failed,
+                images_per_second=counts.images_per_second,
+                waiting_share=counts.waiting_share,
+                detections_per_second=counts.detections / counts.seconds if counts.seconds else 0.0,
+            )
+        )
+
+    return report

@@ -1,8 +1,9 @@
-"""Label an image collection with Ray Data: exactly one Parquet row per image, resumable at any moment.
+"""Label an image collection: exactly one Parquet row per image, resumable at any moment.
 
     manifest in chunks -> those without a label file -> pool of LabelWorker (chunk in, label file out) -> counts
 
-Only the places of chunks and their counts pass through Ray: images are read next to the network, and label files are
+The pool is one of a Ray cluster, or of this machine's processes (`backend`). Only the places of chunks and their counts
+pass between processes: images are read next to the network, and label files are
 written by the process that made them (see `labels.run_folder` for why nothing is lost or doubled).
 """
 
@@ -10,13 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from pipelines import storage
-from pipelines.cluster.connection import connect, nodes, on_cluster, unwrapped_errors
+from pipelines.cluster.choice import uses_ray
 from pipelines.images.manifest import (
     Manifest,
     Tasks,
@@ -28,24 +29,28 @@ from pipelines.images.manifest import (
     publish_manifest,
 )
 from pipelines.images.source import Source, open_source
-from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector, label_on_cluster
-from pipelines.labelling.machines import on_this_cluster
-from pipelines.labelling.planning import choose_chunk_rows, plan_workers
+from pipelines.labelling.backend import Backend
+from pipelines.labelling.config import LabelRun
+from pipelines.labelling.detector import Detector
+from pipelines.labelling.footers import checked_files, footers_before
+from pipelines.labelling.planning import choose_chunk_rows
 from pipelines.labelling.progress import Counts, LabelProgress
-from pipelines.labelling.worker import WorkerSettings
+from pipelines.labelling.worker_settings import GROUP_SIZE_CPU, WorkerSettings, on_device
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import NOTHING, FailedImage, Tally, are_readable, labels_folder, read_footers
-from pipelines.labels.proposals import open_proposals
-from pipelines.labels.run_folder import FinishedFile, RunIdentity
+from pipelines.labels.chunks import NOTHING, FailedImage, LabelFile, Tally, are_readable, labels_folder
+from pipelines.labels.run_folder import RunIdentity
 from pipelines.storage.checkpoint_copy import describe_checkpoint, load_predictor
-from pipelines.storage.s3_settings import applied, settings_environment
+from pipelines.storage.object_stores import is_object
+from pipelines.storage.s3_settings import applied
 
-# Images given to the detector at once: enough for it to fill batches by pixels, few enough that progress shows.
-_GROUP_SIZE_CPU = 8
-_GROUP_SIZE_GPU = 256
+if TYPE_CHECKING:
+    from maskrcnn_core.data.proposals import ProposalFiles
 
-# Sources of more parts are listed by the cluster.
+_READERS_OF_FILES = 16
+_READERS_OF_OBJECTS = 64
+_LOOKED_AT = 64  # images of a manifest
+
+# Sources of more parts are listed by the cluster; so are S3 prefixes of more than a page, that may have any number.
 _MOST_PARTS_HERE = 16
 
 
@@ -115,11 +120,24 @@ def _label(
     on_note: Callable[[str], None],
     started: float,
 ) -> LabelSummary:
+    with ExitStack() as stack:
+        return _label_by(run, on_progress, detector, _backend(run, stack, on_note), started)
+
+
+def _label_by(
+    run: LabelRun,
+    on_progress: Callable[[LabelProgress], None] | None,
+    detector: Detector,
+    backend: Backend,
+    started: float,
+) -> LabelSummary:
     state = run_folder.state_of(run.output)
     manifest = open_manifest(run_folder.manifest_folder(run.output))
     source = None if manifest is not None else open_source(run.images, run.image_root)
     kind = manifest.kind if manifest is not None else source.kind if source is not None else ""
-    settings = _worker_settings(run, kind, open_proposals(run.proposals, "proposals") if run.proposals else None)
+    settings = _worker_settings(run, kind)
+    if state != "finished":
+        backend.start_loading(detector, settings)
     identity = _identity(settings, detector)
     if state != "new":
         run_folder.require_same_run(run.output, identity)
@@ -129,53 +147,33 @@ def _label(
         tally = run_folder.finished_tally(run.output)
         if not (run.label.retry_failed and tally.failed):
             return _summary(run.output, tally, tally.images, Counts(), started, finished_before=True)
-    with ExitStack() as stack:
-        cluster = _Cluster(run, stack, on_note)
-        if manifest is None:
-            assert source is not None
-            manifest = _new_manifest(run, source, identity, cluster)
-        else:
-            _check_proposals(run, manifest)
-            run_folder.claim_run(run.output, identity)
-        if state == "finished":
-            run_folder.reopen_run(run.output)
-        settings = replace(settings, manifest=manifest)
-        before, counts = _label_chunks(run, manifest, settings, detector, cluster, on_progress)
-    tally, files = _checked_files(run.output, manifest)
+    if manifest is None:
+        assert source is not None
+        manifest = _new_manifest(run, source, identity, backend)
+    else:
+        _check_proposals(run, manifest)
+        run_folder.claim_run(run.output, identity)
+    if state == "finished":
+        run_folder.reopen_run(run.output)
+    settings = replace(settings, manifest=manifest, readers=run.label.readers or _fitting_readers(manifest))
+    before, counts, known = _label_chunks(run, manifest, settings, detector, backend, on_progress)
+    tally, files = checked_files(run.output, manifest, known)
     run_folder.close_run(run.output, tally, files)
     return _summary(run.output, tally, before, counts, started, finished_before=False)
 
 
-class _Cluster:
-    """The cluster of a run, joined or started when it is first needed.
+def _backend(run: LabelRun, stack: ExitStack, tell: Callable[[str], None]) -> Backend:
+    """Ray where a cluster is named or wanted; both sides are imported when they are needed."""
+    if uses_ray(run.cluster):
+        from pipelines.labelling.ray_backend import RayBackend
 
-    Args:
-        run: as it was given.
-        stack: whose end ends the connection.
-        tell: takes lines for the user.
-    """
+        return RayBackend(run, stack, tell)
+    from pipelines.labelling.one_machine import OneMachine
 
-    def __init__(self, run: LabelRun, stack: ExitStack, tell: Callable[[str], None]) -> None:
-        self._run, self._stack, self._tell = run, stack, tell
-        self._is_connected = False
-        self._fitted: LabelRun | None = None
-
-    def connect(self) -> None:
-        """Make sure of the connection; tasks may follow."""
-        if not self._is_connected:
-            run = self._run
-            self._stack.enter_context(connect(run.cluster, environment=settings_environment(run.storage)))
-            self._is_connected = True
-
-    def fitted(self) -> LabelRun:
-        """The run with settings for this cluster, which has room for its first workers; see `on_this_cluster`."""
-        if self._fitted is None:
-            self.connect()
-            self._fitted = replace(self._run, label=on_this_cluster(self._run.label, self._tell))
-        return self._fitted
+    return stack.enter_context(OneMachine(run, tell))
 
 
-def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster: _Cluster) -> Manifest:
+def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, backend: Backend) -> Manifest:
     """The manifest of a new run, and the claim on its folder, after all that can be refused has been looked at.
 
     Whatever ends this early leaves the folder as it was; what another process has made in it stays.
@@ -184,9 +182,9 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
     folder = run_folder.manifest_folder(run.output)
     draft = None
     try:
-        draft = _draft_manifest(source, folder, cluster)
+        draft = _draft_manifest(source, folder, backend)
         _check_proposals(run, draft)
-        plan_workers(cluster.fitted().label, nodes())
+        backend.num_workers()
         run_folder.claim_run(run.output, identity)
         manifest = publish_manifest(draft)
     except BaseException:
@@ -199,14 +197,13 @@ def _new_manifest(run: LabelRun, source: Source, identity: RunIdentity, cluster:
     return manifest
 
 
-def _draft_manifest(source: Source, folder: str, cluster: _Cluster) -> Manifest:
+def _draft_manifest(source: Source, folder: str, backend: Backend) -> Manifest:
     """A source of few parts is listed here, so that its mistakes show before a cluster starts."""
     tasks: Tasks = one_by_one
-    if len(source.parts) > _MOST_PARTS_HERE:
-        cluster.connect()
-        tasks = on_cluster
-    with unwrapped_errors():
-        return draft_manifest(source, folder, tasks)
+    is_s3_prefix = any(part.keys is not None for part in source.parts)
+    if len(source.parts) > (1 if is_s3_prefix else _MOST_PARTS_HERE):
+        tasks = backend.tasks()
+    return draft_manifest(source, folder, tasks)
 
 
 def _lost_files(output: str, manifest: Manifest) -> bool:
@@ -266,36 +263,46 @@ def _label_chunks(
     manifest: Manifest,
     settings: WorkerSettings,
     detector: Detector,
-    cluster: _Cluster,
+    backend: Backend,
     on_progress: Callable[[LabelProgress], None] | None,
-) -> tuple[int, Counts]:
-    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before
-    and the counts of this start."""
+) -> tuple[int, Counts, dict[str, LabelFile]]:
+    """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before,
+    the counts of this start, and the files by name."""
     rows = run_folder.chunk_rows(run.output, manifest)
     if rows is None:
-        run = cluster.fitted()
-        workers = plan_workers(run.label, nodes()).workers
-        rows = choose_chunk_rows(len(manifest), workers, _on_device(settings, run.label).group_size, run.label)
+        fitted = backend.fitted()
+        group_size = on_device(settings, fitted).group_size
+        rows = choose_chunk_rows(len(manifest), backend.num_workers(), group_size, fitted)
         run_folder.settle_chunk_rows(run.output, rows, manifest)
         rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
     done, todo = run_folder.chunks_done(run.output, manifest, rows)
-    tallies = [tally for tally, _ in read_footers([chunk.uri(run.output) for chunk in done])]
-    before = sum(tallies, NOTHING)
+    footers = footers_before([chunk.uri(run.output) for chunk in done], backend.tasks)
+    known = {chunk.name: footer for chunk, footer in zip(done, footers, strict=True)}
+    before = sum((footer.tally for footer in footers), NOTHING)
     labelled_before = before.images
     counts = Counts()
     must_retry = run.label.retry_failed and before.failed > 0
     if todo or must_retry:
-        run = cluster.fitted()
-        settings = _on_device(settings, run.label)
+        settings = on_device(settings, backend.fitted())
     if todo:
-        counts = label_on_cluster(run, detector, settings, todo, before, len(manifest), on_progress)
+        counts, files = backend.label_chunks(detector, settings, todo, before, len(manifest), on_progress)
+        known |= files
     if must_retry:
-        faulty = [chunk for chunk, tally in zip(done, tallies, strict=True) if tally.failed]
+        faulty = [chunk for chunk in done if known[chunk.name].tally.failed]
         again = replace(settings, retry_failed=True)
-        retried = label_on_cluster(run, detector, again, faulty, NOTHING, before.failed, on_progress)
+        retried, files = backend.label_chunks(detector, again, faulty, NOTHING, before.failed, on_progress)
+        known |= files
         counts = retried if not todo else counts
         labelled_before -= before.failed
-    return labelled_before, counts
+    return labelled_before, counts, known
+
+
+def _fitting_readers(manifest: Manifest) -> int:
+    """How many images a worker reads at once: an object store answers late, and any number of requests alike."""
+    places = [manifest.images]
+    if manifest.kind in ("coco", "parquet", "csv"):  # which name images anywhere; ids are in no order of places
+        places = manifest.read(0, 0, _LOOKED_AT).column("uri").to_pylist()
+    return _READERS_OF_OBJECTS if any(is_object(place) for place in places) else _READERS_OF_FILES
 
 
 def _own_detector() -> Detector:
@@ -310,15 +317,21 @@ def _check_proposals(run: LabelRun, manifest: Manifest) -> None:
     """
     if not run.proposals:
         return
-    proposals = open_proposals(run.proposals, "proposals")
+    proposals = _proposals_of(run.proposals)
     for table in manifest.tables():
         proposals.require(table.column("image_id").to_pylist(), allow_failed=True)
 
 
-def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) -> WorkerSettings:
+def _proposals_of(uri: str) -> "ProposalFiles":
+    from pipelines.labels.proposals import open_proposals  # brings torch
+
+    return open_proposals(uri, "proposals")
+
+
+def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
     config = run.label
     apply_exif = kind != "coco" if config.exif_orientation == "auto" else config.exif_orientation == "apply"
-    return WorkerSettings(  # on a CPU, until the cluster is known: see `_on_device`
+    return WorkerSettings(  # on a CPU, until the cluster is known: see `on_device`
         checkpoint=storage.absolute(run.checkpoint),
         predictor=PredictorSettings(
             device="cpu",
@@ -331,50 +344,20 @@ def _worker_settings(run: LabelRun, kind: str, proposals: ProposalFiles | None) 
             test_short_sides=config.test_short_sides,
             test_flip=config.test_flip,
             record=config.record,
-            proposals=proposals.fingerprint if proposals is not None else "",
+            proposals=_proposals_of(run.proposals).fingerprint if run.proposals else "",
         ),
         proposals=storage.absolute_or_empty(run.proposals),
         threads=config.threads_per_worker,
-        group_size=_GROUP_SIZE_CPU,
+        group_size=GROUP_SIZE_CPU,
         output=storage.absolute(run.output),
         image_timeout=config.image_timeout,
         image_root=storage.absolute_or_empty(run.image_root),
     )
 
 
-def _on_device(settings: WorkerSettings, label: LabelConfig) -> WorkerSettings:
-    """The settings of workers that compute where `label.use_gpu`, which is chosen now, says."""
-    if not label.use_gpu:
-        return settings
-    return replace(settings, predictor=replace(settings.predictor, device="cuda"), group_size=_GROUP_SIZE_GPU)
-
-
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
     return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
-
-
-def _checked_files(output: str, manifest: Manifest) -> tuple[Tally, list[FinishedFile]]:
-    """Counts over all label files, and the files, after making sure that each chunk has one and each file its rows.
-
-    Raises:
-        StorageError: it has not; files were changed while the run went on.
-    """
-    rows = run_folder.chunk_rows(output, manifest)
-    sizes = run_folder.label_sizes(output)
-    done, todo = run_folder.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
-    footers = read_footers([chunk.uri(output) for chunk in done])
-    wrong = [
-        chunk.name for chunk, (tally, _) in zip(done, footers, strict=True) if tally.images != chunk.stop - chunk.start
-    ]
-    if rows is None or todo or wrong:
-        raise StorageError(
-            f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
-            f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "
-            "Delete the wrong ones and repeat the command: what is missing is labelled"
-        )
-    files = [FinishedFile(chunk.name, sizes[chunk.name], seal) for chunk, (_, seal) in zip(done, footers, strict=True)]
-    return sum((tally for tally, _ in footers), NOTHING), files
 
 
 def _summary(

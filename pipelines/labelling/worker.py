@@ -1,175 +1,96 @@
 """One detector process of a labelling run: chunks of the manifest in, label files out, one row for each image.
 
-Ray calls a worker from two threads (`CONCURRENT_CALLS`): while one call's images are in the network, the other call
-reads its files and builds its rows. The network itself is only ever used by one thread.
+A worker is called from two threads (`CONCURRENT_CALLS`), whose images are one stream through the detector: while one
+call builds its rows and writes them, the images of the other go on.
 """
 
-import os
-import pickle
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
-from typing import Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError, UserError
-from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
-from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals, proposals_to_table
+from maskrcnn_core.records.proposals import ProposalRecord, proposals_to_table
 from pipelines import storage
-from pipelines.cluster.connection import physical_cores
-from pipelines.images.manifest import Manifest
+from pipelines.cluster.cpus import physical_cores
 from pipelines.images.reading import ImageReader
-from pipelines.images.reading_threads import Call, ReadingThreads
+from pipelines.labelling.chunk_in_stream import Record
+from pipelines.labelling.detector_stream import DetectorStream, Predicting
+from pipelines.labelling.device_board import BoardOfDevice
 from pipelines.labelling.metrics import LabelMetrics
-from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.progress import Board
+from pipelines.labelling.read_ahead import ReadAhead, Reading
+from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
-from pipelines.labels.chunks import Chunk, Tally, read_rows, read_tally, write_labels
+from pipelines.labels.chunks import Chunk, LabelFile, read_footer, read_rows, write_labels
 from pipelines.labels.proposals import open_proposals
 
-CONCURRENT_CALLS = 2
-
-Record: TypeAlias = ImageRecord | ProposalRecord
-_Proposals: TypeAlias = Sequence[ImageProposals | ImageError] | None
-
-# An image that ended this many processes in a row is given up.
-_MOST_CRASHES = 2
+# Images that are read before the detector takes them: what it has for the time that a slow read takes.
+_GROUPS_AHEAD = 2
 
 # No image that can be decoded within the pixel limit needs more encoded bytes than this for each pixel
 # (16-bit RGBA without compression); the constant leaves room for metadata.
 _ENCODED_BYTES_PER_PIXEL = 8
 _ENCODED_BYTES_EXTRA = 64 << 20
 
-_EXIT_TIMED_OUT = 124
-
-# Single images fail for reasons of their own; so many in a row mean a broken detector (as a lost CUDA context is).
-_MOST_FAILED_IN_A_ROW = 16
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How a worker loads and drives its detector.
-
-    Attributes:
-        checkpoint, predictor: as `load_predictor` takes them.
-        proposals: where the regions come from instead of the RPN; empty = the RPN.
-        threads: CPU threads of the network; 0 = this node's cores / workers_per_node.
-        workers_per_node: how many workers share a node.
-        group_size: images given to the detector at once.
-        readers: files read at the same time.
-        manifest, output: of the run.
-        retry_failed: chunks have a file already, whose failed rows are labelled again.
-        image_timeout: seconds for reading one image, and for detecting on it; 0 = no limit.
-        image_root: the only folder that images are read of; empty = wherever they lie.
-    """
-
-    checkpoint: str
-    predictor: PredictorSettings
-    proposals: str = ""
-    threads: int = 0
-    workers_per_node: int = 1
-    group_size: int = 8
-    readers: int = 16
-    manifest: Manifest | None = None
-    output: str = ""
-    retry_failed: bool = False
-    image_timeout: float = 0.0
-    image_root: str = ""
-
-
-class Predicting(Protocol):
-    """The part of `maskrcnn_core.inference.predictor.Predictor` that a worker uses."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of weights and settings."""
-        ...
-
-    @property
-    def categories(self) -> tuple[Category, ...]:
-        """In label order."""
-        ...
-
-    @property
-    def max_proposals(self) -> int:
-        """How many given proposals of an image are looked at."""
-        ...
-
-    def predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals = None) -> list[ImageRecord]:
-        """One record for each image, in order, also for one that fails; `proposals` replace the RPN's."""
-        ...
-
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        """The RPN's proposals of each image, in order, also for one that fails."""
-        ...
-
-
-class LoadPredictor(Protocol):
-    """Signature of `maskrcnn_core.inference.predictor.load_predictor`."""
-
-    def __call__(self, checkpoint: str, settings: PredictorSettings) -> Predicting:
-        """Builds the detector."""
-        ...
-
 
 class LabelWorker:
-    """Callable for `map_batches`: chunks of the manifest become label files; what returns are their counts."""
+    """Chunks of the manifest become label files; what returns are their counts.
 
-    def __init__(self, load: LoadPredictor, settings: WorkerSettings, board: Board) -> None:
-        self._board = board
+    Args:
+        load: builds the detector.
+        settings: of the run.
+        board: where groups of images are begun and done.
+        reader: of the images; None = an `ImageReader`.
+
+    Raises:
+        BrokenDetectorError: the device fails while the detector is loaded; the process is to end.
+        UserError: the checkpoint cannot be used, or too many devices have failed.
+    """
+
+    def __init__(
+        self, load: LoadPredictor, settings: WorkerSettings, board: Board, reader: Reading | None = None
+    ) -> None:
         self._settings = settings
-        self._group_size = settings.group_size
         most_bytes = settings.predictor.max_pixels * _ENCODED_BYTES_PER_PIXEL + _ENCODED_BYTES_EXTRA
-        self._reader = ImageReader(most_bytes, settings.image_root)
-        self._failed_in_a_row = 0
-        self._idle_since: float | None = None
-        self._readers = ReadingThreads(settings.readers, settings.image_timeout)
-        # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
-        self._model_thread = ThreadPoolExecutor(1, "detect")
-        self._predictor = self._model_thread.submit(_load, load, settings).result()
-        self._schema = record_schema(self._predictor.categories)
         self._proposes = settings.predictor.record == "proposals"
+        self._stream = _opened(load, settings, BoardOfDevice(board))
+        self._schema = record_schema(self._stream.predictor.categories)
         self._proposals = open_proposals(settings.proposals, "proposals") if settings.proposals else None
+        self._reads = ReadAhead(
+            reader or ImageReader(most_bytes, settings.image_root),
+            None if self._proposals is None else self._read_proposals,
+            settings.readers,
+            settings.image_timeout,
+            _GROUPS_AHEAD * settings.group_size,
+        )
         self._metrics = LabelMetrics()
 
-    def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns a row for each.
+    def use(self, settings: WorkerSettings) -> None:
+        """Settings from now on: other threads, more readers, and what belongs to the run and not to the detector."""
+        self._settings = settings
+        self._stream.compute_with(settings.threads)
+        self._reads.grow(settings.readers)
 
-        A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
-        """
-        rows = [self._row(Chunk(**row)) for row in chunks.to_pylist()]
-        return pa.table({"mistake": pa.array(rows, pa.binary())})
-
-    def _row(self, chunk: Chunk) -> bytes | None:
-        try:
-            self.label_chunk(chunk)
-        except UserError as error:
-            return pickle.dumps(error)
-        return None
-
-    def label_chunk(self, chunk: Chunk) -> Tally:
+    def label_chunk(self, chunk: Chunk) -> LabelFile:
         """Label one chunk and write its file; a file that is already there stays, but for the rows to be tried again.
 
         Raises:
             StorageError: storage refuses many images in a row, or all of them.
-            UserError: the detector fails on many images in a row.
+            BrokenDetectorError: the detector works on nothing any more; the process is to end.
+            UserError: the same, and so many devices have failed before it that the run ends.
         """
         uri, manifest = chunk.uri(self._settings.output), self._settings.manifest
         assert manifest is not None
         if self._settings.retry_failed:
             table = self._relabelled(read_rows(uri))
         elif storage.exists(uri):  # an earlier attempt has written it and was not heard of again
-            return read_tally(uri)
+            return read_footer(uri)
         else:
             table = self.label(manifest.read(chunk.part, chunk.start, chunk.stop))
         if not storage.exists(run_folder.identity_uri(self._settings.output)):
@@ -178,13 +99,13 @@ class LabelWorker:
                 "back, or choose another, and give the command again"
             )
         try:
-            tally = write_labels(table, uri)
+            file = write_labels(table, uri)
         except StorageError:
             if self._settings.retry_failed or not storage.exists(uri):
                 raise
-            return read_tally(uri)  # another start has finished the run and cleared this one's unfinished file away
+            return read_footer(uri)  # another start has finished the run and cleared this one's unfinished file away
         self._metrics.chunk()
-        return tally
+        return file
 
     def _relabelled(self, before: pa.Table) -> pa.Table:
         """The rows of a file, those that had failed labelled anew."""
@@ -193,44 +114,23 @@ class LabelWorker:
         return pa.concat_tables([before.filter(is_ok), again.cast(before.schema)]).sort_by("image_id")
 
     def label(self, rows: pa.Table) -> pa.Table:
-        """Label rows for the images of `rows` (image_id, uri), in order."""
+        """Label rows for the images of `rows` (image_id, uri), in order.
+
+        Raises:
+            StorageError, BrokenDetectorError, UserError: as `label_chunk`.
+        """
         ids, uris = rows.column("image_id").to_pylist(), rows.column("uri").to_pylist()
-        groups = [slice(start, start + self._group_size) for start in range(0, len(ids), self._group_size)]
-        records: list[Record] = []
-        # The next group is read while this one is in the network.
-        ahead = self._start_reading(ids, uris, groups[0]) if groups else None
-        for index, group in enumerate(groups):
-            assert ahead is not None
-            encoded = [self._read_image(image, uri) for image, uri in zip(ahead[0], uris[group], strict=True)]
-            proposals = ahead[1]
-            if index + 1 < len(groups):
-                ahead = self._start_reading(ids, uris, groups[index + 1])
-            given = None if proposals is None else [self._proposals_in_time(call) for call in proposals]
-            records += self._model_thread.submit(self._detect, ids[group], encoded, given).result()
+        if not ids:
+            return self._table(ids, uris, [])
+        with self._stream.chunk(ids, self._settings.group_size) as chunk:
+            with closing(self._reads.images(ids, uris)) as images:
+                for image in images:
+                    chunk.put(image)
+            records = chunk.records()
         return self._table(ids, uris, records)
 
-    def _start_reading(
-        self, ids: Sequence[int], uris: Sequence[str], group: slice
-    ) -> tuple[list[Call[bytes | ImageError]], list[Call[ImageProposals | ImageError]] | None]:
-        images = [self._readers.submit(partial(self._reader.read, uri)) for uri in uris[group]]
-        if self._proposals is None:
-            return images, None
-        return images, [self._readers.submit(partial(self._read_proposals, image_id)) for image_id in ids[group]]
-
-    def _read_image(self, image: Call[bytes | ImageError], uri: str) -> bytes | ImageError:
-        try:
-            return image.result()
-        except TimeoutError:
-            return self._reader.late(uri, self._settings.image_timeout)
-
-    def _proposals_in_time(self, call: Call[ImageProposals | ImageError]) -> ImageProposals | ImageError:
-        try:
-            return call.result()
-        except TimeoutError as error:
-            return ImageError("failed", f"reading its proposals {error} (label.image_timeout)")
-
     def _table(self, ids: Sequence[int], uris: Sequence[str], records: Sequence[Record]) -> pa.Table:
-        fingerprint = self._predictor.fingerprint
+        fingerprint = self._stream.predictor.fingerprint
         if self._proposes:
             proposals = [record for record in records if isinstance(record, ProposalRecord)]
             return proposals_to_table(ids, uris, proposals, fingerprint)
@@ -240,94 +140,39 @@ class LabelWorker:
     def _read_proposals(self, image_id: int) -> ImageProposals | ImageError:
         assert self._proposals is not None
         try:
-            return self._proposals.read(image_id, self._predictor.max_proposals)
+            return self._proposals.read(image_id, self._stream.predictor.max_proposals)
         except ImageError as error:
             return error
 
-    def _detect(self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
-        started = time.monotonic()
-        waited = 0.0 if self._idle_since is None else started - self._idle_since
-        key = ids[0]
-        if self._board.begin(key) > 1:
-            records = self._one_by_one(ids, encoded, proposals)
-        else:
-            with self._time_limit(len(encoded)):
-                records = self._predict(encoded, proposals)
-        self._require_working(records)
-        self._idle_since = time.monotonic()
-        self._report(key, records, self._idle_since - started, waited)
-        return records
 
-    def _report(self, key: int, records: Sequence[Record], busy: float, waited: float) -> None:
-        statuses = Counter(record.status for record in records)
-        detections = sum(_num_detections(record) for record in records)
-        failed = len(records) - statuses["ok"]
-        self._board.done(key, Work(len(records), detections, failed, busy, waited))
-        self._metrics.images(statuses, detections, busy, waited)
-
-    def _predict(self, encoded: Sequence[bytes | ImageError], proposals: _Proposals) -> list[Record]:
-        if self._proposes:
-            return [*self._predictor.propose(encoded)]
-        return [*self._predictor.predict(encoded, *([] if proposals is None else [proposals]))]
-
-    @contextmanager
-    def _time_limit(self, images: int) -> Iterator[None]:
-        """Ends the process if the block takes too long: nothing else stops code that hangs in a library. The board
-        then shows which images it was busy with, as after any other crash."""
-        limit = self._settings.image_timeout
-        if not limit:
-            yield
-            return
-        timer = threading.Timer(limit * images, os._exit, (_EXIT_TIMED_OUT,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _one_by_one(
-        self, ids: Sequence[int], encoded: Sequence[bytes | ImageError], proposals: _Proposals
-    ) -> list[Record]:
-        """After a group ended a process, which no predictor survives to tell the culprit: its images alone, so that
-        only those that end one again get `failed`."""
-        records: list[Record] = []
-        for index, (image_id, image) in enumerate(zip(ids, encoded, strict=True)):
-            key = -1 - image_id  # a name of its own beside the group's
-            crashes = self._board.begin(key) - 1
-            if crashes >= _MOST_CRASHES:
-                records.append(self._given_up(crashes))
-            else:
-                with self._time_limit(1):
-                    records += self._predict([image], None if proposals is None else [proposals[index]])
-            self._board.done(key, Work())
-        return records
-
-    def _given_up(self, crashes: int) -> Record:
-        limit = self._settings.image_timeout
-        slow = f" or took longer than {limit:g} s (label.image_timeout)" if limit else ""
-        error = f"ended the detector's process {crashes} times (crash, out of memory){slow}"
-        return failed_proposals("failed", error) if self._proposes else ImageRecord("failed", error, None, None)
-
-    def _require_working(self, records: Sequence[Record]) -> None:
-        """Ends the run where the fault is not in the images, before all of them become failed rows."""
-        for record in records:
-            if record.status == "ok":
-                self._failed_in_a_row = 0
-            self._failed_in_a_row += record.status == "failed"
-        if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
-            raise UserError(
-                f"the detector failed on {self._failed_in_a_row} images in a row, the last time with: "
-                f"{[record.error for record in records if record.status == 'failed'][-1]}; if the machine or its GPU "
-                "is at fault, the same command goes on elsewhere"
-            )
-
-
-def _num_detections(record: Record) -> int:
-    return len(record.scores if isinstance(record, ProposalRecord) else record.detections)
+def _opened(load: LoadPredictor, settings: WorkerSettings, board: BoardOfDevice) -> DetectorStream:
+    proposes = settings.predictor.record == "proposals"
+    try:
+        return DetectorStream(partial(_load, load, settings), board, settings.image_timeout, proposes=proposes)
+    except UserError:
+        raise
+    except Exception as error:
+        if settings.predictor.device == "cpu":  # no device is lost: it is a fault of the program
+            raise
+        raise board.broken(f"loading failed with {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _load(load: LoadPredictor, settings: WorkerSettings) -> Predicting:
     # Ray starts its workers with OMP_NUM_THREADS=1.
-    torch.set_num_threads(settings.threads or max(1, physical_cores() // settings.workers_per_node))
+    torch.set_num_threads(settings.threads or max(1, physical_cores() // _workers_here(settings)))
     return load(settings.checkpoint, settings.predictor)
+
+
+def _workers_here(settings: WorkerSettings) -> int:
+    """Workers that share this machine, by what Ray knows of it now: machines of other shapes come and go."""
+    if not settings.cpus:
+        return max(1, settings.workers_per_node)
+    from pipelines.cluster.connection import own_node
+
+    node = own_node()
+    if node is None:
+        return max(1, settings.workers_per_node)
+    if settings.predictor.device != "cpu":
+        return max(1, node.gpus * settings.workers_per_gpu)
+    room = max(1, node.cpus // settings.cpus)
+    return min(room, settings.workers_per_node or room)

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.records.schema import is_proposals_schema
+from maskrcnn_core.records.schema import ROWS_PER_GROUP, is_proposals_schema
 from pipelines import storage
 from pipelines.storage.parquet_seal import seal_in, sealed
 
@@ -22,6 +21,14 @@ SEALED_KEY = b"maskrcnn.sealed"
 
 _TALLY_KEY = b"maskrcnn.tally"
 _READ_THREADS = 32
+
+# Columns of label rows whose values come again and again. The others (scores, boxes, keypoints, masks, URIs) hardly
+# ever repeat one: dictionaries of them take most of the time of writing, and make the file larger.
+_REPEATING = (
+    *("width", "height", "status", "error", "model"),
+    *("detections.list.element.category_id", "detections.list.element.category"),
+    "detections.list.element.segmentation.size.list.element",
+)
 
 
 def labels_folder(output: str) -> str:
@@ -112,7 +119,22 @@ class Tally:
 NOTHING = Tally({}, 0)
 
 
-def write_labels(table: pa.Table, uri: str) -> Tally:
+@dataclass(frozen=True)
+class LabelFile:
+    """What is known of a label file without its rows.
+
+    Attributes:
+        tally: counts over its rows.
+        sha256: the digest that it holds; empty for a file of an earlier release.
+        size: bytes.
+    """
+
+    tally: Tally
+    sha256: str
+    size: int
+
+
+def write_labels(table: pa.Table, uri: str) -> LabelFile:
     """Writes the label rows of a chunk; the file appears whole, or not at all. Its counts and its digest stand in its
     metadata."""
     tally = tally_rows(table)
@@ -120,34 +142,31 @@ def write_labels(table: pa.Table, uri: str) -> Tally:
     table = table.replace_schema_metadata(metadata)
     # Proposals are read image by image.
     rows = ROWS_PER_GROUP if is_proposals_schema(table.schema) else None
-    storage.write_bytes_atomically(uri, sealed(table, row_group_size=rows))
-    return tally
+    content = sealed(table, row_group_size=rows, repeating=_REPEATING)
+    storage.write_bytes_atomically(uri, content)
+    return LabelFile(tally, seal_in(pq.read_metadata(pa.BufferReader(content)).metadata), len(content))
 
 
-def read_tally(uri: str) -> Tally:
-    """The counts of one label file, from its footer.
-
-    Raises:
-        StorageError: it is no label file, or damaged.
-    """
-    return read_footer(uri)[0]
-
-
-def read_footer(uri: str) -> tuple[Tally, str]:
-    """The counts of one label file and its digest (empty where it holds none), from its footer.
+def read_footer(uri: str) -> LabelFile:
+    """What the footer of one label file says.
 
     Raises:
         StorageError: it is no label file, or damaged.
     """
     filesystem, path = storage.filesystem_and_path(uri)
+
+    def read() -> tuple[dict[bytes, bytes], int]:
+        with filesystem.open_input_file(path) as file:
+            return pq.read_metadata(file).metadata or {}, file.size()
+
     try:
-        metadata = storage.patiently(uri, lambda: pq.read_metadata(path, filesystem=filesystem)).metadata or {}
+        metadata, size = storage.patiently(uri, read)
         tally = Tally.from_json(metadata[_TALLY_KEY].decode()) if _TALLY_KEY in metadata else None
     except Exception as error:  # whatever Arrow makes of a damaged footer
         raise _damaged(uri, error) from error
     if tally is None:
         raise StorageError(f"output: {uri!r} has no counts in its metadata; delete the file to label it again")
-    return tally, seal_in(metadata)
+    return LabelFile(tally, seal_in(metadata), size)
 
 
 def are_readable(uris: Sequence[str]) -> list[bool]:
@@ -165,7 +184,7 @@ def are_readable(uris: Sequence[str]) -> list[bool]:
         return list(pool.map(is_readable, uris))
 
 
-def read_footers(uris: Sequence[str]) -> list[tuple[Tally, str]]:
+def read_footers(uris: Sequence[str]) -> list[LabelFile]:
     """`read_footer` of many files at once."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return list(pool.map(read_footer, uris))

@@ -8,6 +8,7 @@ names it.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,12 +21,14 @@ from maskrcnn_core.records.readable_rows import check_images, check_readable
 from maskrcnn_core.records.row_findings import Findings
 from maskrcnn_core.records.schema import PROPOSALS_TYPE, is_proposals_schema
 from pipelines import storage
+from pipelines.labels.parts import HERE, Readers
 
 LIGHT_COLUMNS = ("image_id", "width", "height", "status", "model")
 RECORD_COLUMNS = tuple(column.name for column in RECORD_FIELDS)
 _SCORED_COLUMNS = (*LIGHT_COLUMNS, "detections")
 _OPTIONAL_COLUMNS = ("error", "model")
 _TYPES = {column.name: column.type for column in RECORD_FIELDS} | {"proposals": PROPOSALS_TYPE}
+_EXACT_WRITER = "parquet-cpp-arrow"  # others may shorten the texts of their statistics
 _ROWS_AT_ONCE = 256
 _LIGHT_ROWS_AT_ONCE = 1 << 16
 
@@ -36,17 +39,36 @@ def label_files(uri: str) -> list[str]:
     Raises:
         StorageError: there is none.
     """
+    return list(label_file_sizes(uri))
+
+
+def label_file_sizes(uri: str) -> dict[str, int]:
+    """Bytes of each of the files of `label_files`, in their order; costs the same one listing."""
     if not storage.exists(uri):
         raise StorageError(f"{uri}: no such file or folder; expected labels written by python -m jobs.label")
     if not storage.is_folder(uri):
-        return [uri]
+        return {uri: storage.size(uri)}
     inner = storage.join(uri, "labels")
     folder = inner if storage.is_folder(inner) else uri
     # Not from anywhere below: OUTPUT/_run holds Parquet files of another kind.
-    files = [file for file in storage.list_files(folder, ".parquet") if "/_run/" not in file]
-    if not files:
+    sizes = {file: size for file, size in storage.file_sizes(folder, ".parquet").items() if "/_run/" not in file}
+    if not sizes:
         raise StorageError(f"{folder}: no .parquet files; expected labels written by python -m jobs.label")
-    return files
+    return dict(sorted(sizes.items()))
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """What the footer says of a column in one row group.
+
+    Attributes:
+        least, most: of its values; None where it has only nulls.
+        nulls: rows without a value.
+    """
+
+    least: Any
+    most: Any
+    nulls: int
 
 
 @dataclass(frozen=True)
@@ -84,8 +106,7 @@ class OpenLabelFile:
         """
         chosen = list(range(len(self.row_groups)) if row_groups is None else row_groups)
         start = sum(self.row_groups[: chosen[0]]) if chosen else 0
-        with _naming(self.uri):
-            self._require_columns(columns)
+        self.require_columns(columns)
         types = {name: _with_nulls(_TYPES[name]) for name in columns}
         read = [name for name in columns if name in self._file.schema_arrow.names]
         if fields is not None:
@@ -100,13 +121,31 @@ class OpenLabelFile:
                 yield start, batch
                 start += len(batch)
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
+    def read(self, columns: Sequence[str], row_groups: Sequence[int] | None = None) -> pa.Table:
         """All rows; arguments and errors as of `batches`."""
         at_once = _ROWS_AT_ONCE if {"detections", "proposals"} & set(columns) else _LIGHT_ROWS_AT_ONCE
-        schema = pa.schema([pa.field(name, _with_nulls(_TYPES[name])) for name in columns])
-        return pa.Table.from_batches([batch for _, batch in self.batches(columns, at_once)], schema)
+        batches = [batch for _, batch in self.batches(columns, at_once, row_groups)]
+        return pa.Table.from_batches(batches, columns_schema(columns))
 
-    def _require_columns(self, columns: Sequence[str]) -> None:
+    def ranges(self, column: str) -> list[ColumnRange | None]:
+        """What the footer says of a column of numbers or text, for each row group; None where it says nothing that can
+        be relied on."""
+        schema, metadata = self._file.schema_arrow, self._file.metadata
+        if schema.names.count(column) != 1 or schema.field(column).type != _TYPES[column]:
+            return [None] * len(self.row_groups)
+        if not str(metadata.created_by).startswith(_EXACT_WRITER):
+            return [None] * len(self.row_groups)
+        paths = [self._file.schema.column(index).path for index in range(len(self._file.schema))]
+        place = paths.index(column)
+        with _naming(self.uri):
+            return [_range(metadata.row_group(group).column(place).statistics) for group in range(len(self.row_groups))]
+
+    def require_columns(self, columns: Sequence[str]) -> None:
+        """Make sure that the columns are there.
+
+        Raises:
+            StorageError: one is not, or more than once; names the file.
+        """
         names = list(self._file.schema_arrow.names)
         for name in columns:
             if name not in names and name not in _OPTIONAL_COLUMNS:
@@ -145,6 +184,19 @@ class OpenLabelFile:
                 f"{self.uri}: row number {start + (offence.row or 0) + 1}{image}: {offence.check}: {offence.got}, "
                 f"expected {offence.expected}; python -m jobs.verify lists the rows that are wrong"
             )
+
+
+def columns_schema(columns: Sequence[str]) -> pa.Schema:
+    """Of some columns of label rows, as `OpenLabelFile` reads them."""
+    return pa.schema([pa.field(name, _with_nulls(_TYPES[name])) for name in columns])
+
+
+def _range(statistics: pq.Statistics | None) -> ColumnRange | None:
+    if statistics is None or not statistics.has_null_count:
+        return None
+    if statistics.has_min_max:
+        return ColumnRange(statistics.min, statistics.max, statistics.null_count)
+    return ColumnRange(None, None, statistics.null_count) if statistics.num_values == 0 else None
 
 
 def _with_nulls(wanted: pa.DataType) -> pa.DataType:
@@ -248,9 +300,15 @@ def read_label_batches(
 
 @dataclass
 class CategoryNames:
-    """Name of each category id in label files, one after the other."""
+    """Name of each category id in label files, one after the other.
+
+    Attributes:
+        names: by id.
+        files: the first that has it, by id.
+    """
 
     names: dict[int, str] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
 
     def add(self, file: OpenLabelFile) -> None:
         """Take the names of a file: of its table, or where there is none, of its rows.
@@ -259,24 +317,42 @@ class CategoryNames:
             StorageError: the file cannot be read, or one id has two names.
         """
         for number, name in [(one.id, one.name) for one in file.categories] or _named_in_rows(file):
-            if self.names.setdefault(number, name) != name:
-                raise StorageError(
-                    f"{file.uri}: category {number} is {name!r} here, {self.names[number]!r} in other rows; expected "
-                    "labels of one model at a time"
-                )
+            self.add_name(file.uri, number, name)
+
+    def add_name(self, uri: str, number: int, name: str) -> None:
+        """Take the name of one category in a file; errors as of `add`."""
+        if number not in self.names:
+            self.names[number], self.files[number] = name, uri
+        elif self.names[number] != name:
+            raise StorageError(
+                f"{uri}: category {number} is {name!r} here, {self.names[number]!r} in other rows; expected "
+                "labels of one model at a time"
+            )
+
+    def join(self, later: "CategoryNames") -> None:
+        """Take the names of files that come behind these; errors as of `add`."""
+        for number, name in later.names.items():
+            self.add_name(later.files[number], number, name)
 
 
-def category_names(files: Sequence[str]) -> dict[int, str]:
+def category_names(files: Sequence[str], readers: Readers = HERE) -> dict[int, str]:
     """Name of each category id in some label files, by id.
 
     Raises:
         StorageError: as `CategoryNames.add`.
     """
     categories = CategoryNames()
+    for some in readers.in_order(_names_of_part, [(part,) for part in readers.parts(files)]):
+        categories.join(some)
+    return dict(sorted(categories.names.items()))
+
+
+def _names_of_part(files: Sequence[str]) -> CategoryNames:
+    categories = CategoryNames()
     for uri in files:
         with open_label_file(uri) as file:
             categories.add(file)
-    return dict(sorted(categories.names.items()))
+    return categories
 
 
 def _named_in_rows(file: OpenLabelFile) -> list[tuple[int, str]]:

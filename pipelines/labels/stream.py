@@ -1,7 +1,8 @@
 """The label files of a run as a source for exporters: read a batch of rows at a time, as often as asked for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from maskrcnn_core.export.source import ExportImage, LabelledImage, Survey
 from maskrcnn_core.records.labels import record_from_row
 from maskrcnn_core.records.readable_rows import filled
 from pipelines.labels.files import category_names, label_files, open_label_file
+from pipelines.labels.parts import HERE, Readers
 
 # With 100 objects an image a batch is a few megabytes, and its Python objects some ten times as much.
 _ROWS_PER_BATCH = 64
@@ -31,12 +33,14 @@ class LabelFiles:
         survey: facts about all rows.
         min_score: weaker detections are left out.
         category_ids: only these are exported; None = all.
+        first_image: images that come before, where the files are a part of a run.
     """
 
     files: tuple[str, ...]
     survey: Survey
     min_score: float
     category_ids: frozenset[int] | None
+    first_image: int = 0
 
     def images(self) -> Iterator[ExportImage]:
         """Images that were labelled, in the order of the rows."""
@@ -66,46 +70,77 @@ class LabelFiles:
 
 
 def open_labels(uri: str, min_score: float, categories: Sequence[str]) -> LabelFiles:
-    """The source of the labels at a uri.
+    """The source of the labels at a uri; arguments and errors as of `open_label_parts`."""
+    (whole,) = open_label_parts(label_files(uri), min_score, categories, HERE)
+    return whole
+
+
+def open_label_parts(
+    files: Sequence[str], min_score: float, categories: Sequence[str], readers: Readers
+) -> list[LabelFiles]:
+    """The sources of label files in parts, each with the facts about all of them.
 
     Args:
-        uri: a run's folder, its labels/ folder, or one file.
+        files: their uris, at least one.
         min_score: weaker detections are left out.
         categories: names to export; empty = all.
+        readers: of the files.
 
     Raises:
-        StorageError: there are no labels, or they are not of this release's schema.
+        StorageError: they are not of this release's schema.
         ConfigError: a category that the labels don't have.
     """
-    files = tuple(label_files(uri))
-    known = tuple(Category(number, name) for number, name in category_names(files).items())
+    known = tuple(Category(number, name) for number, name in category_names(files, readers).items())
     unknown = [name for name in categories if name not in {category.name for category in known}]
     if unknown:
         names = ", ".join(category.name for category in known)
         raise ConfigError(f"export.categories: {unknown[0]!r} is no category of the labels; expected some of {names}")
     chosen = tuple(category for category in known if not categories or category.name in categories)
-    ids = frozenset(category.id for category in chosen)
-    return LabelFiles(files, _survey(files, chosen), min_score, ids if categories else None)
+    parts = readers.parts(files)
+    surveys = list(readers.in_order(_survey, [(part,) for part in parts]))
+    survey = _whole_survey(surveys, chosen)
+    ids = frozenset(category.id for category in chosen) if categories else None
+    starts = accumulate((one.images for one in surveys), initial=0)
+    return [LabelFiles(tuple(part), survey, min_score, ids, start) for part, start in zip(parts, starts, strict=False)]
 
 
-def _survey(files: Sequence[str], categories: tuple[Category, ...]) -> Survey:
+@dataclass
+class _PartSurvey:
+    """Facts about the rows of some files; see `Survey`."""
+
+    images: int = 0
+    failed: int = 0
+    root: list[str] | None = None
+    models: set[str] = field(default_factory=set)
+    num_keypoints: dict[int, int] = field(default_factory=dict)
+
+
+def _survey(files: Sequence[str]) -> _PartSurvey:
     """One pass over the small columns, and the lengths of keypoint lists."""
-    images = failed = 0
+    found = _PartSurvey()
+    for batch in _batches(files, _SURVEY_COLUMNS, ("category_id", "keypoints")):
+        ok = batch.filter(pc.equal(batch.column("status"), "ok"))
+        found.images += ok.num_rows
+        found.failed += batch.num_rows - ok.num_rows
+        found.models.update(filter(None, batch.column("model").unique().to_pylist()))
+        for uri in ok.column("uri").to_pylist():
+            found.root = _shared(found.root, uri.split("/")[:-1])
+        found.num_keypoints |= _keypoint_counts(ok)
+    return found
+
+
+def _whole_survey(parts: Sequence[_PartSurvey], categories: tuple[Category, ...]) -> Survey:
     root: list[str] | None = None
     models: set[str] = set()
     num_keypoints: dict[int, int] = {}
-    for batch in _batches(files, _SURVEY_COLUMNS, ("category_id", "keypoints")):
-        ok = batch.filter(pc.equal(batch.column("status"), "ok"))
-        images += ok.num_rows
-        failed += batch.num_rows - ok.num_rows
-        models.update(filter(None, batch.column("model").unique().to_pylist()))
-        for uri in ok.column("uri").to_pylist():
-            root = _shared(root, uri.split("/")[:-1])
-        num_keypoints |= _keypoint_counts(ok)
+    for part in parts:
+        root = root if part.root is None else _shared(root, part.root)
+        models |= part.models
+        num_keypoints |= part.num_keypoints
     wanted = {category.id for category in categories}
     return Survey(
-        images=images,
-        failed=failed,
+        images=sum(part.images for part in parts),
+        failed=sum(part.failed for part in parts),
         root="/".join(root or []),
         categories=categories,
         num_keypoints={category: count for category, count in sorted(num_keypoints.items()) if category in wanted},

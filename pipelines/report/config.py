@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from maskrcnn_core.config.checks import require_typed
 from maskrcnn_core.report.settings import PicturesConfig
+from pipelines.cluster.config import ClusterConfig
 from pipelines.storage.config import StorageConfig
 
 
@@ -23,6 +24,8 @@ class ReportRun:
     """Galleries."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     """S3."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray cluster; runs of at most 2,000 label files are read without one."""
 
     def __post_init__(self) -> None:
         require_typed("", self)

@@ -1,14 +1,15 @@
 """Label rows for a report: read in small parts, counted, and the places of the most interesting ones remembered.
 
-Nothing here grows with the number of images: counts have a fixed size, and of each gallery and category only the best
+Many files are read in tasks, whose counts and places are joined. Nothing here grows with the number of images: counts
+have a fixed size, and of each gallery and category only the best
 few places are kept (a place is a file and a row; the row itself is read again when its picture is drawn).
 """
 
+import copy
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from maskrcnn_core.report.content import CategoryCount, ExampleKind, Histogram
 from maskrcnn_core.report.examples import IGNORED, Candidate, judged_candidates, match_objects, unjudged_candidates
 from maskrcnn_core.report.settings import PicturesConfig
 from pipelines.labels.chunks import NOTHING, Tally, tally_rows
-from pipelines.labels.files import RECORD_COLUMNS, label_files, open_label_file
+from pipelines.labels.files import RECORD_COLUMNS, open_label_file
+from pipelines.labels.parts import HERE, Readers
 
 _ROWS_AT_ONCE = 256
 _SCORE_BINS = 40
@@ -67,7 +69,7 @@ class Galleries:
     per_gallery: int
     per_image: int
     _heaps: dict[tuple[ExampleKind, int | None], list[tuple[float, int, Chosen]]] = field(default_factory=dict)
-    _order: Iterator[int] = field(default_factory=lambda: count(0, -1))  # of two equals the earlier stays
+    _order: int = 0  # counts down: of two equals the earlier stays
 
     def offer(self, candidates: Sequence[Candidate], place: Place) -> None:
         """Keep the candidates of an image that are among the best so far."""
@@ -77,12 +79,22 @@ class Galleries:
             if taken[key] >= self.per_image or not self.per_gallery:
                 continue
             taken[key] += 1
-            heap = self._heaps.setdefault(key, [])
-            entry = candidate.interest, next(self._order), Chosen(candidate, place)
-            if len(heap) < self.per_gallery:
-                heapq.heappush(heap, entry)
-            elif entry[:2] > heap[0][:2]:
-                heapq.heapreplace(heap, entry)
+            self._keep(key, (candidate.interest, self._order, Chosen(candidate, place)))
+            self._order -= 1
+
+    def join(self, later: "Galleries") -> None:
+        """Keep the best of these and of those that were chosen from later images."""
+        for key, heap in later._heaps.items():
+            for interest, order, chosen in heap:
+                self._keep(key, (interest, self._order + order, chosen))
+        self._order += later._order
+
+    def _keep(self, key: tuple[ExampleKind, int | None], entry: tuple[float, int, Chosen]) -> None:
+        heap = self._heaps.setdefault(key, [])
+        if len(heap) < self.per_gallery:
+            heapq.heappush(heap, entry)
+        elif entry[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, entry)
 
     def chosen(self, kind: ExampleKind) -> list[Chosen]:
         """The examples of a gallery, most interesting first: the best of every category, then the second of each, and
@@ -131,6 +143,32 @@ class RowScan:
         self._count_detections(rows)
         for offset in self._interesting(rows):
             self._judge(rows.slice(offset, 1).to_pylist()[0], Place(file, start + offset))
+
+    def another(self) -> "RowScan":
+        """One of the same kind that has seen nothing yet."""
+        return RowScan(self._settings, self._annotations, self._names)
+
+    def detached(self) -> "RowScan":
+        """The same without the annotations, to be sent to where it is joined."""
+        sent = copy.copy(self)
+        sent._annotations = None
+        return sent
+
+    def join(self, later: "RowScan") -> None:
+        """Count what another scan, with the same settings and annotations, has seen of later rows."""
+        self.tally += later.tally
+        self.models |= later.models
+        self.galleries.join(later.galleries)
+        self.add_names(later._names)
+        for category_id, counted in later._categories.items():
+            own = self._categories.setdefault(category_id, _CategoryTally())
+            own.detections += counted.detections
+            own.confident += counted.confident
+            own.images += counted.images
+        self._right += later._right
+        self._other += later._other
+        self._sizes += later._sizes
+        self._per_image.update(later._per_image)
 
     def add_names(self, names: Mapping[int, str]) -> None:
         """Names of categories that label files carry; the annotation file's win."""
@@ -258,22 +296,32 @@ def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArra
     return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
-def scan_labels(uri: str, scan: RowScan, category_ids: Mapping[int, int]) -> None:
+def scan_labels(files: Sequence[str], scan: RowScan, category_ids: Mapping[int, int], readers: Readers = HERE) -> None:
     """Show all label rows to `scan`, a small part at a time.
 
     Args:
-        uri: of the labels.
-        scan: sees them.
+        files: uris of the label files.
+        scan: sees them, or is joined with what tasks have seen.
         category_ids: as of `records.labels.with_category_ids`.
+        readers: of the files.
 
     Raises:
-        StorageError: there are no labels, they hold something else, or a row is not what it should be.
+        StorageError: a file holds something else, or a row is not what it should be.
     """
-    for name in label_files(uri):
+    shared = readers.share((scan.another(), dict(category_ids)))
+    for part in readers.in_order(_scan_part, [(some, shared) for some in readers.parts(files)]):
+        scan.join(part)
+
+
+def _scan_part(files: Sequence[str], shared: tuple[RowScan, Mapping[int, int]]) -> RowScan:
+    fresh, category_ids = shared
+    scan = fresh.another()
+    for name in files:
         with open_label_file(name, pre_buffer=True) as file:
             scan.add_names({category_ids.get(one.id, one.id): one.name for one in file.categories})
             for start, batch in file.batches(RECORD_COLUMNS, _ROWS_AT_ONCE):
                 scan.add(pa.Table.from_batches([with_category_ids(batch, category_ids)]), name, start)
+    return scan.detached()
 
 
 def read_row(place: Place, category_ids: Mapping[int, int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import datetime
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -40,6 +41,7 @@ from pipelines.evaluation.run import EvaluationSummary, load_annotations
 from pipelines.images.reading import read_image
 from pipelines.images.split_names import file_names
 from pipelines.labels.files import category_names, label_files
+from pipelines.labels.parts import HERE, readers_for
 from pipelines.report.config import ReportRun
 from pipelines.report.rows import Chosen, RowScan, read_row, scan_labels
 from pipelines.storage.s3_settings import applied
@@ -88,28 +90,33 @@ class ReportSummary:
     left_out: str
 
 
-def write_report(run: ReportRun, truth: GroundTruth | None = None, command: str = "") -> ReportSummary:
+def write_report(
+    run: ReportRun, truth: GroundTruth | None = None, command: str = "", *, in_tasks: bool = True
+) -> ReportSummary:
     """Write `index.html` into the run's output folder.
 
     Args:
         run: what to show.
         truth: ground truth and scores; None = labels alone.
         command: that made the page, to be shown on it.
+        in_tasks: many label files are read by a cluster.
 
     Raises:
         StorageError: there are no labels, or the page cannot be written.
     """
     with applied(run.storage):
-        return _write_report(run, truth, command)
+        return _write_report(run, truth, command, in_tasks)
 
 
-def _write_report(run: ReportRun, truth: GroundTruth | None, command: str) -> ReportSummary:
+def _write_report(run: ReportRun, truth: GroundTruth | None, command: str, in_tasks: bool) -> ReportSummary:
     check_output(run.output)
     objects = None if truth is None else truth.annotations.by_image()
     names = {} if truth is None else names_of(truth.annotations.categories)
-    match = CategoryMatch() if truth is None else match_categories(category_names(label_files(run.labels)), names)
-    scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
-    scan_labels(run.labels, scan, match.ids)
+    files = label_files(run.labels)
+    with readers_for(len(files), run.cluster, run.storage) if in_tasks else nullcontext(HERE) as readers:
+        match = CategoryMatch() if truth is None else match_categories(category_names(files, readers), names)
+        scan = RowScan(run.pictures, objects, {number: name or str(number) for number, name in names.items()})
+        scan_labels(files, scan, match.ids, readers)
     artist = _Artist(run, truth, objects, match.ids)
     examples, left_out = artist.examples(scan)
     content = _content(run, truth, scan, examples, left_out, command)
@@ -131,11 +138,11 @@ def report_evaluation(run: EvaluateRun, summary: EvaluationSummary, command: str
         StorageError: the labels are gone, or the page cannot be written.
     """
     assert run.report is not None
-    shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures, run.storage)
+    shown = ReportRun(run.labels, run.report, run.images, "Evaluation report", run.pictures, run.storage, run.cluster)
     with applied(run.storage):
         annotations = load_annotations(run.annotations)
     truth = GroundTruth(run.annotations, annotations, summary.scores, summary.details, summary.notes)
-    return write_report(shown, truth, command)
+    return write_report(shown, truth, command, in_tasks=run.evaluate.distributed != "never")
 
 
 def on_labels(run: EvaluateRun, labels: str) -> EvaluateRun:

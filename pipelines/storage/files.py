@@ -326,8 +326,17 @@ def delete_folder(uri: str) -> None:
     filesystem, path = filesystem_and_path(uri)
     with naming(uri):
         filesystem.delete_dir_contents(path, missing_dir_ok=True)
-        if is_local(uri) and os.path.isdir(path):
+        if not is_local(uri):
+            _delete_mark(uri, path)
+        elif os.path.isdir(path):
             filesystem.delete_dir(path)
+
+
+def _delete_mark(uri: str, path: str) -> None:
+    """Arrow leaves an object that says that the folder is there, though empty."""
+    bucket, _, key = path.partition("/")
+    with naming_s3(uri):
+        s3_client().delete_object(Bucket=bucket, Key=f"{key}/")
 
 
 def delete_if_empty(uri: str) -> None:

@@ -5,6 +5,7 @@ numbers. It travels with the file, wherever that is copied, and costs no second 
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +14,20 @@ _KEY = b"maskrcnn.sha256"
 _BLANK = b"0" * 64
 
 
-def sealed(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
+def sealed(table: pa.Table, *, row_group_size: int | None = None, repeating: Sequence[str] | None = None) -> bytes:
     """The table as a Parquet file that holds its own digest; its pages have checksums of their own, which say where
-    damage is."""
+    damage is.
+
+    Args:
+        table: the rows.
+        row_group_size: rows of a row group; None = Arrow's choice.
+        repeating: columns (paths within Parquet) whose values come again and again: they get dictionaries. None = all.
+    """
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    dictionaries = True if repeating is None else [*repeating]
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", use_dictionary=dictionaries, write_page_checksum=True
+    ) as writer:
         writer.write_table(table, row_group_size=row_group_size)
         writer.add_key_value_metadata({_KEY.decode(): _BLANK.decode()})
     content: bytes = sink.getvalue().to_pybytes()

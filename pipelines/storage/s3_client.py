@@ -93,9 +93,9 @@ def why_denied(uri: str) -> str:
     return "AccessDenied"
 
 
-def read_s3_object(uri: str, most_bytes: int) -> bytes:
-    """The content of an object whatever its key: Arrow reads keys as paths, and refuses `a//b` or looks for `b` where
-    `a/../b` is asked for.
+def read_s3_object(uri: str, most_bytes: int, offset: int | None = None) -> bytes:
+    """The content of an object whatever its key: obstore reads keys as paths, and refuses `a//b` and `a/../b`. With an
+    offset, as many bytes as `most_bytes` says from there on.
 
     Raises:
         OSError: FileNotFoundError where there is none, TooManyBytes where it is larger than `most_bytes`, else
@@ -106,13 +106,14 @@ def read_s3_object(uri: str, most_bytes: int) -> bytes:
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        part = {} if offset is None else {"Range": f"bytes={offset}-{offset + most_bytes - 1}"}
+        answer = s3_client().get_object(Bucket=bucket, Key=key, **part)
         with contextlib.closing(answer["Body"]) as body:
             require_bytes(int(answer["ContentLength"]), most_bytes)
             return bytes(body.read())
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in ("NoSuchKey", "NoSuchBucket", "404"):
+        if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(errno.ENOENT, "no such object", uri) from None
         raise S3Error(code, f"S3 answers: {error}") from None
     except (BotoCoreError, HTTPError, ValueError) as error:  # ValueError: a key that no request can hold

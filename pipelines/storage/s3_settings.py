@@ -1,15 +1,15 @@
-"""How patiently S3 is asked, and what its errors mean. The settings travel as environment variables, so that every
-process of a job sees them."""
+"""How patiently object stores are asked, and what their errors mean. The settings travel as environment variables, so
+that every process of a job sees them."""
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipelines.storage.config import StorageConfig
 
-# Codes of S3 and Arrow and names of boto3's errors that say that nothing at all can be read, whatever the object.
+# Codes of stores and Arrow and names of boto3's errors that say that nothing at all can be read, whatever the object.
 _HOPELESS = {
     "InvalidAccessKeyId": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
     "INVALID_ACCESS_KEY_ID": "the access key is unknown to S3; check AWS_ACCESS_KEY_ID and AWS_PROFILE",
@@ -21,11 +21,31 @@ _HOPELESS = {
     "NoCredentialsError": "no AWS credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE, or --storage.anonymous true",
     "NoSuchBucket": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
     "NO_SUCH_BUCKET": "there is no such bucket; check its name, AWS_REGION and --storage.endpoint_url",
+    **dict.fromkeys(
+        ("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
+        "the AWS session has expired; sign in again (aws sso login)",
+    ),
+    "ProfileNotFound": "AWS_PROFILE names a profile that ~/.aws does not have; correct or unset it",
+    "AWS_CA_BUNDLE": "the file that AWS_CA_BUNDLE names cannot be read; correct or unset it",
     "EndpointConnectionError": "the S3 endpoint does not answer; check AWS_ENDPOINT_URL or --storage.endpoint_url",
+    "gs:NoSuchBucket": "there is no such bucket; check its name",
+    **dict.fromkeys(
+        ("gs:NoCredentials", "gs:401", "gs:AuthenticationRequired", "gs:InvalidSecurity", "gs:Settings"),
+        "no Google credentials that are accepted; set GOOGLE_APPLICATION_CREDENTIALS, sign in (gcloud auth "
+        "application-default login), or --storage.anonymous true",
+    ),
+    "az:ContainerNotFound": "there is no such container; check its name and AZURE_STORAGE_ACCOUNT_NAME",
+    **dict.fromkeys(
+        ("az:NoCredentials", "az:401", "az:AuthenticationFailed", "az:InvalidAuthenticationInfo", "az:Settings"),
+        "no Azure credentials that are accepted; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or "
+        "AZURE_STORAGE_SAS_TOKEN), or --storage.anonymous true",
+    ),
 }
+_DENIED = ("AccessDenied", "ACCESS_DENIED", "Forbidden", "403", "AllAccessDisabled")
+_AZURE_DENIED = ("AuthorizationFailure", "AuthorizationPermissionMismatch", "PublicAccessNotPermitted")
 _FORBIDDEN = {
     name: "access denied; check the rights of these credentials and the bucket's policy"
-    for name in ("AccessDenied", "ACCESS_DENIED", "Forbidden", "403", "AllAccessDisabled")
+    for name in (*_DENIED, "gs:AccessDenied", "gs:403", "az:403", *(f"az:{name}" for name in _AZURE_DENIED))
 }
 _ARROW_CODE = re.compile(
     r"AWS Error (?P<code>\w+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation"
@@ -62,10 +82,14 @@ def settings_environment(config: StorageConfig) -> dict[str, str]:
     return chosen | ({"AWS_REGION": config.region} if config.region else {})
 
 
-@contextlib.contextmanager
-def applied(config: StorageConfig) -> Iterator[None]:
+def applied(config: StorageConfig) -> contextlib.AbstractContextManager[None]:
     """The settings hold for this process and those it starts, inside the block."""
-    wanted = settings_environment(config)
+    return changed_environment(settings_environment(config))
+
+
+@contextlib.contextmanager
+def changed_environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """The environment variables hold for this process and those it starts, inside the block."""
     former = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -89,11 +113,11 @@ def limits() -> Limits:
     )
 
 
-class S3Error(OSError):
-    """What S3 answered, other than that there is no such object.
+class StoreError(OSError):
+    """What an object store answered, other than that there is no such object.
 
     Attributes:
-        code: S3's, or the name of the client's error.
+        code: the store's, or the name of the client's error; of other stores than S3 behind `gs:` or `az:`.
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -101,12 +125,16 @@ class S3Error(OSError):
         self.code = code
 
 
+class S3Error(StoreError):
+    """What S3 answered."""
+
+
 def error_code(error: BaseException, uri: str) -> str:
     """The code of an error that came of reading or writing `uri`; empty where it has none.
 
     Arrow has it in its text alone, beside the object's key, which may hold anything.
     """
-    if isinstance(error, S3Error):
+    if isinstance(error, StoreError):
         return error.code
     if isinstance(error, PermissionError):
         return "AccessDenied"

@@ -36,7 +36,7 @@ from maskrcnn_core.training.sampler import BatchPlan, slots_of
 from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
-from pipelines.cluster.connection import physical_cores, usable_cpus
+from pipelines.cluster.cpus import physical_cores, usable_cpus
 from pipelines.training.augmentation import color_jitter, scale_jitter
 from pipelines.training.batch import Batch, packed_batch
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging

@@ -36,7 +36,8 @@ from jobs import evaluate, label, train
 from maskrcnn_core.data.generated.pictures import CATEGORIES, generate_dataset
 from maskrcnn_core.inference.predictor import load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
 from tests.small_detector import save_small_detector

@@ -190,6 +190,19 @@ def test_encoding_is_measured_where_the_bytes_are_equal(
         main(["encode", *small])
 
 
+def test_reading_is_measured_with_its_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--num_images", "40", "--rounds", "1", "--readers", "8", "--delay_ms", "5"]
+    assert main(["reading", *small, "--output", str(tmp_path / "figures.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  40 images of 1")
+    assert lines[3].startswith("  Arrow, 16 threads ")
+    assert lines[4].startswith("  labelling, 8 threads ")
+    ways = json.loads((tmp_path / "figures.json").read_text())["ways"]
+    assert [way["requests"] for way in ways] == [2.0, 1.0]
+    assert all(way["images_per_second"] > 0 and way["milliseconds"] > 0 for way in ways)
+    assert (ways[0]["ratio"], ways[1]["ratio"] > 0) == (1.0, True)
+
+
 def test_what_differs_is_not_compared(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     monkeypatch.setattr(detection, "peer_of", lambda run: torch.nn.Identity())
     monkeypatch.setattr(detection, "imported_predictor", lambda peer, run: None)

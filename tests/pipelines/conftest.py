@@ -1,4 +1,4 @@
-"""Servers as processes of their own, for jobs that are submitted."""
+"""Servers of object stores: one that goes wrong as asked, and processes of their own for jobs that are submitted."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.pipelines.object_server import ObjectServer, object_server
 from tests.pipelines.submission import TOKEN, free_port, stop, wait_for_listener
 
 
@@ -57,3 +58,28 @@ def head(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """A server that the environment names as S3, Google's and Azure's."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_", "MASKRCNN_STORAGE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pipelines.storage.files._PAUSE_SECONDS", 0.01)
+    with object_server() as server:
+        environment = {
+            "AWS_ENDPOINT_URL": server.address,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "GOOGLE_BASE_URL": server.address,
+            "GOOGLE_BEARER_TOKEN": "token",
+            "AZURE_STORAGE_ENDPOINT": server.address,
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_STORAGE_ACCOUNT_KEY": "c2VjcmV0",
+            "MASKRCNN_STORAGE_MAX_ATTEMPTS": "2",
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield server

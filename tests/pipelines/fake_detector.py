@@ -3,23 +3,27 @@
 import functools
 import hashlib
 import io
+import itertools
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 from PIL import Image
+from torch import Tensor
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import CheckpointError, ImageError
+from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
+from pipelines.labelling.device_faults import this_device
 from pipelines.storage import files
 
 CATEGORIES = (Category(1, "dark"), Category(7, "light"))
@@ -32,36 +36,41 @@ class FakePredictor:
     """
 
     max_proposals = 0
+    idle_since = 0.0
 
     def __init__(self, checkpoint: str, max_pixels: int, min_score: float | None) -> None:
         self.fingerprint = _fingerprint(checkpoint, min_score)
         self.categories = CATEGORIES
         self._mode = checkpoint.split("/")[-1]
         self._max_pixels = max_pixels
+        devices = Path(checkpoint).parent / "broken_devices"  # names, or beginnings of names of Ray's nodes
+        broken = devices.read_text().split() if self._mode == "broken_device" else []
+        self._is_on_broken_device = any(name in this_device() for name in broken)
         if self._mode == "dies_committing":
             _die_between_writing_and_committing(Path(checkpoint).parent / "deaths")
 
-    def predict(
-        self, encoded: Sequence[bytes | ImageError], proposals: Sequence[ImageProposals | ImageError] | None = None
-    ) -> list[ImageRecord]:
-        assert proposals is None
-        return [self._one_or_why_not(image) for image in encoded]
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        for request in filter(None, requests):
+            assert request.proposals is None
+            yield [(request.key, self._one_or_why_not(request.content))]
 
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        return [failed_proposals("failed", "RuntimeError: it makes no proposals") for _ in encoded]
+    def propose_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ProposalRecord]]]:
+        for request in filter(None, requests):
+            yield [(request.key, failed_proposals("failed", "RuntimeError: it makes no proposals"))]
 
-    def _one_or_why_not(self, image: bytes | ImageError) -> ImageRecord:
+    def _one_or_why_not(self, image: bytes | Tensor | ImageError) -> ImageRecord:
         try:
             return self._one(image)
         except (RuntimeError, ValueError) as error:
             return ImageRecord("failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None, None)
 
-    def _one(self, image: bytes | ImageError) -> ImageRecord:
-        if self._mode == "broken":
+    def _one(self, image: bytes | Tensor | ImageError) -> ImageRecord:
+        if self._mode == "broken" or self._is_on_broken_device:
             raise RuntimeError("nothing works\nat all")
         try:
             if isinstance(image, ImageError):
                 raise image
+            assert isinstance(image, bytes)
             pixels = _decode(image, self._max_pixels)
         except ImageError as error:
             return ImageRecord(error.status, str(error), None, None)
@@ -91,14 +100,13 @@ def _all(height: int, width: int) -> str:
 def _die_between_writing_and_committing(deaths: Path) -> None:
     """In this process each third label file is written in full under its temporary name, and then comes SIGKILL,
     three times in all."""
-    written = 0
+    written = itertools.count(1)
     replace_file = files.replace_file
 
     def deadly(temporary: Path, path: Path) -> None:
-        nonlocal written
-        written += path.name.startswith("labels-")
+        number = next(written) if path.name.startswith("labels-") else 0
         deaths.mkdir(exist_ok=True)
-        if written == 3 and len(list(deaths.iterdir())) < 3:
+        if number == 3 and len(list(deaths.iterdir())) < 3:
             (deaths / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         replace_file(temporary, path)

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
 
 def write_label_run(folder: Path, num_images: int = 6) -> tuple[Path, Path, Path]:

@@ -11,7 +11,6 @@ from pyarrow import fs
 
 from maskrcnn_core.data import proposals as module
 from maskrcnn_core.data.proposals import (
-    ROWS_PER_GROUP,
     ImageProposals,
     ProposalFiles,
     pad_proposals,
@@ -20,7 +19,7 @@ from maskrcnn_core.data.proposals import (
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.records.labels import record_schema, records_to_table
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals, proposals_to_table
-from maskrcnn_core.records.schema import is_proposals_schema
+from maskrcnn_core.records.schema import ROWS_PER_GROUP, is_proposals_schema
 
 
 def found(

@@ -20,7 +20,8 @@ from maskrcnn_core.drawing.objects import (
     objects_from_record,
 )
 from maskrcnn_core.drawing.sheets import contact_sheet
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 
 GRAY = np.full((120, 160, 3), 100, dtype=np.uint8)
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 from pycocotools import mask as coco_mask
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
 HEIGHT, WIDTH = 120, 150
 CATEGORIES = (Category(2, "cat"), Category(7, "dog"), Category(9, "never annotated"), Category(4, "bird"))

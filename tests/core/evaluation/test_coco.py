@@ -202,7 +202,8 @@ def test_real_annotations(shared_data: Path) -> None:
     from pycocotools import mask as coco_mask
 
     from maskrcnn_core.config.model import Category
-    from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+    from maskrcnn_core.records.detections import DetectionRecord
+    from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
     annotations = json.loads((shared_data / "coco/annotations/instances_val.json").read_text())
     random = np.random.default_rng(0)

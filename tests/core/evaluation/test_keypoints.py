@@ -23,7 +23,8 @@ from maskrcnn_core.evaluation.coco import (
     stat_names,
 )
 from maskrcnn_core.evaluation.scoring_states import Engine
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from tests.core.evaluation.synthetic import annotation, annotation_file, detection, found, label_table
 
 ENGINES: tuple[Engine, ...] = ("hotcoco", "pycocotools")

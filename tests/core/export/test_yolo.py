@@ -4,7 +4,7 @@ import pytest
 
 from maskrcnn_core.export.source import ExportImage, ExportStyle
 from maskrcnn_core.export.yolo import _coordinates
-from maskrcnn_core.records.labels import DetectionRecord
+from maskrcnn_core.records.detections import DetectionRecord
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import gc
 import io
+import itertools
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +20,7 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.predictor import Predictor
+from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.structures import Detections, ImageBatch
@@ -132,7 +136,7 @@ def one_a_batch(monkeypatch: pytest.MonkeyPatch) -> tuple[Predictor, Callable[[C
 
     def watch(called: Callable[[int], None]) -> None:
         def finishing(started: tuple[list, Detections]) -> list[ImageRecord]:
-            called(started[0][0].index)
+            called(started[0][0].key)
             return finish(started)
 
         monkeypatch.setattr(predictor, "_finish_label", finishing)
@@ -175,7 +179,7 @@ def test_what_fails_in_finishing_costs_only_its_image(
     finish = predictor._finish_label
 
     def finishing(started: tuple[list, Detections]) -> list[ImageRecord]:
-        if any(item.index == 1 for item in started[0]):
+        if any(item.key == 1 for item in started[0]):
             raise error("no memory\nfor it")
         return finish(started)
 
@@ -190,7 +194,7 @@ def test_what_fails_on_the_device_costs_only_its_image(monkeypatch: pytest.Monke
     views = predictor._preparation.views
 
     def making(batch: object) -> list[ImageBatch]:
-        if any(item.index == 4 for item in batch.items):  # type: ignore[attr-defined]
+        if any(item.key == 4 for item in batch.items):  # type: ignore[attr-defined]
             raise torch.OutOfMemoryError("CUDA out of memory")
         return views(batch)  # type: ignore[arg-type]
 
@@ -248,3 +252,108 @@ def test_a_detector_without_masks() -> None:
     config: ModelConfig = replace(FINDING, mask_head=replace(FINDING.mask_head, enabled=False))
     expected = predictor_of(PLAIN, config).predict(CONTENTS)
     assert_close(predictor_of(AT_ONCE, config).predict(CONTENTS), expected)
+
+
+# ---- without an end
+
+
+def streamed(predictor: Predictor, requests: Iterable[Request | None]) -> list[list[int]]:
+    """The keys of each batch of records."""
+    return [[key for key, _ in batch] for batch in predictor.predict_each(requests)]
+
+
+@pytest.mark.parametrize("settings", [PLAIN, AT_ONCE, PredictorSettings()])
+def test_a_stream_gives_the_records_of_a_list(settings: PredictorSettings) -> None:
+    predictor = predictor_of(settings)
+    expected = predictor.predict(CONTENTS)
+    requests = [Request(100 + place, content) for place, content in enumerate(CONTENTS)]
+    for given in (requests, [None, *requests[:7], None, None, *requests[7:]]):
+        records = {key: record for batch in predictor.predict_each(given) for key, record in batch}
+        assert sorted(records) == [request.key for request in requests]
+        assert_close([records[request.key] for request in requests], expected)
+    assert streamed(predictor, []) == streamed(predictor, [None]) == []
+
+
+def test_one_image_a_batch_gives_the_same_bits_in_whatever_form() -> None:
+    predictor = predictor_of(PredictorSettings())
+    requests = [Request(place, content) for place, content in enumerate(CONTENTS)]
+    records = dict(pair for batch in predictor.predict_each(requests) for pair in batch)
+    assert [records[place] for place in range(len(CONTENTS))] == predictor.predict(CONTENTS)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_shapes_are_carried_over_until_a_pause_or_for_so_many_images(
+    prefetch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = predictor_of(replace(PLAIN, prefetch=prefetch, batch_pixels=2 * 64 * 96))
+    wide, high = image_of(60, 90), image_of(90, 60)
+    requests = [Request(key, high if key == 1 else wide) for key in range(6)]
+    assert streamed(predictor, requests) == [[0, 2], [3, 4], [1], [5]]
+    assert streamed(predictor, [*requests[:2], None, *requests[2:]]) == [[0], [1], [2, 3], [4, 5]]
+    monkeypatch.setattr("maskrcnn_core.inference.unfilled_batches._MOST_IMAGES_LATER", 2)
+    assert streamed(predictor, requests) == [[0, 2], [1], [3, 4], [5]]
+
+
+@pytest.mark.parametrize("settings", [replace(PLAIN, batch_pixels=10**6), replace(AT_ONCE, batch_pixels=10**6)])
+def test_all_that_was_asked_is_answered_at_a_pause(settings: PredictorSettings) -> None:
+    predictor = predictor_of(settings)
+    answered: set[int] = set()
+
+    def waiting() -> Iterator[Request | None]:
+        yield from (Request(place, content) for place, content in enumerate(CONTENTS))
+        deadline = time.monotonic() + 60
+        while len(answered) < len(CONTENTS):  # no more images until these have come back
+            assert time.monotonic() < deadline
+            yield None
+            time.sleep(0.01)
+        yield Request(99, IMAGES[0])
+
+    for batch in predictor.predict_each(waiting()):
+        answered.update(key for key, _ in batch)
+    assert answered == {*range(len(CONTENTS)), 99}
+    assert predictor.idle_since is not None
+
+
+def test_it_is_idle_when_no_batch_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, watch = one_a_batch(monkeypatch)
+    seen: list[float | None] = []
+
+    def finishing(_: int) -> None:
+        deadline = time.monotonic() + 60
+        while predictor.idle_since is not None:
+            assert time.monotonic() < deadline
+        seen.append(predictor.idle_since)
+
+    watch(finishing)
+    started = time.monotonic()
+    assert streamed(predictor, [Request(key, image) for key, image in enumerate(IMAGES)]) == [[0], [1], [2], [3], [4]]
+    assert seen == [None] * 5
+    assert predictor.idle_since is not None
+    assert started < predictor.idle_since < time.monotonic()
+
+
+def test_a_stream_that_is_left_early_ends_its_threads() -> None:
+    predictor = predictor_of(replace(AT_ONCE, batch_pixels=1))
+
+    def endless() -> Iterator[Request | None]:
+        for key in itertools.count():
+            yield Request(key, IMAGES[0]) if key < 3 else None
+
+    with closing(predictor.predict_each(endless())) as batches:
+        assert [key for key, _ in next(batches)] == [0]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_only_the_culprit_of_a_batch_in_a_stream_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = predictor_of(replace(AT_ONCE, batch_pixels=10**6))
+    views = predictor._preparation.views
+
+    def making(batch: Any) -> list[ImageBatch]:
+        if any(item.key == 3 for item in batch.items):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return views(batch)
+
+    monkeypatch.setattr(predictor._preparation, "views", making)
+    batches = predictor.predict_each(Request(place, image) for place, image in enumerate(IMAGES))
+    records = dict(pair for batch in batches for pair in batch)
+    assert [records[place].status for place in range(5)] == ["ok", "ok", "ok", "failed", "ok"]

@@ -1,5 +1,6 @@
 """Resizing, normalising and padding on the device: the numbers of the host's, and no operation that waits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
 from maskrcnn_core.inference.device_preparation import DevicePreparation, pack_images
-from maskrcnn_core.inference.preparation import Preparation
+from maskrcnn_core.inference.preparation import FailedImage, Preparation, PreparedImage, Request
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.structures import ImageBatch
 from tests.core.model.test_fixed_size import NeverWaits
@@ -116,11 +117,18 @@ def preparation_of(**settings: Any) -> Preparation:
     return Preparation(RULE, asked, DevicePreparation(RULE, CPU))
 
 
+def grouped(preparation: Preparation, images: Sequence[Tensor]) -> list[list[PreparedImage]]:
+    *groups, last = preparation.batches(Request(key, image) for key, image in enumerate(images))
+    assert last == []
+    assert not any(isinstance(group, FailedImage) for group in groups)
+    return groups  # type: ignore[return-value]
+
+
 def test_images_are_grouped_by_padded_shape_without_being_resized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn_core.inference.preparation.prepare_input", None)
     images = [*IMAGES, image_of(90, 60), *IMAGES]
-    groups = list(preparation_of().batches(images, [None] * len(images), lambda *_: None))
-    assert [sorted(item.index for item in group) for group in groups] == [[0, 1, 2, 3, 4, 5, *range(7, 13)], [6]]
+    groups = grouped(preparation_of(), images)
+    assert [sorted(item.key for item in group) for group in groups] == [[0, 1, 2, 3, 4, 5, *range(7, 13)], [6]]
     # Equal sizes side by side, which are resized together.
     assert [item.original_size for item in groups[0]] == sorted(SIZES * 2)
 
@@ -129,9 +137,9 @@ def test_a_large_image_is_resized_on_the_host_and_has_a_batch_of_its_own(monkeyp
     monkeypatch.setattr("maskrcnn_core.inference.preparation.PIXELS_AT_ONCE", 60 * 90)
     preparation = preparation_of()
     images = [image_of(60, 90), image_of(61, 90), image_of(60, 90, 1)]
-    groups = list(preparation.batches(images, [None] * 3, lambda *_: None))
-    assert [[item.index for item in group] for group in groups] == [[0, 2], [1]]
+    groups = grouped(preparation, images)
+    assert [[item.key for item in group] for group in groups] == [[0, 2], [1]]
     for group in groups:
         batch = preparation.padded(group)
-        expected = on_host([images[item.index] for item in group], 0, (64,))
+        expected = on_host([images[item.key] for item in group], 0, (64,))
         assert_same(preparation.views(batch)[0], expected)

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 
 from maskrcnn_core.config.heads import KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.inference.encoding import image_record, proposal_record, records_with_device_masks
-from maskrcnn_core.masks import decode_mask
-from maskrcnn_core.records.labels import ImageRecord
+from maskrcnn_core.masks import decode_mask, encode_masks
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from maskrcnn_core.structures import Detections, Proposals
 
 CONFIG = ModelConfig(
@@ -70,6 +71,57 @@ def test_a_batch_with_its_masks_on_a_device(keypoints: bool) -> None:
     assert records == [image_record(batch, index, size, CONFIG) for index, size in enumerate(sizes)]
     assert [len(record.detections) for record in records] == [0, 2, 2, 0]
     assert records_with_device_masks(batch, sizes, CONFIG) == records  # nothing was changed in place
+
+
+def test_every_bit_of_a_batch_is_in_its_rows() -> None:
+    """Beside rows made of the tensors number by number; the category in the middle has no keypoints."""
+    generator = torch.Generator().manual_seed(0)
+    categories = (Category(18, "dög"), Category(7, "tree"), Category(1, "person"))
+    head = KeypointHeadConfig(enabled=True, names=("a", "b"), categories=("person", "dög"))
+    config = replace(CONFIG, categories=categories, keypoint_head=head)
+    corners = 20 * torch.rand(4, 3, 2, generator=generator)
+    batch = Detections(
+        boxes=torch.cat((corners, corners + 10 * torch.rand(4, 3, 2, generator=generator)), dim=2),
+        scores=torch.rand(4, 3, generator=generator),
+        labels=torch.tensor([[0, 1, 2], [1, 1, 0], [2, 0, 0], [1, 2, 1]]),
+        count=torch.tensor([3, 0, 1, 2]),
+        masks=torch.rand(4, 3, 28, 28, generator=generator),
+        keypoints=torch.rand(4, 3, 2, 3, generator=generator),
+    )
+    sizes = [(30, 40), (10, 20), (25, 25), (40, 31)]
+    rows = [_row(batch, index, size, config) for index, size in enumerate(sizes)]
+    expected = pa.Table.from_pylist(rows, schema=record_schema(categories))
+    for records in (
+        [image_record(batch, index, size, config) for index, size in enumerate(sizes)],
+        records_with_device_masks(batch, sizes, config),
+    ):
+        table = records_to_table(range(4), [*"abcd"], records, "model", record_schema(categories))
+        assert table.equals(expected, check_metadata=True)
+
+
+def _row(batch: Detections, index: int, size: tuple[int, int], config: ModelConfig) -> dict[str, object]:
+    assert batch.masks is not None
+    assert batch.keypoints is not None
+    detections = []
+    for slot in range(int(batch.count[index])):
+        category = config.categories[int(batch.labels[index, slot])]
+        x1, y1, x2, y2 = batch.boxes[index, slot]
+        (counts,) = encode_masks(batch.masks[index, slot][None].numpy(), batch.boxes[index, slot][None].numpy(), *size)
+        half = torch.tensor([0.5, 0.5, 0])
+        points = (batch.keypoints[index, slot] - half).flatten().tolist()
+        detections.append(
+            {
+                "category_id": category.id,
+                "category": category.name,
+                "score": float(batch.scores[index, slot]),
+                "bbox": [float(side) for side in (x1, y1, x2 - x1, y2 - y1)],
+                "segmentation": {"size": [*size], "counts": counts},
+                "keypoints": None if category.name == "tree" else points,
+            }
+        )
+    height, width = size
+    row = {"image_id": index, "uri": "abcd"[index], "width": width, "height": height, "status": "ok", "error": None}
+    return row | {"detections": detections, "model": "model"}
 
 
 @pytest.mark.parametrize(("threshold", "pixels"), [(0.9, 0), (0.4, 40)])

@@ -16,7 +16,8 @@ from maskrcnn_core.evaluation.results import coco_results
 from maskrcnn_core.inference.image_result import ImageResult
 from maskrcnn_core.inference.image_source import ImageSource
 from maskrcnn_core.masks import encode_mask
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
 CATEGORIES = (Category(18, "dog"), Category(1, "person"))
 HEIGHT, WIDTH = 40, 60

@@ -125,7 +125,7 @@ def test_no_memory_for_a_batch_is_no_memory_for_its_images(monkeypatch: pytest.M
     padded = predictor._preparation.padded
 
     def failing(items: list) -> object:
-        if len(items) > 1 or items[0].index == 1:
+        if len(items) > 1 or items[0].key == 1:
             raise MemoryError("not enough")
         return padded(items)
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from jobs.benchmark import main
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -126,9 +128,10 @@ def test_files_are_repeated_and_the_documented_way_gets_the_first_on_a_gpu(
     for name in ("imported_predictor", "peer_of", "use_threads"):
         monkeypatch.setattr(labelling, name, lambda *_: 1)
     monkeypatch.setattr(labelling, "_note", lambda points, state: points.append((300, 6.0)))
-    monkeypatch.setattr(labelling, "_GROUP_SIZE_GPU", 120)
+    monkeypatch.setattr(labelling, "GROUP_SIZE_GPU", 120)
     monkeypatch.setattr(labelling, "machine", lambda device: f"a machine with {device}")
-    arguments = ["--images", str(folder), "--num_images", "300", "--rounds", "1", "--use_gpu", str(use_gpu).lower()]
+    arguments = ["--images", str(folder), "--num_images", "300", "--rounds", "1", "--threads", "1"]
+    arguments += ["--use_gpu", str(use_gpu).lower()]
     assert main(["label", *arguments]) == 0
     expected = [b"image 0", b"image 1", b"image 2"] * 100
     assert read == {"ours": expected, "documented": expected[:128] if use_gpu else expected}
@@ -140,3 +143,13 @@ def test_files_are_repeated_and_the_documented_way_gets_the_first_on_a_gpu(
     assert "  50.00 images/s" in lines[3]
     name = "Ray documentation's way, torchvision" + (", first 128 images" if use_gpu else "")
     assert lines[4].startswith(f"  {name}  {'  32.00' if use_gpu else '  75.00'} images/s")
+
+
+@pytest.mark.parametrize(("seconds", "best"), [({2: 0.002, 1: 0.0}, 1), ({2: 0.0, 1: 0.002}, 2)])
+def test_the_bare_loop_gets_its_best_threads(seconds: dict[int, float], best: int) -> None:
+    before = torch.get_num_threads()
+    predictor: Any = SimpleNamespace(predict=lambda _: time.sleep(seconds[torch.get_num_threads()]))
+    try:
+        assert labelling._best_threads(predictor, [b"image"] * 8, 2) == best
+    finally:
+        torch.set_num_threads(before)

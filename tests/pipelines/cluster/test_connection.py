@@ -6,6 +6,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.cluster import connection
 from pipelines.cluster.config import ClusterConfig
+from pipelines.cluster.connection import NodeCapacity
 
 # Ray's own context warns: see tests/pipelines/training/test_run.py.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -44,3 +45,27 @@ def test_what_the_user_has_set_stays(mode: str, monkeypatch: pytest.MonkeyPatch)
     with connection._environment():
         pass
     assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+@pytest.mark.ray
+def test_tasks_may_bring_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_TASKS", 3)
+    arguments = [(number, 2) for number in range(5)]
+    results = []
+    with connection.connect(ClusterConfig(num_cpus=4)):
+        for number, left in connection.on_cluster(lambda number, left: (number, left), arguments):
+            results.append(number)
+            arguments += [(number + 5, left - 1)] * (left > 0)
+    assert sorted(results) == sorted([*range(5), *range(5, 10), *range(10, 15)])
+
+
+def test_without_ray_nothing_is_known_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert connection.own_node() is None
+
+
+@pytest.mark.ray
+def test_a_process_knows_its_own_node() -> None:
+    with connection.connect(ClusterConfig(num_cpus=4)):
+        assert connection.own_node() == NodeCapacity(4, 0)
+        assert ray.get(ray.remote(connection.own_node).remote()) == NodeCapacity(4, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import connection
+from pipelines.cluster import cpus
 from pipelines.cluster.cpu_quota import cpu_quota
 
 
@@ -56,6 +56,6 @@ def test_cpus_and_cores_are_those_that_a_quota_keeps_busy(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10_000, 10_006)))
-    monkeypatch.setattr(connection, "cpu_quota", lambda: quota)
-    assert connection.usable_cpus() == expected
-    assert connection.physical_cores() == expected  # no file tells that two of these are one core
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
+    assert cpus.usable_cpus() == expected
+    assert cpus.physical_cores() == expected  # no file tells that two of these are one core

@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.segmentation import rasterise
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 
 WIDTH, HEIGHT, IMAGES = 96, 64, 4
 CATEGORIES = (Category(1, "red"), Category(2, "blue"))

@@ -12,7 +12,8 @@ import yaml
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.export.formats import FORMATS, FormatName
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_schema, records_to_table
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
 from pipelines.exporting.config import ExportConfig, ExportRun
 from pipelines.exporting.run import export
 from tests.core.export.test_safe_names import HOSTILE

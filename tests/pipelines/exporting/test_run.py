@@ -19,7 +19,8 @@ from maskrcnn_core.config.person import COCO_KEYPOINTS
 from maskrcnn_core.data.coco.dataset import load_coco
 from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.export.formats import FORMATS, FormatName
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import failed_proposals, proposals_to_table
 from pipelines import storage
 from pipelines.exporting.config import ExportConfig, ExportRun

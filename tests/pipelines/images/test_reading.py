@@ -41,7 +41,7 @@ def failure(uri: str, below: str = "") -> tuple[str, str]:
         ("large.jpg", "too_large", "has 101 bytes, at most 100 are read"),
         ("none.jpg", "missing", "no such file"),
         ("http://a/b.jpg", "unreadable", "scheme http:// is not supported"),
-        ("gs://a/b.jpg", "unreadable", "scheme gs:// is not supported"),
+        ("ftp://a/b.jpg", "unreadable", "scheme ftp:// is not supported"),
         ("s3://", "unreadable", "bucket is missing"),
         ("x\\a.jpg", "missing", "there is one with / in place of"),
         ("x/a%2ejpg", "missing", "there is one without %-codes"),

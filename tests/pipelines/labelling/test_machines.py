@@ -40,7 +40,10 @@ def fitted(capacity: Capacity, monkeypatch: pytest.MonkeyPatch, **settings: Any)
         # from nothing: the first worker, then as many as there can be
         (GROWING, {}, True, [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}], 16),
         (GROWING, {"threads_per_worker": 4}, True, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 1.0}], 16),
-        (GROWING, {"use_gpu": False}, False, [{"CPU": 1.0}, {"CPU": 1.0}], 4 * 16 + 2 * 8),
+        (GROWING, {"workers_per_gpu": 2}, True, [{"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0}], 32),
+        # on CPUs as many as the smallest machine has beside its tasks, at most 8
+        (GROWING, {"use_gpu": False}, False, [{"CPU": 6.0}, {"CPU": 1.0}], 4 * 2 + 2 * 1),
+        (Capacity((HEAD,), (NodeType("cpu", {"CPU": 96.0}, 2),)), {}, False, [{"CPU": 8.0}, {"CPU": 1.0}], 24),
         (GROWING, {"max_workers": 3}, True, [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}], 3),
         (GROWING, {"num_workers": 2}, True, [*[{"CPU": 1.0, "GPU": 1.0}] * 2, {"CPU": 1.0}], 0),
         (Capacity((HEAD,)), {}, False, [{"CPU": 1.0}, {"CPU": 1.0}], 0),  # nobody knows the limits
@@ -68,6 +71,9 @@ def test_what_lies_idle_is_said(monkeypatch: pytest.MonkeyPatch, waits: list[Dem
     assert fitted(there, monkeypatch, use_gpu=False)[1] == ["4 GPUs lie idle: label.use_gpu is false"]
     assert fitted(there, monkeypatch, use_gpu=True, num_workers=3)[1] == [
         "1 GPU lies idle of 4: label.num_workers is 3"
+    ]
+    assert fitted(there, monkeypatch, use_gpu=True, num_workers=5, workers_per_gpu=2)[1] == [
+        "1 GPU lies idle of 4: label.num_workers is 5"
     ]
     assert fitted(there, monkeypatch, use_gpu=True)[1] == []
 

@@ -1,7 +1,7 @@
 """`--label.record proposals` and `--proposals`, with a predictor that needs no weights."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from maskrcnn_core.config.model import Category
-from maskrcnn_core.data.proposals import ROWS_PER_GROUP, ImageProposals
+from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError, StorageError
+from maskrcnn_core.inference.preparation import Request
 from maskrcnn_core.inference.settings import PredictorSettings, combined_fingerprint
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
-from maskrcnn_core.records.schema import is_proposals_schema
+from maskrcnn_core.records.schema import ROWS_PER_GROUP, is_proposals_schema
 from pipelines import storage
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.execution import Detector
+from pipelines.labelling.detector import Detector
 from pipelines.labelling.progress import ProgressBoard
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
+from pipelines.labelling.worker import LabelWorker
+from pipelines.labelling.worker_settings import WorkerSettings
 from pipelines.labels.proposals import open_proposals
 
 # Ray warns about settings of its own that it sets itself.
@@ -40,16 +44,19 @@ class FakePredictor:
 
     max_proposals = LIMIT
     categories = CATEGORIES
+    idle_since = 0.0
 
     def __init__(self, checkpoint: str, settings: PredictorSettings) -> None:
         self.fingerprint = combined_fingerprint(checkpoint, settings)
 
-    def propose(self, encoded: Sequence[bytes | ImageError]) -> list[ProposalRecord]:
-        return [self._propose_one(image) for image in encoded]
+    def propose_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ProposalRecord]]]:
+        for request in filter(None, requests):
+            yield [(request.key, self._propose_one(request.content))]
 
-    def _propose_one(self, image: bytes | ImageError) -> ProposalRecord:
+    def _propose_one(self, image: bytes | Tensor | ImageError) -> ProposalRecord:
         if isinstance(image, ImageError):
             return failed_proposals(image.status, str(image))
+        assert isinstance(image, bytes)
         opened = Image.open(io.BytesIO(image))
         if opened.width == 13:
             return failed_proposals("failed", "ValueError: cannot digest 13", opened.width, opened.height)
@@ -57,15 +64,12 @@ class FakePredictor:
         scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
         return ProposalRecord("ok", None, opened.width, opened.height, boxes, scores)
 
-    def predict(
-        self,
-        encoded: Sequence[bytes | ImageError],
-        proposals: Sequence[ImageProposals | ImageError] | None = None,
-    ) -> list[ImageRecord]:
-        assert proposals is not None
-        return [self._detect_one(image, found) for image, found in zip(encoded, proposals, strict=True)]
+    def predict_each(self, requests: Iterable[Request | None]) -> Generator[list[tuple[int, ImageRecord]]]:
+        for request in filter(None, requests):
+            assert request.proposals is not None
+            yield [(request.key, self._detect_one(request.content, request.proposals))]
 
-    def _detect_one(self, image: bytes | ImageError, found: ImageProposals | ImageError) -> ImageRecord:
+    def _detect_one(self, image: bytes | Tensor | ImageError, found: ImageProposals | ImageError) -> ImageRecord:
         if isinstance(image, ImageError):
             return ImageRecord(image.status, str(image), None, None)
         if isinstance(found, ImageError):

@@ -1,4 +1,4 @@
-"""Labelling with a detector that needs no weights: what is tested is everything around it."""
+"""Whole labelling runs with a detector that needs no weights, on a Ray cluster and in processes of this machine."""
 
 import io
 import json
@@ -13,18 +13,14 @@ import pytest
 import ray
 from PIL import Image
 
-from maskrcnn_core.errors import CheckpointError, ConfigError, ImageError, StorageError, UserError
-from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.errors import CheckpointError, ConfigError, StorageError, UserError
 from maskrcnn_core.records.labels import schema_categories
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import NodeCapacity, connect
-from pipelines.images.reading import ImageReader
+from pipelines.cluster.connection import connect
 from pipelines.labelling.config import LabelConfig, LabelRun
-from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, plan_workers
-from pipelines.labelling.progress import Counts, LabelProgress, ProgressBoard
+from pipelines.labelling.progress import LabelProgress
 from pipelines.labelling.run import LabelSummary, label
-from pipelines.labelling.worker import LabelWorker, WorkerSettings
-from tests.pipelines.fake_detector import CATEGORIES, FAKE, load_fake, write_images
+from tests.pipelines.fake_detector import CATEGORIES, FAKE, write_images
 
 # Ray warns about settings of its own that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -43,147 +39,15 @@ def rows_of(summary: LabelSummary) -> list[dict]:
     return sorted(pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), key=lambda row: row["uri"])
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with connect(ClusterConfig(num_cpus=4)):
-        yield
+@pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.ray), "processes"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test on a Ray cluster, and in processes of this machine."""
+    if request.param == "ray":
+        with connect(ClusterConfig(num_cpus=4)):
+            yield "ray"
+    else:
+        yield "processes"
     assert not ray.is_initialized()
-
-
-# ---- without Ray -----------------------------------------------------------------------------------------------------
-
-
-def worker(checkpoint: str = "good", board: ProgressBoard | None = None, max_pixels: int = 10_000) -> LabelWorker:
-    settings = WorkerSettings(checkpoint, PredictorSettings(max_pixels=max_pixels), threads=1, group_size=4)
-    return LabelWorker(load_fake, settings, board or ProgressBoard())
-
-
-def as_rows(folder: Path) -> pa.Table:
-    uris = [str(path) for path in sorted(folder.iterdir())]
-    return pa.table({"image_id": list(range(len(uris))), "uri": uris})
-
-
-def test_worker_returns_one_row_per_image_in_order_and_reports_the_counts(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 10)
-    board = ProgressBoard()
-    table = worker(board=board).label(as_rows(tmp_path / "images"))
-    assert table.column("image_id").to_pylist() == list(range(10))
-    assert table.column("height").to_pylist() == [8 + index % 3 for index in range(10)]
-    assert schema_categories(table.schema) == CATEGORIES
-    counts = board.snapshot()
-    assert (counts.images, counts.detections, counts.failed) == (10, 10, 0)
-
-
-def test_an_empty_batch_gives_an_empty_table_of_the_same_schema(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 1)
-    rows, labeller = as_rows(tmp_path / "images"), worker()
-    assert labeller.label(rows.slice(0, 0)).num_rows == 0
-    assert labeller.label(rows.slice(0, 0)).schema == labeller.label(rows).schema
-
-
-def test_only_the_culprit_of_a_failing_batch_fails(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 6)
-    Image.new("RGB", (13, 8)).save(tmp_path / "images" / "002.png")
-    rows = worker("poisoned").label(as_rows(tmp_path / "images")).to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok", "ok", "ok"]
-    assert rows[2]["error"] == "ValueError: cannot digest 13"
-    assert [len(row["detections"]) for row in rows] == [1, 1, 0, 1, 1, 1]
-
-
-def test_a_detector_that_fails_on_everything_ends_the_run_instead_of_failing_every_image(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 16)
-    with pytest.raises(UserError, match=r"failed on 16 images in a row.*RuntimeError: nothing works at all"):
-        worker("broken").label(as_rows(tmp_path / "images"))
-    rows = worker("broken").label(as_rows(tmp_path / "images").slice(0, 8)).to_pylist()
-    assert [row["status"] for row in rows] == ["failed"] * 8
-
-
-def test_an_image_that_ended_two_processes_alone_is_given_up_and_its_group_is_not(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 4)
-    board = ProgressBoard()
-    board.begin(0)  # the group of images 0 to 3 was begun once,
-    board.begin(-1 - 2)  # and image 2 twice alone, each time without an end
-    board.begin(-1 - 2)
-    rows = worker(board=board).label(as_rows(tmp_path / "images")).to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok"]
-    assert "ended the detector's process" in rows[2]["error"]
-    assert board.snapshot().failed == 1
-    assert board.begin(0) == 1  # finished work is forgotten
-
-
-@pytest.mark.parametrize(
-    ("name", "status"), [("absent.png", "missing"), ("folder", "unreadable"), ("big.png", "too_large")]
-)
-def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, status: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "big.png").write_bytes(bytes(101))
-    image = ImageReader(100).read(str(tmp_path / name))
-    assert isinstance(image, ImageError)
-    assert image.status == status
-    (tmp_path / "small").write_bytes(b"12")
-    assert ImageReader(100).read(str(tmp_path / "small")) == b"12"
-
-
-@pytest.mark.parametrize(
-    ("images", "workers", "settings", "expected"),
-    [
-        (1, 1, {}, 1),
-        (44, 1, {}, 8),  # never below a group where there is a group for everyone
-        (44, 8, {}, 6),  # but every worker gets some
-        (1000, 2, {}, 50),  # a crash costs little of a small run
-        (100_000, 4, {}, 250),
-        (100_000, 4, {"use_gpu": True}, 1000),
-        (100_000, 4, {"rows_per_file": 5000}, 3125),  # 8 for each worker
-        (100, 1, {"rows_per_file": 5}, 5),
-    ],
-)
-def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) -> None:
-    assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
-
-
-@pytest.mark.parametrize(
-    ("nodes", "settings", "expected"),
-    [
-        ([(4, 0)], {}, WorkerPlan(1, 3, 0, 1, 1)),  # a laptop: one process
-        ([(2, 0)], {}, WorkerPlan(1, 1, 0, 1, 1)),
-        ([(64, 0)], {}, WorkerPlan(4, 15, 0, 4, 4)),  # 16 threads each
-        ([(4, 0)], {"num_workers": 2}, WorkerPlan(2, 1, 0, 2, 2)),
-        ([(4, 0), (4, 0), (0, 0)], {}, WorkerPlan(2, 3, 0, 1, 2)),  # a head without CPUs takes none
-        ([(16, 4)], {"use_gpu": True}, WorkerPlan(4, 3, 1, 4, 4)),
-        ([(16, 4)], {"use_gpu": True, "num_workers": 1}, WorkerPlan(1, 3, 1, 1, 1)),
-        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
-        ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 3, 1, 4, 16)),  # a cluster that grows
-        ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
-    ],
-)
-def test_plan_fits_the_cluster(nodes: list[tuple[int, int]], settings: dict, expected: WorkerPlan) -> None:
-    plan = plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
-    assert plan == expected
-    assert plan.workers * plan.cpus < sum(cpus for cpus, _ in nodes)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "settings", "message"),
-    [
-        ([(4, 0)], {"num_workers": 4}, r"need 5 CPUs .* has 4"),
-        ([(1, 0)], {}, "CPUs"),
-        ([(8, 0)], {"use_gpu": True}, "need a GPU each, the cluster has 0"),
-        ([(8, 2)], {"use_gpu": True, "num_workers": 3}, "3 workers need a GPU each, the cluster has 2"),
-    ],
-)
-def test_what_cannot_fit_is_refused_before_ray_would_wait_for_ever(
-    nodes: list[tuple[int, int]], settings: dict, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan_workers(LabelConfig(**settings), [NodeCapacity(*node) for node in nodes])
-
-
-def test_rate_leaves_out_the_start_up() -> None:
-    assert Counts().images_per_second == 0.0
-    assert Counts(images=10, seconds=4.0).images_per_second == 2.5
-
-
-# ---- with Ray --------------------------------------------------------------------------------------------------------
 
 
 def spoil(folder: Path) -> dict[str, str]:
@@ -212,7 +76,6 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -254,7 +117,6 @@ def test_ten_bad_files_cost_no_good_one_and_a_second_call_does_nothing(tmp_path:
         run_label(run_of(tmp_path, tmp_path / "more", "poisoned", max_pixels=10_000))
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_interrupted_run_is_continued_where_it_was(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -282,7 +144,6 @@ def summary_model(summary: LabelSummary) -> str:
     return rows_of(summary)[0]["model"]
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -293,7 +154,6 @@ def test_an_image_that_kills_the_process_becomes_a_row(tmp_path: Path) -> None:
     assert "ended the detector's process" in summary.failures[0].error
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -304,7 +164,15 @@ def test_an_image_that_takes_too_long_becomes_a_row(tmp_path: Path) -> None:
     assert "took longer than 0.5 s (label.image_timeout)" in summary.failures[0].error
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_run_in_which_nothing_is_finished_ends_with_one_line(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (13, 8)).save(images / "000.png")
+    with pytest.raises(UserError, match=r"label\.stalled_minutes: no label file was finished for 0\.05 minutes"):
+        run_label(run_of(tmp_path, images, "hangs", stalled_minutes=0.05))
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -319,7 +187,6 @@ def test_a_process_killed_between_writing_and_committing_a_file_costs_nothing(tm
     assert run_label(run).skipped_because_done
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_failed_images_are_labelled_again_when_asked_for(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -342,7 +209,6 @@ def test_failed_images_are_labelled_again_when_asked_for(tmp_path: Path) -> None
     assert run_label(run).skipped_because_done
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_source_that_changes_during_a_run_is_noticed(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -358,7 +224,6 @@ def test_a_source_that_changes_during_a_run_is_noticed(tmp_path: Path) -> None:
     assert kept.images == 12
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_two_hundred_images_of_which_forty_are_broken_in_ten_ways(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -380,7 +245,6 @@ def test_two_hundred_images_of_which_forty_are_broken_in_ten_ways(tmp_path: Path
     assert found == expected
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_labels_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     images = tmp_path / "images"
@@ -391,7 +255,6 @@ def test_labels_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     assert rows_of(one) == rows_of(two)
 
 
-@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_broken_detector_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 20)

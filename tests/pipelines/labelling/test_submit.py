@@ -28,6 +28,7 @@ def test_a_submitted_labelling_reads_and_writes_s3(head: str, bucket: str, tmp_p
     submitted = submit(head, work, TOKEN, *command)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "finished: 6 images (6 ok)" in submitted.stdout
+    assert "computing on CPUs: the Ray cluster has no GPU" in submitted.stdout  # and not on one machine without it
     verified = verify(VerifyRun(labels=f"{bucket}/labelled"))
     assert verified.passed
     assert verified.rows == 6

@@ -11,10 +11,12 @@ import pytest
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.evaluation.annotations import read_document
 from maskrcnn_core.evaluation.coco import evaluate_coco
-from maskrcnn_core.records.labels import DetectionRecord, ImageRecord, record_from_row
+from maskrcnn_core.records.detections import DetectionRecord
+from maskrcnn_core.records.labels import ImageRecord, record_from_row
 from maskrcnn_core.report.content import ExampleKind
 from maskrcnn_core.report.examples import Candidate, match_objects
 from maskrcnn_core.report.settings import PicturesConfig
+from pipelines.labels.files import label_files
 from pipelines.report.config import ReportRun
 from pipelines.report.rows import Galleries, Place, RowScan, read_row, scan_labels
 from pipelines.report.run import GroundTruth, write_report
@@ -66,7 +68,7 @@ def test_counts_are_those_of_the_rows(files: tuple[Path, Path, Path]) -> None:
         for image in document["images"]
     }
     scan = RowScan(PicturesConfig(), objects, {entry["id"]: entry["name"] for entry in document["categories"]})
-    scan_labels(str(files[0]), scan, {})
+    scan_labels(label_files(str(files[0])), scan, {})
     records = {row["image_id"]: record_from_row(row) for row in rows(files)}
     found = [(one, matched) for image_id in objects for one, matched in _matches(records[image_id], objects[image_id])]
     assert dict(scan.tally.statuses) == {"ok": 6, "missing": 1}
@@ -95,7 +97,7 @@ def test_the_size_of_the_parts_changes_nothing(
 ) -> None:
     def scanned() -> list:
         scan = RowScan(PicturesConfig(per_gallery=2), None, {})
-        scan_labels(str(files[0]), scan, {})
+        scan_labels(label_files(str(files[0])), scan, {})
         kinds: tuple[ExampleKind, ...] = ("crowded", "sure", "unsure")
         return [scan.scores(), scan.sizes(), scan.per_image(), scan.categories(), *map(scan.galleries.chosen, kinds)]
 

@@ -155,3 +155,12 @@ def test_what_may_help_is_tried_again_on_s3_only(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(type(errors[-1])):
             storage.patiently(uri, action)
         assert outcomes == ["too late"]
+
+
+def test_a_deleted_folder_leaves_nothing_on_s3(s3_folder: str) -> None:
+    for name in ("deleted/a", "deleted/b/c", "deleted.tmp/d"):
+        storage.write_bytes_atomically(f"{s3_folder}/{name}", b"x")
+    storage.delete_folder(f"{s3_folder}/deleted")
+    assert not storage.exists(f"{s3_folder}/deleted")
+    assert storage.read_bytes(f"{s3_folder}/deleted.tmp/d") == b"x"
+    storage.delete_folder(f"{s3_folder}/deleted")  # one that is not there is fine
