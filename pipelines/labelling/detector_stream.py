@@ -247,7 +247,8 @@ class DetectorStream:
         return self._board.broken(f"it failed on {failed}, the last time with: {record.error}")
 
     def _end_hanging(self) -> None:
-        asked = next((asked for asked in self._under_way.values() if asked is not None), None)
+        # A copy: this is the thread that looks on, and others add to it.
+        asked = next((asked for asked in list(self._under_way.values()) if asked is not None), None)
         alone = asked is not None and asked.group.attempts > 1
         self._board.end_hanging(0 if asked is None else -1 - asked.image_id if alone else asked.group.key)
 

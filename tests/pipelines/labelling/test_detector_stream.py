@@ -105,7 +105,8 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_batches_go_on_over_groups_and_chunks(threads: ThreadPoolExecutor) -> None:
+def test_batches_go_on_over_groups_and_chunks(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.labelling.detector_stream._PAUSE_SECONDS", 1.0)  # no busy machine looks like a pause
     predictor = BatchingPredictor(6)
     reader = Names()
     worker = worker_of(predictor, reader=reader)
@@ -116,8 +117,8 @@ def test_batches_go_on_over_groups_and_chunks(threads: ThreadPoolExecutor) -> No
     assert widths(first.result(WAIT)) == [*range(10)]
     assert widths(second.result(WAIT)) == [*range(10, 18)]
     assert [len(batch) for batch in predictor.batches] == [6, 6, 6]
-    assert {name[0] for name in predictor.batches[1]} == {"a", "b"}
-    assert {name[0] for name in predictor.batches[2]} == {"b"}
+    # In which order is up to the threads of the chunks, which put images in side by side.
+    assert any(0 < sum(name.startswith("b") for name in batch) < 6 for batch in predictor.batches)
 
 
 def test_a_chunk_alone_waits_for_no_other() -> None:
