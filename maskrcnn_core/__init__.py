@@ -5,10 +5,14 @@ In a notebook: `from maskrcnn_core import load_detector`.
 
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_core.thread_waiting import limit_spinning
+
 if TYPE_CHECKING:
     from maskrcnn_core.inference.image_result import ImageResult
     from maskrcnn_core.inference.predictor import Predictor, load_detector
     from maskrcnn_core.inference.settings import PredictorSettings
+
+limit_spinning()  # before any module of this package imports torch
 
 __all__ = ["ImageResult", "Predictor", "PredictorSettings", "load_detector"]
 

@@ -21,7 +21,8 @@ def detect(run: BenchmarkRun) -> int:
 
     result = benchmark_detect(run)
     width = max(len(way.name) for way in result.ways)
-    print(f"  {result.images} images in batches of {run.batch}, {run.rounds} rounds, medians")
+    beside = f", beside {run.busy} busy processes" if run.busy else ""
+    print(f"  {result.images} images in batches of {run.batch}, {run.rounds} rounds, medians{beside}")
     for way in result.ways:
         peak = f"  {way.peak_bytes / 2**30:5.1f} GiB of GPU memory" if way.peak_bytes else ""
         print(

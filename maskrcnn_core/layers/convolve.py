@@ -17,6 +17,7 @@ from maskrcnn_core.kernels.gpu.availability import use_kernels
 from maskrcnn_core.layers.cpu_layers import BandedConv2d
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.layers.onednn import convolution
+from maskrcnn_core.layers.pointwise import PointwiseConv2d
 from maskrcnn_core.layers.winograd import WinogradConv2d, pays_in_training
 from maskrcnn_core.layers.winograd_training import winograd_convolution
 
@@ -48,7 +49,7 @@ def convolve(conv: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor
         residual: of the output's shape; needs `relu`.
     """
     assert residual is None or relu
-    if isinstance(conv, BandedConv2d | WinogradConv2d):
+    if isinstance(conv, BandedConv2d | PointwiseConv2d | WinogradConv2d):
         return conv.compute(x, relu=relu, residual=residual)
     geometry = _geometry(conv)
     if geometry is not None and _suits(x, geometry):

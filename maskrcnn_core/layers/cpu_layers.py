@@ -6,6 +6,7 @@ follows a convolution, a shortcut and a ReLU, is done to each band while it is i
 connected layers are brought into oneDNN's order once instead of at every call.
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,11 +16,22 @@ from torch.nn import functional
 from maskrcnn_core.layers.buffers import POOL
 from maskrcnn_core.layers.half_weights import is_large
 from maskrcnn_core.layers.onednn import convolution
+from maskrcnn_core.layers.pointwise import PointwiseConv2d
+from maskrcnn_core.layers.thread_team import in_pieces
 from maskrcnn_core.layers.winograd import WinogradConv2d
 
 # Results above this are computed band by band: libc gives blocks of 32 MB and more back to the system.
 _WHOLE_BYTES = 30 << 20
-_BAND_BYTES = 6 << 20
+
+# Bands for a core's cache, which take it about a millisecond or two; what is less work in all is left to torch's
+# threads together. Operations; a value that is written takes as long as some, and a weight, which oneDNN brings into
+# its own order for each band, as many more.
+_BAND_BYTES = 3 << 20
+_BAND_WORK = 200 << 20
+_LEAST_WORK = 200 << 20
+_WORK_OF_VALUE = 64
+_WORK_OF_WEIGHT = 3000
+
 _LARGE_LINEAR = 1 << 20
 _TYPICAL_ROWS = 250
 
@@ -54,29 +66,49 @@ class BandedConv2d(nn.Module):
             )
         )
         row_bytes = self._dtype.itemsize * width * len(self.weight)
-        if len(x) * height * row_bytes <= _WHOLE_BYTES:
-            if residual is None:
-                return self._convolve(x, self.padding, relu=relu)
-            whole = self._convolve(x, self.padding).add_(residual)
-            return whole.relu_() if relu else whole
+        row_work = width * (2 * self.weight.numel() + _WORK_OF_VALUE * len(self.weight))
+        least = max(_LEAST_WORK, 2 * _WORK_OF_WEIGHT * self.weight.numel())
+        is_small = len(x) * height * row_bytes <= _WHOLE_BYTES
+        if is_small and (torch.get_num_threads() < 2 or len(x) * height * row_work < least):
+            return self._whole(x, relu=relu, residual=residual)
         output = POOL.empty((len(x), height, width, len(self.weight)), self._dtype)
-        images = max(_BAND_BYTES // (height * row_bytes), 1)
-        rows = height if images > 1 else max(_BAND_BYTES // row_bytes, 1)
+        rows = min(_BAND_BYTES // row_bytes, _BAND_WORK // row_work)
+        rows = max(1, rows, _WORK_OF_WEIGHT * self.weight.numel() // row_work)
+        images = max(1, rows // height)
         added = None if residual is None else residual.permute(0, 2, 3, 1)
-        for first in range(0, len(x), images):
-            some, targets = x[first : first + images], output[first : first + images]
-            for top in range(0, height, rows):
-                bottom = min(top + rows, height)
-                alone = relu and added is None
-                band = self._convolve(self._rows_for(some, top, bottom), (0, self.padding[1]), relu=alone)
-                target = targets[:, top:bottom]
-                if added is None:
-                    target.copy_(band.permute(0, 2, 3, 1))
-                else:
-                    torch.add(band.permute(0, 2, 3, 1), added[first : first + images, top:bottom], out=target)
-                    if relu:
-                        target.relu_()
+        in_pieces(
+            partial(self._band, x, output, added, (first, first + images), (top, min(top + rows, height)), relu=relu)
+            for first in range(0, len(x), images)
+            for top in range(0, height, rows)
+        )
         return output.permute(0, 3, 1, 2)
+
+    def _whole(self, x: Tensor, *, relu: bool, residual: Tensor | None) -> Tensor:
+        if residual is None:
+            return self._convolve(x, self.padding, relu=relu)
+        whole = self._convolve(x, self.padding).add_(residual)
+        return whole.relu_() if relu else whole
+
+    def _band(
+        self,
+        x: Tensor,
+        output: Tensor,
+        added: Tensor | None,
+        images: tuple[int, int],
+        rows: tuple[int, int],
+        *,
+        relu: bool,
+    ) -> None:
+        """Some rows of some images of `output`, and of what is added to it, both [N, H', W', C_out]."""
+        some, target = slice(*images), output[slice(*images), slice(*rows)]
+        alone = relu and added is None
+        band = self._convolve(self._rows_for(x[some], *rows), (0, self.padding[1]), relu=alone).permute(0, 2, 3, 1)
+        if added is None:
+            target.copy_(band)
+            return
+        torch.add(band, added[some, slice(*rows)], out=target)
+        if relu:
+            target.relu_()
 
     def _rows_for(self, images: Tensor, top: int, bottom: int) -> Tensor:
         """The rows of [N, C, H, W] that output rows top .. bottom see, zeros outside of the image."""
@@ -148,4 +180,6 @@ def _replacement(conv: nn.Conv2d, *, half: bool) -> nn.Module:
     dtype = torch.bfloat16 if half else torch.float32
     if WinogradConv2d.suits(conv, dtype):
         return WinogradConv2d(conv, dtype, few=BandedConv2d(conv, dtype))
+    if not half and PointwiseConv2d.suits(conv) and (packed := PointwiseConv2d.pack(conv)) is not None:
+        return packed
     return BandedConv2d(conv, dtype)

@@ -7,7 +7,7 @@ oneDNN computes; `kernels/cpu/winograd_transforms.py` has the transforms. `winog
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from maskrcnn_core.kernels.cpu.availability import use_loops
 from maskrcnn_core.layers.buffers import POOL
+from maskrcnn_core.layers.thread_team import in_pieces
 
 # What `winograd_transforms` has too, which cannot be imported where there is no Numba.
 _TILE = 4
@@ -30,8 +31,9 @@ _CHANNELS = {torch.float32: range(64, 513), torch.bfloat16: range(128, 513)}
 # arithmetic; in training kernels are transformed at each call, and gradients of few tiles are slow.
 _LEAST_WORK = {torch.float32: 1 << 21, torch.bfloat16: 1 << 22}
 _LEAST_WORK_TRAINING, _FEWEST_TILES_TRAINING = 1 << 23, 150
-# Values of one position that are multiplied at once: enough for products at full rate.
-_VALUES_AT_ONCE = 400 << 10
+# Values of one position that are multiplied at once: enough for products at full rate, and of all positions few enough
+# for the cache of a core.
+_VALUES_AT_ONCE = 100 << 10
 
 
 @cache
@@ -67,7 +69,15 @@ def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
     return all(suitable) and use_loops("winograd", _finds_the_plain_result)
 
 
-def convolve_tiles(pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, output: Tensor, *, relu: bool) -> None:
+def convolve_tiles(
+    pixels: Tensor,
+    kernel: Sequence[Tensor],
+    bias: Tensor,
+    output: Tensor,
+    *,
+    relu: bool,
+    values: int = 0,
+) -> None:
     """The convolution, then ReLU where asked for.
 
     Args:
@@ -75,23 +85,33 @@ def convolve_tiles(pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, outpu
         kernel: `transform_kernel`'s, each part as it is or as oneDNN has packed it.
         bias: [C_out] float32.
         output: written; [N, H, W, C_out] contiguous, float32 or bfloat16.
+        values: of one position that are multiplied at once; 0 = few enough for the cache of a core.
     """
+    images, height, width, channels = pixels.shape
+    in_pieces(
+        partial(_convolve_band, pixels, kernel, bias, output, tiles, relu=relu)
+        for tiles in bands(images, height, width, channels, values or _VALUES_AT_ONCE)
+    )
+
+
+def _convolve_band(
+    pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, output: Tensor, tiles: tuple[int, int], *, relu: bool
+) -> None:
+    """Some tiles, the first and the last + 1 of them, of `convolve_tiles`."""
     from maskrcnn_core.kernels.cpu.winograd_transforms import band, from_windows, to_windows
 
-    images, height, width, channels = pixels.shape
-    for first, last in bands(images, height, width, channels):
-        chosen = band(height, width, first, last)
-        windows = staggered(last - first, channels)
-        to_windows(pixels, chosen, windows)
-        used = [values[slice(*rows)] for values, rows in zip(windows, chosen.used, strict=True)]
-        products = [_product(values, part) for values, part in zip(used, kernel, strict=True)]
-        from_windows(products, bias, chosen, output, relu=relu)
+    chosen = band(*pixels.shape[1:3], *tiles)
+    windows = staggered(len(chosen.tiles), pixels.shape[3])
+    to_windows(pixels, chosen, windows)
+    used = [values[slice(*rows)] for values, rows in zip(windows, chosen.used, strict=True)]
+    products = [_product(values, part) for values, part in zip(used, kernel, strict=True)]
+    from_windows(products, bias, chosen, output, relu=relu)
 
 
-def bands(images: int, height: int, width: int, channels: int) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of the tiles that are computed at once."""
+def bands(images: int, height: int, width: int, channels: int, values: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the tiles that are computed at once, so many that a position has up to `values`."""
     tiles = _tiles(images, height, width)
-    count = -(-tiles * channels // _VALUES_AT_ONCE)
+    count = -(-tiles * channels // values)
     return itertools.pairwise(tiles * part // count for part in range(count + 1) if count)
 
 

@@ -14,6 +14,10 @@ from torch.autograd.function import once_differentiable
 from maskrcnn_core.layers.buffers import POOL
 from maskrcnn_core.layers.winograd import bands, convolve_tiles, kernel_matrix, staggered, transform_kernel
 
+# Values of one position that are multiplied at once: kernels, which change at each step, are brought into oneDNN's
+# order anew for each band.
+_VALUES_AT_ONCE = 400 << 10
+
 
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1, then ReLU where asked for. Gradients of the first order.
@@ -55,7 +59,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor
     images, _, height, width = x.shape
     output = POOL.maps(images, len(weight), height, width)
     kernel = list(transform_kernel(weight, torch.float32))
-    convolve_tiles(_pixels(x), kernel, bias, output.permute(0, 2, 3, 1), relu=relu)
+    convolve_tiles(_pixels(x), kernel, bias, output.permute(0, 2, 3, 1), relu=relu, values=_VALUES_AT_ONCE)
     return output
 
 
@@ -68,7 +72,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     outputs = gradients.shape[3]
     like = x.new_empty(outputs, channels, 1, 1)
     sums = POOL.empty((POSITIONS, outputs * channels)).zero_()
-    for first, last in bands(images, height, width, max(channels, outputs)):
+    for first, last in bands(images, height, width, max(channels, outputs), _VALUES_AT_ONCE):
         chosen = band(height, width, first, last, shorten=False)
         windows, spread = staggered(last - first, channels), staggered(last - first, outputs)
         to_windows(pixels, chosen, windows)

@@ -36,6 +36,8 @@ class BenchmarkRun:
     """Images that are computed together (detect, stages); 1 = each has a call of its own."""
     threads: int = 0
     """CPU threads of both sides; 0 = the machine's cores."""
+    busy: int = 0
+    """Other processes that keep a core busy each while both sides are timed (detect)."""
     workers: int = 0
     """Detector processes of jobs.label, which share the threads (label); 0 = as jobs.label chooses them."""
     steps: int = 0
@@ -56,7 +58,7 @@ class BenchmarkRun:
             require_positive(name, getattr(self, name))
         require_between("short_side", self.short_side, 1, MAX_SIDE)
         require_between("long_side", self.long_side, 0, MAX_SIDE)
-        for name in ("threads", "workers", "steps", "loaders"):
+        for name in ("threads", "busy", "workers", "steps", "loaders"):
             require_not_negative(name, getattr(self, name))
         long_side_fits = self.long_side == 0 or self.long_side >= self.short_side
         require(long_side_fits, "long_side", self.long_side, f"0, or at least short_side ({self.short_side})")

@@ -26,6 +26,7 @@ from maskrcnn_core.kernels.gpu.availability import CPU_KERNELS, GPU_KERNELS, wit
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
 from pipelines.benchmarks.config import BenchmarkRun
+from pipelines.benchmarks.neighbours import busy_neighbours
 from pipelines.benchmarks.peer import (
     brought_to,
     contents_of,
@@ -112,7 +113,8 @@ def benchmark_detect(run: BenchmarkRun) -> DetectionComparison:
         raise RuntimeError(
             f"ours has {shared['ours, float32']:.1%} of torchvision's detections; the times would mean nothing"
         )
-    rounds, peaks = _timed(ways, images, device, run)
+    with busy_neighbours(run.busy):
+        rounds, peaks = _timed(ways, images, device, run)
     result = DetectionComparison(
         ways=tuple(
             DetectionWay(

@@ -38,6 +38,7 @@ from pipelines.labelling.progress import ProgressBoard
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels import run_folder
+from pipelines.labels.chunk_plan import ChunkPlan
 from pipelines.labels.run_folder import RunIdentity
 
 # As of a labelling run on a GPU.
@@ -243,7 +244,7 @@ def _measure(run: WorkerBenchmarkRun, images: Path, output: str, name: str, drai
         output=output,
     )
     worker = LabelWorker(lambda *_: simulated, settings, board, DelayedReader(run.delay_ms / 1000))
-    _, chunks = run_folder.chunks_done(output, manifest, run.rows_per_file)
+    _, chunks = run_folder.chunks_done(output, manifest, ChunkPlan(run.rows_per_file))
     with ThreadPoolExecutor(CONCURRENT_CALLS) as threads:
         labelled = sum(file.tally.images for file in threads.map(worker.label_chunk, chunks))
     if labelled != run.num_images:

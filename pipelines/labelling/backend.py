@@ -42,6 +42,10 @@ class Backend(Protocol):
         """
         ...
 
+    def worker_threads(self) -> int:
+        """CPU threads of a detector process at the start, as far as is known here."""
+        ...
+
     def label_chunks(
         self,
         detector: Detector,

@@ -58,8 +58,8 @@ class LabelConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network."""
     rows_per_file: int = 0
-    """Images of one Parquet file, which is also what a lost worker has to do again; 0 = chosen, at most 1000 on GPUs
-    and 250 on CPUs."""
+    """Images of one Parquet file, which is also what a lost worker has to do again; 0 = some 30 seconds of work, at
+    most 4000 on GPUs and 250 on CPUs, and fewer in the last files."""
     max_workers: int = 0
     """On a cluster that grows by itself: up to so many workers, as machines come; 0 = those that fit now, or as many as
     it can grow to where none fits yet."""

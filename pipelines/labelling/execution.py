@@ -13,8 +13,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from maskrcnn_core.errors import UserError
 from pipelines import storage
+from pipelines.cluster.computing_environment import computing_environment
 from pipelines.cluster.connection import node_ids, nodes, unwrapped_errors
-from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.device_faults import MOST_FAULTS
@@ -138,7 +138,7 @@ def _dataset(
             num_cpus=plan.cpus,
             num_gpus=plan.gpus or None,
             **({"label_selector": selector} if selector else {}),
-            runtime_env={"env_vars": TENSOR_MEMORY_ENVIRONMENT},
+            runtime_env={"env_vars": computing_environment()},
         )
     )
 

@@ -49,15 +49,15 @@ def checked_files(output: str, manifest: Manifest, known: Mapping[str, LabelFile
     Raises:
         StorageError: it has not; files were changed while the run went on.
     """
-    rows = run_folder.chunk_rows(output, manifest)
+    plan = run_folder.chunk_plan(output, manifest)
     sizes = run_folder.label_sizes(output)
-    done, todo = run_folder.chunks_done(output, manifest, rows, sizes) if rows is not None else ([], [])
+    done, todo = run_folder.chunks_done(output, manifest, plan, sizes) if plan is not None else ([], [])
     as_known = {chunk.name: known[chunk.name] for chunk in done if _is_as_known(chunk.name, known, sizes)}
     others = [chunk for chunk in done if chunk.name not in as_known]
     read = read_footers([chunk.uri(output) for chunk in others])
     footers = as_known | {chunk.name: footer for chunk, footer in zip(others, read, strict=True)}
     wrong = [chunk.name for chunk in done if footers[chunk.name].tally.images != chunk.stop - chunk.start]
-    if rows is None or todo or wrong:
+    if plan is None or todo or wrong:
         raise StorageError(
             f"output: {output!r} lacks {len(todo)} label files, and {len(wrong)} have another number of rows than "
             f"their chunk{f', the first: {wrong[0]}' if wrong else ''}; was another process changing files there? "

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Self
 
 from maskrcnn_core.errors import ConfigError
+from pipelines.cluster.computing_environment import computing_environment
 from pipelines.cluster.cpus import physical_cores
-from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
 from pipelines.images.manifest import Tasks
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
@@ -74,6 +74,10 @@ class OneMachine:
             return label.num_workers or label.workers_per_gpu * len(_visible_gpus())
         return label.num_workers or max(1, physical_cores() // max(1, label.threads_per_worker))
 
+    def worker_threads(self) -> int:
+        """See `Backend`."""
+        return self.first_shape().threads
+
     def label_chunks(
         self,
         detector: Detector,
@@ -119,9 +123,9 @@ class OneMachine:
     def environment(self, place: int) -> Mapping[str, str]:
         """Variables of the process at a place: each has a GPU, where there are any."""
         if not self.fitted().use_gpu:
-            return TENSOR_MEMORY_ENVIRONMENT
+            return computing_environment()
         gpus = _visible_gpus()
-        return {**TENSOR_MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
+        return {**computing_environment(), "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
 
     def _open(self, detector: Detector, settings: WorkerSettings) -> ProcessPool:
         if self._pool is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from maskrcnn_core.errors import ConfigError
 from pipelines.labelling.config import LabelConfig
+from pipelines.labels.chunk_plan import ChunkPlan
 from pipelines.labels.chunks import Chunk
 
 if TYPE_CHECKING:
@@ -23,13 +24,17 @@ _MOST_CPUS_WITH_GPU = 2
 # Machines that come later may be smaller than those that are there.
 _MOST_CPUS_GROWING = 8
 
-# Images of one chunk: small enough to balance the workers, large enough that Ray's own work does not show.
+# A chunk is so many seconds of a worker's work, which is also what a lost worker has to do again; it is a task of Ray's
+# and a file besides, so that there are no more of them than somebody can look through, and its rows fit into memory.
+_CHUNK_SECONDS = 30.0
+_MOST_FILES = 5000
 _MOST_ROWS_CPU = 250
-_MOST_ROWS_GPU = 1000
-_TASKS_PER_WORKER = 8
+_MOST_ROWS_GPU = 4000
 
-# A crash costs the chunks that are under way: small runs have at least this many.
-_LEAST_FILES = 20
+# Chunks that each worker gets at least, and small ones at the end, each a quarter as large.
+_TASKS_PER_WORKER = 8
+_SMALL_PER_WORKER = 4
+_SMALL_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -127,13 +132,25 @@ def most_chunk_rows(label: LabelConfig) -> int:
     return _MOST_ROWS_GPU if label.use_gpu is True else _MOST_ROWS_CPU
 
 
-def choose_chunk_rows(images: int, workers: int, group_size: int, label: LabelConfig) -> int:
-    """Images of one task and of one file: few enough to keep all workers busy to the end and to lose little with one,
-    many enough for files of a useful size."""
-    limit = label.rows_per_file or most_chunk_rows(label)
-    balanced = math.ceil(images / max(_LEAST_FILES, workers * _TASKS_PER_WORKER))
+def choose_chunks(images: int, workers: int, group_size: int, seconds_of_image: float, label: LabelConfig) -> ChunkPlan:
+    """Chunks of some seconds of work: few enough images to keep all workers busy to the end and to lose little with
+    one, many enough for files of a useful size; smaller at the end.
+
+    Args:
+        images: of the run.
+        workers: that label them.
+        group_size: images that a worker reports at once.
+        seconds_of_image: that a worker needs for an image, roughly.
+        label: as set, with `use_gpu` chosen.
+    """
+    if label.rows_per_file:
+        return ChunkPlan(min(label.rows_per_file, max(1, math.ceil(images / workers))))
+    timely = math.ceil(_CHUNK_SECONDS / seconds_of_image)
+    rows = max(min(timely, math.ceil(images / (workers * _TASKS_PER_WORKER))), math.ceil(images / _MOST_FILES))
     least = min(group_size, math.ceil(images / workers))
-    return min(max(balanced, least), limit)
+    rows = min(max(rows, least), most_chunk_rows(label))
+    small = max(least, rows // _SMALL_SHARE)
+    return ChunkPlan(rows, small, small * workers * _SMALL_PER_WORKER) if small < rows else ChunkPlan(rows)
 
 
 def largest_first(todo: Iterable[Chunk]) -> list[Chunk]:

@@ -51,6 +51,10 @@ class RayBackend:
         """See `Backend`."""
         return plan_workers(self.fitted(), nodes()).workers
 
+    def worker_threads(self) -> int:
+        """See `Backend`."""
+        return plan_workers(self.fitted(), nodes()).cpus
+
     def label_chunks(
         self,
         detector: Detector,

@@ -32,8 +32,9 @@ from pipelines.images.source import Source, open_source
 from pipelines.labelling.backend import Backend
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
+from pipelines.labelling.expected_time import seconds_of_image
 from pipelines.labelling.footers import checked_files, footers_before
-from pipelines.labelling.planning import choose_chunk_rows
+from pipelines.labelling.planning import choose_chunks
 from pipelines.labelling.progress import Counts, LabelProgress
 from pipelines.labelling.worker_settings import GROUP_SIZE_CPU, WorkerSettings, on_device
 from pipelines.labels import run_folder
@@ -212,11 +213,11 @@ def _lost_files(output: str, manifest: Manifest) -> bool:
     Raises:
         StorageError: a file is whole, but another than when the run was finished.
     """
-    rows = run_folder.chunk_rows(output, manifest)
-    if rows is None:
+    plan = run_folder.chunk_plan(output, manifest)
+    if plan is None:
         return True
     sizes = run_folder.label_sizes(output)
-    done, todo = run_folder.chunks_done(output, manifest, rows, sizes)
+    done, todo = run_folder.chunks_done(output, manifest, plan, sizes)
     known = run_folder.finished_files(output) or {}
     doubtful = [chunk for chunk in done if chunk.name not in known or sizes[chunk.name] != known[chunk.name].size]
     uris = [chunk.uri(output) for chunk in doubtful]
@@ -268,14 +269,14 @@ def _label_chunks(
 ) -> tuple[int, Counts, dict[str, LabelFile]]:
     """Labels the chunks that have no file, or failed rows to try again; returns the images that were labelled before,
     the counts of this start, and the files by name."""
-    rows = run_folder.chunk_rows(run.output, manifest)
-    if rows is None:
+    plan = run_folder.chunk_plan(run.output, manifest)
+    if plan is None:
         fitted = backend.fitted()
-        group_size = on_device(settings, fitted).group_size
-        rows = choose_chunk_rows(len(manifest), backend.num_workers(), group_size, fitted)
-        run_folder.settle_chunk_rows(run.output, rows, manifest)
-        rows = run_folder.chunk_rows(run.output, manifest) or rows  # another start may have settled it
-    done, todo = run_folder.chunks_done(run.output, manifest, rows)
+        on_devices = on_device(settings, fitted)
+        seconds = seconds_of_image(settings.checkpoint, on_devices.predictor, backend.worker_threads())
+        plan = choose_chunks(len(manifest), backend.num_workers(), on_devices.group_size, seconds, fitted)
+        plan = run_folder.settle_chunk_plan(run.output, plan, manifest)
+    done, todo = run_folder.chunks_done(run.output, manifest, plan)
     footers = footers_before([chunk.uri(run.output) for chunk in done], backend.tasks)
     known = {chunk.name: footer for chunk, footer in zip(done, footers, strict=True)}
     before = sum((footer.tally for footer in footers), NOTHING)

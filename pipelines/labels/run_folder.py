@@ -22,7 +22,7 @@ behind a source that is no file, and are deleted on success, after which a repea
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -33,11 +33,13 @@ from maskrcnn_core.errors import StorageError
 from maskrcnn_core.records.labels import SCHEMA_VERSION
 from pipelines import storage
 from pipelines.images.manifest import Manifest
+from pipelines.labels.chunk_plan import ChunkPlan
 from pipelines.labels.chunks import Chunk, Tally, labels_folder
 from pipelines.storage.parquet_seal import seal_of, sealed
 from pipelines.storage.run_files import json_object_bytes, read_json_object
 
 _LAYOUT_VERSION = 2
+_SIZES = ("rows", "small_rows", "small_images")
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def another_run(output: str, difference: str) -> str:
     )
 
 
-def chunk_rows(output: str, manifest: Manifest) -> int | None:
-    """Rows of a chunk, where that has been settled.
+def chunk_plan(output: str, manifest: Manifest) -> ChunkPlan | None:
+    """Sizes of the run's chunks, where they have been settled.
 
     Raises:
         StorageError: what has been settled is damaged, or was for another list of images.
@@ -169,32 +171,30 @@ def chunk_rows(output: str, manifest: Manifest) -> int | None:
         return None
     mend = f"delete it together with {labels_folder(output)}, and give the command again"
     content = read_json_object(uri, {"rows": int}, mend)
-    rows: int = content["rows"]
-    if rows < 1:
-        raise StorageError(f"{uri}: rows is {rows}, expected 1 or more; {mend}")
+    sizes = {name: content.get(name, 0) for name in _SIZES}  # files of earlier releases have no small chunks
+    if any(type(size) is not int for size in sizes.values()):
+        raise StorageError(f"{uri}: got {sizes}, expected whole numbers; {mend}")
+    try:
+        plan = ChunkPlan(**sizes)
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}; {mend}") from error
     if content.get("manifest", manifest.digest) != manifest.digest:
         raise StorageError(
             f"output: the images of {output!r} were listed again and are others than those that its labels are of; "
             "choose another --output, or delete the folder"
         )
-    return rows
+    return plan
 
 
-def settle_chunk_rows(output: str, rows: int, manifest: Manifest) -> None:
-    """Chunks of this run have so many rows from now on, if nobody has settled it yet."""
-    content = {"rows": rows, "manifest": manifest.digest}
+def settle_chunk_plan(output: str, plan: ChunkPlan, manifest: Manifest) -> ChunkPlan:
+    """Chunks of this run have these sizes from now on; returns what another start had settled before, if one had."""
+    content = {**asdict(plan), "manifest": manifest.digest}
     storage.create_bytes(_run_file(output, "chunks.json"), json_object_bytes(content))
-
-
-def chunks(manifest: Manifest, rows: int) -> Iterator[Chunk]:
-    """All chunks of a run, in order."""
-    for part, total in enumerate(manifest.parts):
-        for start in range(0, total, rows):
-            yield Chunk(part, start, min(start + rows, total))
+    return chunk_plan(output, manifest) or plan
 
 
 def chunks_done(
-    output: str, manifest: Manifest, rows: int, names: Collection[str] | None = None
+    output: str, manifest: Manifest, plan: ChunkPlan, names: Collection[str] | None = None
 ) -> tuple[list[Chunk], list[Chunk]]:
     """Chunks that have a file, and those that have none.
 
@@ -207,7 +207,7 @@ def chunks_done(
     names = set(label_sizes(output) if names is None else names)
     done: list[Chunk] = []
     todo: list[Chunk] = []
-    for chunk in chunks(manifest, rows):
+    for chunk in plan.chunks(manifest.parts):
         (done if chunk.name in names else todo).append(chunk)
     if len(done) < len(names):
         strange = min(names - {chunk.name for chunk in done})

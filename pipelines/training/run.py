@@ -23,7 +23,7 @@ from pipelines.annotations.columns import content_digest, needs_tasks
 from pipelines.cluster import connection
 from pipelines.cluster.autoscaler import read_capacity
 from pipelines.cluster.capacity import Demand
-from pipelines.cluster.tensor_memory import TENSOR_MEMORY_ENVIRONMENT
+from pipelines.cluster.computing_environment import computing_environment
 from pipelines.cluster.waiting import wait_for_machines
 from pipelines.storage.s3_settings import applied, settings_environment
 from pipelines.training.bad_images import BadImages, read_bad_images, write_bad_images
@@ -280,7 +280,7 @@ def _fit(
             failure_config=FailureConfig(max_failures=-1),
             logging_config=LoggingConfig("ERROR"),
             # Actors and tasks that the workers start inherit it.
-            worker_runtime_env={"env_vars": {**TENSOR_MEMORY_ENVIRONMENT, **settings_environment(run.storage)}},
+            worker_runtime_env={"env_vars": {**computing_environment(), **settings_environment(run.storage)}},
         ),
     )
     watch = MachineWatch(

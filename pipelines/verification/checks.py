@@ -139,9 +139,9 @@ def _read_success(output: str, books: _Books) -> dict[str, Any] | None:
 
 def _check_chunks(output: str, manifest: Manifest, names: Sequence[str], books: _Books) -> None:
     """Each label file is a chunk of the manifest."""
-    rows = books.read(lambda: run_folder.chunk_rows(output, manifest))
-    if rows is not None:
-        books.read(lambda: run_folder.chunks_done(output, manifest, rows, names))
+    plan = books.read(lambda: run_folder.chunk_plan(output, manifest))
+    if plan is not None:
+        books.read(lambda: run_folder.chunks_done(output, manifest, plan, names))
 
 
 def _check_sizes(sizes: Mapping[str, int], known: Mapping[str, FinishedFile]) -> Findings:

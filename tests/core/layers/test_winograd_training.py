@@ -43,12 +43,11 @@ def test_gradients_are_those_of_the_plain_convolution(size: tuple[int, int, int]
 
 
 def test_many_tiles_are_summed_over_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskrcnn_core.layers import winograd
 
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 32, 30, 26), torch.randn(32, 32, 3, 3), torch.zeros(32)
     whole = results(x, weight, bias, relu=False, plain=False)
-    monkeypatch.setattr(winograd, "_VALUES_AT_ONCE", 32 * 11)
+    monkeypatch.setattr(winograd_training, "_VALUES_AT_ONCE", 32 * 11)
     for one, other in zip(results(x, weight, bias, relu=False, plain=False), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=3e-5 * float(other.abs().max()))
 

@@ -7,8 +7,9 @@ from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig
-from pipelines.labelling.planning import WorkerPlan, choose_chunk_rows, largest_first, plan_workers
+from pipelines.labelling.planning import WorkerPlan, choose_chunks, largest_first, plan_workers
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS
+from pipelines.labels.chunk_plan import ChunkPlan
 from pipelines.labels.chunks import Chunk
 
 # Ray warns about settings of its own that it sets itself.
@@ -16,20 +17,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.mark.parametrize(
-    ("images", "workers", "settings", "expected"),
+    ("images", "workers", "seconds", "settings", "expected"),
     [
-        (1, 1, {}, 1),
-        (44, 1, {}, 8),  # never below a group where there is a group for everyone
-        (44, 8, {}, 6),  # but every worker gets some
-        (1000, 2, {}, 50),  # a crash costs little of a small run
-        (100_000, 4, {}, 250),
-        (100_000, 4, {"use_gpu": True}, 1000),
-        (100_000, 4, {"rows_per_file": 5000}, 3125),  # 8 for each worker
-        (100, 1, {"rows_per_file": 5}, 5),
+        (1, 1, 1.0, {}, ChunkPlan(1)),
+        (44, 1, 1.0, {}, ChunkPlan(8)),  # never below a group where there is a group for everyone
+        (44, 8, 1.0, {}, ChunkPlan(6)),  # but every worker gets some
+        (1000, 2, 1.0, {}, ChunkPlan(30, 8, 64)),  # half a minute each, and smaller at the end
+        (1000, 2, 0.01, {}, ChunkPlan(63, 15, 120)),  # eight for each worker
+        (1000, 2, 60.0, {}, ChunkPlan(8)),
+        (10**6, 4, 1.0, {}, ChunkPlan(200, 50, 800)),  # not more files than somebody can look through
+        (10**8, 4, 1.0, {}, ChunkPlan(250, 62, 992)),  # but their rows fit into memory
+        (10**8, 200, 0.002, {"use_gpu": True}, ChunkPlan(4000, 1000, 800_000)),
+        (100_000, 4, 1.0, {"rows_per_file": 5000}, ChunkPlan(5000)),
+        (100, 1, 1.0, {"rows_per_file": 5}, ChunkPlan(5)),
+        (4, 2, 1.0, {"rows_per_file": 5}, ChunkPlan(2)),
     ],
 )
-def test_chunk_rows(images: int, workers: int, settings: dict, expected: int) -> None:
-    assert choose_chunk_rows(images, workers, 8, LabelConfig(**settings)) == expected
+def test_chunks(images: int, workers: int, seconds: float, settings: dict, expected: ChunkPlan) -> None:
+    assert choose_chunks(images, workers, 8, seconds, LabelConfig(**settings)) == expected
 
 
 def test_what_is_left_of_each_part_comes_last() -> None:
