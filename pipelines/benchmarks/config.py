@@ -330,8 +330,10 @@ class DriverRun:
     """Workers on a cluster of this machine; each is a process of some 100 MB."""
     chunks: int = 5000
     """Chunks in all."""
-    rows: int = 1000
+    rows: int = 4000
     """Images of a chunk."""
+    task_chunks: int = 4
+    """Chunks of one of Ray's tasks, where there are enough of them."""
     group: int = 256
     """Images that a worker reports at once."""
     chunk_seconds: float = 0.5
@@ -341,5 +343,5 @@ class DriverRun:
 
     def __post_init__(self) -> None:
         require_typed("", self)
-        for name in ("workers", "chunks", "rows", "group", "chunk_seconds"):
+        for name in ("workers", "chunks", "rows", "task_chunks", "group", "chunk_seconds"):
             require_positive(name, getattr(self, name))

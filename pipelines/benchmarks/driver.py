@@ -55,6 +55,7 @@ def benchmark_driver(run: DriverRun) -> DriverPoint:
                 run.chunks * run.rows,
                 lambda _: None,
                 StubWorker,
+                run.task_chunks * run.rows,
             )
             after = resource.getrusage(resource.RUSAGE_SELF)
     if len(files) != run.chunks:

@@ -11,6 +11,7 @@ from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.progress import Work
 from pipelines.labelling.remote_board import RemoteBoard
 from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
+from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile, Tally
 
 
@@ -22,9 +23,9 @@ class StubWorker:
         self._seconds, self._group = float(settings.checkpoint), settings.group_size
         board.join(self._device)
 
-    def __call__(self, chunks: pa.Table) -> pa.Table:
+    def __call__(self, tasks: pa.Table) -> pa.Table:
         """Report as a worker does, and return what it would."""
-        some = [Chunk(**row) for row in chunks.to_pylist()]
+        some = run_folder.todo_in(tasks)
         results = [pickle.dumps(self._label(chunk)) for chunk in some]
         return pa.table({"name": [chunk.name for chunk in some], "result": pa.array(results, pa.binary())})
 

@@ -18,7 +18,7 @@ from pipelines.cluster.connection import node_ids, nodes, unwrapped_errors
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.device_faults import MOST_FAULTS
-from pipelines.labelling.planning import WorkerPlan, largest_first, plan_workers
+from pipelines.labelling.planning import WorkerPlan, in_tasks, largest_first, most_task_rows, plan_workers
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, reporter
 from pipelines.labelling.ray_worker import RayWorker
 from pipelines.labelling.remote_board import RemoteBoard, start_board
@@ -48,12 +48,14 @@ def label_on_cluster(
     images: int,
     on_progress: Callable[[LabelProgress], None] | None,
     worker: type = RayWorker,
+    most_rows: int = 0,
 ) -> tuple[Counts, dict[str, LabelFile]]:
     """Labels chunks; returns the counts of this start, and the chunks' files by name.
 
     Args:
         run, detector, settings, todo, before, images, on_progress: see `backend.Backend.label_chunks`.
         worker: the actors, which are made and called as `RayWorker` is.
+        most_rows: images of one task; 0 = `most_task_rows`.
     """
     plan = plan_workers(run.label, nodes())
     per_node = plan.per_node if plan.most == plan.workers else 0  # a pool that grows fills whatever machines come
@@ -61,13 +63,13 @@ def label_on_cluster(
     board = start_board()
     report = None if on_progress is None else reporter(on_progress, before, images)
     files: dict[str, LabelFile] = {}
-    left = largest_first(todo)
+    left, most = largest_first(todo), most_rows or most_task_rows(run.label)
     stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
         with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
             without: list[str] = []
             while left:
-                for name, file in _one_pass(worker, run, detector, settings, board, left, without):
+                for name, file in _one_pass(worker, run, detector, settings, board, left, without, most):
                     poller.check()
                     files[name] = file
                 left = [chunk for chunk in left if chunk.name not in files]
@@ -85,6 +87,7 @@ def _one_pass(
     board: RemoteBoard,
     todo: Sequence[Chunk],
     without: Sequence[str],
+    most_rows: int,
 ) -> Iterator[tuple[str, LabelFile]]:
     """Labels chunks; those that a broken device was given may be left.
 
@@ -93,9 +96,10 @@ def _one_pass(
         board: of the run.
         todo: the chunks.
         without: ids of nodes that get no work, unless they are all that there is.
+        most_rows: images of one task.
     """
-    folder = run_folder.write_todo(run.output, todo)
     plan = plan_workers(run.label, nodes())
+    folder = run_folder.write_todo(run.output, in_tasks(todo, plan.most, most_rows))
     try:
         for row in _dataset(worker, folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
             result = pickle.loads(row["result"])  # of a process of this job
@@ -128,7 +132,7 @@ def _dataset(
     )
     return (
         ray.data.read_parquet(path, filesystem=filesystem)
-        .repartition(target_num_rows_per_block=1, strict=True)  # a task for each chunk
+        .repartition(target_num_rows_per_block=1, strict=True)  # a call for each task
         .map_batches(
             worker,
             fn_constructor_kwargs={"load": detector.load, "settings": settings, "board": board},

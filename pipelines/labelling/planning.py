@@ -1,5 +1,6 @@
 """How a labelling run fits a cluster: how many workers of what size, and how many images a chunk has."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ _CHUNK_SECONDS = 30.0
 _MOST_FILES = 5000
 _MOST_ROWS_CPU = 250
 _MOST_ROWS_GPU = 4000
+
+# A task of Ray's costs the driver some milliseconds: where there are many chunks a task holds several, but for the last
+# ones of each worker.
+_CHUNKS_OF_TASK_GPU = 4
+_LAST_ALONE = 8
 
 # Chunks that each worker gets at least, and small ones at the end, each a quarter as large.
 _TASKS_PER_WORKER = 8
@@ -157,3 +163,25 @@ def largest_first(todo: Iterable[Chunk]) -> list[Chunk]:
     """Chunks in the order in which workers get them: what is left of each part of the manifest comes last, so that at
     the end no worker has much to do while others have nothing."""
     return sorted(todo, key=lambda chunk: (chunk.start - chunk.stop, chunk))
+
+
+def most_task_rows(label: LabelConfig) -> int:
+    """Images of the chunks of one task together; `use_gpu` is chosen."""
+    return most_chunk_rows(label) * (_CHUNKS_OF_TASK_GPU if label.use_gpu is True else 1)
+
+
+def in_tasks(todo: Sequence[Chunk], workers: int, most_rows: int) -> list[list[Chunk]]:
+    """Chunks in tasks, in their order: several in one as long as each worker still gets as many tasks alone.
+
+    Args:
+        todo: largest first.
+        workers: that get them.
+        most_rows: images of the chunks of one task together.
+    """
+    alone = min(len(todo), _LAST_ALONE * workers)
+    together = len(todo) - alone
+    each = 1
+    if together:
+        each = max(1, min(most_rows // (todo[0].stop - todo[0].start), together // alone))
+    starts = [*range(0, together, each), *range(together, len(todo))]
+    return [list(todo[start:stop]) for start, stop in itertools.pairwise([*starts, len(todo)])]

@@ -12,6 +12,7 @@ from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.remote_board import RemoteBoard
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
+from pipelines.labels import run_folder
 from pipelines.labels.chunks import Chunk, LabelFile
 
 _LOOK_SECONDS = 3.0
@@ -38,13 +39,13 @@ class RayWorker:
         else:
             self._worker = _loaded(load, settings, board)
 
-    def __call__(self, chunks: pa.Table) -> pa.Table:
-        """Label the chunks (part, start, stop) and write a file for each; returns its name and `LabelFile` for each,
-        or None where it was left to others.
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Label the chunks of tasks (see `run_folder.write_todo`) and write a file for each; returns its name and
+        `LabelFile` for each, or None where it was left to others.
 
         A mistake of the user comes back as a row as well: Ray Data would wrap its report around an exception's text.
         """
-        some = [Chunk(**row) for row in chunks.to_pylist()]
+        some = run_folder.todo_in(tasks)
         results = [pickle.dumps(self._file_or_mistake(chunk)) for chunk in some]
         return pa.table({"name": [chunk.name for chunk in some], "result": pa.array(results, pa.binary())})
 

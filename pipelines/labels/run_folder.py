@@ -218,12 +218,18 @@ def chunks_done(
     return done, todo
 
 
-def write_todo(output: str, todo: Sequence[Chunk]) -> str:
-    """Writes chunks as one Parquet file for Ray Data to read, and returns its folder, which is to be deleted."""
+def write_todo(output: str, tasks: Sequence[Sequence[Chunk]]) -> str:
+    """Writes the chunks of each task as a row of one Parquet file for Ray Data to read, and returns its folder, which
+    is to be deleted."""
     folder = _run_file(output, f"todo/{uuid.uuid4().hex}")  # another start has its own
-    columns = {name: [getattr(chunk, name) for chunk in todo] for name in ("part", "start", "stop")}
-    storage.write_bytes_atomically(storage.join(folder, "chunks.parquet"), sealed(pa.table(columns)))
+    rows = [[asdict(chunk) for chunk in chunks] for chunks in tasks]
+    storage.write_bytes_atomically(storage.join(folder, "tasks.parquet"), sealed(pa.table({"chunks": rows})))
     return folder
+
+
+def todo_in(tasks: pa.Table) -> list[Chunk]:
+    """The chunks of rows that `write_todo` wrote."""
+    return [Chunk(**chunk) for task in tasks.column("chunks").to_pylist() for chunk in task]
 
 
 def reopen_run(output: str) -> None:

@@ -7,7 +7,7 @@ from maskrcnn_core.errors import ConfigError
 from pipelines.cluster.connection import NodeCapacity
 from pipelines.labelling import execution
 from pipelines.labelling.config import LabelConfig
-from pipelines.labelling.planning import WorkerPlan, choose_chunks, largest_first, plan_workers
+from pipelines.labelling.planning import WorkerPlan, choose_chunks, in_tasks, largest_first, plan_workers
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS
 from pipelines.labels.chunk_plan import ChunkPlan
 from pipelines.labels.chunks import Chunk
@@ -41,6 +41,25 @@ def test_what_is_left_of_each_part_comes_last() -> None:
     todo = [Chunk(0, 0, 100), Chunk(0, 100, 130), Chunk(1, 0, 100), Chunk(1, 100, 190), Chunk(2, 0, 1)]
     assert largest_first(todo) == [todo[0], todo[2], todo[3], todo[1], todo[4]]
     assert largest_first([]) == []
+
+
+@pytest.mark.parametrize(
+    ("chunks", "workers", "most_rows", "sizes"),
+    [
+        (0, 2, 100, []),
+        (5, 2, 100, [1] * 5),
+        (16, 2, 100, [1] * 16),
+        (40, 2, 100, [1] * 40),  # 24 are no two for each of the last 16
+        (48, 2, 100, [2] * 16 + [1] * 16),
+        (48, 2, 15, [1] * 48),  # two would be more than a task may hold
+        (10_000, 1, 30, [3] * 3330 + [2] + [1] * 8),
+    ],
+)
+def test_tasks_of_several_chunks(chunks: int, workers: int, most_rows: int, sizes: list[int]) -> None:
+    todo = [Chunk(0, 10 * index, 10 * index + 10) for index in range(chunks)]
+    tasks = in_tasks(todo, workers, most_rows)
+    assert [len(task) for task in tasks] == sizes
+    assert [chunk for task in tasks for chunk in task] == todo
 
 
 def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
