@@ -16,6 +16,7 @@ from maskrcnn_core.data.files import (
 from maskrcnn_core.errors import ImageError, StorageError
 from maskrcnn_core.printable import printable
 from pipelines import storage
+from pipelines.images.parquet_images import RowGroups, parquet_row_of
 from pipelines.images.tar_shards import TAR_EXTENSION, Member, member_of
 from pipelines.storage.object_stores import read_object, read_object_range
 from pipelines.storage.s3_settings import error_code, explain, is_forbidden, is_hopeless
@@ -36,6 +37,7 @@ class ImageReader:
 
     def __init__(self, most_bytes: int, below: str = "") -> None:
         self._most_bytes, self._below = most_bytes, below
+        self._groups = RowGroups()
         self._refused = 0
         self._lock = threading.Lock()
 
@@ -48,7 +50,7 @@ class ImageReader:
         if self._below and not storage.below(uri, self._below):
             return ImageError("unreadable", f"refused: it lies outside of image_root, {printable(self._below)}")
         try:
-            content: bytes | ImageError = storage.patiently(uri, lambda: _read(uri, self._most_bytes))
+            content: bytes | ImageError = storage.patiently(uri, lambda: self._content(uri))
         except FileNotFoundError:
             content = ImageError("missing", f"no such file{_other_spelling(uri)}")
         except TooManyBytes as error:
@@ -66,6 +68,11 @@ class ImageReader:
         with self._lock:
             self._refused = 0
         return content
+
+    def _content(self, uri: str) -> bytes:
+        if (row := parquet_row_of(uri)) is not None:
+            return self._groups.read(row, self._most_bytes)
+        return _read(uri, self._most_bytes)
 
     def late(self, uri: str, seconds: float) -> ImageError:
         """The failure of an image whose reading hangs.

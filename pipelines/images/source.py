@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.fs
@@ -19,6 +20,7 @@ import pyarrow.fs
 from maskrcnn_core.data.files import uri_of
 from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines import storage
+from pipelines.images.parquet_images import PARQUET_EXTENSION
 from pipelines.images.parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Kind, Part
 from pipelines.images.tables import (
     coco_entries,
@@ -61,8 +63,9 @@ def open_source(images: str, image_root: str | None = None) -> Source:
 
     Args:
         images: a folder (searched recursively), a glob (`**` crosses folders), one image, a COCO json, an S3
-            inventory's manifest.json, a .parquet or .csv with a `uri` column, a .tar file; .tar files in folders and
-            below globs and prefixes are looked into as well. Local or s3://; folders, globs and single
+            inventory's manifest.json, a .parquet or .csv with a `uri` column, a .parquet with the images themselves, a
+            .tar file; .tar files in folders and below globs and prefixes are looked into as well, and .parquet files
+            that a glob names (`data/*.parquet`). Local or s3://; folders, globs and single
             images at gs://, az:// or abfs:// as well.
         image_root: folder that the file names of a COCO json are relative to; None looks beside the json, and reads
             absolute names where they are.
@@ -321,8 +324,8 @@ def _local_entries(part: Part) -> Iterator[Entries]:
     for path, size in _listed(part.path, part.recursive, _Walk(part.root, part.path)):
         if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
             continue
-        if size is not None and path.lower().endswith(TAR_EXTENSION):
-            shards.append(Part("tar", path))
+        if size is not None and (kind := _shard_kind(path, part)) is not None:
+            shards.append(Part(kind, path, root=os.path.dirname(path)))
             continue
         if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
             others += 1
@@ -379,17 +382,30 @@ def _images_of(objects: Sequence[S3Object], part: Part) -> Entries:
     skip = len(root) + 1 if root else 0
     names = [(entry, entry.key[skip:]) for entry in objects if not entry.key.endswith("/")]
     seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-    tars = [entry for entry in seen if scheme == "s3" and entry.key.lower().endswith(TAR_EXTENSION)]
-    shards = [entry for entry in tars if is_path(entry.key)]
-    odd = [entry for entry in tars if not is_path(entry.key)]  # Arrow cannot open them: each is a row that says so
+    files = [(_shard_kind(entry.key, part) if scheme == "s3" else None, entry) for entry in seen]
+    shards = [(kind, entry) for kind, entry in files if kind is not None and is_path(entry.key)]
+    odd = [
+        entry for kind, entry in files if kind is not None and not is_path(entry.key)
+    ]  # Arrow cannot open them: each is a row that says so
     images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)] + odd
     return Entries(
         [f"{scheme}://{container}/{entry.key}" for entry in images],
         sizes=[entry.size for entry in images],
         etags=[entry.etag for entry in images],
         others=len(seen) - len(images) - len(shards),
-        left=tuple(Part("tar", f"{scheme}://{container}/{entry.key}") for entry in shards),
+        left=tuple(
+            Part(kind, uri, root=posixpath.dirname(uri))
+            for kind, uri in ((kind, f"{scheme}://{container}/{entry.key}") for kind, entry in shards)
+        ),
     )
+
+
+def _shard_kind(name: str, part: Part) -> Literal["tar", "parquet"] | None:
+    """Whether a file holds images. Parquet files, which may be anything, are opened where a pattern asks for them."""
+    if name.lower().endswith(TAR_EXTENSION):
+        return "tar"
+    asks = part.pattern is not None and part.pattern.lower().endswith(re.escape(PARQUET_EXTENSION))
+    return "parquet" if asks and name.lower().endswith(PARQUET_EXTENSION) else None
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""Images that a file names: COCO json, Parquet and CSV with a column `uri`, S3 inventories."""
+"""Images that a file names: COCO json, Parquet and CSV with a column `uri`, S3 inventories. (Parquet files with the
+images themselves are opened here too; see `parquet_images`.)"""
 
 import csv
 import gzip
@@ -18,6 +19,7 @@ from maskrcnn_core.data.coco.sections import read_images
 from maskrcnn_core.data.files import has_scheme, located, uri_of
 from maskrcnn_core.errors import AnnotationError, StorageError
 from pipelines import storage
+from pipelines.images.parquet_images import image_column, image_rows
 from pipelines.images.parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Part
 from pipelines.images.split_names import file_names
 from pipelines.storage.object_stores import is_beside_s3, object_exists
@@ -118,7 +120,7 @@ def _other_spelling(folders: Sequence[str], names: Sequence[str]) -> str:
 
 
 def parquet_entries(part: Part) -> Iterator[Entries]:
-    """The rows of a Parquet file with a column `uri`.
+    """The rows of a Parquet file with a column `uri`, or with the images themselves.
 
     Raises:
         AnnotationError: the file or a row is malformed.
@@ -128,10 +130,16 @@ def parquet_entries(part: Part) -> Iterator[Entries]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             names = file.schema_arrow.names
-            if "uri" not in names:
-                raise AnnotationError(f"images: the manifest {images!r} has columns {names}; expected `uri`")
+            column = None if "uri" in names else image_column(file.schema_arrow)
+            if "uri" not in names and column is None:
+                raise AnnotationError(
+                    f"images: {images!r} has columns {names}; expected `uri`, or `image` with the bytes of image files"
+                )
             if file.metadata.num_rows == 0:
                 raise AnnotationError(f"images: the manifest {images!r} has no rows; expected one for each image")
+            if column is not None:
+                yield from image_rows(part, file, column)
+                return
             known = [name for name in ("image_id", "uri", "size", "etag", "width", "height") if name in names]
             first = 1
             for batch in file.iter_batches(BATCH_ROWS, columns=known):

@@ -128,7 +128,8 @@ class LabelRun:
     """Checkpoint folder."""
     images: str
     """Folder, glob, prefix of an object store, COCO json, S3 inventory (its manifest.json), .parquet or .csv with a
-    column `uri`, .tar (also those in folders and prefixes). Images may lie at gs:// and az:// too."""
+    column `uri`, .parquet with the images' bytes (also `data/*.parquet`), .tar (also those in folders and prefixes).
+    Images may lie at gs:// and az:// too."""
     output: str
     """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
     proposals: str | None = None

@@ -59,6 +59,9 @@ class _ThisProcess:
     def num_workers(self) -> int:
         return plan_workers(self._label, (NodeCapacity(4, 0),)).workers
 
+    def worker_threads(self) -> int:
+        return 1
+
     def label_chunks(
         self, detector: Detector, settings: WorkerSettings, todo: Sequence[Chunk], *_: Any
     ) -> tuple[Counts, dict[str, LabelFile]]:
