@@ -1,15 +1,18 @@
-"""Labelling while processes, nodes and the driver are killed: what is lost, repeated or torn.
+"""Labelling while processes, nodes and the driver are killed, workers stand still and the disk is full: what is lost,
+repeated or torn.
 
 A cluster of three nodes on this machine labels the same images again and again; in each round, at moments drawn from
 the round's seed, SIGKILL takes a detector's process, a node (whose replacement comes a little later, as a spot
-machine's does) and the driver (whose command is then given again). Every round must end in the rows of an undisturbed
-run.
+machine's does) and the driver (whose command is then given again), SIGSTOP takes another detector's process, and the
+disk of the output has no room for a while (where this user may mount one of its own). Every round must end in the rows
+of an undisturbed run.
 """
 
 import contextlib
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +51,13 @@ _NODE_ATTEMPTS = 3
 _REPLACED_AFTER_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 
+_KINDS = ("worker", "stop", "node", "driver", "disk")
+_DISK_MEGABYTES = 64
+_FULL_SECONDS = 3.0
+
+# Of a worker that stands still; an image takes some milliseconds.
+_IMAGE_TIMEOUT = 20.0
+
 
 @dataclass(frozen=True)
 class ChaosRound:
@@ -74,11 +84,13 @@ class ChaosRound:
 
 @dataclass
 class _Victims:
-    """Processes of the cluster under test."""
+    """Processes of the cluster under test, and the disk."""
 
     cluster: Any
-    killed: dict[str, int] = field(default_factory=lambda: {"worker": 0, "node": 0, "driver": 0})
+    disk: Path | None
+    killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     replacements: list[float] = field(default_factory=list)
+    is_full_until: float = 0.0
 
 
 def benchmark_chaos(run: ChaosRun, on_round: Callable[[ChaosRound], None] | None = None) -> list[ChaosRound]:
@@ -92,7 +104,8 @@ def benchmark_chaos(run: ChaosRun, on_round: Callable[[ChaosRound], None] | None
         clean, _ = _rows(folder / "clean")
         rounds = []
         for seed in range(run.seed, run.seed + run.rounds):
-            rounds.append(_round(command, folder / f"round{seed}", seed, run, clean))
+            with _own_disk(folder / f"disk{seed}") as disk:
+                rounds.append(_round(command, (disk or folder) / f"round{seed}", seed, run, clean, disk))
             if on_round is not None:
                 on_round(rounds[-1])
         return rounds
@@ -116,23 +129,31 @@ def small_checkpoint(folder: Path) -> Path:
 
 
 def _command(checkpoint: str, images: Path, run: ChaosRun) -> list[str]:
-    settings = {"rows_per_file": run.rows_per_file, "num_workers": _NODES - 1, "threads_per_worker": 1}
+    settings = {
+        "rows_per_file": run.rows_per_file,
+        "num_workers": _NODES - 1,
+        "threads_per_worker": 1,
+        "image_timeout": _IMAGE_TIMEOUT,
+    }
     command = [sys.executable, "-m", "jobs.label", "--checkpoint", checkpoint, "--images", str(images)]
     return command + [word for name, value in settings.items() for word in (f"--label.{name}", str(value))]
 
 
-def _round(command: list[str], output: Path, seed: int, run: ChaosRun, clean: Mapping[int, Any]) -> ChaosRound:
+def _round(
+    command: list[str], output: Path, seed: int, run: ChaosRun, clean: Mapping[int, Any], disk: Path | None
+) -> ChaosRound:
     dice = random.Random(seed)
     started = time.monotonic()
     with _cluster() as cluster:
-        victims = _Victims(cluster)
-        wanted = [kind for kind in ("worker", "node", "driver") for _ in range(run.kills)]
+        victims = _Victims(cluster, disk)
+        wanted = [kind for kind in _KINDS for _ in range(run.kills) if kind != "disk" or disk is not None]
         dice.shuffle(wanted)
         argv = [*command, "--output", str(output), "--cluster.address", cluster.address]
         driver = _start(argv)
         next_kill = time.monotonic() + dice.uniform(0.0, run.pause)
-        while (code := driver.poll()) is None or code < 0:
-            if code is not None:
+        while (code := driver.poll()) is None or code < 0 or victims.is_full_until:
+            _make_room(victims)
+            if code is not None and not victims.is_full_until:
                 driver = _start(argv)  # the same command again
             _replace_nodes(victims)
             if wanted and time.monotonic() >= next_kill and _is_labelling(output):
@@ -215,6 +236,8 @@ def _is_labelling(output: Path) -> bool:
 
 def _kill(kind: str, victims: _Victims, driver: "subprocess.Popen[bytes]", dice: random.Random) -> bool:
     """Whether there was something to kill."""
+    if kind == "disk":
+        return _fill(victims)
     if kind == "driver":
         driver.kill()
         return True
@@ -229,8 +252,38 @@ def _kill(kind: str, victims: _Victims, driver: "subprocess.Popen[bytes]", dice:
     if not detectors:
         return False
     with contextlib.suppress(ProcessLookupError):
-        os.kill(dice.choice(detectors), signal.SIGKILL)
+        os.kill(dice.choice(detectors), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
     return True
+
+
+@contextlib.contextmanager
+def _own_disk(folder: Path) -> Iterator[Path | None]:
+    """A small disk in memory; None where this user may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MEGABYTES}m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(victims: _Victims) -> bool:
+    """Leave no room on the disk, for some seconds."""
+    assert victims.disk is not None
+    with contextlib.suppress(OSError), open(victims.disk / "full", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    victims.is_full_until = time.monotonic() + _FULL_SECONDS
+    return True
+
+
+def _make_room(victims: _Victims) -> None:
+    if victims.disk is not None and 0 < victims.is_full_until <= time.monotonic():
+        (victims.disk / "full").unlink()
+        victims.is_full_until = 0.0
 
 
 def _replace_nodes(victims: _Victims) -> None:
@@ -249,7 +302,7 @@ def _detector_processes(cluster: Any) -> Iterator[int]:
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(entry.name)
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent in raylets and "LabelWorker" in (entry / "cmdline").read_text():
+            if parent in raylets and "RayWorker" in (entry / "cmdline").read_text():
                 yield pid
 
 

@@ -149,16 +149,18 @@ class EncodingRun:
 
 @dataclass(frozen=True)
 class ChaosRun:
-    """Label on a cluster of three nodes on this machine while processes, nodes and the driver are killed."""
+    """Label on a cluster of three nodes on this machine while processes, nodes and the driver are killed, workers stand
+    still and the disk is full."""
 
     checkpoint: str = ""
     """Checkpoint folder; empty = a small Mask R-CNN with random weights."""
     num_images: int = 300
     """Generated pictures to label."""
-    rounds: int = 10
+    rounds: int = 20
     """How often; each has a seed of its own."""
     kills: int = 1
-    """Detector processes, nodes and drivers killed in each round: so many of each kind."""
+    """Detector processes killed and stopped, nodes and drivers killed, and full disks in each round: so many of each
+    kind."""
     pause: float = 2.0
     """Longest pause between two kills, seconds."""
     rows_per_file: int = 6

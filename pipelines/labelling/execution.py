@@ -22,6 +22,8 @@ from pipelines.labelling.planning import WorkerPlan, in_tasks, largest_first, mo
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, reporter
 from pipelines.labelling.ray_worker import RayWorker
 from pipelines.labelling.remote_board import RemoteBoard, start_board
+from pipelines.labelling.signs_of_life import longest_silence
+from pipelines.labelling.silent_workers import SilentWorkers
 from pipelines.labelling.time_limits import no_progress, stalled_seconds
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, WorkerSettings
 from pipelines.labels import run_folder
@@ -66,7 +68,12 @@ def label_on_cluster(
     left, most = largest_first(todo), most_rows or most_task_rows(run.label)
     stalled = stalled_seconds(run.label, max(chunk.stop - chunk.start for chunk in todo))
     try:
-        with _ray_data_settings(stalled), unwrapped_errors(), Poller(board, report) as poller:
+        with (
+            _ray_data_settings(stalled),
+            unwrapped_errors(),
+            SilentWorkers(board, longest_silence(run.label)),
+            Poller(board, report) as poller,
+        ):
             without: list[str] = []
             while left:
                 for name, file in _one_pass(worker, run, detector, settings, board, left, without, most):

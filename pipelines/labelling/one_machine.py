@@ -17,6 +17,7 @@ from pipelines.labelling.detector import Detector
 from pipelines.labelling.planning import MOST_THREADS, largest_first
 from pipelines.labelling.process_pool import ProcessPool
 from pipelines.labelling.progress import Counts, LabelProgress, Poller, ProgressBoard, Work, reporter
+from pipelines.labelling.signs_of_life import longest_silence
 from pipelines.labelling.thread_probe import Shape, ThreadProbe
 from pipelines.labelling.time_limits import stalled_seconds
 from pipelines.labelling.worker_settings import WorkerSettings, on_device
@@ -130,7 +131,8 @@ class OneMachine:
     def _open(self, detector: Detector, settings: WorkerSettings) -> ProcessPool:
         if self._pool is None:
             self._board = ProgressBoard()
-            self._pool = ProcessPool(detector.load, settings, self._board, self.environment, self._note)
+            silence = longest_silence(self.fitted())
+            self._pool = ProcessPool(detector.load, settings, self._board, self.environment, self._note, silence)
         return self._pool
 
     def _close(self) -> None:

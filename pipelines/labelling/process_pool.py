@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from maskrcnn_core.errors import UserError
 from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.signs_of_life import SignsOfLife
 from pipelines.labelling.time_limits import no_progress
 from pipelines.labelling.worker_process import (
     Done,
@@ -56,6 +57,7 @@ class ProcessPool:
         board: where they report.
         environment: variables of the process at a place (0, 1, ...).
         on_work: called with place and work for each group of images.
+        longest_silence: seconds without a sign of life after which a process is ended; None = any.
     """
 
     def __init__(
@@ -65,9 +67,12 @@ class ProcessPool:
         board: Board,
         environment: Callable[[int], Mapping[str, str]],
         on_work: Callable[[int, Work], None] = lambda place, work: None,
+        longest_silence: float | None = None,
     ) -> None:
         self._load, self._settings, self._board = load, settings, board
         self._environment, self._on_work = environment, on_work
+        self._longest_silence = longest_silence
+        self._signs: SignsOfLife[WorkerProcess] = SignsOfLife()
         self._places: list[_Place] = []
         self._waiting: deque[Chunk] = deque()
         self._heard: queue.SimpleQueue[tuple[WorkerProcess, Event]] = queue.SimpleQueue()
@@ -77,6 +82,7 @@ class ProcessPool:
         while len(self._places) > processes:
             place = self._places.pop()
             self._waiting.extendleft(reversed(place.chunks))
+            self._signs.forget(place.process)
             place.process.close()
         while len(self._places) < processes:
             self._places.append(_Place(self._started(len(self._places))))
@@ -105,6 +111,7 @@ class ProcessPool:
         left, last = len(todo), time.monotonic()
         while left:
             self._hand_out()
+            self._end_silent()
             try:
                 process, event = self._heard.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
@@ -133,6 +140,7 @@ class ProcessPool:
         if index is None:  # of a process that was ended
             return None
         place = self._places[index]
+        self._signs.hear(process)
         match event:
             case Ready():
                 place.is_loaded, place.loading_deaths = True, 0
@@ -152,8 +160,14 @@ class ProcessPool:
                 raise RuntimeError(f"a worker failed:\n{text}")
         return None
 
+    def _end_silent(self) -> None:
+        if self._longest_silence is not None:
+            for process in self._signs.silent(self._longest_silence):
+                process.kill()
+
     def _replace(self, index: int, how: str) -> None:
         place = self._places[index]
+        self._signs.forget(place.process)
         place.process.close()
         deaths = place.loading_deaths + (not place.is_loaded)
         if deaths >= _MOST_LOADING_DEATHS:

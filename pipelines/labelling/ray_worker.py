@@ -5,11 +5,13 @@ import pickle
 import time
 
 import pyarrow as pa
+import ray
 
 from maskrcnn_core.errors import UserError
 from pipelines.labelling.device_board import BrokenDetectorError, too_many_given_up
 from pipelines.labelling.device_faults import this_device
 from pipelines.labelling.remote_board import RemoteBoard
+from pipelines.labelling.signs_of_life import give_signs, this_process
 from pipelines.labelling.worker import LabelWorker
 from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
 from pipelines.labels import run_folder
@@ -30,6 +32,8 @@ class RayWorker:
         self._board, self._device = board, this_device()
         self._worker: LabelWorker | None = None
         self._mistake: UserError | None = None
+        process = this_process(ray.get_runtime_context().get_node_id())
+        give_signs(lambda: board.sign(process))
         standing = board.join(self._device)
         if standing.ends_run:
             self._mistake = too_many_given_up(standing)

@@ -8,6 +8,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.labelling.device_faults import Standing
 from pipelines.labelling.open_chunks import OpenChunks
 from pipelines.labelling.progress import Counts, ProgressBoard, Work
+from pipelines.labelling.signs_of_life import ProcessId, SignsOfLife
 
 _SNAPSHOT_TIMEOUT = 30.0
 
@@ -19,6 +20,15 @@ class ClusterBoard(ProgressBoard):
         super().__init__()
         self._chunks = OpenChunks()
         self._nodes: dict[str, str] = {}
+        self._signs: SignsOfLife[ProcessId] = SignsOfLife()
+
+    def sign(self, process: ProcessId) -> None:
+        """A worker's process is alive."""
+        self._signs.hear(process)
+
+    def silent(self, seconds: float) -> list[ProcessId]:
+        """Those that have given no sign for so long; see `SignsOfLife`."""
+        return self._signs.silent(seconds)
 
     def join_from(self, device: str, node: str) -> Standing:
         """`join`, of a worker on a node of Ray's."""
@@ -75,6 +85,15 @@ class RemoteBoard:
     def end_chunk(self, chunk: str) -> None:
         """See `ClusterBoard`; does not wait."""
         self._actor.end_chunk.remote(chunk)
+
+    def sign(self, process: ProcessId) -> None:
+        """See `ClusterBoard`; raises where the actor is no more."""
+        ray.get(self._actor.sign.remote(process))
+
+    def silent(self, seconds: float) -> list[ProcessId]:
+        """See `ClusterBoard`."""
+        found: list[ProcessId] = ray.get(self._actor.silent.remote(seconds), timeout=_SNAPSHOT_TIMEOUT)
+        return found
 
     def is_quiet(self) -> bool:
         """See `ClusterBoard`."""

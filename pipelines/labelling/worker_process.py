@@ -1,7 +1,8 @@
 """A `LabelWorker` in a process of its own on this machine, without Ray: both sides of the connection between them.
 
     parent -> child     Start, then Use and Take as often as wanted
-    child -> parent     Ready or GivenUp, then Finished for each chunk; for the board Ask (Answer follows) and Done
+    child -> parent     Ready or GivenUp, then Finished for each chunk; Alive every few seconds; for the board Ask
+                        (Answer follows) and Done
 
 The child ends when its parent does, whatever ended that: the connection is closed then.
 """
@@ -26,6 +27,7 @@ from maskrcnn_core.errors import UserError
 from pipelines.labelling.device_board import BrokenDetectorError, too_many_given_up
 from pipelines.labelling.device_faults import Standing, this_device
 from pipelines.labelling.progress import Board, Work
+from pipelines.labelling.signs_of_life import give_signs
 from pipelines.labelling.worker_settings import CONCURRENT_CALLS, LoadPredictor, WorkerSettings
 from pipelines.labels.chunks import Chunk, LabelFile
 
@@ -79,6 +81,11 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """A sign of life; see `signs_of_life`."""
+
+
+@dataclass(frozen=True)
 class GivenUp:
     """The device of the process gets no more work."""
 
@@ -106,7 +113,7 @@ class Done:
     work: Work
 
 
-Event: TypeAlias = Ready | GivenUp | Finished | Done | Ended
+Event: TypeAlias = Ready | Alive | GivenUp | Finished | Done | Ended
 """What a pool hears of its processes."""
 
 
@@ -153,6 +160,10 @@ class WorkerProcess:
                 self._connection.send(message)
         except OSError:
             return
+
+    def kill(self) -> None:
+        """End the process at once; `Ended` follows."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process at once, if it has not ended."""
@@ -216,7 +227,7 @@ class _Parent:
             self.tell(question)
             return self.answers.get()
 
-    def tell(self, message: Ready | GivenUp | Finished | Ask | Done) -> None:
+    def tell(self, message: Ready | Alive | GivenUp | Finished | Ask | Done) -> None:
         """Send a message; ends the process where nobody listens."""
         try:
             with self._sending:
@@ -280,6 +291,7 @@ def main(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes of a job
     connection = Connection(handle)
     parent = _Parent(connection)
+    give_signs(lambda: parent.tell(Alive()))
     child = _Child(parent)
     calls = ThreadPoolExecutor(CONCURRENT_CALLS, "chunk")
     try:

@@ -1,4 +1,6 @@
-"""Labelling under SIGKILL of workers, nodes and drivers. The many rounds are `python -m jobs.benchmark chaos`."""
+"""Labelling under SIGKILL of workers, nodes and drivers, SIGSTOP of workers and full disks.
+
+The many rounds are `python -m jobs.benchmark chaos`."""
 
 import pytest
 
@@ -11,10 +13,10 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_ten_rounds_lose_repeat_and_tear_nothing() -> None:
-    rounds = benchmark_chaos(ChaosRun())
+    rounds = benchmark_chaos(ChaosRun(rounds=10))
     assert len(rounds) == 10
     for found in rounds:
         assert (found.lost, found.repeated, found.torn, found.different) == (0, 0, 0, 0), found
         assert found.verified, found
-    killed = {kind: sum(found.killed[kind] for found in rounds) for kind in ("worker", "node", "driver")}
+    killed = {kind: sum(found.killed[kind] for found in rounds) for kind in ("worker", "stop", "node", "driver")}
     assert min(killed.values()) >= 5, killed

@@ -16,7 +16,7 @@ from maskrcnn_core.errors import ConfigError, UserError
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines.cluster.choice import uses_ray
 from pipelines.cluster.config import ClusterConfig
-from pipelines.labelling import one_machine
+from pipelines.labelling import one_machine, signs_of_life
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
 from pipelines.labelling.one_machine import OneMachine
@@ -94,6 +94,23 @@ def test_a_process_that_is_killed_costs_no_row(tmp_path: Path) -> None:
     run = run_of(tmp_path, "slow", images=30, num_workers=2, rows_per_file=5)
     summary = label(run, kill_one, detector=FAKE)
     assert len(killed) == 2
+    assert (summary.images, summary.statuses) == (30, {"ok": 30})
+    assert verify(VerifyRun(str(tmp_path / "out"))).passed
+    assert not workers()
+
+
+def test_a_process_that_stands_still_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs_of_life, "_LEAST_SILENCE", 12.0)
+    stopped: list[int] = []
+
+    def stop_one(progress: LabelProgress) -> None:
+        if not stopped and progress.done and (found := workers()):
+            stopped.append(found[0])
+            os.kill(stopped[-1], signal.SIGSTOP)
+
+    run = run_of(tmp_path, "slow", images=30, num_workers=2, rows_per_file=5, image_timeout=1.0)
+    summary = label(run, stop_one, detector=FAKE)
+    assert len(stopped) == 1
     assert (summary.images, summary.statuses) == (30, {"ok": 30})
     assert verify(VerifyRun(str(tmp_path / "out"))).passed
     assert not workers()
