@@ -5,7 +5,7 @@ nearest. A box is then the tight rectangle of its mask, so that cropped objects 
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +42,8 @@ class Placement:
 
     Attributes:
         size: (height, width) to which the whole picture is resized, pixels.
-        top, left: first row and column of the part in it.
+        top, left: first row and column of the part in it; of objects and a canvas also negative, where the part begins
+            before it.
         part: (height, width) of the part.
     """
 
@@ -105,8 +106,21 @@ def placed(
         Objects in their order. A keypoint outside of the part becomes (0, 0, 0), not annotated.
     """
     pixels = resized_part(scene.pixels, where.size, where.top, where.left, where.part, resize)
-    objects = (_placed_object(item, scene.size, where, keypoint_offset, min_pixels) for item in scene.objects)
-    return Scene(pixels, tuple(item for item in objects if item is not None))
+    objects = placed_objects(scene.objects, scene.size, where, keypoint_offset=keypoint_offset, min_pixels=min_pixels)
+    return Scene(pixels, objects)
+
+
+def placed_objects(
+    objects: Iterable[CocoObject],
+    size: tuple[int, int],
+    where: Placement,
+    *,
+    keypoint_offset: float = 0.5,
+    min_pixels: int = 1,
+) -> tuple[CocoObject, ...]:
+    """The objects of a picture of `size` (height, width) as `placed` has them."""
+    moved = (_placed_object(item, size, where, keypoint_offset, min_pixels) for item in objects)
+    return tuple(item for item in moved if item is not None)
 
 
 def _placed_object(

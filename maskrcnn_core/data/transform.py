@@ -47,6 +47,18 @@ def resized_size(
     return max(1, math.floor(float(height * scale))), max(1, math.floor(float(width * scale)))
 
 
+def fitted_size(height: int, width: int, rule: InputConfig, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) in which the network sees an image, as a model's input asks for it.
+
+    Args:
+        height, width: of the image, pixels.
+        short_side, long_side: in place of the rule's own, pixels.
+    """
+    if rule.fit == "square":
+        return short_side, short_side
+    return resized_size(height, width, short_side, long_side, rule.resize)
+
+
 def prepare_image(
     image: Tensor,
     *,
@@ -214,7 +226,11 @@ def _interpolated(image: Tensor, size: tuple[int, int], top: int, left: int, par
     of an image of 100 megapixels would take 1.2 GB.
     """
     rows, row_share = _neighbours(image.shape[1], size[0], top, part[0])
-    columns, column_share = _neighbours(image.shape[2], size[1], left, part[1])
+    (before, after), column_share = _neighbours(image.shape[2], size[1], left, part[1])
+    # Columns that the part does not need are not looked at.
+    first_column = int(before[0])
+    image = image[:, :, first_column : int(after[-1]) + 1]
+    columns = before - first_column, after - first_column
     result = torch.empty(*part, len(image))
     for first in range(0, part[0], _ROWS_AT_ONCE):
         band = slice(first, first + _ROWS_AT_ONCE)

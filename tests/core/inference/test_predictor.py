@@ -17,7 +17,7 @@ from maskrcnn_core.config.heads import MaskHeadConfig
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
-from maskrcnn_core.data.transform import prepare_input
+from maskrcnn_core.data.transform import pad_batch, prepare_input
 from maskrcnn_core.errors import CheckpointError, ImageError
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -92,6 +92,23 @@ def test_everything_keeps_its_place(predictor: Predictor) -> None:
         assert_same(records[place], predictor.predict([contents[place]])[0])
     assert [record.status for record in predictor.predict(contents[::-1])] == statuses[::-1]
     assert predictor.predict([]) == []
+
+
+def test_images_warped_to_a_square_come_back_in_their_own_frame() -> None:
+    config = replace(FINDING, input=replace(FINDING.input, fit="square"))
+    predictor = Predictor(finding_detector(config), config, PredictorSettings())
+    wide, tall = encoded(60, 190), encoded(150, 40, seed=1)
+    records = predictor.predict([wide, tall])
+    for content, record in zip((wide, tall), records, strict=True):
+        image = decoded(content)
+        height, width = image.shape[1:]
+        square = pad_batch([prepare_input(image, (64, 64), config.input)], [(64, 64)], 32)
+        expected = predictor.detect(square)
+        assert len(record.detections) == int(expected.count) > 0
+        for slot, found in enumerate(record.detections):
+            x, y, w, h = found.bbox
+            scaled = expected.boxes[0, slot] * torch.tensor([width, height, width, height]) / 64
+            assert [x, y, x + w, y + h] == pytest.approx(scaled.tolist(), abs=0.01)
 
 
 def test_boxes_and_masks_are_in_original_pixels(predictor: Predictor) -> None:
