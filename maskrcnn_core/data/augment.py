@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from maskrcnn_core.data.copy_paste import choose_objects, on_canvas, pasted
-from maskrcnn_core.data.scene import Placement, Scene, mirrored, placed
+from maskrcnn_core.data.copy_paste import choose_objects, pasted
+from maskrcnn_core.data.scene import Placement, Scene, mirrored, on_canvas, placed
 from maskrcnn_core.data.transform import ResizeRule
 from maskrcnn_core.kernels.cpu.availability import use_loops
 
@@ -98,8 +98,7 @@ def jittered(
         return base
     source = rescaled(partner(), bool(rng.random() < rule.flip_probability))
     chosen = choose_objects(source, rng)
-    color = torch.tensor(rule.canvas_color, dtype=torch.uint8)
-    base, source = (on_canvas(layer, rule.crop, color) for layer in (base, source))
+    base, source = (on_canvas(layer, rule.crop, rule.canvas_color) for layer in (base, source))
     return pasted(base, source, chosen, min_visible=rule.min_visible, min_pixels=rule.min_pixels)
 
 

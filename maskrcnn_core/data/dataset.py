@@ -18,7 +18,7 @@ from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_pixels
-from maskrcnn_core.data.framing import Framing, draw_window, framed
+from maskrcnn_core.data.framing import LETTERBOX_COLOR, Framing, draw_window, framed
 from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
 from maskrcnn_core.data.scene import Scene, mirrored
@@ -118,18 +118,16 @@ class CocoTrainingData:
         colors: ColorJitter | None = None,
     ) -> None:
         assert jitter is None or framing is None
-        if proposals is not None and (jitter is not None or framing is not None):
-            name = "jitter_scale" if framing is None else "zoom_out, cut_overlaps"
-            raise ConfigError(
-                f"train.augment.{name}: got one together with proposals from a file, which lie in the whole "
-                "image; leave it out, or train with an RPN"
-            )
+        if proposals is not None:
+            _require_whole_images(input, jitter, framing)
         self._images, self._sizes = dataset.images, dataset.sizes
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
         self._files = images
         self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
+        if framing is None and jitter is None and input.fit == "letterbox":
+            framing = Framing(canvas_color=LETTERBOX_COLOR)  # the whole picture, on a canvas
         self._jitter, self._framing, self._colors = jitter, framing, colors
         self._resized_on_device = resized_on_device
 
@@ -209,6 +207,7 @@ class CocoTrainingData:
             window,
             fitted_size(*sides, self._input, sample.short_side, self._input.long_side),
             framing,
+            letterboxed=self._input.fit == "letterbox",
             recolor=lambda pixels: self._recolored(pixels, rng),
             keypoint_offset=self._rule.keypoint_offset,
             resize=self._input.resize,
@@ -283,6 +282,25 @@ class CocoTrainingData:
     def _bad(self, image: CocoImage, status: ImageStatus, reason: str) -> ImageError:
         where = f"image {image.image_id} ({self._files.path(image.file_name)})"
         return ImageError(status, f"{where}: {reason}", image.image_id)
+
+
+def _require_whole_images(input: InputConfig, jitter: ScaleJitter | None, framing: Framing | None) -> None:
+    """Proposals of a file lie in the whole image, resized as it is.
+
+    Raises:
+        ConfigError: something else becomes the input.
+    """
+    named = (
+        ("train.augment.jitter_scale", jitter is not None),
+        ("train.augment.zoom_out, cut_overlaps", framing is not None),
+        ("model.input.fit letterbox", input.fit == "letterbox"),
+    )
+    for name, is_on in named:
+        if is_on:
+            raise ConfigError(
+                f"{name}: got one together with proposals from a file, which lie in the whole image; leave it out, or "
+                "train with an RPN"
+            )
 
 
 def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:

@@ -7,22 +7,25 @@ whose centre is not in the window is gone; a crowd stays as far as it is seen.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from maskrcnn_core.data.coco.dataset import CocoObject
-from maskrcnn_core.data.scene import Placement, Scene, placed_objects
-from maskrcnn_core.data.transform import ResizeRule, resized_part
+from maskrcnn_core.data.letterbox import letterbox
+from maskrcnn_core.data.scene import Placement, Scene, on_canvas, placed
+from maskrcnn_core.data.transform import ResizeRule
 
 # Sides of a cut as shares of the canvas's, and its width over its height (SSD's code; the paper has areas of .1 to 1).
 _SIDES = (0.3, 1.0)
 _ASPECTS = (0.5, 2.0)
 # Rectangles tried for one overlap before another overlap is drawn, as many as torchvision tries.
 _TRIALS = 40
+
+LETTERBOX_COLOR = (128, 128, 128)
+"""The grey of letterboxes (`letterbox.GREY`) in whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def framed(
     size: tuple[int, int],
     rule: Framing,
     *,
+    letterboxed: bool = False,
     recolor: Callable[[Tensor], Tensor] = lambda pixels: pixels,
     keypoint_offset: float = 0.5,
     resize: ResizeRule = "float",
@@ -116,33 +120,32 @@ def framed(
 
     Args:
         size: (height, width) of the result, pixels.
+        letterboxed: the window keeps its aspect and lies in the middle of the result, with canvas around it.
         recolor: [3, h, w] uint8 -> the same; of what is seen of the picture, and not of the canvas.
         keypoint_offset: see `keypoints.pixel_offset`.
     """
-    where = _placement(scene.size, window, size)
-    kept = [item for item in scene.objects if item.crowd or _has_centre_in(item, window)]
-    objects = placed_objects(kept, scene.size, where, keypoint_offset=keypoint_offset, min_pixels=rule.min_pixels)
-    rows, columns = (_seen(*axis) for axis in zip((where.top, where.left), where.part, where.size, strict=True))
-    if (len(rows), len(columns)) == size:
-        return Scene(recolor(resized_part(scene.pixels, where.size, where.top, where.left, size, resize)), objects)
-    color = torch.tensor(rule.canvas_color, dtype=torch.uint8)
-    canvas = color.expand(*size, 3).contiguous().permute(2, 0, 1)
-    if rows and columns:
-        seen = resized_part(scene.pixels, where.size, rows[0], columns[0], (len(rows), len(columns)), resize)
-        top, left = rows[0] - where.top, columns[0] - where.left
-        canvas[:, top : top + len(rows), left : left + len(columns)] = recolor(seen)
-    return Scene(canvas, objects)
-
-
-def _placement(size: tuple[int, int], window: Window, target: tuple[int, int]) -> Placement:
-    """Of the window in whole pixels of the result."""
-    down, across = target[0] / window.height, target[1] / window.width
-    whole = (max(1, round(size[0] * down)), max(1, round(size[1] * across)))
-    return Placement(whole, round(window.top * down), round(window.left * across), target)
+    inner, (top, left) = size, (0, 0)
+    if letterboxed:
+        inner, (top, left) = letterbox((max(1, round(window.height)), max(1, round(window.width))), size)
+    # The picture, resized, and the window, both in whole pixels of the result.
+    down, across = inner[0] / window.height, inner[1] / window.width
+    whole = (max(1, round(scene.size[0] * down)), max(1, round(scene.size[1] * across)))
+    starts = (round(window.top * down), round(window.left * across))
+    rows, columns = (_seen(*axis) for axis in zip(starts, inner, whole, strict=True))
+    if not (rows and columns):
+        return on_canvas(Scene(scene.pixels[:, :0, :0], ()), size, rule.canvas_color)
+    kept = Scene(scene.pixels, tuple(item for item in scene.objects if item.crowd or _has_centre_in(item, window)))
+    where = Placement(whole, rows[0], columns[0], (len(rows), len(columns)))
+    seen = placed(kept, where, resize=resize, keypoint_offset=keypoint_offset, min_pixels=rule.min_pixels)
+    seen = replace(seen, pixels=recolor(seen.pixels))
+    if seen.size == size:
+        return seen
+    top, left = top + rows[0] - starts[0], left + columns[0] - starts[1]
+    return on_canvas(seen, size, rule.canvas_color, top=top, left=left)
 
 
 def _seen(start: int, length: int, whole: int) -> range:
-    """Rows of the enlarged picture that lie in the part of `length` rows from `start`."""
+    """Rows of the resized picture that lie among the `length` rows from `start`."""
     return range(max(start, 0), max(min(start + length, whole), 0))
 
 

@@ -227,9 +227,9 @@ class Preparation:
             packed = pack_images(images, [item.input_sizes for item in items], pinned=self._pinned)
             self._mark("pack", 2 * packed.pixels.nbytes)
             return PreparedBatch(items, packed, proposals)
-        sizes = [item.original_size for item in items]
+        sizes, rule = [item.original_size for item in items], self._rule
         views = [
-            pad_batch(pixels, sizes, self._rule.divisor, pinned=self._pinned)
+            pad_batch(pixels, sizes, rule.divisor, letterboxed=rule.fit == "letterbox", pinned=self._pinned)
             for pixels in zip(*(item.views for item in items), strict=True)
         ]
         self._mark("pad", sum(2 * view.nbytes for item in items for view in item.views))

@@ -205,7 +205,7 @@ def network_input(images: Sequence[Tensor], rule: InputConfig) -> ImageBatch:
     """Images [3, H, W] uint8 of one padded shape as the host makes a batch of them."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     pixels = [prepare_input(image, input_size(image, rule), rule) for image in images]
-    return pad_batch(pixels, sizes, rule.divisor)
+    return pad_batch(pixels, sizes, rule.divisor, letterboxed=rule.fit == "letterbox")
 
 
 def decoded_image(content: bytes) -> Tensor:

@@ -2,7 +2,7 @@
 
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter
-from maskrcnn_core.data.framing import Framing
+from maskrcnn_core.data.framing import LETTERBOX_COLOR, Framing
 from pipelines.training.data_config import AugmentConfig
 
 
@@ -31,7 +31,7 @@ def framing(settings: AugmentConfig, pixels: InputConfig) -> Framing | None:
         zoom_probability=settings.zoom_probability,
         overlaps=settings.cut_overlaps,
         min_pixels=settings.min_pixels,
-        canvas_color=_mean_color(pixels),
+        canvas_color=LETTERBOX_COLOR if pixels.fit == "letterbox" else _mean_color(pixels),
     )
 
 

@@ -19,7 +19,9 @@ from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.segmentation import ObjectMask
 from maskrcnn_core.data.targets import TargetRule
+from maskrcnn_core.data.transform import pad_batch, prepare_input
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.inference.frames import boxes_in_input
 
 SSD = Framing(zoom_out=4.0, overlaps=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), min_pixels=1, canvas_color=(9, 8, 7))
 
@@ -202,6 +204,26 @@ def test_images_without_objects(tmp_path: Path, generated: tuple[CocoDataset, st
         item = data_of((empty, images), framing=SSD)[Sample(seed % 4, bool(seed % 2), 64, seed=seed)]
         assert len(item.targets) == 0
         assert item.image.size == (64, 64)
+
+
+def test_a_letterbox_is_that_of_inference(generated: tuple[CocoDataset, str]) -> None:
+    """The whole picture where nothing else is asked for, and the middle of the square for a cut."""
+    rule = replace(SQUARE, fit="letterbox")
+    dataset, images = generated
+    data = CocoTrainingData(dataset, Folder(images), rule, TargetRule(None))
+    item = data[Sample(0, False, 64)]
+    entry = dataset.images[0]
+    size = (entry.height, entry.width)
+    assert size[0] != size[1]
+    expected = prepare_input(data._decode(entry), (64, 64), rule)
+    ours = prepare_input(item.image.pixels, (64, 64), rule)
+    assert (ours - expected).abs().max() < 0.5 / 127 + 1e-4  # rounded to 8 bits
+    original = torch.tensor([item.box for item in entry.objects])
+    moved = boxes_in_input(original[None], pad_batch([expected], [size], 1, letterboxed=True))
+    torch.testing.assert_close(item.targets.boxes, moved[0])
+    cut = framed(picture(an_object((2, 1, 4, 3))), Window(1.0, 0.0, 2.0, 6.0), (6, 6), SSD, letterboxed=True)
+    assert cut.pixels[0].tolist() == [[9] * 6] * 2 + [list(range(10, 16)), list(range(20, 26))] + [[9] * 6] * 2
+    assert cut.objects[0].box == (2, 2, 4, 4)
 
 
 def test_not_with_proposals_of_a_file(generated: tuple[CocoDataset, str]) -> None:

@@ -111,6 +111,24 @@ def test_images_warped_to_a_square_come_back_in_their_own_frame() -> None:
             assert [x, y, x + w, y + h] == pytest.approx(scaled.tolist(), abs=0.01)
 
 
+def test_what_is_found_in_a_letterbox_lies_in_the_image() -> None:
+    """An image with grey bars of its own is seen alike, and its records are moved by them."""
+    config = replace(FINDING, input=replace(FINDING.input, fit="letterbox"))
+    predictor = Predictor(finding_detector(config), config, PredictorSettings())
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 64), dtype=np.uint8))
+    barred = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    barred[:, 16:48] = image
+    found, square = predictor.predict([image, barred])
+    moved = []
+    for entry in square.detections:
+        x, y, width, height = entry.bbox
+        top, bottom = (min(max(row - 16, 0), 32) for row in (y, y + height))
+        moved.append((x, top, width, bottom - top))
+    assert len(moved) == len(found.detections) > 0
+    for entry in found.detections:  # the greys differ by a half, so scores that are close may change places
+        assert any(entry.bbox == pytest.approx(box, abs=0.3) for box in moved)
+
+
 def test_boxes_and_masks_are_in_original_pixels(predictor: Predictor) -> None:
     height, width = 45, 301  # long side decides: 301 -> 96, 45 -> 14
     record = predictor.predict([encoded(height, width)])[0]
