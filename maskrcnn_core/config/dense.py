@@ -92,7 +92,7 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "focal or points where model.dense.finds is detections: sampled anchors learn no classes",
+            "focal, points or hard_negatives where model.dense.finds is detections: sampled anchors learn no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",

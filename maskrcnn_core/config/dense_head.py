@@ -11,11 +11,14 @@ from maskrcnn_core.config.limits import MAX_PIXEL
 class DenseHeadConfig:
     """The network of the dense stage. How many 3x3 convolutions it has is `model.dense.convs`."""
 
-    kind: Literal["shared", "towers"] = "shared"
+    kind: Literal["shared", "towers", "levels"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
-    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS)."""
-    norm: Literal["none", "group"] = "none"
-    """Normalisation after each convolution (towers)."""
+    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
+    alone, each level's own (SSD)."""
+    norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
+    """Normalisation after each convolution (towers), or after the depthwise ones (levels)."""
+    depthwise: bool = False
+    """The 3x3 convolutions are depthwise, with norm and ReLU6, and 1x1 predictors follow (levels; SSDLite)."""
     norm_bias: bool = False
     """The convolutions have a bias although a norm follows (FCOS)."""
     objectness: bool = False
@@ -26,13 +29,23 @@ class DenseHeadConfig:
     def __post_init__(self) -> None:
         require_typed("model.dense.head", self)
         require(1e-6 <= self.prior < 1, "model.dense.head.prior", self.prior, "a number between 0 and 1")
-        for name, default in (("norm", "none"), ("objectness", False)):
+        for name, default, kinds in (
+            ("norm", "none", ("towers", "levels")),
+            ("objectness", False, ("towers",)),
+            ("depthwise", False, ("levels",)),
+        ):
             require(
-                self.kind == "towers" or getattr(self, name) == default,
+                self.kind in kinds or getattr(self, name) == default,
                 f"model.dense.head.{name}",
                 getattr(self, name),
                 f"{str(default).lower()} where model.dense.head.kind is {self.kind}",
             )
+        require(
+            self.kind != "levels" or self.depthwise or self.norm == "none",
+            "model.dense.head.norm",
+            self.norm,
+            "none where model.dense.head.depthwise is false: predictors have no norm",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.box_coding import BoxCoding, DeltaCoding, EdgeCoding
-from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, RatioAnchors
+from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, PriorAnchors, RatioAnchors
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
 from maskrcnn_core.model.dense.focal_loss import FocalLoss
+from maskrcnn_core.model.dense.hard_negative_loss import HardNegativeLoss
 from maskrcnn_core.model.dense.head import DenseHead
+from maskrcnn_core.model.dense.level_head import LevelHead
 from maskrcnn_core.model.dense.losses import DenseLoss, SampledLoss
 from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
@@ -22,6 +24,7 @@ from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP
 from maskrcnn_core.model.pyramids.pyramid import Pyramid, build_pyramid
+from maskrcnn_core.model.pyramids.tail import TailRule
 from maskrcnn_core.model.regions.levels import LevelRule
 from maskrcnn_core.model.regions.parts import BoxLossRule, BoxPart, KeypointPart, MaskPart
 from maskrcnn_core.model.regions.region_stage import RegionStage
@@ -70,17 +73,28 @@ def _trunk(config: ModelConfig, load_pretrained: bool) -> Trunk:
         dilated=config.pyramid.kind == "dc5",
         weights=backbone.weights if load_pretrained else "",
         norm=backbone.norm,
+        padding=backbone.padding,
     )
 
 
 def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
+    pyramid = config.pyramid
+    tail = TailRule(
+        pyramid.tail_channels,
+        pyramid.tail_steps,
+        depthwise=pyramid.tail_layers == "depthwise",
+        activation=pyramid.tail_activation,
+        l2_scale=pyramid.l2_scale,
+        tensorflow=config.backbone.padding == "tensorflow",
+    )
     return build_pyramid(
-        config.pyramid.kind,
+        pyramid.kind,
         trunk,
-        channels=config.pyramid.channels,
-        norm=config.pyramid.norm,
-        levels=config.pyramid.levels,
-        extra=config.pyramid.extra,
+        channels=pyramid.channels,
+        norm=pyramid.norm,
+        levels=pyramid.levels,
+        extra=pyramid.extra,
+        tail=tail,
     )
 
 
@@ -88,7 +102,7 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
     dense, detection = config.dense, config.dense.detection
     anchors = _anchors(dense.anchors)
     return DenseStage(
-        _dense_head(config, pyramid.channels, anchors.per_level(len(pyramid.strides))),
+        _dense_head(config, pyramid, anchors.per_level(len(pyramid.strides))),
         anchors,
         _dense_coding(dense),
         _dense_loss(dense),
@@ -103,6 +117,8 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
 
 
 def _anchors(anchors: AnchorConfig) -> AnchorRule:
+    if anchors.kind == "priors":
+        return PriorAnchors(anchors.priors, anchors.spacing, anchors.fitted_strides, anchors.offset)
     if anchors.kind == "octaves":
         return OctaveAnchors(
             anchors.sizes,
@@ -123,14 +139,17 @@ def _anchors(anchors: AnchorConfig) -> AnchorRule:
     )
 
 
-def _dense_head(config: ModelConfig, channels: int, num_anchors: tuple[int, ...]) -> DenseHead:
-    """Args: channels of every level; num_anchors at each position of each level."""
+def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, ...]) -> DenseHead:
+    """Args: num_anchors at each position of each level."""
     dense, head = config.dense, config.dense.head
     num_classes = len(config.categories) if dense.finds == "detections" else 1
     num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
+    if head.kind == "levels":
+        return LevelHead(pyramid.level_channels, num_anchors, num_logits, depthwise=head.depthwise, norm=head.norm)
+    _check_alike(pyramid, num_anchors, head.kind)
     if head.kind == "towers":
         return TowerHead(
-            channels,
+            pyramid.channels,
             num_anchors[0],
             dense.convs,
             num_logits,
@@ -139,7 +158,21 @@ def _dense_head(config: ModelConfig, channels: int, num_anchors: tuple[int, ...]
             objectness=head.objectness,
             prior=head.prior,
         )
-    return SharedHead(channels, num_anchors[0], dense.convs, num_logits)
+    return SharedHead(pyramid.channels, num_anchors[0], dense.convs, num_logits)
+
+
+def _check_alike(pyramid: Pyramid, num_anchors: tuple[int, ...], kind: str) -> None:
+    """Heads that work on every level alike need levels that are alike.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for what, numbers in (("widths", pyramid.level_channels), ("anchors", num_anchors)):
+        if len(set(numbers)) > 1:
+            raise ConfigError(
+                f"model.dense.head.kind: got {kind}, which works on every level alike, for levels with {numbers} "
+                f"{what}; use levels"
+            )
 
 
 def _dense_coding(dense: DenseConfig) -> BoxCoding:
@@ -165,6 +198,15 @@ def _dense_loss(dense: DenseConfig) -> DenseLoss:
             alpha=loss.alpha,
             gamma=loss.gamma,
             centre_radius=loss.centre_radius,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
+    if loss.kind == "hard_negatives":
+        return HardNegativeLoss(
+            positive_overlap=dense.positive_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            negatives_per_positive=loss.negatives_per_positive,
+            softmax=dense.detection.score_from == "softmax",
             smooth_l1_beta=dense.smooth_l1_beta,
             box_loss=dense.box_loss,
         )
