@@ -24,6 +24,7 @@ NO_LABEL_SEES = frozenset(
         "maskrcnn_core.inference.image_result",
         "maskrcnn_core.layers.winograd_training",
         "maskrcnn_core.model.dense.focal_loss",
+        "maskrcnn_core.model.dense.hard_negative_loss",
         "maskrcnn_core.model.dense.losses",
         "maskrcnn_core.model.dense.point_loss",
         "maskrcnn_core.model.dense.sampled_outputs",
