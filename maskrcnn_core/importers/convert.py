@@ -6,6 +6,7 @@ from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.config_names import SourceConfig, parse_source_config
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
+from maskrcnn_core.importers.detectron2_one_stage import import_detectron2_one_stage, is_detectron2_one_stage
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
 from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage, is_torchvision_one_stage
@@ -20,6 +21,7 @@ _FAMILIES = (
     (is_torchvision, import_torchvision),
     (is_torchvision_one_stage, import_torchvision_one_stage),
     (is_detectron2, import_detectron2),
+    (is_detectron2_one_stage, import_detectron2_one_stage),
     (is_mmdetection, import_mmdetection),
 )
 
