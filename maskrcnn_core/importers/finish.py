@@ -51,17 +51,25 @@ def finish_import(
     return config, to.result
 
 
-def finish_dense_import(
+def finish_one_stage_import(
     to: Translation, config: ModelConfig, num_classes: int, categories: tuple[Category, ...] | None, hint: str
 ) -> Checkpoint:
-    """`finish_import` of a detector without a region stage, whose configuration is whole but for its categories.
+    """The configuration with its categories, and the weights, which fit it.
 
     Args:
-        num_classes: without background.
+        to: with everything translated.
+        config: all but the categories.
+        num_classes: K, without a background.
+        categories: in label order; None = by the number of classes, see `default_categories`.
+        hint: what the file may be, for messages.
+
+    Raises:
+        CheckpointError: keys are missing, left over or misshapen, or there are more or fewer categories than classes.
     """
     to.finish(hint)
     check_finite(to.result, f"{to.framework} checkpoint")
-    categories = default_categories(num_classes, with_keypoints=False) if categories is None else categories
+    if categories is None:
+        categories = default_categories(num_classes, with_keypoints=False)
     if len(categories) != num_classes:
         raise CheckpointError(
             f"{to.framework} checkpoint: it has {num_classes} classes, got {len(categories)} categories"

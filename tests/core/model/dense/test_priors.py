@@ -52,8 +52,8 @@ def test_there_are_as_many_as_the_paper_says(priors: Priors, cells: tuple[int, .
     [
         ("caffe_ssd300_vgg16", CAFFE_300),
         ("caffe_ssd512_vgg16", CAFFE_512),
-        ("ssd300_vgg16", ssd_conventions().dense.anchors.priors),
-        ("ssdlite320_mobilenet_v3_large", ssdlite_conventions(reduced=True).dense.anchors.priors),
+        ("torchvision_ssd300_vgg16", ssd_conventions().dense.anchors.priors),
+        ("torchvision_ssdlite320_mobilenet_v3_large", ssdlite_conventions(reduced=True).dense.anchors.priors),
     ],
 )
 def test_presets_have_these_tables(name: str, priors: Priors) -> None:
