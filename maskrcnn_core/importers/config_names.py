@@ -98,8 +98,8 @@ def parse_source_config(name: str) -> SourceConfig:
     if config is None:
         raise CheckpointError(
             f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN, RetinaNet or "
-            f"SSD configuration such as {_EXAMPLES}; cascades, deformable convolutions, group norm and panoptic models are "
-            "not supported"
+            f"SSD configuration such as {_EXAMPLES}; cascades, deformable convolutions, group norm and panoptic models "
+            "are not supported"
         )
     return config
 
