@@ -40,8 +40,21 @@ def test_the_best_are_those_of_all_sorted(score_from: str, most: int) -> None:
 
 
 @pytest.mark.parametrize("score_from", ["sigmoid", "softmax", "centreness"])
+@pytest.mark.parametrize("above", [0.1, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("most", [2, 1000])
+def test_only_those_that_are_of_use(score_from: str, above: float, most: int) -> None:
+    given = outputs()
+    expected, got = best_pairs(given, 0, most, score_from), best_pairs(given, 0, most, score_from, above=above)
+    for image in range(2):
+        useful, others = expected[0][image] > above, got[0][image] > above
+        for values, other in zip(expected, got, strict=True):
+            torch.testing.assert_close(other[image][others], values[image][useful])
+
+
+@pytest.mark.parametrize("score_from", ["sigmoid", "softmax", "centreness"])
 def test_no_images_and_half_precision(score_from: str) -> None:
     given = outputs(num_images=0)
+    assert best_pairs(given, 0, 5, score_from, above=0.5)[0].shape == (0, 1)
     assert best_pairs(given, 0, 5, score_from)[0].shape == best_anchors(given, 0, 5, score_from)[0].shape == (0, 5)
     half = DenseOutputs(*([level.bfloat16() for level in levels] for levels in vars(outputs()).values()))
     assert level_scores(half, 0, score_from).dtype == best_pairs(half, 0, 5, score_from)[0].dtype == torch.float32
