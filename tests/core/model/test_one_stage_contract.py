@@ -123,6 +123,30 @@ def test_one_stage(combination: OneStage, tmp_path: Path) -> None:
     check_built(detector, combination, tmp_path / "checkpoint")
 
 
+def test_focal_loss_and_towers_may_propose() -> None:
+    """Two stages, of which the first learns as RetinaNet does, without classes."""
+    torch.manual_seed(0)
+    config = OneStage().config()
+    proposing = replace(config.dense, finds="proposals", post_nms_test=12)
+    box_head = BoxHeadConfig(channels=16, layers=1, min_score=0.0, max_detections=5)
+    detector = build_detector(replace(config, dense=proposing, box_head=box_head), load_pretrained=False)
+    losses = detector.train()(images(), targets())
+    assert set(losses) == {"dense_class", "dense_box", "roi_class", "roi_box"}
+    assert detector.eval().detect(images()).count.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("heads", HEADS[:2])
+def test_a_step_computes_the_head_once(heads: str) -> None:
+    """Also where masks learn on its proposals."""
+    detector = build_detector(OneStage(heads=heads).config(), load_pretrained=False).train()
+    assert detector.dense is not None
+    calls: list[Any] = []
+    handle = detector.dense.head.logits.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
+    detector(images(), targets())
+    handle.remove()
+    assert len(calls) == 5  # levels
+
+
 # ---- the forms in which devices compute ------------------------------------------------------------------------------
 
 IN_FORMS = pytest.mark.parametrize(
