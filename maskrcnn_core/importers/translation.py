@@ -110,12 +110,21 @@ def start_translation(state: Mapping[str, Tensor], names: KeyNames) -> Translati
     Raises:
         CheckpointError: weights are no floating-point numbers, or not finite (in float32).
     """
-    ignored, where = re.compile(names.ignored), f"{names.framework} checkpoint"
-    weights = {key: value for key, value in state.items() if not ignored.fullmatch(key)}
+    return start_weights(names.framework, state, names.ignored)
+
+
+def start_weights(framework: str, state: Mapping[str, Tensor], ignored: str) -> Translation:
+    """`start_translation` of a family that has no table of names; `ignored` matches keys that hold no weights.
+
+    Raises:
+        CheckpointError: as `start_translation`.
+    """
+    no_weights, where = re.compile(ignored), f"{framework} checkpoint"
+    weights = {key: value for key, value in state.items() if not no_weights.fullmatch(key)}
     check_floating(weights, where)
     weights = {key: value.float() for key, value in weights.items()}
     check_finite(weights, where)
-    return Translation(names.framework, weights)
+    return Translation(framework, weights)
 
 
 def translate_resnet(to: Translation, names: KeyNames, form: Architecture, norm_eps: float) -> None:
@@ -161,6 +170,23 @@ def translate_rpn(to: Translation, names: KeyNames, form: Architecture, *, ratio
         to.part(conv + (names.conv if conv != names.rpn_conv else ""), f"dense.head.convs.{i}")
     to.part(names.objectness, "dense.head.logits", by_size(1))
     to.part(names.anchor_deltas, "dense.head.deltas", by_size(4))
+
+
+def translate_tower(to: Translation, convs: Numbered, norms: Numbered | None, ours: str) -> None:
+    """A tower of 3x3 convolutions of a one-stage detector, with or without group norms behind them.
+
+    Args:
+        convs, norms: the framework's names.
+        ours: name of our tower.
+    """
+    for i in range(convs.count(to.left)):
+        if norms is None:
+            to.part(convs(i), f"{ours}.{i}")
+            continue
+        to.tensor(f"{convs(i)}.weight", f"{ours}.{i}.0.weight")
+        if f"{convs(i)}.bias" in to.left:
+            to.tensor(f"{convs(i)}.bias", f"{ours}.{i}.0.bias")
+        to.part(norms(i), f"{ours}.{i}.1")
 
 
 def translate_heads(

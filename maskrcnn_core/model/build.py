@@ -1,21 +1,30 @@
 """Configuration -> detector, one function a part. The only file of the model that reads the configuration."""
 
 from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
+from maskrcnn_core.config.dense_detection import DenseDetectionConfig
 from maskrcnn_core.config.heads import BoxHeadConfig
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.box_coding import DeltaCoding
-from maskrcnn_core.model.dense.anchors import AnchorRule
+from maskrcnn_core.model.box_coding import BoxCoding, DeltaCoding, EdgeCoding
+from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, PriorAnchors, RatioAnchors
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
+from maskrcnn_core.model.dense.focal_loss import FocalLoss
+from maskrcnn_core.model.dense.hard_negative_loss import HardNegativeLoss
 from maskrcnn_core.model.dense.head import DenseHead
-from maskrcnn_core.model.dense.losses import SampledLoss
+from maskrcnn_core.model.dense.level_head import LevelHead
+from maskrcnn_core.model.dense.losses import DenseLoss, SampledLoss
+from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
+from maskrcnn_core.model.dense.shared_head import SharedHead
+from maskrcnn_core.model.dense.tower_head import TowerHead
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP
 from maskrcnn_core.model.pyramids.pyramid import Pyramid, build_pyramid
+from maskrcnn_core.model.pyramids.tail import TailRule
 from maskrcnn_core.model.regions.levels import LevelRule
 from maskrcnn_core.model.regions.parts import BoxLossRule, BoxPart, KeypointPart, MaskPart
 from maskrcnn_core.model.regions.region_stage import RegionStage
@@ -44,7 +53,8 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> Detector:
     region_trunk = take_region_trunk(trunk) if config.pyramid.kind == "c4" else None
     pyramid = _pyramid(config, trunk)
     dense = _dense_stage(config, pyramid) if config.dense.enabled else None
-    regions = _region_stage(config, pyramid, region_trunk) if config.box_head.enabled else None
+    per_region = any(head.enabled for head in (config.box_head, config.mask_head, config.keypoint_head))
+    regions = _region_stage(config, pyramid, region_trunk) if per_region else None
     return Detector(trunk, pyramid, dense, regions)
 
 
@@ -63,43 +73,143 @@ def _trunk(config: ModelConfig, load_pretrained: bool) -> Trunk:
         dilated=config.pyramid.kind == "dc5",
         weights=backbone.weights if load_pretrained else "",
         norm=backbone.norm,
+        padding=backbone.padding,
     )
 
 
 def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
+    pyramid = config.pyramid
+    tail = TailRule(
+        pyramid.tail_channels,
+        pyramid.tail_steps,
+        depthwise=pyramid.tail_layers == "depthwise",
+        activation=pyramid.tail_activation,
+        l2_scale=pyramid.l2_scale,
+        tensorflow=config.backbone.padding == "tensorflow",
+    )
     return build_pyramid(
-        config.pyramid.kind,
+        pyramid.kind,
         trunk,
-        channels=config.pyramid.channels,
-        norm=config.pyramid.norm,
-        levels=config.pyramid.levels,
-        extra=config.pyramid.extra,
+        channels=pyramid.channels,
+        norm=pyramid.norm,
+        levels=pyramid.levels,
+        extra=pyramid.extra,
+        tail=tail,
     )
 
 
 def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
-    dense = config.dense
-    anchors = AnchorRule(
-        dense.anchors.sizes,
-        dense.anchors.ratios,
-        dense.anchors.rounded,
-        dense.anchors.fitted_strides,
-        dense.anchors.every_level,
-    )
+    dense, detection = config.dense, config.dense.detection
+    anchors = _anchors(dense.anchors)
     return DenseStage(
-        DenseHead(pyramid.channels, anchors.per_position, dense.convs),
+        _dense_head(config, pyramid, anchors.per_level(len(pyramid.strides))),
         anchors,
-        DeltaCoding(),
+        _dense_coding(dense),
         _dense_loss(dense),
         DenseRules(
             train=_proposal_rule(dense, dense.pre_nms_train, dense.post_nms_train),
             test=_proposal_rule(dense, dense.pre_nms_test, dense.post_nms_test),
-            detection=detection_rule(config.box_head),
+            detection=detection_rule(detection),
+            score_from=detection.score_from,
+            candidates_of=detection.candidates_of,
         ),
     )
 
 
-def _dense_loss(dense: DenseConfig) -> SampledLoss:
+def _anchors(anchors: AnchorConfig) -> AnchorRule:
+    if anchors.kind == "priors":
+        return PriorAnchors(anchors.priors, anchors.spacing, anchors.fitted_strides, anchors.offset)
+    if anchors.kind == "octaves":
+        return OctaveAnchors(
+            anchors.sizes,
+            anchors.ratios,
+            anchors.octave_steps,
+            anchors.whole_sizes,
+            anchors.rounded,
+            anchors.fitted_strides,
+            anchors.offset,
+        )
+    return RatioAnchors(
+        anchors.sizes,
+        anchors.ratios,
+        anchors.rounded,
+        anchors.fitted_strides,
+        anchors.every_level,
+        anchors.offset,
+    )
+
+
+def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, ...]) -> DenseHead:
+    """Args: num_anchors at each position of each level."""
+    dense, head = config.dense, config.dense.head
+    num_classes = len(config.categories) if dense.finds == "detections" else 1
+    num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
+    if head.kind == "levels":
+        return LevelHead(pyramid.level_channels, num_anchors, num_logits, depthwise=head.depthwise, norm=head.norm)
+    _check_alike(pyramid, num_anchors, head.kind)
+    if head.kind == "towers":
+        return TowerHead(
+            pyramid.channels,
+            num_anchors[0],
+            dense.convs,
+            num_logits,
+            norm=head.norm,
+            norm_bias=head.norm_bias,
+            objectness=head.objectness,
+            prior=head.prior,
+        )
+    return SharedHead(pyramid.channels, num_anchors[0], dense.convs, num_logits)
+
+
+def _check_alike(pyramid: Pyramid, num_anchors: tuple[int, ...], kind: str) -> None:
+    """Heads that work on every level alike need levels that are alike.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for what, numbers in (("widths", pyramid.level_channels), ("anchors", num_anchors)):
+        if len(set(numbers)) > 1:
+            raise ConfigError(
+                f"model.dense.head.kind: got {kind}, which works on every level alike, for levels with {numbers} "
+                f"{what}; use levels"
+            )
+
+
+def _dense_coding(dense: DenseConfig) -> BoxCoding:
+    return EdgeCoding() if dense.coding.kind == "edges" else DeltaCoding(dense.coding.weights)
+
+
+def _dense_loss(dense: DenseConfig) -> DenseLoss:
+    loss = dense.loss
+    if loss.kind == "focal":
+        return FocalLoss(
+            positive_overlap=dense.positive_overlap,
+            negative_overlap=dense.negative_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            alpha=loss.alpha,
+            gamma=loss.gamma,
+            divisor=loss.divisor,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
+    if loss.kind == "points":
+        return PointLoss(
+            crowd_overlap=dense.crowd_overlap,
+            alpha=loss.alpha,
+            gamma=loss.gamma,
+            centre_radius=loss.centre_radius,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
+    if loss.kind == "hard_negatives":
+        return HardNegativeLoss(
+            positive_overlap=dense.positive_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            negatives_per_positive=loss.negatives_per_positive,
+            softmax=dense.detection.score_from == "softmax",
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
     return SampledLoss(
         positive_overlap=dense.positive_overlap,
         negative_overlap=dense.negative_overlap,
@@ -118,7 +228,7 @@ def _proposal_rule(dense: DenseConfig, pre_nms: int, post_nms: int) -> ProposalR
 def _region_stage(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> RegionStage:
     regions = config.regions
     return RegionStage(
-        _box_part(config, pyramid, trunk),
+        _box_part(config, pyramid, trunk) if config.box_head.enabled else None,
         _mask_part(config, pyramid, trunk) if config.mask_head.enabled else None,
         _keypoint_part(config, pyramid, trunk) if config.keypoint_head.enabled else None,
         trunk=trunk,
@@ -224,15 +334,15 @@ def _side(bins: int, trunk: RegionTrunk | None) -> int:
     return bins if trunk is None else -(-bins // trunk.stride)
 
 
-def detection_rule(box_head: BoxHeadConfig) -> DetectionRule:
+def detection_rule(detection: BoxHeadConfig | DenseDetectionConfig) -> DetectionRule:
     """Which scored boxes become detections."""
     return DetectionRule(
-        min_score=box_head.min_score,
-        max_candidates=box_head.max_candidates,
-        nms_overlap=box_head.nms_overlap,
-        max_detections=box_head.max_detections,
-        min_size=box_head.min_size,
-        nms=box_head.nms,
-        soft_sigma=box_head.soft_sigma,
-        nms_per_class=box_head.nms_per_class,
+        min_score=detection.min_score,
+        max_candidates=detection.max_candidates,
+        nms_overlap=detection.nms_overlap,
+        max_detections=detection.max_detections,
+        min_size=detection.min_size,
+        nms=detection.nms,
+        soft_sigma=detection.soft_sigma,
+        nms_per_class=detection.nms_per_class,
     )

@@ -3,6 +3,7 @@
 With one class its outputs are proposals for a region stage; with K classes they are detections.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.dense.anchors import AnchorRule, pyramid_anchors
+from maskrcnn_core.model.dense.class_selection import best_of_each_class
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import DenseLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
 from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.survivors import DetectionRule
-from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets
+from maskrcnn_core.structures import DenseOutputs, Detections, ImageFeatures, Proposals, Targets
 
 # Shapes of batches whose anchors are kept, a few megabytes each.
 _SHAPES_WITH_ANCHORS = 8
@@ -27,12 +29,17 @@ class DenseRules:
 
     Attributes:
         train, test: which become proposals, while a region stage learns and at inference.
-        detection: which become detections; `max_candidates` is of each level.
+        detection: which become detections.
+        score_from: how outputs become scores, as in `scores.level_scores`.
+        candidates_of: whether the detection rule's `max_candidates` are of each "level", of the "image" or of each
+            "class".
     """
 
     train: ProposalRule
     test: ProposalRule
     detection: DetectionRule
+    score_from: str = "sigmoid"
+    candidates_of: str = "level"
 
 
 class DenseStage(nn.Module):
@@ -57,19 +64,49 @@ class DenseStage(nn.Module):
         """Losses by name, as its loss has them."""
         return self.loss(self.head, features, self.grid(features), self.coding, targets)
 
+    def losses_and_proposals(self, features: ImageFeatures, targets: Targets) -> tuple[dict[str, LossSum], Proposals]:
+        """`losses`, and the proposals that a region stage learns on; of a head whose loss sees all anchors the same
+        outputs serve for both."""
+        head = _ComputedOnce(self.head)
+        losses = self.loss(head, features, self.grid(features), self.coding, targets)
+        with torch.no_grad():
+            return losses, self._best_of(head(features.maps), features, self.rules.train)
+
     @torch.no_grad()
     def proposals(self, features: ImageFeatures, rule: ProposalRule) -> Proposals:
         """Regions in the input frame: suppression within each level, whatever the class."""
-        outputs = self.head(features.maps)
-        grid, fixed = self.grid(features), features.fixed_size
-        return best_proposals(outputs, grid, features.input_sizes, self.coding, rule, fixed_size=fixed)
+        return self._best_of(self.head(features.maps), features, rule)
+
+    def _best_of(self, outputs: DenseOutputs, features: ImageFeatures, rule: ProposalRule) -> Proposals:
+        return best_proposals(
+            outputs,
+            self.grid(features),
+            features.input_sizes,
+            self.coding,
+            rule,
+            score_from=self.rules.score_from,
+            fixed_size=features.fixed_size,
+        )
 
     @torch.no_grad()
     def detections(self, features: ImageFeatures) -> Detections:
         """Boxes, scores and labels in the input frame: suppression within each class, over all levels."""
-        outputs = self.head(features.maps)
-        grid, fixed = self.grid(features), features.fixed_size
-        return best_detections(outputs, grid, features.input_sizes, self.coding, self.rules.detection, fixed_size=fixed)
+        rules, fixed = self.rules, features.fixed_size
+        outputs, grid, sizes = self.head(features.maps), self.grid(features), features.input_sizes
+        if rules.candidates_of == "class":
+            return best_of_each_class(
+                outputs, grid, sizes, self.coding, rules.detection, score_from=rules.score_from, fixed_size=fixed
+            )
+        return best_detections(
+            outputs,
+            grid,
+            sizes,
+            self.coding,
+            rules.detection,
+            score_from=rules.score_from,
+            candidates_of=rules.candidates_of,
+            fixed_size=fixed,
+        )
 
     def with_rules(self, rules: DenseRules) -> "DenseStage":
         """The same stage (its weights are shared) with other rules."""
@@ -91,3 +128,21 @@ class DenseStage(nn.Module):
     def kept_grids(self) -> list[list[Tensor]]:
         """Anchors that are kept now; whoever records computations that read them has to keep them, too."""
         return list(self._grids.values())
+
+
+class _ComputedOnce:
+    """A head whose outputs of all anchors are computed at the first call only; every call is with the same maps."""
+
+    def __init__(self, head: DenseHead) -> None:
+        self._head = head
+        self._outputs: DenseOutputs | None = None
+
+    def __call__(self, maps: Sequence[Tensor]) -> DenseOutputs:
+        """See `DenseHead`."""
+        if self._outputs is None:
+            self._outputs = self._head(maps)
+        return self._outputs
+
+    def at(self, maps: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DenseHead`."""
+        return self._head.at(maps, index)
