@@ -24,7 +24,7 @@ export class Answers {
     this.answers = answers;
     const [{ reading, elapsed }] = answers;
     $("panel").hidden = false;
-    $("about").textContent = `${fileName}, ${reading.width} × ${reading.height} px`;
+    $("about").textContent = `${fileName}, ${reading.width} × ${reading.height} px, ${answers.map((one) => milliseconds(one.elapsed)).join(" and ")}`;
     $("total").textContent = answers.map((one) => milliseconds(one.elapsed)).join(" and ");
     drawTimings($("timings"), answers);
     this.refresh();

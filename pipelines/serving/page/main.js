@@ -89,12 +89,13 @@ function showViews(names, width, height) {
     return view;
   });
   $("views").hidden = $("tools").hidden = false;
+  $("views").classList.toggle("wide", width > height);
   for (const view of views) view.setPicture(bitmap, width, height);
 }
 
 function moveTogether(moved) {
   $("zoom").value = `${Math.round(100 * moved.place.scale)} %`;
-  for (const view of views) if (view !== moved) view.move(moved.place, false);
+  for (const view of views) if (view !== moved) view.follow(moved);
 }
 
 /** Back to the start. */
@@ -180,7 +181,8 @@ function listenToButtons() {
   $("zoom-out").addEventListener("click", () => views[0]?.zoom(1 / 1.4));
   $("fit").addEventListener("click", () => views[0]?.fit());
   $("compare").addEventListener("click", () => compare($("other-field").hidden));
-  for (const id of ["model", "other-model"]) $(id).addEventListener("change", () => file && look());
+  $("model").addEventListener("change", () => changeModel($("model"), $("other-model")));
+  $("other-model").addEventListener("change", () => changeModel($("other-model"), $("model")));
   $("save-coco").addEventListener("click", () => saveCoco());
   $("save-png").addEventListener("click", () => savePng());
 }
@@ -188,8 +190,13 @@ function listenToButtons() {
 function compare(on) {
   $("compare").setAttribute("aria-pressed", String(on));
   $("other-field").hidden = !on;
-  const other = served.find(({ name }) => name !== $("model").value);
-  if (on && $("other-model").value === $("model").value && other) $("other-model").value = other.name;
+  changeModel($("model"), $("other-model"));
+}
+
+/** The two that are compared are never the same. */
+function changeModel(changed, other) {
+  const free = served.find(({ name }) => name !== changed.value);
+  if (other.value === changed.value && free) other.value = free.name;
   if (file) look();
 }
 

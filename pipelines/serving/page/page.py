@@ -44,8 +44,9 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+EXAMPLE_SEED, EXAMPLE_SIZE = 5, (420, 640)
+"""Of the generated pictures that can be tried."""
 _EXAMPLES = {2: "people and stars", 3: "a person and a ring", 19: "people and rings", 21: "people, a ring and a cross"}
-_EXAMPLE_SEED, _EXAMPLE_SIZE = 5, (420, 640)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _files() -> Mapping[str, _File]:
 @cache
 def _example_picture(number: int) -> _File:
     stream = io.BytesIO()
-    picture = generate_picture(number, seed=_EXAMPLE_SEED, image_size=_EXAMPLE_SIZE)
+    picture = generate_picture(number, seed=EXAMPLE_SEED, image_size=EXAMPLE_SIZE)
     Image.fromarray(picture.pixels).save(stream, "JPEG", quality=90)
     return _file(stream.getvalue(), "image/jpeg")
 

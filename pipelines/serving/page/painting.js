@@ -40,7 +40,8 @@ export function paintMarks(context, instances, options, looked, pixel, facts) {
     if (options.keypoints && instance.keypoints) paintKeypoints(context, instance.keypoints, pixel, facts);
   }
   context.globalAlpha = 1;
-  if (options.labels || looked) paintLabels(context, options.labels ? instances : [], options, looked, pixel);
+  if (looked) paintLabels(context, [looked], options, pixel);
+  else if (options.labels) paintLabels(context, instances, options, pixel);
 }
 
 function paintShape(context, instance, options, strong, pixel) {
@@ -97,13 +98,12 @@ function paintKeypoints(context, points, pixel, { skeleton, keypoints: names, do
   });
 }
 
-/** Best first; one that would lie on another is left out, but never that of the instance that is looked at. */
-function paintLabels(context, instances, options, looked, pixel) {
+/** Best first; one that would lie on another is left out. */
+function paintLabels(context, instances, options, pixel) {
   const placed = [];
-  const order = looked ? [looked, ...instances.filter((one) => one !== looked)] : instances;
   context.font = FONT.replace("1px", `${LETTERS * pixel}px`);
   context.textBaseline = "middle";
-  for (const instance of order) {
+  for (const instance of instances) {
     const text = `${instance.category} ${instance.score.toFixed(2)}`;
     const width = context.measureText(text).width + 2 * PADDING * pixel, height = (LETTERS + 7) * pixel;
     const { x, y } = instance.box;
@@ -111,10 +111,9 @@ function paintLabels(context, instances, options, looked, pixel) {
     const free = placed.every(
       (one) => left >= one.left + one.width || left + width <= one.left || top >= one.top + height || top + height <= one.top,
     );
-    if (!free && instance !== looked) continue;
+    if (!free) continue;
     placed.push({ left, top, width });
     const colour = colourOf(instance, options.colourBy);
-    context.globalAlpha = looked && instance !== looked ? 0.5 : 1;
     context.fillStyle = css(colour);
     context.beginPath();
     context.roundRect(left, top, width, height, 3 * pixel);
@@ -122,5 +121,4 @@ function paintLabels(context, instances, options, looked, pixel) {
     context.fillStyle = inkOn(colour);
     context.fillText(text, left + PADDING * pixel, top + height / 2 + 0.5 * pixel);
   }
-  context.globalAlpha = 1;
 }

@@ -99,7 +99,7 @@ function row(instance, group, isChosen, { colourBy }, pixels, events) {
 function details({ box, mask, area, keypoints }, pixels) {
   const share = (100 * area) / pixels;
   const facts = [
-    ["from", `x ${box.x.toFixed(1)}, y ${box.y.toFixed(1)}`],
+    ["corner", `x ${box.x.toFixed(1)}, y ${box.y.toFixed(1)}`],
     ["size", `${box.width.toFixed(1)} × ${box.height.toFixed(1)} px`],
     [mask ? "mask" : "box", `${Math.round(area).toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(2) : share.toFixed(1)} %`],
   ];
@@ -107,7 +107,7 @@ function details({ box, mask, area, keypoints }, pixels) {
     const mean = keypoints.reduce((sum, [, , v]) => sum + v, 0) / keypoints.length;
     facts.push(["keypoints", `${keypoints.length}, mean ${mean.toFixed(2)}`]);
   }
-  const entries = facts.map(([name, value]) => element("span", {}, element("i", {}, name), " ", value));
+  const entries = facts.flatMap(([name, value]) => [element("span", { class: "what" }, name), element("span", {}, value)]);
   return element("span", { class: "details" }, ...entries);
 }
 

@@ -9,7 +9,7 @@ export function problemOfFile(file, limits = {}) {
   if (/^(text|video|audio)\//.test(file.type) || /^application\/(pdf|zip|json)$/.test(file.type)) {
     return { title: "That is not a picture", text: `${name} is of the type ${file.type}. ${READABLE}` };
   }
-  const most = limits.max_body_bytes;
+  const most = limits.max_bytes;
   if (most && file.size > most) {
     return { title: "The file is too large", text: `${name} has ${megabytes(file.size)}; this server takes up to ${megabytes(most)}.` };
   }
@@ -29,7 +29,7 @@ export function problemOfRecord({ status, error }) {
 /** Of an answer that is no record. `again`: trying again makes sense. `key`: a key is missing. */
 export function problemOfServer({ status, detail, retryAfter }) {
   const soon = retryAfter ? `Try again in ${retryAfter} second${retryAfter === 1 ? "" : "s"}.` : "Try again in a moment.";
-  const unknown = [status ? "The server cannot do that" : "The server cannot be reached", status ? "" : "Is it still running, and is this computer online?", { again: true }];
+  const unknown = status >= 400 ? ["The server cannot do that", ""] : ["The server cannot be reached", "Is it still running, and is this computer online?", { again: true }];
   const [title, text, more = {}] = {
     400: ["The picture cannot be read", `The file is damaged, or it is no picture. ${READABLE}`],
     401: ["This server asks for a key", "Whoever runs it can give you one. It is kept until this tab is closed.", { key: true }],

@@ -85,8 +85,9 @@ export class PictureView {
     if (!this.width || !clientWidth) return;
     const inside = [(clientWidth - 2 * MARGIN) / this.width, (clientHeight - 2 * MARGIN) / this.height];
     const scale = Math.min(...inside, MOST_FITTED);
-    this.move({ scale, x: (clientWidth - this.width * scale) / 2, y: (clientHeight - this.height * scale) / 2 }, tell);
+    this.move({ scale, x: (clientWidth - this.width * scale) / 2, y: (clientHeight - this.height * scale) / 2 }, false);
     this.fitted = true;
+    if (tell) this.events.moved(this);
   }
 
   zoom(factor, x = this.element.clientWidth / 2, y = this.element.clientHeight / 2) {
@@ -112,6 +113,12 @@ export class PictureView {
     this.fitted = false;
     this.repaint();
     if (tell) this.events.moved(this);
+  }
+
+  /** To the same place as another view of as large a picture. */
+  follow({ place, fitted }) {
+    if (fitted) this.fit(false);
+    else this.move(place, false);
   }
 
   resized() {

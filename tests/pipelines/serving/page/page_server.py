@@ -6,9 +6,11 @@ annotations as records.
 
 import hashlib
 import io
+import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.generated.pictures import CATEGORIES, generate_picture
@@ -30,7 +32,7 @@ from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
-from pipelines.serving.page.page import page_routes
+from pipelines.serving.page.page import EXAMPLE_SEED, EXAMPLE_SIZE, page_routes
 from tests.small_detector import FINDING, finding_detector
 
 Record = dict[str, Any]
@@ -66,7 +68,7 @@ def annotated_record(
         points = None
         if entry.get("num_keypoints"):
             triples = np.array(entry["keypoints"], float).reshape(-1, 3)
-            triples[:, 2] = np.where(triples[:, 2] == 2, 0.9, np.where(triples[:, 2] == 1, 0.3, 0.01))
+            triples[:, 2] = np.where(triples[:, 2] == 2, 0.9, np.where(triples[:, 2] == 1, 0.03, 0.0))
             points = tuple(triples.ravel().tolist())
         mask = rasterise(entry["segmentation"], height, width)
         counts = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
@@ -77,6 +79,7 @@ def annotated_record(
 
 def drawn_detect(pictures: Mapping[str, Record]) -> Detect:
     """Knows pictures by the digest of their bytes; any other has nothing in it."""
+
     def detect(content: bytes) -> Record:
         known = pictures.get(hashlib.sha256(content).hexdigest())
         if known is not None:
@@ -87,11 +90,22 @@ def drawn_detect(pictures: Mapping[str, Record]) -> Detect:
     return detect
 
 
-def example_records(contents: Mapping[int, bytes], seed: int, size: tuple[int, int]) -> dict[str, Record]:
+def example_contents(routes: Sequence[BaseRoute]) -> dict[int, bytes]:
+    """The page's example pictures, by number, as its routes give them."""
+    with running(Starlette(routes=routes)) as address:
+        facts = json.loads(urllib.request.urlopen(f"{address}page/facts.json", timeout=30).read())
+        places = [example["address"] for example in facts["examples"]]
+        return {
+            int(place.rpartition("/")[2].removesuffix(".jpg")): urllib.request.urlopen(address + place).read()
+            for place in places
+        }
+
+
+def example_records(contents: Mapping[int, bytes]) -> dict[str, Record]:
     """Records of the page's example pictures, by the digest of their files."""
     records = {}
     for number, content in contents.items():
-        picture = generate_picture(number, seed=seed, image_size=size)
+        picture = generate_picture(number, seed=EXAMPLE_SEED, image_size=EXAMPLE_SIZE)
         record = annotated_record(picture.annotations, CATEGORIES, *picture.pixels.shape[:2])
         records[hashlib.sha256(content).hexdigest()] = record
     return records
@@ -130,7 +144,7 @@ class PageServer:
                 "fingerprint": "0" * 32,
                 "categories": [{"id": category.id, "name": category.name} for category in categories],
                 "keypoints": None,
-                "limits": {"max_body_bytes": MAX_BODY},
+                "limits": {"max_bytes": MAX_BODY},
             }
             for name, (_, categories) in self.detectors.items()
         ]
