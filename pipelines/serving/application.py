@@ -21,14 +21,11 @@ from ray.serve.handle import DeploymentHandle
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
 from pipelines.serving.config import ServeConfig, ServeRun, named_models
-from pipelines.serving.counts import Counts
 from pipelines.serving.detector_feed import Detected, DetectorLost
 from pipelines.serving.detector_service import DetectorService, ServedModel
-from pipelines.serving.gate import Gate, GateLimits
-from pipelines.serving.http_api import ApiSettings, DetectionApi, build_app
-from pipelines.serving.keys import read_keys
-from pipelines.serving.request_rates import RequestRates
-from pipelines.serving.uploads import UploadLimits
+from pipelines.serving.gate import Gate
+from pipelines.serving.guarded import guarded
+from pipelines.serving.inference_protocol.grpc_service import RawMessage, add_inference_service
 
 APPLICATION = "maskrcnn"
 
@@ -110,28 +107,37 @@ class Ingress:
     """The routes of all protocols, in front of the detectors."""
 
     def __init__(self, settings: Mapping[str, Any], names: list[str], *handles: DeploymentHandle) -> None:
-        self._settings = config_of(settings)
-        self._models = {name: RemoteDetector(handle) for name, handle in zip(names, handles, strict=True)}
+        models = {name: RemoteDetector(handle) for name, handle in zip(names, handles, strict=True)}
+        self._guarded = guarded(models, config_of(settings))
 
     def __serve_build_asgi_app__(self) -> Gate:
-        return guarded_app(self._models, self._settings)
+        return self._guarded.gate
 
+    # The methods of `grpc_service.METHODS`; Ray Serve calls them by these names.
 
-def guarded_app(models: Mapping[str, Any], config: ServeConfig) -> Gate:
-    """The whole application, gate and routes, in front of detectors by name."""
-    counts = Counts()
-    api = DetectionApi(
-        models,
-        ApiSettings(
-            UploadLimits(config.max_images, config.max_bytes, config.max_pixels, tuple(config.uris)),
-            config.timeout,
-            config.exif_orientation == "apply",
-        ),
-        counts,
-    )
-    keys = read_keys(config.keys) if config.keys else None
-    limits = GateLimits(config.max_bytes, config.max_requests, config.timeout)
-    return Gate(build_app(api), limits, keys, RequestRates(config.requests_per_minute), counts)
+    async def ServerLive(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerLive", request, grpc_context)
+
+    async def ServerReady(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerReady", request, grpc_context)
+
+    async def ModelReady(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelReady", request, grpc_context)
+
+    async def ServerMetadata(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerMetadata", request, grpc_context)
+
+    async def ModelMetadata(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelMetadata", request, grpc_context)
+
+    async def ModelInfer(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelInfer", request, grpc_context)
 
 
 def config_of(settings: Mapping[str, Any]) -> ServeConfig:
@@ -215,4 +221,15 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
+    }
+
+
+def grpc_options(port: int) -> dict[str, Any]:
+    """Of Ray Serve's proxies; 0 = no gRPC."""
+    if not port:
+        return {"port": 0, "grpc_servicer_functions": []}
+    return {
+        "port": port,
+        "grpc_servicer_functions": [f"{add_inference_service.__module__}.{add_inference_service.__name__}"],
+        "enable_reflection": False,
     }

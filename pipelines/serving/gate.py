@@ -222,8 +222,8 @@ class _Answer:
     """An answer on its way out: security headers on all, none twice."""
 
     def __init__(self, send: Send, scope: Scope) -> None:
-        self._send = send
-        self._is_kept = scope.get("path", "").startswith(OPEN_FOLDER)
+        self._send, self._path = send, str(scope.get("path", ""))
+        self._is_kept = self._path.startswith(OPEN_FOLDER)
         given = _headers(scope).get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -243,7 +243,7 @@ class _Answer:
         """The problem, unless an answer has begun: then the connection can only break."""
         if self.status:
             raise problem
-        content = problem.document(self.request_id)
+        content = problem.document(self.request_id, self._path)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(content)), **problem.headers}
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})

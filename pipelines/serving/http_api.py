@@ -176,20 +176,12 @@ def _category_ids(text: str, categories: Sequence[tuple[int, str]]) -> frozenset
     return frozenset(by_name[name] for name in asked)
 
 
-def build_app(api: DetectionApi) -> FastAPI:
-    """The application without its gate."""
-    app = FastAPI(
-        title="Detections",
-        description="Boxes, masks and keypoints in images; the same records as bulk labelling writes.",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-    )
+def add_detection_api(app: FastAPI, api: DetectionApi) -> None:
+    """The routes below `/v1`, health and counts, and what all routes say where they do not answer."""
     _add_detection(app, api)
     _add_models(app, api)
     _add_health(app, api)
     _add_errors(app)
-    return app
 
 
 Format = Literal["json", "coco", "png"]
@@ -300,7 +292,7 @@ def _add_health(app: FastAPI, api: DetectionApi) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     def answered(request: Request, problem: Problem) -> Response:
-        document = problem.document(request.scope["state"]["request_id"])
+        document = problem.document(request.scope["state"]["request_id"], request.url.path)
         return Response(document, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
     async def as_said(request: Request, error: Exception) -> Response:

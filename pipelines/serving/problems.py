@@ -1,4 +1,4 @@
-"""What a client is told in place of an answer: RFC 9457 problem documents, one line of detail, nothing of the server."""
+"""What a client is told in place of an answer: RFC 9457 problem documents, with one line of detail."""
 
 import json
 import math
@@ -40,8 +40,8 @@ class Problem(Exception):
         """The detail in one line of bounded length."""
         return printable(" ".join(self.detail.split()))[:_LONGEST_DETAIL]
 
-    def document(self, request_id: str) -> bytes:
-        """The body; RFC 9457, section 3.1."""
+    def document(self, request_id: str, path: str) -> bytes:
+        """The body; RFC 9457, section 3.1. Below `/v2` it has `error` too, where the Open Inference Protocol looks."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -49,6 +49,8 @@ class Problem(Exception):
             "detail": self.line,
             "request_id": request_id,
         }
+        if path.startswith("/v2"):
+            content["error"] = self.line
         return json.dumps(content, ensure_ascii=False).encode()
 
 

@@ -53,7 +53,7 @@ def check_run(run: ServeRun) -> None:
 def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     from ray import serve
 
-    from pipelines.serving.application import APPLICATION, application_arguments, build
+    from pipelines.serving.application import APPLICATION, application_arguments, build, grpc_options
 
     use_gpu = run.serve.use_gpu if run.serve.use_gpu != "auto" else any(node.gpus for node in nodes())
     _require_free(run.host, run.port)
@@ -62,6 +62,7 @@ def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     serve.start(
         proxy_location="EveryNode" if run.cluster.address else "HeadOnly",
         http_options={"host": run.host, "port": run.port, "request_timeout_s": None},
+        grpc_options=grpc_options(run.serve.grpc_port),
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     try:

@@ -61,7 +61,7 @@ _MODEL = {
     "type": "object",
     "required": ["name", "preset", "fingerprint", "categories", "masks", "keypoints", "limits"],
 }
-_STATUS = {"type": "object", "required": ["status"]}
+_STATUS = {"type": "object", "minProperties": 1}
 _IMAGE = {"type": "string", "format": "binary"}
 _REASONS = {
     400: "The body is empty or cannot be parsed.",
@@ -137,3 +137,41 @@ MODEL = _route(_json(_MODEL), (404, *_ALWAYS))
 HEALTH = _route(_json(_STATUS), _ALWAYS)
 READY = _route(_json(_STATUS), _ALWAYS)
 METRICS = _route({"text/plain": {"schema": {"type": "string"}}}, _ALWAYS)
+MODEL_METADATA = _route(_json({"type": "object", "required": ["name"]}), (404, *_ALWAYS))
+INDEX = _route(_json({"type": "array", "items": {"type": "object", "required": ["name", "state"]}}), _ALWAYS)
+INFER = _route(
+    {
+        **_json({"type": "object", "required": ["model_name", "outputs"]}),
+        "application/octet-stream": {"schema": _IMAGE},
+    },
+    (400, 404, *_ALWAYS),
+    _json(
+        {
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {
+                "id": {"type": "string"},
+                "parameters": {"type": "object"},
+                "inputs": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": 1,
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "shape", "datatype", "data"],
+                        "properties": {
+                            "name": {"const": "image"},
+                            "datatype": {"const": "BYTES"},
+                            "shape": {"type": "array", "items": {"type": "integer"}},
+                            "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}},
+                        },
+                    },
+                },
+                "outputs": {
+                    "type": "array",
+                    "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+                },
+            },
+        }
+    ),
+)
