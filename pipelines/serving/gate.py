@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.serving.counts import Counts
 from pipelines.serving.keys import Keys
-from pipelines.serving.problems import MEDIA_TYPE, Problem, too_busy
+from pipelines.serving.problems import MEDIA_TYPE, Problem, service_failed, too_busy
 from pipelines.serving.request_rates import RequestRates
 
 Scope = MutableMapping[str, Any]
@@ -37,6 +37,7 @@ _WITHOUT_SLOT = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEARER = re.compile(r"[Bb]earer +(\S{1,500})")
 _LONGEST_PATH = 2000
+_MOST_HEADER_BYTES = 32_768
 
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -109,7 +110,8 @@ class Gate:
         except Exception as error:
             # The text of an error may hold anything: it stays here.
             logger.exception("request %s failed", answer.request_id, exc_info=error)
-            await answer.refuse(Problem(500, "the service failed; its log has the reason under this request's id"))
+            if not answer.status:
+                await answer.refuse(service_failed())
         finally:
             self._counts.answered(scope.get("path", ""), answer.status, time.monotonic() - began)
 
@@ -123,6 +125,8 @@ class Gate:
         path = scope.get("path", "")
         if len(path) > _LONGEST_PATH or len(scope.get("query_string", b"")) > _LONGEST_PATH:
             raise Problem(414, f"the address is longer than {_LONGEST_PATH} characters")
+        if sum(len(name) + len(value) for name, value in scope.get("headers", [])) > _MOST_HEADER_BYTES:
+            raise Problem(431, f"the headers have more than {_MOST_HEADER_BYTES:,} bytes")
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
         client = (scope.get("client") or ("", 0))[0]
         if self._keys is not None and not is_open:

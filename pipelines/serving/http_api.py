@@ -18,7 +18,7 @@ from pipelines.serving import schemas
 from pipelines.serving.counts import Counts
 from pipelines.serving.detector_feed import Detected, DetectorLost
 from pipelines.serving.detector_service import ServedModel
-from pipelines.serving.problems import MEDIA_TYPE, Problem, of_image, too_busy
+from pipelines.serving.problems import MEDIA_TYPE, Problem, of_image, service_failed, too_busy
 from pipelines.serving.renderings import Wanted, coco_results, drawn, label_row, to_json
 from pipelines.serving.uploads import Upload, UploadLimits, object_reader, read_uploads, require_image
 
@@ -309,6 +309,10 @@ def _add_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])
         return answered(request, Problem(422, f"{where}: {first['msg']}"))
 
+    async def of_service(request: Request, error: Exception) -> Response:
+        return answered(request, service_failed())  # it is raised again, for the gate to log
+
     app.add_exception_handler(Problem, as_said)
+    app.add_exception_handler(Exception, of_service)
     app.add_exception_handler(HTTPException, of_routing)
     app.add_exception_handler(RequestValidationError, of_arguments)

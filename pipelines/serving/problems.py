@@ -59,6 +59,11 @@ def too_busy(detail: str, retry_after: float, status: int = 503) -> Problem:
     return Problem(status, detail, {"Retry-After": str(max(1, math.ceil(retry_after)))})
 
 
+def service_failed() -> Problem:
+    """Of an error that is ours: what it says stays in the log."""
+    return Problem(500, "the service failed; its log has the reason under this request's id")
+
+
 def of_image(error: ImageError, name: str = "") -> Problem:
     """Why an image cannot be looked at."""
     return Problem(_STATUS_OF_IMAGE[error.status], f"{name}: {error}" if name else str(error))

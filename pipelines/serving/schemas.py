@@ -73,6 +73,7 @@ _REASONS = {
     414: "The address is too long.",
     415: "A format that is not read.",
     422: "An argument, or the image, is damaged or makes no sense.",
+    431: "The headers are too long.",
     429: "Too many requests; see Retry-After.",
     500: "The service failed.",
     503: "Busy, or not ready; see Retry-After.",
@@ -114,7 +115,7 @@ class _Undescribed(Response):
     media_type = None
 
 
-_ALWAYS = (401, 408, 413, 414, 415, 422, 429, 500, 503, 504)
+_ALWAYS = (401, 408, 413, 414, 415, 422, 429, 431, 500, 503, 504)
 _URI = {"type": "object", "required": ["uri"], "properties": {"uri": {"type": "string"}}}
 _URIS = {
     "type": "object",
