@@ -27,15 +27,10 @@ PAGE_HEADERS: Mapping[str, str] = MappingProxyType(
             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
         ),
-        "cross-origin-opener-policy": "same-origin",
-        "cross-origin-resource-policy": "same-origin",
-        "permissions-policy": "camera=(), geolocation=(), microphone=()",
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
         "cache-control": "no-cache",  # asked for again each time, and answered by 304: a new release shows at once
     }
 )
-"""Of every answer of the page's routes."""
+"""Of every answer of the page's routes; the others are those that the gate gives to all answers."""
 
 _INDEX = "index.html"
 _TYPES = {

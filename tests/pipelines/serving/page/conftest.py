@@ -15,11 +15,11 @@ from pipelines.serving.page.page import page_routes
 from tests.browser import open_chromium
 from tests.pipelines.serving.page.page_server import (
     PageServer,
-    drawn_detect,
     example_contents,
     example_records,
+    knowing_detector,
     running,
-    small_detect,
+    small_detector,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def served(browser: "Browser", examples: dict[int, Path]) -> Iterator[tuple[PageServer, str]]:
     """Needs the browser first: without one, nothing is set up in vain."""
     known = example_records({number: file.read_bytes() for number, file in examples.items()})
-    server = PageServer({"drawn": (drawn_detect(known), CATEGORIES), "small": small_detect()})
-    with running(server.app) as address:
+    server = PageServer({"drawn": knowing_detector(known, CATEGORIES), "small": small_detector()})
+    with running(server) as address:
         yield server, address
 
 

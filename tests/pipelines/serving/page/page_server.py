@@ -1,9 +1,10 @@
-"""A server for the page: the routes of the interface that the page asks, over detectors that are plain functions.
+"""A server for the page: the whole application without Ray, over detectors that are plain functions.
 
 `small` is a real predictor with random weights; `drawn` knows the generated pictures, and answers with their
 annotations as records.
 """
 
+import asyncio
 import hashlib
 import io
 import json
@@ -20,10 +21,9 @@ import uvicorn
 from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.data.generated.pictures import CATEGORIES, generate_picture
@@ -31,35 +31,52 @@ from maskrcnn_core.data.segmentation import rasterise
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.detections import DetectionRecord
-from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
-from pipelines.serving.page.page import EXAMPLE_SEED, EXAMPLE_SIZE, page_routes
+from maskrcnn_core.records.labels import ImageRecord
+from pipelines.serving.config import ServeConfig
+from pipelines.serving.detector_feed import Detected
+from pipelines.serving.detector_service import ServedModel
+from pipelines.serving.guarded import guarded
+from pipelines.serving.page.page import EXAMPLE_SEED, EXAMPLE_SIZE
 from tests.small_detector import FINDING, finding_detector
 
-Record = dict[str, Any]
-Detect = Callable[[bytes], Record]
-MAX_BODY = 2_000_000
+Detect = Callable[[bytes], ImageRecord]
+MAX_BYTES = 2_000_000
 
 
-def label_record(record: ImageRecord, model: str, categories: Sequence[Category]) -> Record:
-    """The row that labelling writes."""
-    table = records_to_table([0], ["upload"], [record], model, record_schema(categories))
-    return table.to_pylist()[0]
+class FunctionDetector:
+    """`DetectorClient` of a function from a file's bytes to what is in it."""
+
+    def __init__(self, detect: Detect, model: ServedModel) -> None:
+        self.function, self.model = detect, model
+
+    async def detect(self, content: bytes) -> Detected:
+        begin = time.perf_counter()
+        record = await asyncio.to_thread(self.function, content)
+        spent = 1000 * (time.perf_counter() - begin)
+        return Detected(record, self.model.fingerprint, 0.1 * spent, 1.5, 0.9 * spent, 1)
+
+    async def describe(self) -> ServedModel:
+        return self.model
 
 
-def small_detect() -> tuple[Detect, Sequence[Category]]:
+def served_model(categories: Sequence[Category], fingerprint: str) -> ServedModel:
+    return ServedModel("small", fingerprint, tuple((one.id, one.name) for one in categories), None, True)
+
+
+def small_detector() -> FunctionDetector:
     predictor = Predictor(finding_detector(), FINDING, PredictorSettings(device="cpu"))
     lock = threading.Lock()
 
-    def detect(content: bytes) -> Record:
+    def detect(content: bytes) -> ImageRecord:
         with lock:
-            return label_record(predictor.predict([content])[0], predictor.fingerprint, predictor.categories)
+            return predictor.predict([content])[0]
 
-    return detect, predictor.categories
+    return FunctionDetector(detect, served_model(predictor.categories, predictor.fingerprint))
 
 
 def annotated_record(
     annotations: Sequence[Mapping[str, Any]], categories: Sequence[Category], height: int, width: int
-) -> Record:
+) -> ImageRecord:
     """Annotations as if a detector had found them, with scores that fall from .99 on."""
     names = {category.id: category.name for category in categories}
     scores = np.linspace(0.99, 0.12, max(len(annotations), 2))
@@ -74,20 +91,20 @@ def annotated_record(
         counts = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
         number = entry["category_id"]
         detections.append(DetectionRecord(number, names[number], score, tuple(entry["bbox"]), counts, points))
-    return label_record(ImageRecord("ok", None, width, height, detections), "0123456789abcdef" * 2, categories)
+    return ImageRecord("ok", None, width, height, detections)
 
 
-def drawn_detect(pictures: Mapping[str, Record]) -> Detect:
+def knowing_detector(pictures: Mapping[str, ImageRecord], categories: Sequence[Category]) -> FunctionDetector:
     """Knows pictures by the digest of their bytes; any other has nothing in it."""
 
-    def detect(content: bytes) -> Record:
+    def detect(content: bytes) -> ImageRecord:
         known = pictures.get(hashlib.sha256(content).hexdigest())
         if known is not None:
             return known
         width, height = Image.open(io.BytesIO(content)).size
-        return label_record(ImageRecord("ok", None, width, height), "none", CATEGORIES)
+        return ImageRecord("ok", None, width, height)
 
-    return detect
+    return FunctionDetector(detect, served_model(categories, "0123456789abcdef" * 2))
 
 
 def example_contents(routes: Sequence[BaseRoute]) -> dict[int, bytes]:
@@ -101,7 +118,7 @@ def example_contents(routes: Sequence[BaseRoute]) -> dict[int, bytes]:
         }
 
 
-def example_records(contents: Mapping[int, bytes]) -> dict[str, Record]:
+def example_records(contents: Mapping[int, bytes]) -> dict[str, ImageRecord]:
     """Records of the page's example pictures, by the digest of their files."""
     records = {}
     for number, content in contents.items():
@@ -112,66 +129,49 @@ def example_records(contents: Mapping[int, bytes]) -> dict[str, Record]:
 
 
 class PageServer:
-    """The application, and what its tests change or look at.
+    """The whole application without Ray, behind what its tests change or look at.
 
     Attributes:
         requests: query of each detection.
-        problem: status, document and headers of the next answers, instead of a record.
+        problem: status, document and headers of the next answers to detections, instead of a record.
         key: asked for where set.
         delay: seconds before an answer.
     """
 
-    def __init__(self, detectors: Mapping[str, tuple[Detect, Sequence[Category]]]) -> None:
+    def __init__(self, detectors: Mapping[str, FunctionDetector]) -> None:
         self.detectors = detectors
         self.requests: list[dict[str, str]] = []
         self.problem: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.key: str | None = None
         self.delay = 0.0
-        routes = [
-            Route("/v1/models", self.models),
-            Route("/v1/detect", self.detect, methods=["POST"]),
-            *page_routes(),
-        ]
-        self.app = Starlette(routes=routes)
+        self.gate = guarded(detectors, ServeConfig(max_bytes=MAX_BYTES)).gate
 
-    def models(self, request: Request) -> Response:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        if scope["type"] == "http" and (refusal := await self._refusal(request)) is not None:
+            await refusal(scope, receive, send)
+        else:
+            await self.gate(scope, receive, send)
+
+    async def _refusal(self, request: Request) -> Response | None:
+        if not request.url.path.startswith("/v1/"):
+            return None
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
-            return problem(401, {"title": "Unauthorized", "status": 401, "detail": "no key"})
-        models = [
-            {
-                "name": name,
-                "preset": "small",
-                "fingerprint": "0" * 32,
-                "categories": [{"id": category.id, "name": category.name} for category in categories],
-                "keypoints": None,
-                "limits": {"max_bytes": MAX_BODY},
-            }
-            for name, (_, categories) in self.detectors.items()
-        ]
-        return JSONResponse({"models": models})
-
-    async def detect(self, request: Request) -> Response:
+            return refusal(401, {"title": "Unauthorized", "status": 401, "detail": "no key"})
+        if request.url.path != "/v1/detect":
+            return None
         self.requests.append(dict(request.query_params))
-        content = await request.body()
-        await run_in_threadpool(time.sleep, self.delay)
-        if self.problem is not None:
-            status, document, headers = self.problem
-            return problem(status, document, headers)
-        detect = self.detectors[request.query_params["model"]][0]
-        begin = time.perf_counter()
-        record = await run_in_threadpool(detect, content)
-        spent = 1000 * (time.perf_counter() - begin)
-        timing = {"decode_ms": 0.1 * spent, "queue_ms": 1.5, "model_ms": 0.9 * spent}
-        return JSONResponse({**record, "timing": timing})
+        await asyncio.sleep(self.delay)
+        return None if self.problem is None else refusal(*self.problem)
 
 
-def problem(status: int, document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def refusal(status: int, document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return JSONResponse(document, status, headers, media_type="application/problem+json")
 
 
 @contextmanager
-def running(app: Starlette) -> Iterator[str]:
-    """The application on a free port of this machine; gives its address."""
+def running(app: Any) -> Iterator[str]:
+    """An application on a free port of this machine; gives its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn_core.drawing.objects import category_color
+from pipelines.serving.renderings import label_row
 from tests.pipelines.serving.page.conftest import Opened
 
 DROP = """([name, content]) => {
@@ -35,7 +36,7 @@ PASTE = """([name, content]) => {
 
 def found(opened: Opened, file: Path) -> dict[str, Any]:
     """The record that the server has of a picture."""
-    return opened.server.detectors["drawn"][0](file.read_bytes())
+    return label_row(opened.server.detectors["drawn"].function(file.read_bytes()), "")
 
 
 def shown(opened: Opened) -> int:
@@ -95,9 +96,9 @@ def test_a_real_detector(opened: Opened, examples: dict[int, Path]) -> None:
     opened.window.locator("#model").select_option("small")
     opened.choose(examples[2])
     assert opened.server.requests[-1]["model"] == "small"
-    record = opened.server.detectors["small"][0](examples[2].read_bytes())
+    record = opened.server.detectors["small"].function(examples[2].read_bytes())
     slide(opened, "#score", 0)
-    assert shown(opened) == len(record["detections"]) > 3
+    assert shown(opened) == len(record.detections) > 3
 
 
 def test_the_score_acts_at_once(opened: Opened, examples: dict[int, Path]) -> None:

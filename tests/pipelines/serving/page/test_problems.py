@@ -7,7 +7,8 @@ from PIL import Image
 from playwright.sync_api import Route, expect
 
 from tests.pipelines.serving.page.conftest import Opened
-from tests.pipelines.serving.page.page_server import MAX_BODY
+from tests.pipelines.serving.page.page_server import MAX_BYTES
+from tests.pipelines.serving.page.test_page import found
 
 
 def choose(opened: Opened, name: str, content: bytes, kind: str) -> None:
@@ -27,7 +28,7 @@ def expect_refusals(opened: Opened) -> None:
         ("nothing.png", b"", "image/png", "The file is empty", "“nothing.png” has no content"),
         (
             "large.png",
-            bytes(MAX_BODY + 1),
+            bytes(MAX_BYTES + 1),
             "image/png",
             "The file is too large",
             "has 2.0 MB; this server takes up to 2.0",
@@ -171,7 +172,7 @@ def test_a_picture_that_is_turned_by_its_exif_orientation(opened: Opened, exampl
 
 
 def test_a_broken_mask_is_left_out(opened: Opened, examples: dict[int, Path]) -> None:
-    record = opened.server.detectors["drawn"][0](examples[2].read_bytes())
+    record = found(opened, examples[2])
     first = {**record["detections"][0], "segmentation": {"size": [4, 4], "counts": "\t~~"}}
     broken = {**record, "detections": [first, *record["detections"][1:]], "timing": {}}
     opened.window.route("**/v1/detect*", lambda route: route.fulfill(json=broken))

@@ -12,15 +12,15 @@ from urllib.parse import urljoin
 
 import pytest
 from PIL import Image
-from starlette.applications import Starlette
 
-from pipelines.serving.page.page import page_routes
+from pipelines.serving.config import ServeConfig
+from pipelines.serving.guarded import guarded
 from tests.pipelines.serving.page.page_server import running
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running(Starlette(routes=page_routes())) as url:
+    with running(guarded({}, ServeConfig()).gate) as url:
         yield url
 
 
@@ -85,6 +85,8 @@ def test_headers(address: str) -> None:
         assert "frame-ancestors 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+        assert len(headers.get_all("content-security-policy") or []) == 1
+        assert headers["cache-control"] == "no-cache"
 
 
 def test_a_file_that_is_known_is_not_sent_again(address: str) -> None:

@@ -1,0 +1,235 @@
+"""The service on Ray Serve: an ingress that reads, checks and writes, and a deployment for each detector.
+
+    client -> proxy of Ray Serve -> Ingress (Gate, routes) -> DetectorReplica of the model that is asked for
+
+`build` makes it of plain arguments, so that `jobs.serve` and a file for `serve deploy` start the same one. The
+checkpoint of a detector stands in its `user_config`: another one there is loaded in place, without a restart.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ray.exceptions
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from maskrcnn_core.inference.settings import PredictorSettings
+from pipelines import storage
+from pipelines.serving.config import ServeConfig, ServeRun, named_models
+from pipelines.serving.detector_feed import Detected, DetectorLost
+from pipelines.serving.detector_service import DetectorService, ServedModel
+from pipelines.serving.gate import Gate
+from pipelines.serving.guarded import guarded
+from pipelines.serving.inference_protocol.grpc_service import RawMessage, add_inference_service
+
+APPLICATION = "maskrcnn"
+
+# Ray Serve's own limits lie behind ours, which answer with documents.
+_SLACK = 64
+
+# A replica may finish what it has for so long beyond a request's time.
+_CLOSING_SECONDS = 10.0
+
+
+class RemoteDetector:
+    """`DetectorClient` of a deployment; what a replica took with it when it died is asked of another one, once."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def detect(self, content: bytes) -> Detected:
+        """See `DetectorClient`."""
+        try:
+            first: Detected = await self._answer("detect", content)
+            return first
+        except ray.exceptions.RayActorError:
+            pass
+        again: Detected = await self._or_lost(self._answer("detect", content))
+        return again
+
+    async def describe(self) -> ServedModel:
+        """See `DetectorClient`."""
+        model: ServedModel = await self._or_lost(self._answer("describe"))
+        return model
+
+    async def _or_lost(self, question: Awaitable[Any]) -> Any:
+        try:
+            return await question
+        except ray.exceptions.RayActorError as error:
+            raise DetectorLost("its processes end") from error
+
+    async def _answer(self, method: str, *arguments: Any) -> Any:
+        response = getattr(self._handle, method).remote(*arguments)
+        try:
+            return await response
+        except asyncio.CancelledError:  # out of time, or the client has left: nobody waits for it
+            response.cancel()
+            raise
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            raise DetectorLost(str(error)) from error
+
+
+class DetectorReplica:
+    """A `DetectorService` as Ray Serve calls it."""
+
+    def __init__(self, settings: PredictorSettings, threads: int, wait: float) -> None:
+        from pipelines.storage.checkpoint_copy import load_predictor
+
+        self._service = DetectorService(load_predictor, settings, threads=threads, wait=wait)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Ray Serve calls it at the start and with every new `user_config`; raises where the checkpoint is no good."""
+        await self._service.use(user_config["checkpoint"])
+
+    async def detect(self, content: bytes) -> Detected:
+        """See `DetectorService`."""
+        return await self._service.detect(content)
+
+    async def describe(self) -> ServedModel:
+        """See `DetectorService`."""
+        return self._service.describe()
+
+    def check_health(self) -> None:
+        """Called every few seconds; raising often enough replaces the replica."""
+        self._service.check_health()
+
+    async def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # its constructor failed
+            await asyncio.to_thread(self._service.close)
+
+
+class Ingress:
+    """The routes of all protocols, in front of the detectors."""
+
+    def __init__(self, settings: Mapping[str, Any], names: list[str], *handles: DeploymentHandle) -> None:
+        models = {name: RemoteDetector(handle) for name, handle in zip(names, handles, strict=True)}
+        self._guarded = guarded(models, config_of(settings))
+
+    def __serve_build_asgi_app__(self) -> Gate:
+        return self._guarded.gate
+
+    # The methods of `grpc_service.METHODS`; Ray Serve calls them by these names.
+
+    async def ServerLive(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerLive", request, grpc_context)
+
+    async def ServerReady(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerReady", request, grpc_context)
+
+    async def ModelReady(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelReady", request, grpc_context)
+
+    async def ServerMetadata(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ServerMetadata", request, grpc_context)
+
+    async def ModelMetadata(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelMetadata", request, grpc_context)
+
+    async def ModelInfer(self, request: bytes, grpc_context: Any) -> RawMessage:
+        """Open Inference Protocol."""
+        return await self._guarded.service.answer("ModelInfer", request, grpc_context)
+
+
+def config_of(settings: Mapping[str, Any]) -> ServeConfig:
+    """Settings as a file has them."""
+    given: dict[str, Any] = {**settings, "uris": tuple(settings.get("uris", ()))}
+    return ServeConfig(**given)
+
+
+def predictor_settings(config: ServeConfig, *, use_gpu: bool) -> PredictorSettings:
+    """Of all detectors; the same as labelling's where the settings are the same."""
+    return PredictorSettings(
+        device="cuda" if use_gpu else "cpu",
+        precision=config.precision,
+        batch_pixels=config.batch_pixels,
+        max_pixels=config.max_pixels,
+        apply_exif=config.exif_orientation == "apply",
+        min_score=config.min_score,
+        max_detections=config.max_detections,
+    )
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application of plain arguments, those of `application_arguments`."""
+    config, models = config_of(arguments["serve"]), arguments["models"]
+    use_gpu = arguments["use_gpu"]
+    handles = [
+        serve.deployment(DetectorReplica)
+        .options(**detector_options(name, checkpoint, config, use_gpu=use_gpu))
+        .bind(predictor_settings(config, use_gpu=use_gpu), arguments["threads"], config.batch_wait_ms / 1000)
+        for name, checkpoint in models.items()
+    ]
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(**ingress_options(config))
+    return ingress.bind(arguments["serve"], list(models), *handles)
+
+
+def application_arguments(run: ServeRun, *, use_gpu: bool, threads: int) -> dict[str, Any]:
+    """What `build` takes, as YAML can hold it."""
+    settings = asdict(run.serve)
+    settings |= {"uris": list(run.serve.uris), "keys": storage.absolute_or_empty(run.serve.keys)}
+    models = {name: storage.absolute(folder) for name, folder in named_models(run).items()}
+    return {"models": models, "use_gpu": use_gpu, "threads": threads, "serve": settings}
+
+
+def deployment_name(model: str) -> str:
+    """Of a model's detector."""
+    return f"detector-{re.sub('[^A-Za-z0-9]', '-', model)}" if model else "ingress"
+
+
+def detector_options(name: str, checkpoint: str, config: ServeConfig, *, use_gpu: bool) -> dict[str, Any]:
+    """Of a model's deployment, as Ray Serve takes them."""
+    options: dict[str, Any] = {
+        "name": deployment_name(name),
+        "user_config": {"checkpoint": checkpoint},
+        "max_ongoing_requests": config.images_under_way,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(use_gpu)},
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
+        "max_surge_percent": 0 if use_gpu else 100,
+    }
+    if config.max_replicas:
+        options["autoscaling_config"] = {
+            "min_replicas": config.replicas,
+            "max_replicas": config.max_replicas,
+            # Running and waiting together: what makes good batches, and half as much again.
+            "target_ongoing_requests": max(2, config.images_under_way // 4),
+        }
+    else:
+        options["num_replicas"] = config.replicas
+    return options
+
+
+def ingress_options(config: ServeConfig) -> dict[str, Any]:
+    """Of the ingress."""
+    return {
+        "name": deployment_name(""),
+        "num_replicas": config.ingress_replicas,
+        "max_ongoing_requests": config.max_requests + _SLACK,
+        "max_queued_requests": config.max_requests + _SLACK,
+        "ray_actor_options": {"num_cpus": 1},
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
+    }
+
+
+def grpc_options(port: int) -> dict[str, Any]:
+    """Of Ray Serve's proxies; 0 = no gRPC."""
+    if not port:
+        return {"port": 0, "grpc_servicer_functions": []}
+    return {
+        "port": port,
+        "grpc_servicer_functions": [f"{add_inference_service.__module__}.{add_inference_service.__name__}"],
+        "enable_reflection": False,
+    }
