@@ -57,6 +57,7 @@ def test_a_damaged_picture(opened: Opened, examples: dict[int, Path]) -> None:
     choose(opened, "whole.jpg", examples[2].read_bytes(), "image/jpeg")
     opened.answered()
     assert not opened.window.locator("#problem").is_visible()
+    expect_refusals(opened)
 
 
 @pytest.mark.parametrize(
