@@ -1,11 +1,6 @@
-"""The peer of the serving benchmark: torchvision's detector behind FastAPI, as the tutorials of both have it.
-
-`python -m pipelines.benchmarks.plain_server PORT SHORT_SIDE LONG_SIDE MAX_DETECTIONS THREADS DEVICE`
-"""
+"""The peer of the serving benchmark: torchvision's detector behind FastAPI, as the tutorials of both have it."""
 
 import io
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +16,17 @@ from pipelines.benchmarks.peer import peer_model
 _THRESHOLD = 0.5
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Serve until the process is ended."""
-    port, short_side, long_side, max_detections, threads, device = arguments
-    torch.set_num_threads(int(threads))
-    model = peer_model(int(short_side), int(long_side), box_detections_per_img=int(max_detections)).to(device)
+def serve_plainly(port: int, short_side: int, long_side: int, max_detections: int, threads: int, device: str) -> None:
+    """Serve until the process is ended.
+
+    Args:
+        port: of 127.0.0.1.
+        short_side, long_side, max_detections: as `peer_model` takes them.
+        threads: of torch.
+        device: of torch.
+    """
+    torch.set_num_threads(threads)
+    model = peer_model(short_side, long_side, box_detections_per_img=max_detections).to(device)
     app = FastAPI()
 
     @app.get("/healthz")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
             (found,) = model([pixels])
         return _results({name: value.cpu() for name, value in found.items()})
 
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
 def _results(found: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -60,7 +61,3 @@ def _results(found: dict[str, Tensor]) -> list[dict[str, Any]]:
             }
         )
     return results
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

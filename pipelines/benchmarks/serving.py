@@ -36,6 +36,7 @@ from pipelines.benchmarks.peer import (
     use_threads,
     write_figures,
 )
+from pipelines.benchmarks.plain_server import serve_plainly
 from pipelines.serving.config import ServeConfig, ServeRun
 from pipelines.serving.renderings import label_row
 from pipelines.serving.run import serving
@@ -166,8 +167,9 @@ def _plain(
 ) -> ServingWay:
     port = _free_port()
     device = "cuda" if run.use_gpu else "cpu"
-    settings = [port, peer.short_side, long_side(peer), peer.max_detections, threads, device]
-    command = [sys.executable, "-m", "pipelines.benchmarks.plain_server", *map(str, settings)]
+    settings = (port, peer.short_side, long_side(peer), peer.max_detections, threads, device)
+    program = f"from {serve_plainly.__module__} import serve_plainly; serve_plainly(*{settings!r})"
+    command = [sys.executable, "-c", program]
     with _process(command, port):
         load = _Load(port, "/predict", contents, run.clients)
         load.run(min(run.requests, 8))
