@@ -8,14 +8,30 @@ from jobs.terminal import show_note
 from maskrcnn_core.printable import printable
 from pipelines.serving.config import ServeRun
 
+# Requests that are under way may end.
+_GRACE_SECONDS = 60.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    return run_job(ServeRun, run, prog="python -m jobs.serve", argv=argv, interrupted="the service has ended", grace=30)
+    return run_job(
+        ServeRun,
+        run,
+        prog="python -m jobs.serve",
+        argv=argv,
+        interrupted="the service has ended",
+        grace=_GRACE_SECONDS,
+    )
 
 
 def run(settings: ServeRun) -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal comes, or write the file for `serve deploy`."""
+    if settings.deploy_file:
+        from pipelines.serving.deploy_file import write_deploy_file
+
+        write_deploy_file(settings)
+        print(printable(f"written: {settings.deploy_file}; serve deploy {settings.deploy_file}"))
+        return 0
     from pipelines.serving.run import serving, wait_for_ever
 
     with serving(settings, show_note) as address:

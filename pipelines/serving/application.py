@@ -20,12 +20,14 @@ from ray.serve.handle import DeploymentHandle
 
 from maskrcnn_core.inference.settings import PredictorSettings
 from pipelines import storage
+from pipelines.cluster.connection import own_node
+from pipelines.cluster.cpus import physical_cores
 from pipelines.serving.config import ServeConfig, ServeRun, named_models
 from pipelines.serving.detector_feed import Detected, DetectorLost
 from pipelines.serving.detector_service import DetectorService, ServedModel
 from pipelines.serving.gate import Gate
 from pipelines.serving.guarded import guarded
-from pipelines.serving.inference_protocol.grpc_service import RawMessage, add_inference_service
+from pipelines.serving.inference_protocol.grpc_service import RawMessage
 
 APPLICATION = "maskrcnn"
 
@@ -34,6 +36,8 @@ _SLACK = 64
 
 # A replica may finish what it has for so long beyond a request's time.
 _CLOSING_SECONDS = 10.0
+
+_BUSY_GPU, _BUSY_CPU = 16, 2
 
 
 class RemoteDetector:
@@ -77,9 +81,10 @@ class RemoteDetector:
 class DetectorReplica:
     """A `DetectorService` as Ray Serve calls it."""
 
-    def __init__(self, settings: PredictorSettings, threads: int, wait: float) -> None:
+    def __init__(self, settings: PredictorSettings, threads: int, sharing: int, wait: float) -> None:
         from pipelines.storage.checkpoint_copy import load_predictor
 
+        threads = threads or _share_of_cores(sharing, use_gpu=settings.device != "cpu")
         self._service = DetectorService(load_predictor, settings, threads=threads, wait=wait)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -101,6 +106,14 @@ class DetectorReplica:
     async def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # its constructor failed
             await asyncio.to_thread(self._service.close)
+
+
+def _share_of_cores(sharing: int, *, use_gpu: bool) -> int:
+    """Threads of a detector on this machine, which at most `sharing` of them share."""
+    if use_gpu:
+        node = own_node()
+        sharing = max(1, node.gpus if node else 1)
+    return max(1, physical_cores() // sharing)
 
 
 class Ingress:
@@ -163,22 +176,25 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """The application of plain arguments, those of `application_arguments`."""
     config, models = config_of(arguments["serve"]), arguments["models"]
     use_gpu = arguments["use_gpu"]
+    sharing = max(config.replicas, config.max_replicas) * len(models)
     handles = [
         serve.deployment(DetectorReplica)
         .options(**detector_options(name, checkpoint, config, use_gpu=use_gpu))
-        .bind(predictor_settings(config, use_gpu=use_gpu), arguments["threads"], config.batch_wait_ms / 1000)
+        .bind(predictor_settings(config, use_gpu=use_gpu), config.threads, sharing, config.batch_wait_ms / 1000)
         for name, checkpoint in models.items()
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**ingress_options(config))
     return ingress.bind(arguments["serve"], list(models), *handles)
 
 
-def application_arguments(run: ServeRun, *, use_gpu: bool, threads: int) -> dict[str, Any]:
-    """What `build` takes, as YAML can hold it."""
-    settings = asdict(run.serve)
-    settings |= {"uris": list(run.serve.uris), "keys": storage.absolute_or_empty(run.serve.keys)}
+def application_arguments(run: ServeRun, *, use_gpu: bool) -> dict[str, Any]:
+    """What `build` takes, as YAML can hold it; of the settings those that are not the default."""
+    usual = asdict(ServeConfig())
+    settings = {name: value for name, value in asdict(run.serve).items() if value != usual[name]}
+    settings |= {name: list(settings[name]) for name in ("uris",) if name in settings}
+    settings |= {name: storage.absolute(settings[name]) for name in ("keys",) if name in settings}
     models = {name: storage.absolute(folder) for name, folder in named_models(run).items()}
-    return {"models": models, "use_gpu": use_gpu, "threads": threads, "serve": settings}
+    return {"models": models, "use_gpu": use_gpu, "serve": settings}
 
 
 def deployment_name(model: str) -> str:
@@ -192,18 +208,19 @@ def detector_options(name: str, checkpoint: str, config: ServeConfig, *, use_gpu
         "name": deployment_name(name),
         "user_config": {"checkpoint": checkpoint},
         "max_ongoing_requests": config.images_under_way,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(use_gpu)},
+        # A machine takes as many as have threads there.
+        "ray_actor_options": {"num_cpus": 1 if use_gpu else max(1, config.threads), "num_gpus": int(use_gpu)},
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
         "max_surge_percent": 0 if use_gpu else 100,
     }
-    if config.max_replicas:
+    if config.max_replicas > config.replicas:
         options["autoscaling_config"] = {
             "min_replicas": config.replicas,
             "max_replicas": config.max_replicas,
-            # Running and waiting together: what makes good batches, and half as much again.
-            "target_ongoing_requests": max(2, config.images_under_way // 4),
+            # Running and waiting together: some batches of a GPU; on a CPU one image and the next.
+            "target_ongoing_requests": _BUSY_GPU if use_gpu else _BUSY_CPU,
         }
     else:
         options["num_replicas"] = config.replicas
@@ -221,15 +238,4 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
-    }
-
-
-def grpc_options(port: int) -> dict[str, Any]:
-    """Of Ray Serve's proxies; 0 = no gRPC."""
-    if not port:
-        return {"port": 0, "grpc_servicer_functions": []}
-    return {
-        "port": port,
-        "grpc_servicer_functions": [f"{add_inference_service.__module__}.{add_inference_service.__name__}"],
-        "enable_reflection": False,
     }

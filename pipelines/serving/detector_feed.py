@@ -91,6 +91,9 @@ class DetectorFeed:
     Args:
         load: makes the detector; called in the thread that will use it.
         wait: seconds that an image waits for others while the detector is busy.
+
+    Attributes:
+        predictor: the detector.
     """
 
     def __init__(self, load: Callable[[], Predicting], wait: float) -> None:
@@ -101,11 +104,12 @@ class DetectorFeed:
         self._failed_in_a_row = 0
         self._is_closed = False
         self._lock = threading.Lock()
-        self._loaded: Future[Predicting] = Future()
+        self.predictor: Predicting
+        self._loaded: Future[None] = Future()
         # OpenMP keeps a team of threads for every thread that computes: one thread, one team.
         self._thread = threading.Thread(target=self._run, name="detect", daemon=True)
         self._thread.start()
-        self.predictor = self._loaded.result()
+        self._loaded.result()
 
     def ask(self, content: Tensor | ImageError, *, arrived: float, decode_seconds: float) -> "Future[Detected]":
         """What the detector finds in a decoded image; an error in place of one becomes its record.
@@ -142,12 +146,11 @@ class DetectorFeed:
 
     def _run(self) -> None:
         try:
-            predictor = self._load()
+            self.predictor = self._load()
         except BaseException as error:
             self._loaded.set_exception(error)
             return
-        self._loaded.set_result(predictor)
-        del predictor
+        self._loaded.set_result(None)
         while not (self._is_closed and self._queue.empty()):
             try:
                 with closing(self.predictor.predict_each(self._requests())) as batches:

@@ -259,7 +259,8 @@ async def _detected(api: DetectionApi, name: str, upload: Upload) -> Detected:
 
 
 def _timing(detected: Detected) -> dict[str, float]:
-    return {name: round(getattr(detected, name), 3) for name in ("decode_ms", "queue_ms", "model_ms")}
+    spent = {name: round(getattr(detected, name), 3) for name in ("decode_ms", "queue_ms", "model_ms")}
+    return {**spent, "batch": detected.batch}
 
 
 def _add_models(app: FastAPI, api: DetectionApi) -> None:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from maskrcnn_core.errors import ConfigError
 from pipelines import storage
 from pipelines.cluster.connection import connect, nodes, unwrapped_errors
-from pipelines.cluster.cpus import physical_cores
 from pipelines.serving.config import ServeRun, named_models
 from pipelines.storage.checkpoint_copy import describe_checkpoint
-from pipelines.storage.s3_settings import applied
+from pipelines.storage.s3_settings import applied, settings_environment
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def serving(run: ServeRun, tell: Callable[[str], None] = lambda _: None) -> Iter
     """
     with applied(run.storage):
         check_run(run)
-        with connect(run.cluster), unwrapped_errors():
+        with connect(run.cluster, environment=settings_environment(run.storage)), unwrapped_errors():
             yield from _served(run, tell)
 
 
@@ -53,29 +52,19 @@ def check_run(run: ServeRun) -> None:
 def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     from ray import serve
 
-    from pipelines.serving.application import APPLICATION, application_arguments, build, grpc_options
+    from pipelines.serving.application import APPLICATION, application_arguments, build
+    from pipelines.serving.deploy_file import instance_options
 
     use_gpu = run.serve.use_gpu if run.serve.use_gpu != "auto" else any(node.gpus for node in nodes())
     _require_free(run.host, run.port)
-    arguments = application_arguments(run, use_gpu=use_gpu, threads=_threads(run))
+    arguments = application_arguments(run, use_gpu=use_gpu)
     tell(f"computing on {'GPUs' if use_gpu else 'CPUs'}; models: {', '.join(arguments['models'])}")
-    serve.start(
-        proxy_location="EveryNode" if run.cluster.address else "HeadOnly",
-        http_options={"host": run.host, "port": run.port, "request_timeout_s": None},
-        grpc_options=grpc_options(run.serve.grpc_port),
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
+    serve.start(**instance_options(run))
     try:
         serve.run(build(arguments), name=APPLICATION, route_prefix="/")
         yield f"http://{run.host}:{run.port}"
     finally:
         serve.shutdown()
-
-
-def _threads(run: ServeRun) -> int:
-    """Of each detector: its share of the cores."""
-    replicas = max(run.serve.replicas, run.serve.max_replicas) * len(named_models(run))
-    return run.serve.threads or max(1, physical_cores() // replicas)
 
 
 def _require_free(host: str, port: int) -> None:

@@ -31,7 +31,10 @@ _RECORD = {
         "model": {"type": "string"},
         "timing": {
             "type": "object",
-            "properties": {name: _MILLISECONDS for name in ("decode_ms", "queue_ms", "model_ms")},
+            "properties": {
+                **{name: _MILLISECONDS for name in ("decode_ms", "queue_ms", "model_ms")},
+                "batch": {"type": "integer", "minimum": 0},
+            },
         },
         "detections": {
             "type": "array",

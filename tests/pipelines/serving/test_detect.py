@@ -28,7 +28,7 @@ def rows(predictor: Predictor, *contents: bytes, uris: tuple[str, ...] = ("",)) 
 
 
 def without_timing(record: dict) -> dict:
-    assert set(record["timing"]) == {"decode_ms", "queue_ms", "model_ms"}
+    assert set(record["timing"]) == {"decode_ms", "queue_ms", "model_ms", "batch"}
     assert all(value >= 0 for value in record["timing"].values())
     return {name: value for name, value in record.items() if name != "timing"}
 

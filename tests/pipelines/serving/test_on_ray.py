@@ -157,7 +157,7 @@ def deploy(run: ServeRun) -> None:
 
     from pipelines.serving.application import APPLICATION, application_arguments, build
 
-    arguments = application_arguments(run, use_gpu=False, threads=1)
+    arguments = application_arguments(run, use_gpu=False)
     serve.run(build(arguments), name=APPLICATION, route_prefix="/")
 
 
