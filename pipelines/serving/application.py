@@ -192,7 +192,7 @@ def application_arguments(run: ServeRun, *, use_gpu: bool) -> dict[str, Any]:
     usual = asdict(ServeConfig())
     settings = {name: value for name, value in asdict(run.serve).items() if value != usual[name]}
     settings |= {name: list(settings[name]) for name in ("uris",) if name in settings}
-    settings |= {name: storage.absolute(settings[name]) for name in ("keys",) if name in settings}
+    settings |= {name: storage.absolute(settings[name]) for name in ("keys", "label_studio_token") if name in settings}
     models = {name: storage.absolute(folder) for name, folder in named_models(run).items()}
     return {"models": models, "use_gpu": use_gpu, "serve": settings}
 

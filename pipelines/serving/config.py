@@ -19,6 +19,7 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.storage.config import StorageConfig
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SITE = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 _FETCHED_SCHEMES = ("s3://", "gs://", "az://", "abfs://")
 
 
@@ -68,6 +69,13 @@ class ServeConfig:
     number."""
     uris: tuple[str, ...] = ()
     """Folders of object stores, such as s3://bucket/folder, whose images may be asked for by name; empty = none."""
+    label_studio: str = ""
+    """Address of the Label Studio whose tasks are predicted, such as http://localhost:8080; empty = none, and of tasks
+    only pictures below `uris` are read."""
+    label_studio_token: str = ""
+    """File with the API token of one of its users, which its pictures are fetched with; empty = none is sent."""
+    label_studio_min_score: float = 0.5
+    """Weaker objects are not predicted for Label Studio."""
     open_to_all: bool = False
     """Listen on other addresses than this machine's own though no key is asked for."""
     grpc_port: int = 0
@@ -92,6 +100,15 @@ class ServeConfig:
             require_fraction("serve.min_score", self.min_score)
         if self.max_detections is not None:
             require_between("serve.max_detections", self.max_detections, 1, MAX_REGIONS)
+        require_fraction("serve.label_studio_min_score", self.label_studio_min_score)
+        plain = self.label_studio == "" or _SITE.fullmatch(self.label_studio) is not None
+        require(plain, "serve.label_studio", self.label_studio, "an address such as http://localhost:8080")
+        require(
+            self.label_studio != "" or self.label_studio_token == "",
+            "serve.label_studio_token",
+            self.label_studio_token,
+            "none without serve.label_studio",
+        )
         for uri in self.uris:
             named = uri.startswith(_FETCHED_SCHEMES) and len(uri.split("://", 1)[1].strip("/")) > 0
             require(named, "serve.uris", uri, f"a folder that begins with {', '.join(_FETCHED_SCHEMES)}")

@@ -12,6 +12,8 @@ from pipelines.serving.http_api import ApiSettings, DetectionApi, DetectorClient
 from pipelines.serving.inference_protocol.grpc_service import InferenceService
 from pipelines.serving.inference_protocol.rest import add_inference_protocol
 from pipelines.serving.keys import read_keys
+from pipelines.serving.label_studio.backend import add_label_studio
+from pipelines.serving.label_studio.pictures import LabelStudioSite, read_token
 from pipelines.serving.page.page import page_routes
 from pipelines.serving.request_rates import RequestRates
 from pipelines.serving.uploads import UploadLimits
@@ -36,7 +38,7 @@ def guarded(models: Mapping[str, DetectorClient], config: ServeConfig) -> Guarde
     """The application in front of detectors by name, the default first.
 
     Raises:
-        ConfigError: the file of keys cannot be used.
+        ConfigError: the file of keys, or that of Label Studio's token, cannot be used.
     """
     counts = Counts()
     uploads = UploadLimits(config.max_images, config.max_bytes, config.max_pixels, tuple(config.uris))
@@ -51,6 +53,8 @@ def guarded(models: Mapping[str, DetectorClient], config: ServeConfig) -> Guarde
     add_detection_api(app, api)
     add_inference_protocol(app, api)
     app.router.routes.extend(page_routes())
+    token = read_token(config.label_studio_token) if config.label_studio_token else ""
+    add_label_studio(app, api, LabelStudioSite(config.label_studio, token), config.label_studio_min_score)
     keys = read_keys(config.keys) if config.keys else None
     limits = GateLimits(config.max_bytes, config.max_requests, config.timeout)
     gate = Gate(app, limits, keys, RequestRates(config.requests_per_minute), counts)

@@ -42,9 +42,12 @@ def check_run(run: ServeRun) -> None:
     """
     from pipelines.serving.application import predictor_settings
     from pipelines.serving.keys import read_keys
+    from pipelines.serving.label_studio.pictures import read_token
 
     if run.serve.keys:
         read_keys(run.serve.keys)
+    if run.serve.label_studio_token:
+        read_token(run.serve.label_studio_token)
     for checkpoint in named_models(run).values():
         describe_checkpoint(storage.absolute(checkpoint), predictor_settings(run.serve, use_gpu=False))
 

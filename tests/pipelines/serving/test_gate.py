@@ -153,6 +153,10 @@ def guarded(detector: WaitingDetector, tmp_path: Path) -> Iterator[LocalServer]:
         ("Bearer k\xfc", 401),
         ("Bearer k1", 200),
         ("bearer   k2", 200),
+        ("Basic YW5uOmsx", 200),  # ann:k1
+        ("Basic YW5uOmsz", 401),  # ann:k3
+        ("Basic azE=", 401),  # k1
+        ("Basic =", 401),
     ],
 )
 def test_a_key_is_asked_for(guarded: LocalServer, authorization: str | None, status: int) -> None:

@@ -13,13 +13,12 @@ from PIL import Image
 from maskrcnn_core.data.generated.pictures import CATEGORIES
 from pipelines.serving.page.page import page_routes
 from tests.browser import open_chromium
+from tests.pipelines.serving.function_detectors import knowing_detector, small_detector
 from tests.pipelines.serving.page.page_server import (
     PageServer,
     example_contents,
     example_records,
-    knowing_detector,
     running,
-    small_detector,
 )
 
 if TYPE_CHECKING:
