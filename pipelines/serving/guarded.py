@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
+from pipelines.serving.api_page import add_api_page
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.counts import Counts
 from pipelines.serving.gate import Gate, GateLimits
@@ -50,6 +51,7 @@ def guarded(models: Mapping[str, DetectorClient], config: ServeConfig) -> Guarde
     )
     add_detection_api(app, api)
     add_inference_protocol(app, api)
+    add_api_page(app)
     add_page(app)
     keys = read_keys(config.keys) if config.keys else None
     limits = GateLimits(config.max_bytes, config.max_requests, config.timeout)
