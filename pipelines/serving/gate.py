@@ -30,7 +30,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("maskrcnn.serving")
 
 # Without a key: whether the service lives, and the page, where a key can be typed in.
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 OPEN_FOLDER = "/page/"
 
 # Answered while the service is full: whoever looks after it has to see that.
@@ -41,6 +41,9 @@ _BEARER = re.compile(r"[Bb]earer +(\S{1,500})")
 _BASIC = re.compile(r"[Bb]asic +([A-Za-z0-9+/=]{1,1000})")
 _LONGEST_PATH = 2000
 _MOST_HEADER_BYTES = 32_768
+
+# Of the bodies of all requests that are worked on.
+_MOST_BYTES_HELD = 1 << 30
 
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -87,6 +90,7 @@ class Gate:
     def __init__(self, app: App, limits: GateLimits, keys: Keys | None, rates: RequestRates, counts: Counts) -> None:
         self._app, self._limits, self._keys, self._rates, self._counts = app, limits, keys, rates, counts
         self._under_way = 0
+        self._held = _Held()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the beginning and end of the application."""
@@ -99,7 +103,7 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         began = time.monotonic()
-        body = _Body(receive, self._limits.max_bytes)
+        body = _Body(receive, self._limits.max_bytes, self._held)
         try:
             async with asyncio.timeout(self._limits.timeout):
                 self._require_allowed(scope)
@@ -116,6 +120,7 @@ class Gate:
             if not answer.status:
                 await answer.refuse(service_failed())
         finally:
+            self._held.bytes -= body.read
             self._counts.answered(scope.get("path", ""), answer.status, time.monotonic() - began)
 
     def _late(self, body: "_Body") -> Problem:
@@ -190,11 +195,19 @@ class Gate:
             self._counts.under_way = self._under_way
 
 
+@dataclass
+class _Held:
+    """Bytes of bodies in memory."""
+
+    bytes: int = 0
+
+
 class _Body:
     """The bytes of a request, counted."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._most, self._read = receive, most, 0
+    def __init__(self, receive: Receive, most: int, held: _Held) -> None:
+        self._receive, self._most, self._held = receive, most, held
+        self.read = 0
         self.is_complete = False
 
     def require_small(self, headers: dict[str, str]) -> None:
@@ -211,14 +224,18 @@ class _Body:
         """As ASGI's `receive`.
 
         Raises:
-            Problem: 413.
+            Problem: 413, or 503 where all bodies together are too much.
         """
         message = await self._receive()
         if message["type"] == "http.request":
-            self._read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self.read += size
+            self._held.bytes += size
             self.is_complete = not message.get("more_body", False)
-            if self._read > self._most:
+            if self.read > self._most:
                 raise self._too_large()
+            if self._held.bytes > _MOST_BYTES_HELD:
+                raise too_busy("the bodies that are being worked on fill the memory", 1)
         return message
 
     def _too_large(self) -> Problem:

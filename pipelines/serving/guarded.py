@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
+from pipelines.serving.api_page import add_api_page
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.counts import Counts
 from pipelines.serving.gate import Gate, GateLimits
@@ -52,9 +53,10 @@ def guarded(models: Mapping[str, DetectorClient], config: ServeConfig) -> Guarde
     )
     add_detection_api(app, api)
     add_inference_protocol(app, api)
-    app.router.routes.extend(page_routes())
     token = read_token(config.label_studio_token) if config.label_studio_token else ""
     add_label_studio(app, api, LabelStudioSite(config.label_studio, token), config.label_studio_min_score)
+    add_api_page(app)
+    app.router.routes.extend(page_routes())
     keys = read_keys(config.keys) if config.keys else None
     limits = GateLimits(config.max_bytes, config.max_requests, config.timeout)
     gate = Gate(app, limits, keys, RequestRates(config.requests_per_minute), counts)

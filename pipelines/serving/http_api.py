@@ -4,7 +4,7 @@ What the detectors are, and where they run, is behind `DetectorClient`; `Gate` g
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -158,6 +158,16 @@ class DetectionApi:
         return True
 
 
+async def all_of(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
+    """The answers to all, asked at the same time; the first error ends the others."""
+    tasks = [asyncio.create_task(question) for question in questions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 async def _answered(question: Awaitable[_Answer]) -> _Answer:
     try:
         return await question
@@ -184,6 +194,22 @@ def add_detection_api(app: FastAPI, api: DetectionApi) -> None:
     _add_errors(app)
 
 
+_ARGUMENTS = ("score_threshold", "max_detections", "categories", "format", "model")
+
+
+def _require_known(request: Request, known: Sequence[str]) -> None:
+    """An argument that is misspelt, or stands twice, would leave a client with what it has not asked for.
+
+    Raises:
+        Problem: 422.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    if unknown := [name for name in names if name not in known]:
+        raise Problem(422, f"{unknown[0][:60]!r} is no argument; expected {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise Problem(422, f"an argument stands twice; expected each of {', '.join(known)} once")
+
+
 Format = Literal["json", "coco", "png"]
 Score = Annotated[float, Query(ge=0, le=1, description="Leave out weaker detections.")]
 Most = Annotated[int | None, Query(ge=1, le=100_000, description="The best so many of an image.")]
@@ -203,6 +229,7 @@ def _add_detection(app: FastAPI, api: DetectionApi) -> None:
         model: ModelName = None,
         image_id: ImageId = 0,
     ) -> Response:
+        _require_known(request, (*_ARGUMENTS, "image_id"))
         name, _ = api.client(model)
         wanted = await api.wanted(name, score_threshold, max_detections, categories)
         uploads = await read_uploads(request, api.settings.uploads, api.fetch)
@@ -232,10 +259,11 @@ def _add_detection(app: FastAPI, api: DetectionApi) -> None:
         format: Literal["json", "coco"] = "json",
         model: ModelName = None,
     ) -> Response:
+        _require_known(request, _ARGUMENTS)
         name, _ = api.client(model)
         wanted = await api.wanted(name, score_threshold, max_detections, categories)
         uploads = await read_uploads(request, api.settings.uploads, api.fetch)
-        found = await asyncio.gather(*(_detected(api, name, upload) for upload in uploads))
+        found = await all_of(_detected(api, name, upload) for upload in uploads)
         images: list[Any] = []
         for index, (upload, detected) in enumerate(zip(uploads, found, strict=True)):
             record = wanted.of(detected.record)
@@ -266,7 +294,7 @@ def _timing(detected: Detected) -> dict[str, float]:
 def _add_models(app: FastAPI, api: DetectionApi) -> None:
     @app.get("/v1/models", summary="What can be asked", **schemas.MODELS)
     async def models() -> Response:
-        documents = await asyncio.gather(*map(api.model_document, api.names))
+        documents = await all_of(map(api.model_document, api.names))
         return Response(to_json({"models": documents}), media_type=_JSON)
 
     @app.get("/v1/models/{name}", summary="One model", **schemas.MODEL)

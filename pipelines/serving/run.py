@@ -1,5 +1,6 @@
 """Serve detectors on a cluster until told to stop."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -59,10 +60,16 @@ def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     from pipelines.serving.deploy_file import instance_options
 
     use_gpu = run.serve.use_gpu if run.serve.use_gpu != "auto" else any(node.gpus for node in nodes())
+    if serve.status().proxies:
+        raise ConfigError(
+            "cluster.address: Ray Serve is in use on this cluster already; write a file with --deploy_file FILE, and "
+            "give it to `serve deploy`"
+        )
     _require_free(run.host, run.port)
     arguments = application_arguments(run, use_gpu=use_gpu)
     tell(f"computing on {'GPUs' if use_gpu else 'CPUs'}; models: {', '.join(arguments['models'])}")
-    serve.start(**instance_options(run))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="EveryNode" if run.cluster.address else "HeadOnly", **instance_options(run))
     try:
         serve.run(build(arguments), name=APPLICATION, route_prefix="/")
         yield f"http://{run.host}:{run.port}"

@@ -3,7 +3,6 @@
 Letters: N images of a request, D detections of all of them, P keypoints.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
 from pipelines.serving.detector_feed import Detected
 from pipelines.serving.detector_service import ServedModel
-from pipelines.serving.http_api import DetectionApi
+from pipelines.serving.http_api import DetectionApi, all_of
 from pipelines.serving.inference_protocol.tensors import NamedTensor
 from pipelines.serving.problems import Problem, of_image
 from pipelines.serving.renderings import Wanted
@@ -131,7 +130,7 @@ async def infer(api: DetectionApi, question: Question) -> Answer:
     alone = len(question.images) == 1
     if alone:
         require_image(Upload(question.images[0]), api.settings.uploads.max_pixels)
-    found = await asyncio.gather(*(api.detect(question.model, content) for content in question.images))
+    found = await all_of(api.detect(question.model, content) for content in question.images)
     if alone and found[0].record.status != "ok":
         status: Any = found[0].record.status
         raise of_image(ImageError(status, found[0].record.error or ""))

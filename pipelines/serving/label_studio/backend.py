@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from maskrcnn_core.errors import ImageError
-from pipelines.serving.http_api import DetectionApi
+from pipelines.serving.http_api import DetectionApi, all_of
 from pipelines.serving.label_studio.interface import LabellingInterface, labelling_interface
 from pipelines.serving.label_studio.pictures import LabelStudioSite, TaskPictures
 from pipelines.serving.label_studio.predictions import prediction
@@ -76,7 +76,7 @@ def _add_predict(app: FastAPI, api: DetectionApi, folder: str, pictures: TaskPic
             async with room:
                 return await _predicted(api, name, pictures, place, interface, min_score)
 
-        found = await asyncio.gather(*map(one, places))
+        found = await all_of(map(one, places))
         failed = [result for result in found if isinstance(result, Problem)]
         if failed and len(failed) == len(found):
             raise failed[0]

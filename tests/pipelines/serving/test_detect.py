@@ -120,3 +120,12 @@ def test_health_and_counts(server: LocalServer) -> None:
     counts = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     assert int(counts['maskrcnn_served_images_total{model="default",status="ok"}']) >= 1
     assert int(counts['maskrcnn_requests_total{path="/v1/detect",status="200"}']) >= 1
+
+
+def test_the_interface_is_a_page(server: LocalServer) -> None:
+    reply = server.ask("/docs")
+    assert reply.headers["content-type"].startswith("text/html")
+    text = reply.body.decode()
+    assert "POST /v1/detect" in text
+    assert "<script" not in text
+    assert "http" not in text

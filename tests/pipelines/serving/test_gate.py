@@ -75,6 +75,21 @@ def test_what_is_too_much_is_told_to_come_again(detector: WaitingDetector) -> No
         assert server.ask("/v1/detect", picture()).status == 200
 
 
+def test_bodies_that_fill_the_memory_are_told_to_come_again(
+    detector: WaitingDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.serving.gate._MOST_BYTES_HELD", 30_000)
+    body = picture(8, 8, kind="BMP") + bytes(20_000)
+    with local_server({"a": detector}) as server, ThreadPoolExecutor(1) as clients:
+        first = clients.submit(server.ask, "/v1/detect", body)
+        wait_until(lambda: detector.under_way == 1)
+        reply = server.ask("/v1/detect", body)
+        assert (reply.status, "memory" in reply.json["detail"]) == (503, True)
+        detector.may_answer.set()
+        assert first.result().status == 200
+        assert server.ask("/v1/detect", body).status == 200
+
+
 # Time.
 
 
@@ -167,8 +182,8 @@ def test_a_key_is_asked_for(guarded: LocalServer, authorization: str | None, sta
 
 
 def test_without_a_key_there_is_the_page_and_health(guarded: LocalServer) -> None:
-    paths = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v1/models", "/metrics", "/openapi.json")
-    assert [guarded.ask(path).status for path in paths] == [200, 200, 200, 200, 401, 401, 401]
+    paths = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/v1/models", "/metrics")
+    assert [guarded.ask(path).status for path in paths] == [200, 200, 200, 200, 200, 401, 401]
     assert guarded.ask("/page/none.js").status == 404
 
 

@@ -73,6 +73,8 @@ BODIES: dict[str, tuple[str, bytes, Mapping[str, str], int]] = {
     "unknown form": ("/v1/detect?format=exe", PLAIN, {}, 422),
     "unknown category": ("/v1/detect?categories=seven,unicorn", PLAIN, {}, 422),
     "many categories": (f"/v1/detect?categories={'3,' * 999}3", PLAIN, {}, 414),
+    "a misspelt argument": ("/v1/detect?threshold=0.5", PLAIN, {}, 422),
+    "an argument twice": ("/v1/detect?max_detections=1&max_detections=9", PLAIN, {}, 422),
     "two images": ("/v1/detect", *form(("a", PLAIN), ("b", PLAIN)), 422),
     "five images": ("/v1/detect:batch", *form(*[("a", PLAIN)] * 5), 413),
     "another part": ("/v1/detect", *form(("a", PLAIN), name="file"), 422),

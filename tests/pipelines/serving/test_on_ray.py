@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from maskrcnn_core.inference.predictor import load_predictor
+from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines.cluster.config import ClusterConfig
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.run import label
 from pipelines.serving.config import ServeConfig, ServeRun
+from pipelines.serving.renderings import label_row
 from pipelines.serving.run import serving
 from tests.pipelines.serving.local_service import picture, save_finding_detector
 from tests.pipelines.submission import free_port
@@ -75,7 +78,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     run = ServeRun(
         checkpoint,
         port=free_port(),
-        serve=ServeConfig(threads=1, use_gpu=False, max_pixels=LabelConfig().max_pixels, grpc_port=free_port()),
+        serve=ServeConfig(threads=1, use_gpu=False, max_pixels=PredictorSettings().max_pixels, grpc_port=free_port()),
         cluster=ClusterConfig(num_cpus=6),
     )
     with serving(run) as address:
@@ -85,8 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def require_row(record: dict[str, Any], row: dict[str, Any]) -> None:
     """The same in every field but what names the image."""
     assert record.pop("timing")["model_ms"] > 0
-    named = {"image_id": row["image_id"], "uri": row["uri"]}
-    assert {**record, **named} == row
+    assert {**record, "image_id": row["image_id"], "uri": row["uri"]} == row
 
 
 def test_records_are_those_of_labelling(served: Served) -> None:
@@ -130,7 +132,7 @@ def test_triton_asks_over_grpc(served: Served) -> None:
 class Asking:
     """Clients that ask all the while, inside the block; what they were answered."""
 
-    def __init__(self, served: Served, clients: int = 4) -> None:
+    def __init__(self, served: Served, clients: int = 2) -> None:
         self._served, self._end = served, threading.Event()
         self.answers: list[tuple[str, int, Any]] = []
         self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
@@ -139,6 +141,7 @@ class Asking:
         while not self._end.is_set():
             for name in self._served.contents:
                 self.answers.append((name, *self._served.detect(name)))
+                time.sleep(0.02)  # two cores have to start processes meanwhile
 
     def __enter__(self) -> "Asking":
         for thread in self._threads:
@@ -161,18 +164,19 @@ def deploy(run: ServeRun) -> None:
     serve.run(build(arguments), name=APPLICATION, route_prefix="/")
 
 
+@pytest.mark.slow  # processes of Ray Serve start
 def test_new_weights_come_in_place(served: Served, tmp_path: Path) -> None:
     torch.manual_seed(5)
     other = tmp_path / "other"
     save_checkpoint(other, build_detector(FINDING, load_pretrained=False).state_dict(), FINDING)
     before = served.ask("/v1/models")[1]["models"][0]["fingerprint"]
-    images = tmp_path / "images"
-    images.mkdir()
-    for name, content in served.contents.items():
-        (images / name).write_bytes(content)
-    rows = labelled(str(other), images, tmp_path / "labels")
+    predictor = load_predictor(str(other), PredictorSettings())
+    found = predictor.predict([*served.contents.values()])
+    rows = {name: label_row(one, predictor.fingerprint) for name, one in zip(served.contents, found, strict=True)}
+    pids = detector_pids()
     with Asking(served) as asking:
         deploy(replace(served.run, checkpoint=str(other)))
+    assert detector_pids() == pids
     after = served.ask("/v1/models")[1]["models"][0]["fingerprint"]
     try:
         assert {status for _, status, _ in asking.answers} == {200}
@@ -183,11 +187,12 @@ def test_new_weights_come_in_place(served: Served, tmp_path: Path) -> None:
         deploy(served.run)
 
 
+@pytest.mark.slow  # processes of Ray Serve start
 def test_broken_weights_leave_the_old_ones(served: Served, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     before = served.ask("/v1/models")[1]["models"][0]["fingerprint"]
-    with Asking(served, clients=2) as asking, pytest.raises(Exception, match="maskrcnn"):
+    with Asking(served) as asking, pytest.raises(Exception, match="maskrcnn"):
         deploy(replace(served.run, checkpoint=str(tmp_path / "broken")))
     assert {status for _, status, _ in asking.answers} == {200}
     assert {record["model"] for _, _, record in asking.answers} == {before}
@@ -195,6 +200,7 @@ def test_broken_weights_leave_the_old_ones(served: Served, tmp_path: Path) -> No
     assert served.detect("0.png")[0] == 200
 
 
+@pytest.mark.slow  # processes of Ray Serve start
 def test_a_lost_replica_is_asked_again(served: Served) -> None:
     run = replace(served.run, serve=replace(served.run.serve, replicas=2))
     deploy(run)
