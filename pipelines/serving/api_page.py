@@ -5,6 +5,11 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
+_HEAD = (
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="page/icon.svg">'
+    '<link rel="stylesheet" href="page/theme.css"><link rel="stylesheet" href="page/docs.css">'
+)
+
 
 def add_api_page(app: FastAPI) -> None:
     """`/docs`: every route with its arguments, bodies and statuses."""
@@ -22,8 +27,8 @@ def _page(document: dict[str, Any]) -> str:
     )
     title, description = (escape(document["info"][name]) for name in ("title", "description"))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>'
-        f'<h1>{title}</h1><p>{description}</p><p>For machines: <a href="/openapi.json">openapi.json</a></p>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{_HEAD}</head><body>'
+        f'<h1>{title}</h1><p>{description}</p><p>For machines: <a href="openapi.json">openapi.json</a></p>'
         f"{routes}</body></html>"
     )
 

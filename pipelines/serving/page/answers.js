@@ -116,7 +116,9 @@ export class Answers {
     this.drawList();
     this.bringOut(null, group);
     $("instances").querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest" });
-    if (instance) this.say(described(instance));
+    if (!instance) return;
+    this.answers[group].view.bringIn(instance.box);
+    this.say(described(instance));
   }
 
   /** Choose the next one, or the one before, of a group or of all. */

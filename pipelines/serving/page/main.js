@@ -127,6 +127,7 @@ function complain({ title, text, detail, again: retriable = false, key = false }
   $("problem-detail").hidden = !detail;
   $("key-form").hidden = !key;
   $("again").hidden = !retriable;
+  $("another").hidden = key;
   $("problem").hidden = false;
   if (!views.length) $("start").hidden = false;
   (key ? $("key") : retriable ? $("again") : $("another")).focus();
@@ -281,6 +282,7 @@ async function readModels() {
     $(id).disabled = false;
   }
   if (served.length > 1) $("other-model").selectedIndex = 1;
+  $("models").hidden = false;
   $("compare").hidden = served.length < 2;
 }
 

@@ -29,8 +29,9 @@ export function paintMasks(context, instances, { opacity, colourBy, masks }, loo
  * Outlines, boxes, keypoints and labels. The context's unit is a pixel of the picture.
  * @param pixel how many of those a pixel of the screen is.
  * @param facts of the server: `skeleton`, `keypoints` (names) and `doubtful`.
+ * @param width of the picture: labels stay on it.
  */
-export function paintMarks(context, instances, options, looked, pixel, facts) {
+export function paintMarks(context, instances, options, looked, pixel, facts, width) {
   const order = looked ? [...instances.filter((one) => one !== looked), looked] : instances;
   context.lineJoin = context.lineCap = "round";
   for (const instance of order) {
@@ -40,8 +41,8 @@ export function paintMarks(context, instances, options, looked, pixel, facts) {
     if (options.keypoints && instance.keypoints) paintKeypoints(context, instance.keypoints, pixel, facts);
   }
   context.globalAlpha = 1;
-  if (looked) paintLabels(context, [looked], options, pixel);
-  else if (options.labels) paintLabels(context, instances, options, pixel);
+  if (looked) paintLabels(context, [looked], options, pixel, width);
+  else if (options.labels) paintLabels(context, instances, options, pixel, width);
 }
 
 function paintShape(context, instance, options, strong, pixel) {
@@ -99,7 +100,7 @@ function paintKeypoints(context, points, pixel, { skeleton, keypoints: names, do
 }
 
 /** Best first; one that would lie on another is left out. */
-function paintLabels(context, instances, options, pixel) {
+function paintLabels(context, instances, options, pixel, most) {
   const placed = [];
   context.font = FONT.replace("1px", `${LETTERS * pixel}px`);
   context.textBaseline = "middle";
@@ -107,7 +108,7 @@ function paintLabels(context, instances, options, pixel) {
     const text = `${instance.category} ${instance.score.toFixed(2)}`;
     const width = context.measureText(text).width + 2 * PADDING * pixel, height = (LETTERS + 7) * pixel;
     const { x, y } = instance.box;
-    const left = x - 0.75 * pixel, top = y - height < 0 ? Math.max(y, 0) : y - height;
+    const left = Math.max(0, Math.min(x - 0.75 * pixel, most - width)), top = y - height < 0 ? Math.max(y, 0) : y - height;
     const free = placed.every(
       (one) => left >= one.left + one.width || left + width <= one.left || top >= one.top + height || top + height <= one.top,
     );

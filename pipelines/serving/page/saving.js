@@ -37,7 +37,7 @@ export async function drawnPicture(view, facts) {
   context.setTransform(view.share, 0, 0, view.share, 0, 0);
   // Lines and letters are as large on it as on a screen that it fills.
   const pixel = Math.max(0.75 / view.share, Math.max(view.width, view.height) / 1100);
-  paintMarks(context, view.shown, view.options, null, pixel, facts);
+  paintMarks(context, view.shown, view.options, null, pixel, facts, view.width);
   return canvas.convertToBlob({ type: "image/png" });
 }
 

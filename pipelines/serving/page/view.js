@@ -103,6 +103,14 @@ export class PictureView {
     this.move({ scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale });
   }
 
+  /** Move as little as it takes to have some of a box on the screen. */
+  bringIn({ x, y, width, height }) {
+    const { clientWidth, clientHeight } = this.element, { scale } = this.place;
+    const left = this.place.x + x * scale, top = this.place.y + y * scale;
+    const seen = left < clientWidth && top < clientHeight && left + width * scale > 0 && top + height * scale > 0;
+    if (!seen) this.move({ scale, x: clientWidth / 2 - (x + width / 2) * scale, y: clientHeight / 2 - (y + height / 2) * scale });
+  }
+
   move({ scale, x, y }, tell = true) {
     const within = (value, size, room) => Math.min(room - KEPT, Math.max(KEPT - size * scale, value));
     this.place = {
@@ -148,7 +156,7 @@ export class PictureView {
     marks.height = Math.round(this.element.clientHeight * dense);
     const context = marks.getContext("2d");
     context.setTransform(scale * dense, 0, 0, scale * dense, x * dense, y * dense);
-    paintMarks(context, this.shown, this.options, this.looked, 1 / scale, this.facts);
+    paintMarks(context, this.shown, this.options, this.looked, 1 / scale, this.facts, this.width);
   }
 
   paintMasks(canvas) {
