@@ -46,7 +46,7 @@ def test_every_file_that_is_named_is_there(address: str) -> None:
     status, _, html = fetched(address)
     assert status == 200
     wanted = {str(a[name]) for _, a in Tags(html.decode()).tags for name in ("src", "href") if name in a}
-    seen = set()
+    seen: set[str] = set()
     while wanted:
         name = wanted.pop()
         if name.startswith("#") or name in {"docs", *seen}:
