@@ -170,6 +170,7 @@ function listen() {
 
 function listenToButtons() {
   $("close").addEventListener("click", () => { close(); $("choose").focus(); });
+  $("cancel").addEventListener("click", () => { close(); $("choose").focus(); });
   $("dismiss").addEventListener("click", () => { calm(); if (!views.length) close(); });
   $("again").addEventListener("click", () => { calm(); again?.(); });
   $("key-form").addEventListener("submit", (event) => {

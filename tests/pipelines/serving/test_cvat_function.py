@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from maskrcnn_core.data.segmentation import rasterise
 from maskrcnn_core.errors import ConfigError, StorageError
 from maskrcnn_core.records.labels import ImageRecord
 from pipelines.serving.config import ServeConfig
+from tests.pipelines.serving.cvat_site import TASK, running_cvat
 from tests.pipelines.serving.function_detectors import FunctionDetector, annotated_record
 from tests.pipelines.serving.local_service import LocalServer, local_server
 
 pytest.importorskip("cvat_sdk", reason="cvat-sdk is missing")
 
 from cvat_sdk import models
+from cvat_sdk.auto_annotation import annotate_task
 from cvat_sdk.auto_annotation.driver import _AnnotationMapper
+from cvat_sdk.core.client import Client, Config
 from cvat_sdk.masks import decode_mask
 
 from pipelines.serving.cvat_function import create
@@ -154,6 +158,25 @@ def test_a_turned_frame_is_sent_as_it_is_seen(server: LocalServer, known: tuple[
     exif[0x0112] = 6
     picture.info["exif"] = exif.tobytes()
     assert create(server.address).detect(Context(), picture)
+
+
+def test_the_sdk_annotates_a_task(server: LocalServer, known: tuple[Image.Image, ImageRecord], tmp_path: Path) -> None:
+    """Its own client and loop, against a server that has a task of two frames and one of the labels."""
+    picture, record = known
+    labels = [{"id": 9, "name": "star", "type": "mask", "color": "#fff", "attributes": [], "sublabels": []}]
+    with running_cvat([picture, picture], labels) as site:
+        client = Client(site.address, config=Config(cache_dir=tmp_path), check_server_version=False)
+        annotate_task(client, TASK, create(server.address), allow_unmatched_labels=True, conf_threshold=0.3)
+        client.api_client.close()
+    (created,) = site.created
+    stars = [one for one in record.detections if one.score >= 0.3 and one.category == "star"]
+    shapes = created["shapes"]
+    assert [(shape["frame"], shape["label_id"], shape["type"], shape["source"]) for shape in shapes] == [
+        (frame, 9, "mask", "auto") for frame in (0, 1) for _ in stars
+    ]
+    for shape, one in zip(shapes, stars * 2, strict=True):
+        decoded = decode_mask(shape["points"], image_width=picture.width, image_height=picture.height)
+        assert decoded.sum() == coco_mask.area({"size": [picture.height, picture.width], "counts": one.rle_counts})
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,17 @@ def test_a_new_picture_takes_the_place_of_one_that_is_waited_for(opened: Opened,
     assert opened.window.locator(".view").count() == 1
 
 
+def test_what_is_waited_for_can_be_cancelled(opened: Opened, examples: dict[int, Path]) -> None:
+    opened.server.delay = 1.0
+    choose(opened, "first.jpg", examples[2].read_bytes(), "image/jpeg")
+    opened.window.locator("#cancel").click()
+    assert opened.focused() == "choose"
+    opened.window.wait_for_timeout(1200)
+    assert opened.window.locator("#start").is_visible()
+    assert not opened.window.locator("#panel").is_visible()
+    assert not opened.window.locator("#problem").is_visible()
+
+
 def test_a_picture_that_only_the_server_can_read(opened: Opened, examples: dict[int, Path]) -> None:
     """Masks are shown without the picture."""
     file = examples[2].with_suffix(".tif")
