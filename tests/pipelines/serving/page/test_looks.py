@@ -80,6 +80,31 @@ def test_a_finger_chooses(opening: Open, examples: dict[int, Path]) -> None:
     assert min(min(size) for size in sizes) >= 24  # WCAG 2.2, 2.5.8
 
 
+def test_two_fingers_zoom(opening: Open, examples: dict[int, Path]) -> None:
+    phone = opening(PHONE)
+    phone.choose(examples[2])
+    picture = phone.window.locator("canvas.picture")
+    before, view = picture.bounding_box(), phone.window.locator(".view").bounding_box()
+    assert before is not None
+    assert view is not None
+    x, y = view["x"] + view["width"] / 2, view["y"] + view["height"] / 2
+    protocol = phone.context.new_cdp_session(phone.window)
+
+    def touch(kind: str, apart: float | None) -> None:
+        points = [] if apart is None else [{"x": x + side * apart, "y": y, "id": id} for id, side in ((1, -1), (2, 1))]
+        protocol.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 30)
+    for apart in (40, 50, 60):
+        touch("touchMove", apart)
+    touch("touchEnd", None)
+    phone.painted()
+    after = picture.bounding_box()
+    assert after is not None
+    assert after["width"] == pytest.approx(2 * before["width"], rel=0.05)
+    assert phone.window.locator('[aria-selected="true"]').count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_nothing(opening: Open, examples: dict[int, Path], size: tuple[int, int], scheme: Scheme) -> None:

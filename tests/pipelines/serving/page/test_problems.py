@@ -191,3 +191,17 @@ def test_a_broken_mask_is_left_out(opened: Opened, examples: dict[int, Path]) ->
     opened.choose(examples[2])
     assert opened.rows().count() > 1
     assert "1 mask could not be read" in opened.window.locator("#live").inner_text()
+
+
+def test_names_stay_text(opened: Opened, examples: dict[int, Path]) -> None:
+    evil = "<img src=x onerror=alert(1)>\"'&"
+    record = found(opened, examples[2])
+    detections = [{**one, "category": evil} for one in record["detections"]]
+    answer = {**record, "detections": detections, "timing": {}}
+    opened.window.route("**/v1/detect*", lambda route: route.fulfill(json=answer))
+    choose(opened, f"{evil}.jpg", examples[2].read_bytes(), "image/jpeg")
+    opened.answered()
+    opened.rows().first.click()
+    assert evil in opened.rows().first.inner_text()
+    assert evil in opened.window.locator("#about").inner_text()
+    assert opened.window.locator("#panel img").count() == 0
