@@ -8,7 +8,6 @@ checkpoint of a detector stands in its `user_config`: another one there is loade
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -225,7 +224,7 @@ def changeable_options(run: ServeRun, *, use_gpu: bool) -> dict[str, dict[str, A
 
 def deployment_name(model: str) -> str:
     """Of a model's detector."""
-    return f"detector-{re.sub('[^A-Za-z0-9]', '-', model)}" if model else "ingress"
+    return f"detector-{model}"
 
 
 def detector_options(name: str, config: ServeConfig, *, use_gpu: bool) -> dict[str, Any]:
@@ -246,7 +245,7 @@ def detector_options(name: str, config: ServeConfig, *, use_gpu: bool) -> dict[s
 def ingress_options(config: ServeConfig) -> dict[str, Any]:
     """Of the ingress."""
     return {
-        "name": deployment_name(""),
+        "name": "ingress",
         "num_replicas": config.ingress_replicas,
         "max_ongoing_requests": config.max_requests + _SLACK,
         "max_queued_requests": config.max_requests + _SLACK,
