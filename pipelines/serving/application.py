@@ -8,7 +8,6 @@ checkpoint of a detector stands in its `user_config`: another one there is loade
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -173,64 +172,80 @@ def predictor_settings(config: ServeConfig, *, use_gpu: bool) -> PredictorSettin
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """The application of plain arguments, those of `application_arguments`."""
-    config, models = config_of(arguments["serve"]), arguments["models"]
-    use_gpu = arguments["use_gpu"]
-    sharing = max(config.replicas, config.max_replicas) * len(models)
+    """The application of plain arguments, those of `application_arguments`, as a file for `serve deploy` names it.
+
+    What may change without a restart (`changeable_options`) stands beside them there: Ray Serve starts everything anew
+    where an argument changes.
+    """
+    return application(arguments, {})
+
+
+def application(arguments: Mapping[str, Any], changeable: Mapping[str, Mapping[str, Any]]) -> serve.Application:
+    """The same with options of the detectors by model."""
+    config, use_gpu, names = config_of(arguments["serve"]), arguments["use_gpu"], arguments["models"]
+    settings = predictor_settings(config, use_gpu=use_gpu)
     handles = [
         serve.deployment(DetectorReplica)
-        .options(**detector_options(name, checkpoint, config, use_gpu=use_gpu))
-        .bind(predictor_settings(config, use_gpu=use_gpu), config.threads, sharing, config.batch_wait_ms / 1000)
-        for name, checkpoint in models.items()
+        .options(**detector_options(name, config, use_gpu=use_gpu), **changeable.get(name, {}))
+        .bind(settings, config.threads, arguments["sharing"], config.batch_wait_ms / 1000)
+        for name in names
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**ingress_options(config))
-    return ingress.bind(arguments["serve"], list(models), *handles)
+    return ingress.bind(arguments["serve"], list(names), *handles)
 
 
 def application_arguments(run: ServeRun, *, use_gpu: bool) -> dict[str, Any]:
     """What `build` takes, as YAML can hold it; of the settings those that are not the default."""
     usual = asdict(ServeConfig())
     settings = {name: value for name, value in asdict(run.serve).items() if value != usual[name]}
+    for name in ("use_gpu", "replicas", "max_replicas"):  # which stand beside the settings
+        settings.pop(name, None)
     settings |= {name: list(settings[name]) for name in ("uris",) if name in settings}
     settings |= {name: storage.absolute(settings[name]) for name in ("keys", "label_studio_token") if name in settings}
-    models = {name: storage.absolute(folder) for name, folder in named_models(run).items()}
-    return {"models": models, "use_gpu": use_gpu, "serve": settings}
+    names = list(named_models(run))
+    sharing = max(run.serve.replicas, run.serve.max_replicas) * len(names)
+    return {"models": names, "use_gpu": use_gpu, "sharing": sharing, "serve": settings}
+
+
+def changeable_options(run: ServeRun, *, use_gpu: bool) -> dict[str, dict[str, Any]]:
+    """By model what Ray Serve changes in place: the checkpoint, and the number of processes."""
+    config = run.serve
+    scale: dict[str, Any] = {"num_replicas": config.replicas}
+    if config.max_replicas > config.replicas:
+        # Running and waiting together: some batches of a GPU; on a CPU one image and the next.
+        busy = _BUSY_GPU if use_gpu else _BUSY_CPU
+        bounds = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
+        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": busy}}
+    return {
+        name: {"user_config": {"checkpoint": storage.absolute(folder)}, **scale}
+        for name, folder in named_models(run).items()
+    }
 
 
 def deployment_name(model: str) -> str:
     """Of a model's detector."""
-    return f"detector-{re.sub('[^A-Za-z0-9]', '-', model)}" if model else "ingress"
+    return f"detector-{model}"
 
 
-def detector_options(name: str, checkpoint: str, config: ServeConfig, *, use_gpu: bool) -> dict[str, Any]:
-    """Of a model's deployment, as Ray Serve takes them."""
-    options: dict[str, Any] = {
+def detector_options(name: str, config: ServeConfig, *, use_gpu: bool) -> dict[str, Any]:
+    """Of a model's deployment, as Ray Serve takes them, without those of `changeable_options`."""
+    return {
         "name": deployment_name(name),
-        "user_config": {"checkpoint": checkpoint},
         "max_ongoing_requests": config.images_under_way,
         # A machine takes as many as have threads there.
         "ray_actor_options": {"num_cpus": 1 if use_gpu else max(1, config.threads), "num_gpus": int(use_gpu)},
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
+        # A new process needs a GPU of its own before the old one gives its up.
         "max_surge_percent": 0 if use_gpu else 100,
     }
-    if config.max_replicas > config.replicas:
-        options["autoscaling_config"] = {
-            "min_replicas": config.replicas,
-            "max_replicas": config.max_replicas,
-            # Running and waiting together: some batches of a GPU; on a CPU one image and the next.
-            "target_ongoing_requests": _BUSY_GPU if use_gpu else _BUSY_CPU,
-        }
-    else:
-        options["num_replicas"] = config.replicas
-    return options
 
 
 def ingress_options(config: ServeConfig) -> dict[str, Any]:
     """Of the ingress."""
     return {
-        "name": deployment_name(""),
+        "name": "ingress",
         "num_replicas": config.ingress_replicas,
         "max_ongoing_requests": config.max_requests + _SLACK,
         "max_queued_requests": config.max_requests + _SLACK,

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from maskrcnn_core.errors import ConfigError, StorageError
-from pipelines.serving.application import APPLICATION, application_arguments, build
+from pipelines.serving.application import APPLICATION, application_arguments, build, changeable_options, deployment_name
 from pipelines.serving.config import ServeRun
 from pipelines.serving.inference_protocol.grpc_service import add_inference_service
 from pipelines.storage.config import StorageConfig
@@ -15,9 +15,9 @@ from pipelines.storage.s3_settings import settings_environment
 _HEAD = """\
 # serve deploy {name}
 #
-# Another checkpoint under `models` and `serve deploy` again: it is loaded in place, and answers once it has been tried.
-# Another `serve.replicas`: processes come and go. What else changes restarts detectors, one after the other.
-# `http_options` and `grpc_options` hold until `serve shutdown`.
+# Another checkpoint in a `user_config`, and `serve deploy` again: it is loaded in place, and answers once it has been
+# tried. Another number of replicas: processes come and go. Other arguments (`args`): all processes are replaced, one
+# after the other. `http_options` and `grpc_options` hold until `serve shutdown`.
 """
 
 
@@ -46,20 +46,24 @@ def deploy_document(run: ServeRun) -> dict[str, Any]:
     """
     if run.serve.use_gpu == "auto":
         raise ConfigError("serve.use_gpu: got 'auto', expected true or false for a file of another cluster")
-    options = instance_options(run)
+    instance = instance_options(run)
     if not run.serve.grpc_port:
-        del options["grpc_options"]
+        del instance["grpc_options"]
     application: dict[str, Any] = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": f"{build.__module__}:{build.__name__}",
         "args": application_arguments(run, use_gpu=run.serve.use_gpu),
+        "deployments": [
+            {"name": deployment_name(name), **options}
+            for name, options in changeable_options(run, use_gpu=run.serve.use_gpu).items()
+        ],
     }
     usual = settings_environment(StorageConfig())
     chosen = {name: value for name, value in settings_environment(run.storage).items() if usual.get(name) != value}
     if chosen:
         application["runtime_env"] = {"env_vars": chosen}
-    return {"proxy_location": "EveryNode", **options, "applications": [application]}
+    return {"proxy_location": "EveryNode", **instance, "applications": [application]}
 
 
 def write_deploy_file(run: ServeRun) -> None:

@@ -165,10 +165,14 @@ class DetectorService:
     def _opened(self, checkpoint: str) -> DetectorFeed:
         """A detector that has answered."""
         feed = DetectorFeed(partial(self._loaded, checkpoint), self._wait)
-        for size in _WARM_UP_SIZES:
-            pixels = decode_image(_test_image(*size), max_pixels=self._settings.max_pixels, apply_exif=True)
-            detected = feed.ask(pixels, arrived=time.monotonic(), decode_seconds=0.0).result()
-            _require_ok(checkpoint, detected.record)
+        try:
+            for size in _WARM_UP_SIZES:
+                pixels = decode_image(_test_image(*size), max_pixels=self._settings.max_pixels, apply_exif=True)
+                detected = feed.ask(pixels, arrived=time.monotonic(), decode_seconds=0.0).result()
+                _require_ok(checkpoint, detected.record)
+        except BaseException:
+            feed.close()
+            raise
         return feed
 
     def _loaded(self, checkpoint: str) -> Any:

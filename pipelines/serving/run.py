@@ -56,7 +56,7 @@ def check_run(run: ServeRun) -> None:
 def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     from ray import serve
 
-    from pipelines.serving.application import APPLICATION, application_arguments, build
+    from pipelines.serving.application import APPLICATION, application, application_arguments, changeable_options
     from pipelines.serving.deploy_file import instance_options
 
     use_gpu = run.serve.use_gpu if run.serve.use_gpu != "auto" else any(node.gpus for node in nodes())
@@ -71,7 +71,8 @@ def _served(run: ServeRun, tell: Callable[[str], None]) -> Iterator[str]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="EveryNode" if run.cluster.address else "HeadOnly", **instance_options(run))
     try:
-        serve.run(build(arguments), name=APPLICATION, route_prefix="/")
+        built = application(arguments, changeable_options(run, use_gpu=use_gpu))
+        serve.run(built, name=APPLICATION, route_prefix="/")
         yield f"http://{run.host}:{run.port}"
     finally:
         serve.shutdown()

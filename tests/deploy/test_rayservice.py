@@ -68,8 +68,9 @@ def test_ray_serve_takes_it() -> None:
 def test_there_are_machines_for_all_replicas_and_their_keys() -> None:
     cluster = read_service()["spec"]["rayClusterConfig"]
     (group,) = cluster["workerGroupSpecs"]
-    settings = config()["applications"][0]["args"]["serve"]
-    assert group["maxReplicas"] == settings["max_replicas"]
+    (application,) = config()["applications"]
+    settings = application["args"]["serve"]
+    assert group["maxReplicas"] == application["deployments"][0]["autoscaling_config"]["max_replicas"]
     for pod in (group["template"]["spec"], cluster["headGroupSpec"]["template"]["spec"]):
         (container,) = pod["containers"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from maskrcnn_core.config.person import COCO_KEYPOINTS, PERSON_SKELETON
 from maskrcnn_core.data.generated.pictures import generate_picture
 from maskrcnn_core.drawing.keypoints import DOUBTFUL
+from pipelines.serving.problems import Problem
 
 PAGE_HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -83,7 +84,7 @@ def _facts(request: Request) -> Response:
 
 def _answer(request: Request, file: _File | None) -> Response:
     if file is None:
-        return Response("not a file of the page", 404, PAGE_HEADERS, "text/plain")
+        raise Problem(404, "no such file of the page")
     headers = {**PAGE_HEADERS, "etag": file.tag}
     if request.headers.get("if-none-match") == file.tag:
         return Response(status_code=304, headers=headers)

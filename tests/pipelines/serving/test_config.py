@@ -81,10 +81,14 @@ def test_the_file_starts_the_same_service(tmp_path: Path, checkpoint: str) -> No
     document = yaml.safe_load(file.read_text())
     ServeDeploySchema.model_validate(document)
     (application,) = document["applications"]
-    assert application["args"]["models"] == {"default": checkpoint, "b": "s3://bucket/b"}
+    assert application["args"]["models"] == ["default", "b"]
+    by_name = {one["name"]: one for one in application["deployments"]}
+    checkpoints = {name: one["user_config"]["checkpoint"] for name, one in by_name.items()}
+    assert checkpoints == {"detector-default": checkpoint, "detector-b": "s3://bucket/b"}
+    assert by_name["detector-b"]["autoscaling_config"]["max_replicas"] == 3
     assert application["runtime_env"] == {"env_vars": {"AWS_REGION": "eu-west-1"}}
     given = config_of(application["args"]["serve"])
-    assert given == ServeConfig(use_gpu=False, max_replicas=3, timeout=20.0, grpc_port=9000)
+    assert given == ServeConfig(timeout=20.0, grpc_port=9000)
     built = build(application["args"])
     assert built._bound_deployment.name == "ingress"
 

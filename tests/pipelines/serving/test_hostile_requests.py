@@ -129,7 +129,7 @@ def test_a_body_has_its_status(server: LocalServer, case: str) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "status"),
     [
-        ("/", "GET", 404),
+        ("/page/none.js", "GET", 404),
         ("/v1", "GET", 404),
         ("/v1/detect", "GET", 405),
         ("/v1/models/none", "GET", 404),

@@ -154,14 +154,23 @@ class Asking:
             thread.join()
 
 
-def deploy(run: ServeRun) -> None:
-    """As `serve deploy` of a changed file."""
+def deploy(run: ServeRun, expected: str = "RUNNING") -> None:
+    """As `serve deploy` of the run's file, which needs Ray's dashboard for the same; waits for what becomes of it."""
     from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
-    from pipelines.serving.application import APPLICATION, application_arguments, build
+    from pipelines.serving.application import APPLICATION
+    from pipelines.serving.deploy_file import deploy_document
 
-    arguments = application_arguments(run, use_gpu=False)
-    serve.run(build(arguments), name=APPLICATION, route_prefix="/")
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(deploy_document(run)))
+    end = time.monotonic() + 240
+    while True:
+        time.sleep(0.5)
+        application = serve.status().applications[APPLICATION]
+        if application.status.value == expected:
+            break
+        assert time.monotonic() < end, application
 
 
 @pytest.mark.slow  # processes of Ray Serve start
@@ -173,9 +182,12 @@ def test_new_weights_come_in_place(served: Served, tmp_path: Path) -> None:
     predictor = load_predictor(str(other), PredictorSettings())
     found = predictor.predict([*served.contents.values()])
     rows = {name: label_row(one, predictor.fingerprint) for name, one in zip(served.contents, found, strict=True)}
+    deploy(served.run)
     pids = detector_pids()
     with Asking(served) as asking:
         deploy(replace(served.run, checkpoint=str(other)))
+        while served.ask("/v1/models")[1]["models"][0]["fingerprint"] == before:
+            time.sleep(0.2)
     assert detector_pids() == pids
     after = served.ask("/v1/models")[1]["models"][0]["fingerprint"]
     try:
@@ -191,9 +203,11 @@ def test_new_weights_come_in_place(served: Served, tmp_path: Path) -> None:
 def test_broken_weights_leave_the_old_ones(served: Served, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
+    deploy(served.run)
     before = served.ask("/v1/models")[1]["models"][0]["fingerprint"]
-    with Asking(served) as asking, pytest.raises(Exception, match="maskrcnn"):
-        deploy(replace(served.run, checkpoint=str(tmp_path / "broken")))
+    with Asking(served) as asking:
+        deploy(replace(served.run, checkpoint=str(tmp_path / "broken")), expected="DEPLOY_FAILED")
+        time.sleep(5)
     assert {status for _, status, _ in asking.answers} == {200}
     assert {record["model"] for _, _, record in asking.answers} == {before}
     deploy(served.run)
