@@ -55,6 +55,11 @@ BENCHMARKS = {
         config.BenchmarkRun,
         speed.label,
     ),
+    "serve": Benchmark(
+        "jobs.serve under load against a bare loop over its predictor, and against FastAPI with torchvision's detector",
+        config.ServingBenchmarkRun,
+        speed.serve,
+    ),
     "worker": Benchmark(
         "how busy a labelling worker keeps a GPU that only takes time, beside one that is drained at every group",
         config.WorkerBenchmarkRun,

@@ -26,7 +26,7 @@ PIPELINE_LEVELS: tuple[tuple[str, ...], ...] = (
     ("storage", "cluster"),
     ("annotations",),
     ("images", "labels", "verification", "conversion"),
-    ("labelling", "exporting"),
+    ("labelling", "exporting", "serving"),
     ("evaluation",),
     ("benchmarks", "report", "training"),
 )

@@ -7,6 +7,7 @@ from pipelines.benchmarks.config import (
     EncodingRun,
     InputBenchmarkRun,
     ReadingBenchmarkRun,
+    ServingBenchmarkRun,
     WorkerBenchmarkRun,
 )
 
@@ -121,6 +122,25 @@ def label(run: BenchmarkRun) -> int:
     print(f"  the detector of jobs.label was busy for {result.busy:.1%} of the time")
     print(f"  {result.machine}")
     return 0
+
+
+def serve(run: ServingBenchmarkRun) -> int:
+    """Servers under load."""
+    from pipelines.benchmarks.serving import benchmark_serve
+
+    result = benchmark_serve(run)
+    width = max(len(way.name) for way in result.ways)
+    print(f"  {result.requests} requests from {result.clients} clients, {result.images} different images")
+    for way in result.ways:
+        line = (
+            f"  {way.name:{width}}  {way.images_per_second:8.2f} images/s  {way.ratio:5.2f} of the loop  "
+            f"p50 {way.p50_ms:8.1f} ms  p99 {way.p99_ms:8.1f} ms  {way.lost} lost"
+        )
+        if way.wrong is not None and way.equal is not None:
+            line += f", {way.wrong} wrong, {way.equal:.1%} equal in every bit"
+        print(line if way.batch is None else f"{line}, mean batch {way.batch:.2f}")
+    print(f"  {result.machine}")
+    return int(any(way.lost or way.wrong for way in result.ways))
 
 
 def worker(run: WorkerBenchmarkRun) -> int:

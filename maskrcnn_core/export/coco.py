@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskrcnn_core.export.formats import ExportFormat, Written
-from maskrcnn_core.export.source import ExportFile, ExportImage, ExportStyle, LabelSource, Listed, Once
+from maskrcnn_core.export.source import ExportFile, ExportStyle, LabelSource, Listed, Once
 from maskrcnn_core.records.detections import DetectionRecord
 
 
@@ -24,19 +24,27 @@ def _results(source: LabelSource) -> Iterator[Once | Listed]:
     yield Once("[")
     for labelled in source.labelled():
         for detection in labelled.objects:
-            yield Listed(to_json(_result(detection, labelled.image)))
+            image = labelled.image
+            yield Listed(to_json(coco_result(detection, image.image_id, (image.height, image.width))))
     yield Once("\n]\n")
 
 
-def _result(detection: DetectionRecord, image: ExportImage) -> dict[str, Any]:
+def coco_result(detection: DetectionRecord, image_id: int, size: tuple[int | None, int | None]) -> dict[str, Any]:
+    """A detection in COCO's results format: box, mask and keypoints in one entry.
+
+    Args:
+        detection: in pixels of the image.
+        image_id: of the image.
+        size: its (height, width).
+    """
     result: dict[str, Any] = {
-        "image_id": image.image_id,
+        "image_id": image_id,
         "category_id": detection.category_id,
         "score": detection.score,
         "bbox": list(detection.bbox),
     }
     if detection.rle_counts is not None:
-        result["segmentation"] = {"size": [image.height, image.width], "counts": detection.rle_counts}
+        result["segmentation"] = {"size": list(size), "counts": detection.rle_counts}
     if detection.keypoints is not None:
         result["keypoints"] = list(detection.keypoints)
     return result

@@ -7,7 +7,7 @@ rectangle. Keypoints are regions of their own, with their object as `parentID`.
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -32,19 +32,31 @@ from maskrcnn_core.export.source import (
 )
 from maskrcnn_core.records.detections import DetectionRecord
 
-_FROM = {
-    "brushlabels": "masks",
-    "polygonlabels": "polygons",
-    "rectanglelabels": "boxes",
-    "keypointlabels": "keypoints",
-}
+
+@dataclass(frozen=True)
+class Controls:
+    """The tags of a labelling interface that regions refer to.
+
+    Attributes:
+        names: of the tags, by kind of region.
+        image: name of the image's tag.
+    """
+
+    names: Mapping[str, str]
+    image: str
+
+
+EXPORTED = Controls(
+    {"brushlabels": "masks", "polygonlabels": "polygons", "rectanglelabels": "boxes", "keypointlabels": "keypoints"},
+    "image",
+)
+"""Those of the interface that is written beside the tasks."""
 _TAGS = {
     "brushlabels": "BrushLabels",
     "polygonlabels": "PolygonLabels",
     "rectanglelabels": "RectangleLabels",
     "keypointlabels": "KeyPointLabels",
 }
-_TO = "image"
 _KEYPOINT_WIDTH = 0.5  # percent of the image
 
 
@@ -69,7 +81,7 @@ def _task(labelled: LabelledImage, model: str, style: ExportStyle, names: Mappin
     regions = [
         region
         for number, detection in enumerate(objects, 1)
-        for region in _regions(
+        for region in object_regions(
             replace(detection, category=names[detection.category_id]), image, f"object{number}", style
         )
     ]
@@ -80,26 +92,40 @@ def _task(labelled: LabelledImage, model: str, style: ExportStyle, names: Mappin
     return {"data": {"image": uri, "image_id": image.image_id}, "predictions": [prediction]}
 
 
-def _regions(detection: DetectionRecord, image: ExportImage, name: str, style: ExportStyle) -> Iterator[dict[str, Any]]:
+def object_regions(
+    detection: DetectionRecord, image: ExportImage, name: str, style: ExportStyle, controls: Controls = EXPORTED
+) -> Iterator[dict[str, Any]]:
+    """An object's mask, polygon or box, and its keypoints.
+
+    Args:
+        detection: its category is the label.
+        image: that it is in.
+        name: of its regions within the task.
+        style: polygons or masks.
+        controls: those of the project.
+
+    Raises:
+        StorageError: malformed run lengths.
+    """
     mask = mask_of(detection, image)
     if mask is None:
         x, y, w, h = detection.bbox
         spans = {"x": x, "width": w}, {"y": y, "height": h}
         value = _percent(spans[0], image.width) | _percent(spans[1], image.height) | {"rotation": 0}
-        yield _region("rectanglelabels", detection.category, value, image, name, detection.score)
+        yield _region("rectanglelabels", detection.category, value, image, name, detection.score, controls)
     elif style.polygons:
         points = mask_polygon(mask, style.tolerance) * (100 / image.width, 100 / image.height)
         value = {"points": points.round(4).tolist(), "closed": True}
-        yield _region("polygonlabels", detection.category, value, image, name, detection.score)
+        yield _region("polygonlabels", detection.category, value, image, name, detection.score, controls)
     else:
         value = {"format": "rle", "rle": rle_brush(mask, image.height, image.width)}
-        yield _region("brushlabels", detection.category, value, image, name, detection.score)
+        yield _region("brushlabels", detection.category, value, image, name, detection.score, controls)
     if detection.keypoints is not None:
-        yield from _keypoints(detection.keypoints, image, name, style)
+        yield from _keypoints(detection.keypoints, image, name, style, controls)
 
 
 def _keypoints(
-    keypoints: tuple[float, ...], image: ExportImage, parent: str, style: ExportStyle
+    keypoints: tuple[float, ...], image: ExportImage, parent: str, style: ExportStyle, controls: Controls
 ) -> Iterator[dict[str, Any]]:
     flat = labelled_keypoints(keypoints, style.min_keypoint_score)
     names = keypoint_names(len(flat) // 3)
@@ -107,9 +133,8 @@ def _keypoints(
         if v:
             value = _percent({"x": x + 0.5}, image.width) | _percent({"y": y + 0.5}, image.height)
             value["width"] = _KEYPOINT_WIDTH
-            region = _region(
-                "keypointlabels", names[index], value, image, f"{parent}-{names[index]}", keypoints[3 * index + 2]
-            )
+            name, score = f"{parent}-{names[index]}", keypoints[3 * index + 2]
+            region = _region("keypointlabels", names[index], value, image, name, score, controls)
             yield region | {"parentID": parent}
 
 
@@ -118,13 +143,13 @@ def _percent(values: dict[str, float], size: int) -> dict[str, Any]:
 
 
 def _region(
-    kind: str, label: str, value: dict[str, Any], image: ExportImage, name: str, score: float
+    kind: str, label: str, value: dict[str, Any], image: ExportImage, name: str, score: float, controls: Controls
 ) -> dict[str, Any]:
     return {
         "id": name,
         "type": kind,
-        "from_name": _FROM[kind],
-        "to_name": _TO,
+        "from_name": controls.names[kind],
+        "to_name": controls.image,
         "original_width": image.width,
         "original_height": image.height,
         "image_rotation": 0,
@@ -138,14 +163,14 @@ def _interface(survey: Survey, style: ExportStyle) -> str:
     categories = survey.shown_names.values()
     counts = sorted(set(survey.num_keypoints.values()))
     keypoints = list(dict.fromkeys(name for count in counts for name in keypoint_names(count)))
-    lines = ["<View>", f'  <Image name="{_TO}" value="$image" zoom="true"/>']
+    lines = ["<View>", f'  <Image name="{EXPORTED.image}" value="$image" zoom="true"/>']
     unused = "brushlabels" if style.polygons else "polygonlabels"
     for kind, tag in _TAGS.items():
         if kind == unused:
             continue
         labels: Collection[str] = keypoints if kind == "keypointlabels" else categories
         if labels:
-            lines.append(f'  <{tag} name="{_FROM[kind]}" toName="{_TO}">')
+            lines.append(f'  <{tag} name="{EXPORTED.names[kind]}" toName="{EXPORTED.image}">')
             lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]
             lines.append(f"  </{tag}>")
     return "\n".join([*lines, "</View>", ""])

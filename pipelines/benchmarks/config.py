@@ -66,6 +66,42 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True)
+class ServingBenchmarkRun:
+    """Measure requests to jobs.serve, beside a plain server; both run on this machine."""
+
+    checkpoint: str = ""
+    """Checkpoint folder to serve, without a peer; empty = torchvision's Mask R-CNN with random weights, both sides."""
+    images: str | None = None
+    """Folder of images; null = generated ones."""
+    num_images: int = 50
+    """How many different ones."""
+    requests: int = 1000
+    """Requests of one image to each server."""
+    clients: int = 32
+    """That ask at the same time."""
+    short_side: int = 256
+    """Short side of the network's input, pixels, where no checkpoint is given."""
+    max_detections: int = 100
+    """Detections of an image, where no checkpoint is given; the random weights always find that many."""
+    batch_pixels: int = 0
+    """As serve.batch_pixels, of our side."""
+    threads: int = 0
+    """CPU threads of each detector; 0 = the machine's cores."""
+    use_gpu: bool = False
+    """Compute on the GPU, both sides."""
+    output: str = ""
+    """JSON file for all figures; empty = none."""
+
+    def __post_init__(self) -> None:
+        require_typed("", self)
+        for name in ("num_images", "requests", "clients", "max_detections"):
+            require_positive(name, getattr(self, name))
+        for name in ("batch_pixels", "threads"):
+            require_not_negative(name, getattr(self, name))
+        require_between("short_side", self.short_side, 1, MAX_SIDE)
+
+
+@dataclass(frozen=True)
 class InputBenchmarkRun:
     """Measure the way from image files to training batches."""
 

@@ -1,4 +1,4 @@
-"""What KubeRay's operator refuses in a RayJob, as far as it concerns manifests such as deploy/'s, in words of our own.
+"""What KubeRay's operator refuses in RayJobs and RayServices, as far as it concerns deploy/'s, in words of our own.
 
 The rules are those of KubeRay 1.7.0, ray-operator/controllers/ray/utils/validation.go: ValidateRayJobMetadata,
 ValidateRayJobSpec and ValidateRayClusterSpec. Its schema says which fields there are and of what types.
@@ -23,6 +23,18 @@ _RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
 def refusals(job: Manifest) -> list[str]:
     """What the operator would refuse the RayJob for; empty = it takes it."""
     return [*_of_job(job), *_of_cluster(job["spec"]["rayClusterSpec"])]
+
+
+def refusals_of_service(service: Manifest) -> list[str]:
+    """The same of a RayService (ValidateRayServiceMetadata and ValidateRayServiceSpec)."""
+    name, cluster = service["metadata"]["name"], service["spec"]["rayClusterConfig"]
+    named = len(name) <= _LONGEST_NAME and _DNS_LABEL.fullmatch(name) is not None
+    kind = service["spec"].get("upgradeStrategy", {}).get("type", "NewCluster")
+    return [
+        *([] if named else [f"metadata.name: {name}"]),
+        *([] if kind in ("None", "NewCluster") else [f"upgradeStrategy.type: {kind}"]),
+        *_of_cluster(cluster),
+    ]
 
 
 def _of_job(job: Manifest) -> Iterator[str]:

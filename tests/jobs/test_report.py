@@ -12,15 +12,12 @@ import pytest
 from jobs import evaluate, report
 from maskrcnn_core.records.labels import record_from_row, record_schema, records_to_table, schema_categories
 from maskrcnn_core.report.settings import PicturesConfig
+from tests.browser import open_chromium
 from tests.pipelines.label_runs import write_label_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-BROWSER_ARGUMENTS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 SMALL = ["--pictures.per_gallery", "3", "--pictures.side", "96"]
 EVIL = "<img src=x onerror=alert(1)>\"'&.jpg"
 
@@ -114,15 +111,8 @@ def test_pictures_stay_small_by_default() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=BROWSER_ARGUMENTS, timeout=120_000)
+    with open_chromium() as opened:
         yield opened
-        opened.close()
 
 
 class Opened:
