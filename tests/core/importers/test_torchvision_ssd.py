@@ -1,5 +1,5 @@
-"""torchvision's SSD checkpoints: what is told from the keys, and what is said of a file that does not fit. The numbers
-are compared in `tests/core/model/test_torchvision_ssd_parity.py`."""
+"""torchvision's SSD checkpoints: what is told from the keys, and what is said of a file that does not fit. The
+numbers are compared in `tests/core/model/test_torchvision_ssd_parity.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
