@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator["Browser"]:
     with open_chromium() as opened:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The page's example pictures as files, by number."""
     folder = tmp_path_factory.mktemp("examples")
@@ -42,7 +42,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return files
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(browser: "Browser", examples: dict[int, Path]) -> Iterator[tuple[PageServer, str]]:
     """Needs the browser first: without one, nothing is set up in vain."""
     known = example_records({number: file.read_bytes() for number, file in examples.items()})
