@@ -16,7 +16,7 @@ from maskrcnn_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-JOBS = ("train", "label", "evaluate", "verify", "report", "export", "convert", "demo", "benchmark")
+JOBS = ("train", "label", "evaluate", "verify", "report", "export", "convert", "priors", "demo", "benchmark")
 
 MOST_README_LINES = 170
 MOST_WORDS = 40
