@@ -129,8 +129,9 @@ def _beginning(boxes: Floats, number: int, random: np.random.Generator) -> Float
 def _nearest(boxes: Floats, means: Floats) -> tuple[NDArray[np.int64], Floats]:
     """[boxes] the nearest mean of each, and its highest IoU with any; some rows at once, for memory."""
     parts = [boxes[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(boxes), _ROWS_AT_ONCE)]
-    nearest = np.concatenate([_distances(part, means).argmin(axis=1) for part in parts])
-    return nearest, np.concatenate([_ious(part, means).max(axis=1) for part in parts])
+    nearest: NDArray[np.int64] = np.concatenate([_distances(part, means).argmin(axis=1) for part in parts])
+    ious: Floats = np.concatenate([_ious(part, means).max(axis=1) for part in parts])
+    return nearest, ious
 
 
 def _distances(boxes: Floats, means: Floats) -> Floats:
