@@ -38,8 +38,8 @@ def run(settings: ConvertRun) -> int:
         where = f"the weights are {printable(file.place)}; " if file.place else ""
         print(f"{printable(settings.source)}: {where}left out: {listed(file.left_out)}")
     parts = [config.backbone.name, config.pyramid.kind]
-    heads = (("boxes", config.box_head), ("masks", config.mask_head), ("keypoints", config.keypoint_head))
-    parts += [name for name, head in heads if head.enabled] or ["proposals"]
+    parts.append("boxes" if config.finds == "detections" else "proposals")
+    parts += [name for name, head in (("masks", config.mask_head), ("keypoints", config.keypoint_head)) if head.enabled]
     print(printable(f"checkpoint: {settings.output} ({', '.join(parts)}; {len(config.categories)} categories)"))
     needs = "" if config.dense.enabled else " --proposals URI"
     needs += "" if config.finds == "detections" else " --label.record proposals"

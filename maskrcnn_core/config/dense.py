@@ -1,61 +1,38 @@
-"""The dense stage: anchors, and what is predicted for each of them."""
+"""The dense stage: anchors, and what is predicted for each of them. Its parts have a file each."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.config.checks import require, require_between, require_fraction, require_not_negative, require_typed
-from maskrcnn_core.config.limits import MAX_LAYERS, MAX_LISTED, MAX_PIXEL, MAX_REGIONS
-
-
-@dataclass(frozen=True)
-class AnchorConfig:
-    """The sliding windows of the dense stage."""
-
-    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """Square root of the anchor's area, input pixels: one for each pyramid level, finest first, or see every_level."""
-    every_level: bool = False
-    """All sizes at every position of every level (one-map models; torchvision's MobileNet models)."""
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height / width of the anchors at every position."""
-    rounded: bool = False
-    """Round anchor corners to whole pixels as torchvision does."""
-    fitted_strides: bool = False
-    """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
-    64)."""
-
-    def __post_init__(self) -> None:
-        require_typed("model.dense.anchors", self)
-        require(
-            0 < len(self.sizes) <= MAX_LISTED,
-            "model.dense.anchors.sizes",
-            self.sizes,
-            f"at least one size, up to {MAX_LISTED}",
-        )
-        require(
-            all(1e-3 <= s <= MAX_PIXEL for s in self.sizes),
-            "model.dense.anchors.sizes",
-            self.sizes,
-            "numbers above 0, in pixels",
-        )
-        require(
-            0 < len(self.ratios) <= MAX_LISTED and all(1e-3 <= r <= 1e3 for r in self.ratios),
-            "model.dense.anchors.ratios",
-            self.ratios,
-            f"numbers above 0 (0.001 to 1000), up to {MAX_LISTED}",
-        )
+from maskrcnn_core.config.dense_anchors import AnchorConfig as AnchorConfig
+from maskrcnn_core.config.dense_detection import DenseDetectionConfig
+from maskrcnn_core.config.dense_head import BoxCodingConfig, DenseHeadConfig
+from maskrcnn_core.config.dense_loss import DenseLossConfig
+from maskrcnn_core.config.limits import MAX_LAYERS, MAX_REGIONS
 
 
 @dataclass(frozen=True)
 class DenseConfig:
     """What is predicted for every position: the Region Proposal Network (Ren et al., NeurIPS 2015; per level as in
-    FPN)."""
+    FPN), or a one-stage detector."""
 
     enabled: bool = True
     """False: no dense stage; proposals come from a file (data.train.proposals, jobs.label --proposals)."""
+    finds: Literal["proposals", "detections"] = "proposals"
+    """proposals = regions, whatever is in them, for a region stage; detections = objects of every category, without a
+    box head behind (one-stage detectors)."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchor boxes."""
+    head: DenseHeadConfig = field(default_factory=DenseHeadConfig)
+    """The network."""
+    coding: BoxCodingConfig = field(default_factory=BoxCodingConfig)
+    """How its numbers say where a box is."""
+    loss: DenseLossConfig = field(default_factory=DenseLossConfig)
+    """What it learns by."""
+    detection: DenseDetectionConfig = field(default_factory=DenseDetectionConfig)
+    """Which of its boxes become detections, where it finds these."""
     convs: int = 1
-    """3x3 convolutions before the two predictors."""
+    """3x3 convolutions before the predictors; of each tower (RetinaNet, FCOS: 4)."""
     positive_overlap: float = 0.7
     """An anchor with at least this IoU with an object is positive."""
     negative_overlap: float = 0.3
@@ -107,3 +84,38 @@ class DenseConfig:
         )
         require_not_negative("model.dense.min_size", self.min_size)
         require_not_negative("model.dense.smooth_l1_beta", self.smooth_l1_beta)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Parts that do not go together."""
+        require(
+            self.finds == "proposals" or self.loss.kind != "sampled",
+            "model.dense.loss.kind",
+            self.loss.kind,
+            "focal or points where model.dense.finds is detections: sampled anchors learn no classes",
+        )
+        require(
+            self.loss.kind != "points" or self.coding.kind == "edges",
+            "model.dense.coding.kind",
+            self.coding.kind,
+            "edges where model.dense.loss.kind is points",
+        )
+        score_from = self.detection.score_from
+        require(
+            score_from != "centreness" or self.head.objectness,
+            "model.dense.detection.score_from",
+            score_from,
+            "sigmoid where model.dense.head.objectness is false: nothing says how central an anchor is",
+        )
+        require(
+            not self.head.objectness or self.loss.kind == "points",
+            "model.dense.head.objectness",
+            self.head.objectness,
+            f"false where model.dense.loss.kind is {self.loss.kind}: nothing teaches it",
+        )
+        require(
+            score_from != "softmax" or self.loss.kind not in ("focal", "points"),
+            "model.dense.detection.score_from",
+            score_from,
+            f"sigmoid where model.dense.loss.kind is {self.loss.kind}, which learns each class by itself",
+        )

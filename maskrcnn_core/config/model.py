@@ -6,11 +6,12 @@ flags. What belongs to one run is in `config.py` of its pipeline. Networks take 
 importers may take a section; only `model/build.py` and `pipelines/` see the whole tree.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from maskrcnn_core.config.checks import require, require_typed
 from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_detection import DenseDetectionConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_CATEGORIES
@@ -65,11 +66,21 @@ class ModelConfig:
         )
         ids = [category.id for category in self.categories]
         require(len(set(ids)) == len(ids), "model.categories", ids, "unique category ids")
-        levels = self.pyramid.num_levels
+        self._check_stages()
         require(
-            self.dense.anchors.every_level or len(self.dense.anchors.sizes) == levels,
+            self.box_head.layers > 0 or self.box_head.convs == 0,
+            "model.box_head.convs",
+            self.box_head.convs,
+            "0 where model.box_head.layers is 0",
+        )
+
+    def _check_stages(self) -> None:
+        """Stages that do not go together."""
+        levels, anchors = self.pyramid.num_levels, self.dense.anchors
+        require(
+            anchors.num_levels in (None, levels),
             "model.dense.anchors.sizes",
-            self.dense.anchors.sizes,
+            anchors.sizes,
             f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
         )
         require(
@@ -78,21 +89,41 @@ class ModelConfig:
             self.dense.enabled,
             "true where model.box_head.enabled is false: nothing would be left to learn",
         )
+        require(
+            self.dense.finds == "proposals" or not self.box_head.enabled,
+            "model.box_head.enabled",
+            self.box_head.enabled,
+            "false where model.dense.finds is detections: the boxes are the dense stage's",
+        )
         for name, head in (("mask_head", self.mask_head), ("keypoint_head", self.keypoint_head)):
             require(
-                self.box_head.enabled or not head.enabled,
+                self.finds == "detections" or not head.enabled,
                 f"model.{name}.enabled",
                 head.enabled,
-                "false where model.box_head.enabled is false: masks and keypoints are predicted on its boxes",
+                "false where model.box_head.enabled is false and model.dense.finds is proposals: masks and keypoints "
+                "are predicted on the boxes of detections",
             )
         require(
-            self.box_head.layers > 0 or self.box_head.convs == 0,
-            "model.box_head.convs",
-            self.box_head.convs,
-            "0 where model.box_head.layers is 0",
+            self.box_head.enabled or not self.mask_head.enabled or self.mask_head.regions == "refined",
+            "model.mask_head.regions",
+            self.mask_head.regions,
+            "refined where model.box_head.enabled is false: detections come from no proposals",
         )
 
     @property
     def finds(self) -> Literal["proposals", "detections"]:
         """What the last stage gives: regions without a class, or objects."""
-        return "detections" if self.box_head.enabled else "proposals"
+        return "detections" if self.box_head.enabled else self.dense.finds
+
+    @property
+    def detection(self) -> BoxHeadConfig | DenseDetectionConfig:
+        """The section that says which boxes become detections: of the stage that finds them."""
+        return self.box_head if self.box_head.enabled else self.dense.detection
+
+    def with_detection(self, *, min_score: float | None = None, max_detections: int | None = None) -> "ModelConfig":
+        """The same model with other numbers of detections; None keeps what it has."""
+        other = {"min_score": min_score, "max_detections": max_detections}
+        given: dict[str, Any] = {name: value for name, value in other.items() if value is not None}
+        if self.box_head.enabled:
+            return replace(self, box_head=replace(self.box_head, **given))
+        return replace(self, dense=replace(self.dense, detection=replace(self.dense.detection, **given)))

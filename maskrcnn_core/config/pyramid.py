@@ -21,8 +21,10 @@ class PyramidConfig:
     """Normalisation after each convolution (fpn); frozen_batch = constant affine, from imported weights."""
     levels: tuple[int, ...] = (2, 3, 4, 5)
     """Trunk stages that enter (fpn, in_network): 2 = stride 4 .. 5 = stride 32."""
-    extra: Literal["max_pool", "none"] = "max_pool"
-    """One more level for the RPN: the coarsest one subsampled by two (fpn, in_network)."""
+    extra: Literal["max_pool", "none", "p6p7_on_p5", "p6p7_on_c5"] = "max_pool"
+    """More levels for the dense stage (fpn, in_network): max_pool = the coarsest one subsampled by two (FPN);
+    p6p7_on_p5, p6p7_on_c5 = two by 3x3 convolutions with stride 2, from the coarsest level (FCOS) or from the trunk's
+    own map (RetinaNet)."""
 
     def __post_init__(self) -> None:
         require_typed("model.pyramid", self)
@@ -47,4 +49,4 @@ class PyramidConfig:
         """How many maps the RPN slides over."""
         if self.kind in ("c4", "dc5"):
             return 1
-        return len(self.levels) + (self.extra == "max_pool")
+        return len(self.levels) + {"none": 0, "max_pool": 1, "p6p7_on_p5": 2, "p6p7_on_c5": 2}[self.extra]

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.model import Category, ModelConfig

@@ -75,8 +75,8 @@ def prepared(detector: Detector, config: ModelConfig, settings: PredictorSetting
     detector.to(chosen.device).to(memory_format=torch.channels_last)
     return (
         detector.adapted(
-            min_score=config.box_head.min_score,
-            max_detections=config.box_head.max_detections,
+            min_score=config.detection.min_score,
+            max_detections=config.detection.max_detections,
             max_proposals=config.dense.post_nms_test,
             maps=CompiledByShape(detector.maps) if settings.compile else None,
         )

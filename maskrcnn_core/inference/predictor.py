@@ -314,11 +314,11 @@ def load_predictor(checkpoint: str, settings: PredictorSettings | None = None) -
 
 
 def _merge_rule(config: ModelConfig) -> MergeRule:
-    box_head, keypoint_head = config.box_head, config.keypoint_head
+    detection, keypoint_head = config.detection, config.keypoint_head
     return MergeRule(
-        nms_overlap=box_head.nms_overlap,
-        max_detections=box_head.max_detections,
-        nms_per_class=box_head.nms_per_class,
+        nms_overlap=detection.nms_overlap,
+        max_detections=detection.max_detections,
+        nms_per_class=detection.nms_per_class,
         mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
     )
 

@@ -160,6 +160,11 @@ def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
                 "proposals: not given, but the checkpoint has no RPN; give --proposals URI, the output of "
                 "jobs.label --label.record proposals with a checkpoint that has one"
             )
+        if settings.proposals and not config.box_head.enabled:
+            raise ConfigError(
+                "proposals: are given, but the checkpoint is a one-stage detector, which finds its boxes itself; leave "
+                "them out"
+            )
         masks_elsewhere = config.mask_head.enabled and config.mask_head.regions == "proposals"
         if masks_elsewhere and (settings.test_short_sides or settings.test_flip):
             raise ConfigError(
@@ -173,12 +178,7 @@ def with_overrides(config: ModelConfig, settings: PredictorSettings) -> ModelCon
     if settings.record == "proposals":
         most = settings.max_detections or config.dense.post_nms_test
         return replace(config, dense=replace(config.dense, post_nms_test=most))
-    box_head = config.box_head
-    if settings.min_score is not None:
-        box_head = replace(box_head, min_score=settings.min_score)
-    if settings.max_detections is not None:
-        box_head = replace(box_head, max_detections=settings.max_detections)
-    return replace(config, box_head=box_head)
+    return config.with_detection(min_score=settings.min_score, max_detections=settings.max_detections)
 
 
 def deciding_settings(settings: PredictorSettings) -> dict[str, Any]:

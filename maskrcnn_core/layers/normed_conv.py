@@ -12,7 +12,7 @@ from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 _GROUPS = 32
 
 
-def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> nn.Module:
+def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str, *, bias: bool | None = None) -> nn.Module:
     """A convolution that keeps height and width, and the normalisation of its output.
 
     Args:
@@ -20,17 +20,20 @@ def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> 
         norm: "none" (with a bias); "frozen_batch": batch norm with fixed statistics, a constant affine that starts as
             the identity and that an imported checkpoint fills; "group": 32 groups, fewer where they do not divide the
             width.
+        bias: of the convolution; None = only where no norm follows.
 
     Returns:
         [N, in_channels, H, W] -> [N, out_channels, H, W]. Parameters: `weight` (and `bias`; or `scale` and `shift`);
-        for "group" those of the convolution are `0.weight`, of the norm `1.weight` and `1.bias`.
+        for "group" those of the convolution are `0.weight` (and `0.bias`), of the norm `1.weight` and `1.bias`.
 
     Raises:
         ConfigError: an unknown norm.
     """
     if norm not in ("none", "frozen_batch", "group"):
         raise ConfigError(f"norm: got {norm!r}, expected 'none', 'frozen_batch' or 'group'")
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none" if bias is None else bias
+    )
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -1,16 +1,22 @@
 """Configuration -> detector, one function a part. The only file of the model that reads the configuration."""
 
 from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
+from maskrcnn_core.config.dense_detection import DenseDetectionConfig
 from maskrcnn_core.config.heads import BoxHeadConfig
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.box_coding import DeltaCoding
-from maskrcnn_core.model.dense.anchors import AnchorRule
+from maskrcnn_core.model.box_coding import BoxCoding, DeltaCoding, EdgeCoding
+from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, RatioAnchors
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
+from maskrcnn_core.model.dense.focal_loss import FocalLoss
 from maskrcnn_core.model.dense.head import DenseHead
-from maskrcnn_core.model.dense.losses import SampledLoss
+from maskrcnn_core.model.dense.losses import DenseLoss, SampledLoss
+from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
+from maskrcnn_core.model.dense.shared_head import SharedHead
+from maskrcnn_core.model.dense.tower_head import TowerHead
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
@@ -44,7 +50,8 @@ def build_detector(config: ModelConfig, *, load_pretrained: bool) -> Detector:
     region_trunk = take_region_trunk(trunk) if config.pyramid.kind == "c4" else None
     pyramid = _pyramid(config, trunk)
     dense = _dense_stage(config, pyramid) if config.dense.enabled else None
-    regions = _region_stage(config, pyramid, region_trunk) if config.box_head.enabled else None
+    per_region = any(head.enabled for head in (config.box_head, config.mask_head, config.keypoint_head))
+    regions = _region_stage(config, pyramid, region_trunk) if per_region else None
     return Detector(trunk, pyramid, dense, regions)
 
 
@@ -78,28 +85,89 @@ def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
 
 
 def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
-    dense = config.dense
-    anchors = AnchorRule(
-        dense.anchors.sizes,
-        dense.anchors.ratios,
-        dense.anchors.rounded,
-        dense.anchors.fitted_strides,
-        dense.anchors.every_level,
-    )
+    dense, detection = config.dense, config.dense.detection
+    anchors = _anchors(dense.anchors)
     return DenseStage(
-        DenseHead(pyramid.channels, anchors.per_position, dense.convs),
+        _dense_head(config, pyramid.channels, anchors.per_level(len(pyramid.strides))),
         anchors,
-        DeltaCoding(),
+        _dense_coding(dense),
         _dense_loss(dense),
         DenseRules(
             train=_proposal_rule(dense, dense.pre_nms_train, dense.post_nms_train),
             test=_proposal_rule(dense, dense.pre_nms_test, dense.post_nms_test),
-            detection=detection_rule(config.box_head),
+            detection=detection_rule(detection),
+            score_from=detection.score_from,
+            candidates_of=detection.candidates_of,
         ),
     )
 
 
-def _dense_loss(dense: DenseConfig) -> SampledLoss:
+def _anchors(anchors: AnchorConfig) -> AnchorRule:
+    if anchors.kind == "octaves":
+        return OctaveAnchors(
+            anchors.sizes,
+            anchors.ratios,
+            anchors.octave_steps,
+            anchors.whole_sizes,
+            anchors.rounded,
+            anchors.fitted_strides,
+            anchors.offset,
+        )
+    return RatioAnchors(
+        anchors.sizes,
+        anchors.ratios,
+        anchors.rounded,
+        anchors.fitted_strides,
+        anchors.every_level,
+        anchors.offset,
+    )
+
+
+def _dense_head(config: ModelConfig, channels: int, num_anchors: tuple[int, ...]) -> DenseHead:
+    """Args: channels of every level; num_anchors at each position of each level."""
+    dense, head = config.dense, config.dense.head
+    num_classes = len(config.categories) if dense.finds == "detections" else 1
+    num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
+    if head.kind == "towers":
+        return TowerHead(
+            channels,
+            num_anchors[0],
+            dense.convs,
+            num_logits,
+            norm=head.norm,
+            norm_bias=head.norm_bias,
+            objectness=head.objectness,
+            prior=head.prior,
+        )
+    return SharedHead(channels, num_anchors[0], dense.convs, num_logits)
+
+
+def _dense_coding(dense: DenseConfig) -> BoxCoding:
+    return EdgeCoding() if dense.coding.kind == "edges" else DeltaCoding(dense.coding.weights)
+
+
+def _dense_loss(dense: DenseConfig) -> DenseLoss:
+    loss = dense.loss
+    if loss.kind == "focal":
+        return FocalLoss(
+            positive_overlap=dense.positive_overlap,
+            negative_overlap=dense.negative_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            alpha=loss.alpha,
+            gamma=loss.gamma,
+            divisor=loss.divisor,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
+    if loss.kind == "points":
+        return PointLoss(
+            crowd_overlap=dense.crowd_overlap,
+            alpha=loss.alpha,
+            gamma=loss.gamma,
+            centre_radius=loss.centre_radius,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
     return SampledLoss(
         positive_overlap=dense.positive_overlap,
         negative_overlap=dense.negative_overlap,
@@ -118,7 +186,7 @@ def _proposal_rule(dense: DenseConfig, pre_nms: int, post_nms: int) -> ProposalR
 def _region_stage(config: ModelConfig, pyramid: Pyramid, trunk: RegionTrunk | None) -> RegionStage:
     regions = config.regions
     return RegionStage(
-        _box_part(config, pyramid, trunk),
+        _box_part(config, pyramid, trunk) if config.box_head.enabled else None,
         _mask_part(config, pyramid, trunk) if config.mask_head.enabled else None,
         _keypoint_part(config, pyramid, trunk) if config.keypoint_head.enabled else None,
         trunk=trunk,
@@ -224,15 +292,15 @@ def _side(bins: int, trunk: RegionTrunk | None) -> int:
     return bins if trunk is None else -(-bins // trunk.stride)
 
 
-def detection_rule(box_head: BoxHeadConfig) -> DetectionRule:
+def detection_rule(detection: BoxHeadConfig | DenseDetectionConfig) -> DetectionRule:
     """Which scored boxes become detections."""
     return DetectionRule(
-        min_score=box_head.min_score,
-        max_candidates=box_head.max_candidates,
-        nms_overlap=box_head.nms_overlap,
-        max_detections=box_head.max_detections,
-        min_size=box_head.min_size,
-        nms=box_head.nms,
-        soft_sigma=box_head.soft_sigma,
-        nms_per_class=box_head.nms_per_class,
+        min_score=detection.min_score,
+        max_candidates=detection.max_candidates,
+        nms_overlap=detection.nms_overlap,
+        max_detections=detection.max_detections,
+        min_size=detection.min_size,
+        nms=detection.nms,
+        soft_sigma=detection.soft_sigma,
+        nms_per_class=detection.nms_per_class,
     )

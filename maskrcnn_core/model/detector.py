@@ -26,13 +26,15 @@ _NO_PROPOSALS = (
 
 class Detector(nn.Module):
     """Mask R-CNN (He et al., ICCV 2017) and its relatives: without masks Faster R-CNN, without a dense stage Fast
-    R-CNN, without a region stage an RPN or, with K classes, a one-stage detector.
+    R-CNN, without a region stage an RPN or, with K classes, a one-stage detector, such as RetinaNet. A region stage
+    without a box part adds masks and keypoints to that.
 
     Args:
         trunk: image -> feature maps.
         pyramid: feature maps -> levels that everything else is computed from.
         dense: levels -> proposals or detections; None: proposals are given.
-        regions: proposals -> detections; None: the dense stage is all there is.
+        regions: proposals -> detections, or, without a box part, detections -> masks and keypoints; None: the dense
+            stage is all there is.
         fixed_size_on: types of devices on which no shape may depend on data (`structures`, "Fixed sizes").
         maps: [N, 3, H, W] -> levels, in place of pyramid after trunk, where they have been compiled.
     """
@@ -130,8 +132,9 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def boxes(self, features: ImageFeatures, proposals: Proposals | None = None) -> Detections:
-        """Boxes, scores and labels in the input frame, of the last stage; proposals in the input frame."""
-        if self.regions is None:
+        """Boxes, scores and labels in the input frame, of the last stage that makes boxes; proposals in the input
+        frame."""
+        if self.regions is None or self.regions.box is None:
             if self.dense is None:
                 raise ConfigError(_NO_PROPOSALS)
             return self.dense.detections(features)
@@ -173,7 +176,7 @@ class Detector(nn.Module):
             test = replace(dense.rules.test, post_nms=max_proposals)
             detection = replace(dense.rules.detection, min_score=min_score, max_detections=max_detections)
             dense = dense.with_rules(replace(dense.rules, test=test, detection=detection))
-        if regions is not None:
+        if regions is not None and regions.box is not None:
             detection = replace(regions.box.detection, min_score=min_score, max_detections=max_detections)
             regions = regions.with_detection(detection)
         return Detector(self.trunk, self.pyramid, dense, regions, fixed_size_on=self._fixed_size_on, maps=maps)

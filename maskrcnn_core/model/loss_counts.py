@@ -28,17 +28,22 @@ class LossSum:
         total: sum over the samples of this process, scalar float32.
         count: number of these samples, scalar int64.
         weight: factor of the quotient.
+        smoothed: what it is divided by instead of the divisor that it is given, such as an average over steps.
     """
 
     total: Tensor
     count: Tensor
     weight: float = 1.0
+    smoothed: Callable[[Tensor], Tensor] | None = None
 
 
 def divided(sums: Mapping[str, LossSum], count: Normalizer) -> dict[str, Tensor]:
     """The losses, scalars by name; `count` is called once, also where there are none of this process's samples."""
     divisors = count(torch.stack([loss.count for loss in sums.values()]))
-    quotients = {name: loss.total / divisor for (name, loss), divisor in zip(sums.items(), divisors, strict=True)}
+    quotients = {
+        name: loss.total / (divisor if loss.smoothed is None else loss.smoothed(divisor))
+        for (name, loss), divisor in zip(sums.items(), divisors, strict=True)
+    }
     return {name: loss if sums[name].weight == 1.0 else sums[name].weight * loss for name, loss in quotients.items()}
 
 

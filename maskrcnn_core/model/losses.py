@@ -44,7 +44,31 @@ def box_regression_loss(
     loss_type: str,
     beta: float,
 ) -> Tensor:
-    """Sum of a box loss over the counted boxes.
+    """Sum of a box loss over the counted boxes: of `box_regression_losses`, whose arguments it has.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ConfigError: an unknown type.
+    """
+    if loss_type == "smooth_l1":
+        return smooth_l1_sum(deltas, coding.encode(wanted, references), counted, beta)
+    losses = box_regression_losses(deltas, references, wanted, counted, coding=coding, loss_type=loss_type, beta=beta)
+    return losses.sum()
+
+
+def box_regression_losses(
+    deltas: Tensor,
+    references: Tensor,
+    wanted: Tensor,
+    counted: Tensor,
+    *,
+    coding: BoxCoding,
+    loss_type: str,
+    beta: float,
+) -> Tensor:
+    """The box loss of each counted box, 0 for the others.
 
     Args:
         deltas: [..., 4] regression output.
@@ -56,20 +80,23 @@ def box_regression_loss(
         beta: of smooth L1; 0 = L1.
 
     Returns:
-        Scalar.
+        [...].
 
     Raises:
         ConfigError: an unknown type.
     """
     if loss_type == "smooth_l1":
-        return smooth_l1_sum(deltas, coding.encode(wanted, references), counted, beta)
+        # Selected before the loss, as in `smooth_l1_sum`.
+        code = torch.where(counted[..., None], coding.encode(wanted, references), deltas.detach())
+        each = functional.smooth_l1_loss(deltas, code, beta=beta, reduction="none")
+        return each.sum(dim=-1)
     if loss_type not in ("giou", "ciou"):
         raise ConfigError(f"box_loss: got {loss_type!r}, expected 'smooth_l1', 'giou' or 'ciou'")
     # Selected before the loss, as in `smooth_l1_sum`: an uncounted slot becomes a box that is right.
     moves = torch.where(counted[..., None], deltas, 0.0)
     predicted = coding.decode(moves, real_or_unit(references, counted))
     losses = (giou_losses if loss_type == "giou" else ciou_losses)(predicted, real_or_unit(wanted, counted))
-    return torch.where(counted, losses, 0.0).sum()
+    return torch.where(counted, losses, 0.0)
 
 
 def giou_losses(predicted: Tensor, wanted: Tensor) -> Tensor:

@@ -76,11 +76,18 @@ def match(
     # By its best overlap; between the two limits it is ignored.
     kinds = torch.where(best < negative_overlap, NEGATIVE, IGNORED)
     kinds = torch.where((best >= positive_overlap) | leading, POSITIVE, kinds)
+    return Matches(without_crowds(kinds, candidates, targets, crowd_overlap, fixed_size=fixed_size), objects)
+
+
+def without_crowds(
+    kinds: Tensor, candidates: Tensor, targets: Targets, crowd_overlap: float, *, fixed_size: bool
+) -> Tensor:
+    """Kinds [N, A] in which negatives in a crowd region are ignored; arguments as of `match`."""
     # Looking first would make a GPU wait for the answer; on a CPU it saves the work of most batches.
     if fixed_size or bool(targets.crowd.any()):
         in_crowd = pairwise_coverage(candidates, targets.boxes).masked_fill(~targets.crowd[:, None, :], 0.0)
         kinds = torch.where((in_crowd.amax(dim=2) > crowd_overlap) & (kinds == NEGATIVE), IGNORED, kinds)
-    return Matches(kinds, objects)
+    return kinds
 
 
 def _overlaps_at_once(candidates: Tensor, targets: Targets, *, rescue_best: bool) -> tuple[Tensor, Tensor, Tensor]:

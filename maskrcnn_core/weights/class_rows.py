@@ -20,14 +20,19 @@ class ClassLayout:
 
     Attributes:
         background: whether a last group of rows stands for background.
+        by_anchor: the rows are those of one anchor after those of another.
     """
 
     background: bool
+    by_anchor: bool = False
 
 
 def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
     """The layers whose rows belong to classes, by their module's name."""
     layouts: dict[str, ClassLayout] = {}
+    if config.dense.enabled and config.dense.finds == "detections":
+        background = config.dense.detection.score_from == "softmax"
+        layouts["dense.head.logits"] = ClassLayout(background=background, by_anchor=True)
     if config.box_head.enabled:
         layouts["regions.box.head.classes"] = ClassLayout(background=True)
         if not config.box_head.class_agnostic:
@@ -67,7 +72,7 @@ def copied_rows(
             if name not in own or name not in other:
                 continue
             own_rows, other_rows = (
-                _by_class(tensor, len(config.categories) + layout.background)
+                _by_class(tensor, len(config.categories) + layout.background, by_anchor=layout.by_anchor)
                 for tensor, config in ((own[name], ours), (other[name], theirs))
             )
             if own_rows is None or other_rows is None or own_rows.shape[1:] != other_rows.shape[1:]:
@@ -77,10 +82,16 @@ def copied_rows(
                 own_rows[label] = other_rows[other_label].to(own_rows)
             if layout.background:
                 own_rows[-1] = other_rows[-1].to(own_rows)
-            rows[name] = own_rows.reshape(own[name].shape)
+            rows[name] = (own_rows.transpose(0, 1) if layout.by_anchor else own_rows).reshape(own[name].shape)
     return rows
 
 
-def _by_class(tensor: Tensor, groups: int) -> Tensor | None:
-    """[groups * rows, ...] -> [groups, rows, ...]; None where it does not divide."""
-    return torch.unflatten(tensor, 0, (groups, -1)) if len(tensor) % groups == 0 else None
+def _by_class(tensor: Tensor, groups: int, *, by_anchor: bool) -> Tensor | None:
+    """[groups * rows, ...], or by anchor [rows * groups, ...] -> [groups, rows, ...]; None where it does not divide."""
+    if len(tensor) % groups != 0:
+        return None
+    return (
+        torch.unflatten(tensor, 0, (-1, groups)).transpose(0, 1)
+        if by_anchor
+        else torch.unflatten(tensor, 0, (groups, -1))
+    )

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.model import Category, ModelConfig

@@ -349,11 +349,11 @@ def _every_anchor(stage: DenseStage | None) -> DenseStage:
     return DenseStage(EveryAnchorHead(stage.head), stage.anchors, stage.coding, stage.loss, stage.rules)
 
 
-class EveryAnchorHead(DenseHead):
+class EveryAnchorHead(nn.Module):
     """A dense head that computes all anchors once, with gradients: losses and proposals share its outputs."""
 
     def __init__(self, head: DenseHead) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.head = head
         self._outputs: DenseOutputs | None = None
 
@@ -363,7 +363,7 @@ class EveryAnchorHead(DenseHead):
         return at_anchors(self._outputs, index)
 
     def forward(self, maps: Sequence[Tensor]) -> DenseOutputs:
-        """As `DenseHead.forward`: what `at` has just computed."""
+        """As of any dense head: what `at` has just computed."""
         assert self._outputs is not None
         outputs, self._outputs = self._outputs, None
         return outputs

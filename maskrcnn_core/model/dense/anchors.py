@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,40 +25,92 @@ def base_anchors(size: float, ratios: Sequence[float], *, rounded: bool) -> Tens
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[int, int], offset: float = 0.0) -> Tensor:
     """The base anchors shifted to each position of a map: [B, 4] -> [H * W * B, 4], row by row.
 
     Args:
         base: [B, 4]; shape: the map's (height, width); stride: (vertical, horizontal), input pixels.
+        offset: of the position in its cell, from the top left corner, as a part of the cell.
     """
-    # The top left corner of each cell, input pixels: [H, W].
-    columns = torch.arange(shape[1], dtype=torch.float32, device=base.device) * stride[1]
-    rows = torch.arange(shape[0], dtype=torch.float32, device=base.device) * stride[0]
+    # The position in each cell, input pixels: [H, W].
+    columns = (torch.arange(shape[1], dtype=torch.float32, device=base.device) + offset) * stride[1]
+    rows = (torch.arange(shape[0], dtype=torch.float32, device=base.device) + offset) * stride[0]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     # Every base anchor at every one of them: [H * W, 1, 4] + [B, 4].
     shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
     return (shifts + base).reshape(-1, 4)
 
 
+class AnchorRule(Protocol):
+    """Which anchors each level has."""
+
+    @property
+    def fitted_strides(self) -> bool:
+        """Positions are input size / map size apart, in whole pixels, instead of the nominal stride."""
+        ...
+
+    @property
+    def offset(self) -> float:
+        """Of `grid_anchors`."""
+        ...
+
+    def per_level(self, num_levels: int) -> tuple[int, ...]:
+        """How many anchors are at each position of each level."""
+        ...
+
+    def bases(self, num_levels: int) -> list[Tensor]:
+        """The anchors at the origin, for each level [B_l, 4], in the order of the head's outputs."""
+        ...
+
+
 @dataclass(frozen=True)
-class AnchorRule:
-    """Anchors of each level (attributes as in `AnchorConfig`)."""
+class RatioAnchors:
+    """Of each size one anchor for each ratio (attributes as in `AnchorConfig`)."""
 
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
     rounded: bool
     fitted_strides: bool
     every_level: bool = False
+    offset: float = 0.0
 
-    @property
-    def per_position(self) -> int:
-        """How many anchors are at each position."""
-        return len(self.ratios) * (len(self.sizes) if self.every_level else 1)
+    def per_level(self, num_levels: int) -> tuple[int, ...]:
+        """See `AnchorRule`."""
+        return (len(self.ratios) * (len(self.sizes) if self.every_level else 1),) * num_levels
 
     def bases(self, num_levels: int) -> list[Tensor]:
-        """The anchors at the origin, for each level [per_position, 4]: size by size, of each size ratio by ratio."""
+        """See `AnchorRule`: size by size, of each size ratio by ratio."""
         each = [base_anchors(size, self.ratios, rounded=self.rounded) for size in self.sizes]
         return [torch.cat(each)] * num_levels if self.every_level else each
+
+
+@dataclass(frozen=True)
+class OctaveAnchors:
+    """Of each level's size, and of sizes up to its double, one anchor for each ratio (RetinaNet, section 4, "Anchors";
+    attributes as in `AnchorConfig`)."""
+
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    octave_steps: int
+    whole_sizes: bool
+    rounded: bool
+    fitted_strides: bool
+    offset: float = 0.0
+
+    def per_level(self, num_levels: int) -> tuple[int, ...]:
+        """See `AnchorRule`."""
+        return (self.octave_steps * len(self.ratios),) * num_levels
+
+    def bases(self, num_levels: int) -> list[Tensor]:
+        """See `AnchorRule`: size by size, of each size ratio by ratio."""
+        return [
+            torch.cat([base_anchors(size, self.ratios, rounded=self.rounded) for size in self._octave(lowest)])
+            for lowest in self.sizes
+        ]
+
+    def _octave(self, lowest: float) -> list[float]:
+        sizes = [lowest * 2 ** (step / self.octave_steps) for step in range(self.octave_steps)]
+        return [float(int(size)) for size in sizes] if self.whole_sizes else sizes
 
 
 def pyramid_anchors(
@@ -74,12 +127,12 @@ def pyramid_anchors(
         input_shape: (height, width) of the padded batch.
 
     Returns:
-        For each level [H * W * per_position, 4], position-major, the order of the RPN's flattened output.
+        For each level [H * W * B_l, 4], position-major, the order of the dense head's flattened output.
     """
     grids = []
     for base, stride, shape in zip(rule.bases(len(strides)), strides, shapes, strict=True):
         steps = (stride, stride)
         if rule.fitted_strides:
             steps = (input_shape[0] // shape[0], input_shape[1] // shape[1])
-        grids.append(grid_anchors(base.to(device), shape, steps))
+        grids.append(grid_anchors(base.to(device), shape, steps, rule.offset))
     return grids

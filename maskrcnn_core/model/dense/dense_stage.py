@@ -27,12 +27,16 @@ class DenseRules:
 
     Attributes:
         train, test: which become proposals, while a region stage learns and at inference.
-        detection: which become detections; `max_candidates` is of each level.
+        detection: which become detections.
+        score_from: how outputs become scores, as in `scores.level_scores`.
+        candidates_of: whether the detection rule's `max_candidates` are of each "level" or of the "image".
     """
 
     train: ProposalRule
     test: ProposalRule
     detection: DetectionRule
+    score_from: str = "sigmoid"
+    candidates_of: str = "level"
 
 
 class DenseStage(nn.Module):
@@ -60,16 +64,29 @@ class DenseStage(nn.Module):
     @torch.no_grad()
     def proposals(self, features: ImageFeatures, rule: ProposalRule) -> Proposals:
         """Regions in the input frame: suppression within each level, whatever the class."""
-        outputs = self.head(features.maps)
-        grid, fixed = self.grid(features), features.fixed_size
-        return best_proposals(outputs, grid, features.input_sizes, self.coding, rule, fixed_size=fixed)
+        return best_proposals(
+            self.head(features.maps),
+            self.grid(features),
+            features.input_sizes,
+            self.coding,
+            rule,
+            score_from=self.rules.score_from,
+            fixed_size=features.fixed_size,
+        )
 
     @torch.no_grad()
     def detections(self, features: ImageFeatures) -> Detections:
         """Boxes, scores and labels in the input frame: suppression within each class, over all levels."""
-        outputs = self.head(features.maps)
-        grid, fixed = self.grid(features), features.fixed_size
-        return best_detections(outputs, grid, features.input_sizes, self.coding, self.rules.detection, fixed_size=fixed)
+        return best_detections(
+            self.head(features.maps),
+            self.grid(features),
+            features.input_sizes,
+            self.coding,
+            self.rules.detection,
+            score_from=self.rules.score_from,
+            candidates_of=self.rules.candidates_of,
+            fixed_size=features.fixed_size,
+        )
 
     def with_rules(self, rules: DenseRules) -> "DenseStage":
         """The same stage (its weights are shared) with other rules."""

@@ -1,4 +1,4 @@
-"""What a dense head learns by."""
+"""What a dense head learns by: the form of every loss, and that of a Region Proposal Network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import clip_boxes, have_min_size, keep_best, suppress
 from maskrcnn_core.model.box_coding import BoxCoding
+from maskrcnn_core.model.dense.scores import best_anchors, best_pairs
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.survivors import DetectionRule, survivors
 from maskrcnn_core.structures import DenseOutputs, Detections, Proposals, real_or_unit, valid_slots
@@ -39,27 +40,29 @@ def best_proposals(
     coding: BoxCoding,
     rule: ProposalRule,
     *,
+    score_from: str = "sigmoid",
     fixed_size: bool = False,
 ) -> Proposals:
     """The best boxes of all levels after NMS within each level (FPN, section 4.1).
 
     Args:
-        outputs: with one class.
+        outputs: with one class, or with several, of which an anchor's best counts.
         anchors: per level [A_l, 4].
         sizes: [N, 2] input sizes; boxes are clipped to them.
         coding: of the deltas.
+        score_from: as in `scores.level_scores`.
         fixed_size: no shape depends on data.
 
     Returns:
         Proposals with R = min(post_nms, candidates) slots; unless `fixed_size` only as many as the fullest image needs.
     """
     boxes, scores, levels = [], [], []
-    for level, (logits, deltas, level_anchors) in enumerate(zip(outputs.logits, outputs.deltas, anchors, strict=True)):
+    for level, (deltas, level_anchors) in enumerate(zip(outputs.deltas, anchors, strict=True)):
         # Best of the level first, decoded.
-        top, index = logits.detach()[..., 0].topk(min(rule.pre_nms, logits.shape[1]), dim=1)
+        top, index = best_anchors(outputs, level, rule.pre_nms, score_from)
         chosen = deltas.detach().gather(1, index[..., None].expand(-1, -1, 4))
         boxes.append(coding.decode(full_precision(chosen), level_anchors[index]))
-        scores.append(full_precision(top).sigmoid())
+        scores.append(top)
         levels.append(torch.full_like(index, level))
     # Levels side by side: [N, M].
     all_boxes = clip_boxes(torch.cat(boxes, dim=1), sizes)
@@ -90,35 +93,37 @@ def best_detections(
     coding: BoxCoding,
     rule: DetectionRule,
     *,
+    score_from: str = "sigmoid",
+    candidates_of: str = "level",
     fixed_size: bool = False,
 ) -> Detections:
-    """The best pairs of anchor and class of each level, after NMS over all levels (RetinaNet, section 4, "Inference").
+    """The best pairs of anchor and class, after NMS over all levels (RetinaNet, section 4, "Inference").
 
     Args:
-        outputs: with K classes.
+        outputs: with K classes, or as `score_from` says.
         anchors: per level [A_l, 4].
         sizes: [N, 2] input sizes; boxes are clipped to them.
         coding: of the deltas.
-        rule: its `max_candidates` is of each level.
+        score_from: as in `scores.level_scores`.
+        candidates_of: whether the rule's `max_candidates` are of each "level" or of the "image".
         fixed_size: no shape depends on data.
 
     Returns:
         Detections in the input frame with D = max_detections slots; unless `fixed_size` only as many as the fullest
         image needs.
     """
-    num_classes = outputs.logits[0].shape[2]
     boxes, scores, labels = [], [], []
-    for logits, deltas, level_anchors in zip(outputs.logits, outputs.deltas, anchors, strict=True):
-        # Best pairs of the level first: of a flat index the class runs fastest.
-        every = full_precision(logits).flatten(1)
-        top, index = every.topk(min(rule.max_candidates, every.shape[1]), dim=1)
-        anchor = index // num_classes
+    for level, (deltas, level_anchors) in enumerate(zip(outputs.deltas, anchors, strict=True)):
+        # Best pairs of the level first, decoded.
+        top, anchor, label = best_pairs(outputs, level, rule.max_candidates, score_from)
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes.append(coding.decode(full_precision(chosen), level_anchors[anchor]))
-        scores.append(top.sigmoid())
-        labels.append(index % num_classes)
+        scores.append(top)
+        labels.append(label)
     # Candidates of all levels, best first, as suppression wants them: [N, M].
     ranked, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
+    if candidates_of == "image":
+        ranked, order = ranked[:, : rule.max_candidates], order[:, : rule.max_candidates]
     all_boxes = torch.cat(boxes, dim=1).gather(1, order[..., None].expand(-1, -1, 4))
     all_labels = torch.cat(labels, dim=1).gather(1, order)
     all_boxes = clip_boxes(all_boxes, sizes)

@@ -1,7 +1,7 @@
 """Feature Pyramid Network (Lin et al., CVPR 2017, section 3), and the same without its top-down pathway."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.layers.normed_conv import normed_conv
 
 Norm = Literal["none", "frozen_batch", "group"]
-Extra = Literal["max_pool", "none"]
+Extra = Literal["max_pool", "none", "p6p7_on_p5", "p6p7_on_c5"]
 
 
 class FPN(nn.Module):
@@ -28,14 +28,16 @@ class FPN(nn.Module):
         strides: of the maps that are used.
         maps_used: which of the trunk's maps they are; None = all.
         norm: of every convolution, as `normed_conv`.
-        extra: max_pool = one more level, the coarsest subsampled by two (for the RPN only); none.
+        extra: max_pool = one more level, the coarsest subsampled by two (for the dense stage only); p6p7_on_p5,
+            p6p7_on_c5 = two more, by 3x3 convolutions with stride 2 from the coarsest level or from the trunk's map
+            below it (RetinaNet, section 4, footnote 2), with a ReLU between them; none.
         top_down: false = no pathway: the pyramid that the network itself has, with the same convolutions on it
             (section 5.1.1, table 1d; the tutorial: 'The "native" in-network feature pyramid poses an inherent
             tradeoff').
 
     Attributes:
         channels, strides: of the levels.
-        num_roi_levels: regions are cut from the first so many levels: not from the extra one, and of two levels with
+        num_roi_levels: regions are cut from the first so many levels: not from the extra ones, and of two levels with
             one stride only from the first.
     """
 
@@ -53,11 +55,18 @@ class FPN(nn.Module):
         super().__init__()
         self.laterals = nn.ModuleList(normed_conv(width, channels, 1, norm) for width in in_channels)
         self.outputs = nn.ModuleList(normed_conv(channels, channels, 3, norm) for _ in in_channels)
+        self.coarse = nn.ModuleList()
+        if extra in ("p6p7_on_p5", "p6p7_on_c5"):
+            below = channels if extra == "p6p7_on_p5" else in_channels[-1]
+            self.coarse.extend(nn.Conv2d(width, channels, 3, stride=2, padding=1) for width in (below, channels))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | FrozenAffineConv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
+        for module in self.coarse:
+            nn.init.zeros_(cast(Tensor, module.bias))
         self.channels = channels
-        self.strides = (*strides, 2 * strides[-1]) if extra == "max_pool" else tuple(strides)
+        num_extra = 1 if extra == "max_pool" else len(self.coarse)
+        self.strides = (*strides, *(strides[-1] << step for step in range(1, num_extra + 1)))
         self.num_roi_levels = len(set(strides))
         self.top_down = top_down
         self.extra = extra
@@ -77,6 +86,10 @@ class FPN(nn.Module):
         pyramid = [convolve(output, lateral) for output, lateral in zip(self.outputs, laterals, strict=True)]
         if self.extra == "max_pool":
             pyramid.append(pyramid[-1][..., ::2, ::2].contiguous(memory_format=_format_of(pyramid[-1])))
+        if len(self.coarse) > 0:
+            below = maps[self._maps_used[-1]] if self.extra == "p6p7_on_c5" else pyramid[-1]
+            pyramid.append(convolve(self.coarse[0], below))
+            pyramid.append(convolve(self.coarse[1], functional.relu(pyramid[-1])))
         return pyramid
 
 

@@ -1,6 +1,7 @@
 """The region stage: what is computed for each region (tutorial, "the number of stages"; "Per-region computation").
 
-A box part, and on the boxes that it finds a mask and a keypoint part, each with a RoI transform of its own.
+A box part, and on the boxes that it finds a mask and a keypoint part, each with a RoI transform of its own. Without a
+box part the boxes are those of a dense stage that finds detections.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ class RegionStage(nn.Module):
     """Heads on regions.
 
     Args:
-        box: classes and boxes.
+        box: classes and boxes, or None.
         mask, keypoints: what is predicted on the boxes found, or None.
         trunk: network between the transforms and the heads (C4: res5), or None.
         sampling: which regions are learnt on.
@@ -40,7 +41,7 @@ class RegionStage(nn.Module):
 
     def __init__(
         self,
-        box: BoxPart,
+        box: BoxPart | None,
         mask: MaskPart | None,
         keypoints: KeypointPart | None,
         *,
@@ -59,7 +60,7 @@ class RegionStage(nn.Module):
             proposals, targets: in the input frame; targets with at least one slot (G >= 1).
 
         Returns:
-            `roi_class`, `roi_box`; `roi_mask`, `roi_keypoint` with these parts.
+            `roi_class`, `roi_box` with a box part; `roi_mask`, `roi_keypoint` with these parts.
         """
         fixed = features.fixed_size
         # Regions drawn for the batch: [N, S]. How many are positive is asked for now, and read when the box head runs.
@@ -67,13 +68,16 @@ class RegionStage(nn.Module):
         num_positives = DelayedCount(samples.positive)
         image_index = image_index_of(samples.labels)
         # Classes and boxes of all of them.
-        regions = self._cut(self.box, features, samples.boxes.flatten(0, 1), image_index.flatten())
-        losses = self.box.losses(regions, samples)
+        losses: dict[str, LossSum] = {}
+        if self.box is not None:
+            regions = self._cut(self.box, features, samples.boxes.flatten(0, 1), image_index.flatten())
+            losses |= self.box.losses(regions, samples)
         # Masks and keypoints of the positives.
         front = PositiveRegions(samples, image_index, num_positives, fixed_size=fixed)
         if self.mask is not None:
             # A trunk for each region is dear, and box and mask head see the same regions in the same grid (C4).
-            shared = self.trunk is not None and self.mask.transform.bins == self.box.transform.bins
+            box_bins = None if self.trunk is None or self.box is None else self.box.transform.bins
+            shared = self.mask.transform.bins == box_bins
             cut = regions.index_select(0, front.slots) if shared else self._cut_front(self.mask, features, front)
             losses |= self.mask.losses(cut, front, targets, fixed_size=fixed)
         if self.keypoints is not None:
@@ -83,12 +87,14 @@ class RegionStage(nn.Module):
 
     @torch.no_grad()
     def boxes(self, features: ImageFeatures, proposals: Proposals) -> Detections:
-        """Boxes, scores and labels in the input frame, of proposals in the input frame."""
+        """Boxes, scores and labels in the input frame, of proposals in the input frame; needs a box part."""
+        part = self.box
+        assert part is not None
         num_images, num_regions = proposals.scores.shape
         image_index = image_index_of(proposals.scores)
 
         def compute(boxes: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-            outputs: tuple[Tensor, ...] = self.box.head(self._cut(self.box, features, boxes, images))
+            outputs: tuple[Tensor, ...] = part.head(self._cut(part, features, boxes, images))
             return outputs
 
         # Every region: [N * R, ...].
@@ -100,8 +106,8 @@ class RegionStage(nn.Module):
             box_deltas.unflatten(0, (num_images, num_regions)),
             proposals,
             features.input_sizes,
-            self.box.coding,
-            self.box.detection,
+            part.coding,
+            part.detection,
             fixed_size=features.fixed_size,
         )
         if self.mask is None or not self.mask.on_proposals:
@@ -140,7 +146,7 @@ class RegionStage(nn.Module):
     def with_detection(self, detection: DetectionRule) -> "RegionStage":
         """The same stage (its weights are shared) with another rule for its detections."""
         return RegionStage(
-            self.box.with_detection(detection),
+            None if self.box is None else self.box.with_detection(detection),
             self.mask,
             self.keypoints,
             trunk=self.trunk,

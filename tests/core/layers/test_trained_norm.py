@@ -11,7 +11,8 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.config.pyramid import PyramidConfig
 from maskrcnn_core.config.trunk import BackboneConfig

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.config.pyramid import PyramidConfig
@@ -15,7 +16,7 @@ from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.box_coding import DeltaCoding
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.dense.anchors import AnchorRule
+from maskrcnn_core.model.dense.anchors import RatioAnchors
 from maskrcnn_core.model.dense.losses import SampledLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
 from maskrcnn_core.model.regions.levels import LevelRule
@@ -82,12 +83,12 @@ def test_rules() -> None:
     assert dense is not None
     assert regions is not None
     detection = DetectionRule(0.07, 115, 0.65, 35, 2.25)
-    assert dense.anchors == AnchorRule((9.0, 18.0, 36.0, 72.0, 144.0), (0.4, 1.5), True, True)
+    assert dense.anchors == RatioAnchors((9.0, 18.0, 36.0, 72.0, 144.0), (0.4, 1.5), True, True)
     assert dense.coding == DeltaCoding()
     assert dense.loss == SampledLoss(0.61, 0.21, 33, 0.41, 0.66, 0.15)
     assert dense.rules.train == ProposalRule(111, 113, 0.62, 1.25, 0.02)
     assert dense.rules.test == ProposalRule(112, 114, 0.62, 1.25, 0.02)
-    assert dense.rules.detection == detection
+    assert dense.rules.detection == DetectionRule(0.05, 1000, 0.5, 100, 0.01)
     assert regions.sampling == SamplingRule(0.63, 34, 0.42, False, 0.64)
     assert regions.box.coding == DeltaCoding((1.0, 2.0, 3.0, 4.0))
     assert regions.box.loss == BoxLossRule(0.35)
@@ -111,7 +112,7 @@ def test_settings_of_other_kinds() -> None:
     assert detector.dense.loss.box_loss == "giou"
     assert regions.box.loss == BoxLossRule(0.35, "ciou")
     rule = DetectionRule(0.07, 115, 0.65, 35, 2.25, nms="soft_linear", soft_sigma=0.25, nms_per_class=False)
-    assert regions.box.detection == detector.dense.rules.detection == rule
+    assert regions.box.detection == rule
     assert regions.mask.soft_targets
     assert regions.mask.on_proposals
     assert regions.keypoints.has_keypoints.tolist() == [False, True, False]

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.config.pyramid import PyramidConfig

@@ -11,7 +11,7 @@ from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, mirrored
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.dense.dense_stage import DenseStage
-from maskrcnn_core.model.dense.head import DenseHead
+from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import ImageBatch, Targets
 from tests.core.model.test_detector import CONFIG, images_of
@@ -29,7 +29,7 @@ def one_stage(*, fixed_size: bool) -> Detector:
     proposing = build_detector(PROPOSING, load_pretrained=False)
     dense = proposing.dense
     assert dense is not None
-    head = DenseHead(CONFIG.pyramid.channels, dense.anchors.per_position, 1, num_classes=3)
+    head = SharedHead(CONFIG.pyramid.channels, dense.anchors.per_level(1)[0], 1, num_classes=3)
     torch.nn.init.normal_(head.logits.weight, std=0.3)
     rules = replace(dense.rules, detection=replace(dense.rules.detection, max_detections=12))
     stage = DenseStage(head, dense.anchors, dense.coding, dense.loss, rules)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config.dense import AnchorConfig, DenseConfig
+from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.config.trunk import BackboneConfig

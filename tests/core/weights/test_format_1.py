@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_core.config.dense import AnchorConfig
+from maskrcnn_core.config.dense_anchors import AnchorConfig
 from maskrcnn_core.config.heads import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.pyramid import PyramidConfig
@@ -135,7 +135,9 @@ def test_every_renamed_setting_is_read(tmp_path: Path) -> None:
     config = load_config(write_document(tmp_path, **json.loads(WRITTEN)))
     model = json.loads(WRITTEN)["model"]
     read = config_to_dict(config)
-    expected_dense = model["rpn"] | {"anchors": model["anchors"], "crowd_overlap": 0.35}
+    later = config_to_dict(ModelConfig())["dense"]  # with settings that came after format 1
+    anchors = later["anchors"] | model["anchors"]
+    expected_dense = later | model["rpn"] | {"anchors": anchors, "crowd_overlap": 0.35}
     assert read["dense"] == expected_dense
     assert read["regions"] == model["roi"]
     assert config.dense.anchors.sizes == (8.0, 16.0, 32.0, 64.0, 128.0)

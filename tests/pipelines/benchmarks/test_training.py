@@ -10,7 +10,7 @@ import torch
 from jobs.benchmark import main
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import ConfigError
-from maskrcnn_core.model.dense.head import DenseHead
+from maskrcnn_core.model.dense.shared_head import SharedHead
 from pipelines.benchmarks import training
 from pipelines.benchmarks.config import BenchmarkRun
 from pipelines.benchmarks.training import annotated_images, benchmark_train
@@ -90,7 +90,7 @@ def test_loaders_make_the_inputs_of_the_foreground() -> None:
 
 def test_all_anchors_at_once_give_the_outputs_of_the_sampled_ones() -> None:
     torch.manual_seed(0)
-    head = DenseHead(8, 3, 1)
+    head = SharedHead(8, 3, 1)
     pyramid = [torch.randn(2, 8, 8, 12), torch.randn(2, 8, 4, 6)]
     index = torch.tensor([[0, 5, 287, 300], [1, 2, 288, 359]])  # 3 anchors on each of 96 and 24 cells
     every = EveryAnchorHead(head)

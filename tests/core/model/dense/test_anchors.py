@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from maskrcnn_core.model.dense.anchors import AnchorRule, base_anchors, grid_anchors, pyramid_anchors
+from maskrcnn_core.model.dense.anchors import RatioAnchors, base_anchors, grid_anchors, pyramid_anchors
 
 SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 RATIOS = (0.5, 1.0, 2.0)
@@ -47,7 +47,7 @@ def test_grid_by_eye() -> None:
 def test_strides_are_nominal_or_fitted() -> None:
     height, width = 320, 480  # P6 is 5 x 8, and 480 / 8 = 60
     for fitted, step in ((False, 64.0), (True, 60.0)):
-        rule = AnchorRule(SIZES, (1.0,), rounded=False, fitted_strides=fitted)
+        rule = RatioAnchors(SIZES, (1.0,), rounded=False, fitted_strides=fitted)
         coarsest = pyramid_anchors(rule, STRIDES, shapes_of(height, width), (height, width), torch.device("cpu"))[-1]
         assert len(coarsest) == 40
         assert float(coarsest[1, 0] - coarsest[0, 0]) == step
@@ -59,7 +59,7 @@ def test_rounded_and_fitted_are_torchvisions(size: tuple[int, int]) -> None:
     generator = AnchorGenerator(tuple((int(s),) for s in SIZES), (RATIOS,) * 5)
     maps = [torch.zeros(1, 1, *shape) for shape in shapes_of(*size)]
     expected = generator(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
-    rule = AnchorRule(SIZES, RATIOS, rounded=True, fitted_strides=True)
+    rule = RatioAnchors(SIZES, RATIOS, rounded=True, fitted_strides=True)
     got = pyramid_anchors(rule, STRIDES, shapes_of(*size), size, torch.device("cpu"))
     assert [len(level) for level in got] == [3 * h * w for h, w in shapes_of(*size)]
     assert torch.equal(torch.cat(got), expected)

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from maskrcnn_core.model.box_coding import DeltaCoding
 from maskrcnn_core.model.dense import dense_stage as module
-from maskrcnn_core.model.dense.anchors import AnchorRule, pyramid_anchors
+from maskrcnn_core.model.dense.anchors import RatioAnchors, pyramid_anchors
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
-from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import SampledLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
+from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.model.loss_counts import divided, own_count
 from maskrcnn_core.model.survivors import DetectionRule
 from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets, tensors_of
 
 STRIDES = (8, 16)
-ANCHORS = AnchorRule((12.0, 24.0), (0.5, 2.0), rounded=False, fitted_strides=False)
+ANCHORS = RatioAnchors((12.0, 24.0), (0.5, 2.0), rounded=False, fitted_strides=False)
 RULES = DenseRules(
     train=ProposalRule(30, 20, 0.7, 1.0),
     test=ProposalRule(20, 10, 0.6, 1.0),
@@ -31,7 +31,7 @@ each_size = pytest.mark.parametrize("fixed_size", [False, True])
 
 def stage_of(num_classes: int) -> DenseStage:
     torch.manual_seed(0)
-    head = DenseHead(4, ANCHORS.per_position, 1, num_classes)
+    head = SharedHead(4, ANCHORS.per_level(2)[0], 1, num_classes)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return DenseStage(head, ANCHORS, DeltaCoding((4.0, 4.0, 4.0, 4.0)), LOSS, RULES)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.sampled_outputs import outputs_at
+from maskrcnn_core.model.dense.shared_head import SharedHead
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
 ANCHORS = 3
@@ -21,16 +21,16 @@ def maps() -> list[torch.Tensor]:
     ]
 
 
-def head(convs: int = 1, num_classes: int = 1) -> DenseHead:
+def head(convs: int = 1, num_classes: int = 1) -> SharedHead:
     torch.manual_seed(1)
-    made = DenseHead(8, ANCHORS, convs, num_classes)
+    made = SharedHead(8, ANCHORS, convs, num_classes)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
 
 
-def at(made: DenseHead, features: list[torch.Tensor], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`DenseHead.at` of a head with one convolution, in the shapes of a GPU."""
+def at(made: SharedHead, features: list[torch.Tensor], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`SharedHead.at` of a head with one convolution, in the shapes of a GPU."""
     conv = made.convs[0]
     assert isinstance(conv, torch.nn.Conv2d)
     return outputs_at(conv, made.logits, made.deltas, ANCHORS, features, index, fixed_size=True)

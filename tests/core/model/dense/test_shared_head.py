@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from maskrcnn_core.model.dense import head as module
-from maskrcnn_core.model.dense.head import DenseHead, at_anchors
+from maskrcnn_core.model.dense import shared_head as module
+from maskrcnn_core.model.dense.head import at_anchors
+from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.structures import DenseOutputs
 
 ANCHORS = 3
 
 
-def head_of(num_classes: int, convs: int = 2) -> DenseHead:
+def head_of(num_classes: int, convs: int = 2) -> SharedHead:
     """Weights so large that every output differs from every other."""
     torch.manual_seed(0)
-    head = DenseHead(4, ANCHORS, convs, num_classes)
+    head = SharedHead(4, ANCHORS, convs, num_classes)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return head

@@ -1,0 +1,75 @@
+"""The dense stage's anchors: which boxes stand at each position of each level."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskrcnn_core.config.checks import require, require_between, require_fraction, require_typed
+from maskrcnn_core.config.limits import MAX_LISTED, MAX_PIXEL
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """The sliding windows of the dense stage."""
+
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Square root of the anchor's area, input pixels: one for each pyramid level, finest first, or see every_level."""
+    every_level: bool = False
+    """All sizes at every position of every level (ratios; one-map models, torchvision's MobileNet models)."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width of the anchors at every position."""
+    rounded: bool = False
+    """Round anchor corners to whole pixels as torchvision does."""
+    fitted_strides: bool = False
+    """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
+    64)."""
+    kind: Literal["ratios", "octaves"] = "ratios"
+    """ratios = of each size one box for each ratio (RPN; with one ratio, sizes that are the levels' strides and
+    model.dense.coding.kind edges the points of FCOS); octaves = of each level's size also some sizes up to its double,
+    each in every ratio (RetinaNet)."""
+    octave_steps: int = 3
+    """Sizes from a level's own up to its double, evenly on a logarithmic scale: s, 2^(1/3) s, 2^(2/3) s (octaves)."""
+    whole_sizes: bool = False
+    """Sizes are cut to whole pixels as torchvision does (octaves)."""
+    offset: float = 0.0
+    """Where in its cell an anchor's centre lies, as a part of the cell: 0 = at its top left corner (R-CNN,
+    RetinaNet), 0.5 = in its middle (SSD)."""
+
+    def __post_init__(self) -> None:
+        require_typed("model.dense.anchors", self)
+        require(
+            0 < len(self.sizes) <= MAX_LISTED,
+            "model.dense.anchors.sizes",
+            self.sizes,
+            f"at least one size, up to {MAX_LISTED}",
+        )
+        require(
+            all(1e-3 <= s <= MAX_PIXEL for s in self.sizes),
+            "model.dense.anchors.sizes",
+            self.sizes,
+            "numbers above 0, in pixels",
+        )
+        require(
+            0 < len(self.ratios) <= MAX_LISTED and all(1e-3 <= r <= 1e3 for r in self.ratios),
+            "model.dense.anchors.ratios",
+            self.ratios,
+            f"numbers above 0 (0.001 to 1000), up to {MAX_LISTED}",
+        )
+        require_between("model.dense.anchors.octave_steps", self.octave_steps, 1, MAX_LISTED)
+        require_fraction("model.dense.anchors.offset", self.offset)
+        require(
+            self.kind == "ratios" or not self.every_level,
+            "model.dense.anchors.every_level",
+            self.every_level,
+            f"false where model.dense.anchors.kind is {self.kind}",
+        )
+        require(
+            self.kind == "ratios" or not self.whole_sizes or min(self.sizes) >= 1,
+            "model.dense.anchors.whole_sizes",
+            self.whole_sizes,
+            f"false with sizes below one pixel ({min(self.sizes)})",
+        )
+
+    @property
+    def num_levels(self) -> int | None:
+        """How many levels they are made for; None = any number."""
+        return None if self.every_level else len(self.sizes)

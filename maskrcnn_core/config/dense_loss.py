@@ -1,0 +1,34 @@
+"""The dense stage's loss: which anchors are learnt from, and how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskrcnn_core.config.checks import require_between, require_fraction, require_not_negative, require_typed
+from maskrcnn_core.config.limits import MAX_PIXEL
+
+
+@dataclass(frozen=True)
+class DenseLossConfig:
+    """What the dense head learns by. Overlaps and the loss of boxes are those of `model.dense` itself."""
+
+    kind: Literal["sampled", "focal", "points"] = "sampled"
+    """sampled = some anchors drawn at random (RPN); focal = all anchors, the easy ones with little weight (RetinaNet);
+    points = the same, but an anchor stands for the smallest object around its centre instead of the one that it
+    overlaps most, and learns how central it is (FCOS)."""
+    alpha: float = 0.25
+    """Weight of positives; that of negatives is 1 - alpha (focal, points)."""
+    gamma: float = 2.0
+    """How fast the weight of an anchor falls with its certainty (focal, points)."""
+    divisor: Literal["image", "batch", "average"] = "image"
+    """What the sums are divided by (focal): image = the positives of each image, then the mean over images
+    (torchvision); batch = the positives of the batch (the paper); average = a moving average of these, from 100 on
+    (detectron2)."""
+    centre_radius: float = 1.5
+    """An anchor stands for an object only if its centre is within so many of its own sides of the object's (points)."""
+
+    def __post_init__(self) -> None:
+        require_typed("model.dense.loss", self)
+        require_fraction("model.dense.loss.alpha", self.alpha)
+        require_not_negative("model.dense.loss.gamma", self.gamma)
+        require_between("model.dense.loss.gamma", self.gamma, 0, MAX_PIXEL)
+        require_between("model.dense.loss.centre_radius", self.centre_radius, 1e-6, MAX_PIXEL)

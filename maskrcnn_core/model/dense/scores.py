@@ -1,0 +1,48 @@
+"""From a dense head's outputs to scores, and the best of a level by them."""
+
+from torch import Tensor
+
+from maskrcnn_core.model.losses import full_precision
+from maskrcnn_core.structures import DenseOutputs
+
+
+def level_scores(outputs: DenseOutputs, level: int, score_from: str) -> Tensor:
+    """[N, A_l, K] in [0, 1], how probable each class is at each anchor of a level.
+
+    Args:
+        score_from: "sigmoid"; "softmax" over K + 1 logits, of which the last is the background's; "centreness": the
+            geometric mean of class score and centreness, which is the head's objectness (FCOS, section 3.3).
+    """
+    logits = full_precision(outputs.logits[level])
+    if score_from == "softmax":
+        return logits.softmax(dim=-1)[..., :-1]
+    if score_from == "centreness":
+        assert outputs.objectness is not None
+        return (logits.sigmoid() * full_precision(outputs.objectness[level])[..., None].sigmoid()).sqrt()
+    return logits.sigmoid()
+
+
+def best_pairs(outputs: DenseOutputs, level: int, most: int, score_from: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of anchor and class of a level, best first.
+
+    Returns:
+        Scores, anchors and classes, each [N, M]; M is `most` or as many pairs as there are.
+    """
+    sigmoid = score_from == "sigmoid"
+    # A sigmoid keeps the order, so that only the best need one.
+    every = full_precision(outputs.logits[level]) if sigmoid else level_scores(outputs, level, score_from)
+    num_anchors, num_classes = every.shape[1:]
+    top, index = every.flatten(1).topk(min(most, num_anchors * num_classes), dim=1)
+    # Of a flat index the class runs fastest.
+    return top.sigmoid() if sigmoid else top, index // num_classes, index % num_classes
+
+
+def best_anchors(outputs: DenseOutputs, level: int, most: int, score_from: str) -> tuple[Tensor, Tensor]:
+    """The best anchors of a level whatever their class, best first: scores and anchors, each [N, M]."""
+    logits = outputs.logits[level].detach()
+    most = min(most, logits.shape[1])
+    if score_from == "sigmoid":
+        top, index = (logits[..., 0] if logits.shape[2] == 1 else logits.amax(dim=2)).topk(most, dim=1)
+        return full_precision(top).sigmoid(), index
+    scores, index = level_scores(outputs, level, score_from).amax(dim=2).topk(most, dim=1)
+    return scores, index
