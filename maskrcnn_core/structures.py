@@ -69,11 +69,13 @@ class ImageBatch:
             below each image. H, W fit the size divisor.
         input_sizes: [N, 2] int64, (height, width) of each resized image within `pixels`.
         original_sizes: [N, 2] int64, (height, width) of each image file.
+        letterboxed: each image lies in the middle of its size, with grey around it (`data.letterbox`).
     """
 
     pixels: Tensor
     input_sizes: Tensor
     original_sizes: Tensor
+    letterboxed: bool = False
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

@@ -12,9 +12,13 @@ class InputConfig:
     """How an image becomes the network's input."""
 
     short_side: int = 800
-    """Length to which the shorter image side is resized, pixels."""
+    """Length to which the shorter image side is resized, pixels; with fit square and letterbox both are."""
     long_side: int = 1333
     """Upper limit of the longer side after resizing, pixels; wins over short_side."""
+    fit: Literal["aspect", "square", "letterbox"] = "aspect"
+    """aspect = by one factor, within short_side and long_side; square = warped to short_side x short_side, whatever
+    the aspect (SSD, and YOLO as its paper has it); letterbox = by one factor into the middle of such a square, with
+    grey around it (darknet)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each channel (in the order of `channels`), after division by 255 where `scale` is unit."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

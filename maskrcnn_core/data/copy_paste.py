@@ -12,23 +12,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from maskrcnn_core.data.coco.dataset import CocoObject
 from maskrcnn_core.data.scene import Scene
 from maskrcnn_core.data.segmentation import ObjectMask, tight_mask
-
-
-def on_canvas(scene: Scene, size: tuple[int, int], color: Tensor) -> Scene:
-    """The scene at the upper left of a canvas of one colour.
-
-    Args:
-        size: (height, width), at least the scene's.
-        color: [3] uint8 RGB.
-    """
-    canvas = color[:, None, None].expand(3, *size).clone()
-    canvas[:, : scene.size[0], : scene.size[1]] = scene.pixels
-    return Scene(canvas, scene.objects)
 
 
 def choose_objects(scene: Scene, rng: np.random.Generator) -> list[int]:

@@ -18,11 +18,12 @@ from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.augment import ColorJitter, ScaleJitter, jittered, recolored, seeded
 from maskrcnn_core.data.coco.dataset import CocoDataset, CocoImage
 from maskrcnn_core.data.decode import decode_pixels
+from maskrcnn_core.data.framing import LETTERBOX_COLOR, Framing, draw_window, framed
 from maskrcnn_core.data.packed_inputs import InputImage, PackedInputs, pack_inputs
 from maskrcnn_core.data.proposals import ImageProposals, ProposalFiles, pad_proposals, resize_proposals
-from maskrcnn_core.data.scene import Scene
+from maskrcnn_core.data.scene import Scene, mirrored
 from maskrcnn_core.data.targets import ImageTargets, TargetRule, object_targets, pad_targets
-from maskrcnn_core.data.transform import is_resized_on_device, prepare_input, resize_exactly, resized_size
+from maskrcnn_core.data.transform import fitted_size, is_resized_on_device, prepare_input, resize_exactly
 from maskrcnn_core.errors import AnnotationError, ConfigError, ImageError, ImageStatus
 from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.structures import Proposals, Targets
@@ -94,10 +95,11 @@ class CocoTrainingData:
         max_proposals: best ones of an image that are used.
         resized_on_device: leave the resizing to the device, which is a GPU, where that is the smaller way to travel.
         jitter: large-scale jitter, in place of resizing to the sample's short side; also what a sample's partner needs.
+        framing: zooming out and cuts; not together with jitter.
         colors: random changes to colours.
 
     Raises:
-        ConfigError: jitter together with proposals from a file, which know nothing of it.
+        ConfigError: jitter or framing together with proposals from a file, which know nothing of it.
     """
 
     def __init__(
@@ -112,20 +114,22 @@ class CocoTrainingData:
         max_proposals: int = 1000,
         resized_on_device: bool = False,
         jitter: ScaleJitter | None = None,
+        framing: Framing | None = None,
         colors: ColorJitter | None = None,
     ) -> None:
-        if jitter is not None and proposals is not None:
-            raise ConfigError(
-                "train.augment.jitter_scale: got one together with proposals from a file, which lie in the whole "
-                "image; leave it empty, or train with an RPN"
-            )
+        assert jitter is None or framing is None
+        if proposals is not None:
+            _require_whole_images(input, jitter, framing)
         self._images, self._sizes = dataset.images, dataset.sizes
         self._label_of = dataset.label_of
         self._names = dataset.keypoint_names
         self._files = images
         self._input, self._rule, self._max_pixels = input, targets, max_pixels
         self._proposals, self._max_proposals = proposals, max_proposals
-        self._jitter, self._colors, self._resized_on_device = jitter, colors, resized_on_device
+        if framing is None and jitter is None and input.fit == "letterbox":
+            framing = Framing(canvas_color=LETTERBOX_COLOR)  # the whole picture, on a canvas
+        self._jitter, self._framing, self._colors = jitter, framing, colors
+        self._resized_on_device = resized_on_device
 
     def __len__(self) -> int:
         return len(self._images)
@@ -156,8 +160,10 @@ class CocoTrainingData:
         rng = seeded(sample.seed)
         if self._jitter is not None:
             return self._jittered_item(image, sample, self._jitter, rng)
+        if self._framing is not None:
+            return self._framed_item(image, sample, self._framing, rng)
         pixels = self._recolored(self._decode(image), rng)
-        size = resized_size(image.height, image.width, sample.short_side, self._input.long_side, self._input.resize)
+        size = fitted_size(image.height, image.width, self._input, sample.short_side, self._input.long_side)
         prepared = self._prepared(image, pixels.flip(-1) if sample.flip else pixels, size)
         targets = self._targets(image, size, flip=sample.flip)
         proposals = None
@@ -182,10 +188,37 @@ class CocoTrainingData:
             keypoint_offset=self._rule.keypoint_offset,
             resize=self._input.resize,
         )
-        prepared = self._prepared(image, self._recolored(made.pixels, rng), made.size)
+        return self._item_of(replace(made, pixels=self._recolored(made.pixels, rng)), image)
+
+    def _framed_item(
+        self, image: CocoImage, sample: Sample, framing: Framing, rng: np.random.Generator
+    ) -> TrainingItem:
+        objects = image.objects
+        if self._rule.mask_size is None:
+            # Boxes are then cut like boxes, and not as tight as masks that nobody learns.
+            objects = tuple(replace(item, segmentation=None) for item in objects)
+        scene = Scene(self._decode(image), objects)
+        if sample.flip:
+            scene = mirrored(scene, mirror_keypoints(self._names))
+        window = draw_window(scene.size, scene.objects, framing, rng)
+        sides = max(1, round(window.height)), max(1, round(window.width))
+        made = framed(
+            scene,
+            window,
+            fitted_size(*sides, self._input, sample.short_side, self._input.long_side),
+            framing,
+            letterboxed=self._input.fit == "letterbox",
+            recolor=lambda pixels: self._recolored(pixels, rng),
+            keypoint_offset=self._rule.keypoint_offset,
+            resize=self._input.resize,
+        )
+        return self._item_of(made, image)
+
+    def _item_of(self, made: Scene, image: CocoImage) -> TrainingItem:
+        """A scene that has the size of the network's input."""
+        prepared = self._prepared(image, made.pixels, made.size)
         changed = replace(image, height=made.size[0], width=made.size[1], objects=made.objects)
-        targets = self._targets(changed, made.size, flip=False)
-        return TrainingItem(prepared, targets, image.image_id)
+        return TrainingItem(prepared, self._targets(changed, made.size, flip=False), image.image_id)
 
     def _recolored(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         return pixels if self._colors is None else recolored(pixels.contiguous(), self._colors, rng)
@@ -249,6 +282,25 @@ class CocoTrainingData:
     def _bad(self, image: CocoImage, status: ImageStatus, reason: str) -> ImageError:
         where = f"image {image.image_id} ({self._files.path(image.file_name)})"
         return ImageError(status, f"{where}: {reason}", image.image_id)
+
+
+def _require_whole_images(input: InputConfig, jitter: ScaleJitter | None, framing: Framing | None) -> None:
+    """Proposals of a file lie in the whole image, resized as it is.
+
+    Raises:
+        ConfigError: something else becomes the input.
+    """
+    named = (
+        ("train.augment.jitter_scale", jitter is not None),
+        ("train.augment.zoom_out, cut_overlaps", framing is not None),
+        ("model.input.fit letterbox", input.fit == "letterbox"),
+    )
+    for name, is_on in named:
+        if is_on:
+            raise ConfigError(
+                f"{name}: got one together with proposals from a file, which lie in the whole image; leave it out, or "
+                "train with an RPN"
+            )
 
 
 def collate_proposals(items: Sequence[TrainingItem]) -> Proposals | None:

@@ -1,4 +1,5 @@
-"""A picture with its objects, mirrored or cut out of its enlargement: pixels, boxes, masks and keypoints together.
+"""A picture with its objects, mirrored, cut out of its enlargement or laid on a canvas: pixels, boxes, masks and
+keypoints together.
 
 Masks come out as pixels of the new frame: polygons are drawn there, at its resolution; run lengths are resampled to
 nearest. A box is then the tight rectangle of its mask, so that cropped objects have the box of what is left of them.
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from maskrcnn_core.data.coco.dataset import CocoObject
@@ -107,6 +109,38 @@ def placed(
     pixels = resized_part(scene.pixels, where.size, where.top, where.left, where.part, resize)
     objects = (_placed_object(item, scene.size, where, keypoint_offset, min_pixels) for item in scene.objects)
     return Scene(pixels, tuple(item for item in objects if item is not None))
+
+
+def on_canvas(
+    scene: Scene, size: tuple[int, int], color: tuple[int, int, int], *, top: int = 0, left: int = 0
+) -> Scene:
+    """The scene on a canvas of one colour.
+
+    Args:
+        scene: with masks as pixels, as of `placed`.
+        size: (height, width) of the canvas; the scene fits in.
+        color: RGB 0..255.
+        top, left: row and column of the canvas where the scene begins.
+    """
+    canvas = torch.tensor(color, dtype=torch.uint8).expand(*size, 3).contiguous().permute(2, 0, 1)
+    canvas[:, top : top + scene.size[0], left : left + scene.size[1]] = scene.pixels
+    return Scene(canvas, tuple(_moved(item, top, left) for item in scene.objects))
+
+
+def _moved(item: CocoObject, down: int, right: int) -> CocoObject:
+    if (down, right) == (0, 0):
+        return item
+    x1, y1, x2, y2 = item.box
+    mask, keypoints = item.segmentation, item.keypoints
+    if mask is not None:
+        assert isinstance(mask, ObjectMask)
+        mask = replace(mask, left=mask.left + right, top=mask.top + down)
+    if keypoints is not None:
+        points = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+        points[points[:, 2] > 0, :2] += (right, down)
+        keypoints = tuple(points.ravel().tolist())
+    box = (x1 + right, y1 + down, x2 + right, y2 + down)
+    return replace(item, box=box, segmentation=mask, keypoints=keypoints)
 
 
 def _placed_object(

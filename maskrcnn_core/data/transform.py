@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.data.letterbox import GREY, letterbox
 from maskrcnn_core.structures import ImageBatch
 
 ResizeRule = Literal["float", "float_nearest", "antialias"]
@@ -45,6 +46,18 @@ def resized_size(
     if rule == "float_nearest":
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     return max(1, math.floor(float(height * scale))), max(1, math.floor(float(width * scale)))
+
+
+def fitted_size(height: int, width: int, rule: InputConfig, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) in which the network sees an image, as a model's input asks for it.
+
+    Args:
+        height, width: of the image, pixels.
+        short_side, long_side: in place of the rule's own, pixels.
+    """
+    if rule.fit != "aspect":
+        return short_side, short_side
+    return resized_size(height, width, short_side, long_side, rule.resize)
 
 
 def prepare_image(
@@ -83,10 +96,24 @@ def prepare_image(
 
 
 def prepare_input(image: Tensor, size: tuple[int, int], rule: InputConfig) -> Tensor:
-    """`prepare_image` as a model's input asks for it."""
-    return prepare_image(
-        image, size=size, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
+    """`prepare_image` as a model's input asks for it, with margins where it does.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        size: of `fitted_size`.
+    """
+    inner, (top, left) = (
+        (size, (0, 0)) if rule.fit != "letterbox" else letterbox((image.shape[1], image.shape[2]), size)
     )
+    prepared = prepare_image(
+        image, size=inner, mean=rule.mean, std=rule.std, channels=rule.channels, scale=rule.scale, resize=rule.resize
+    )
+    if inner == size:
+        return prepared
+    factor, offset = normalisation(rule.mean, rule.std, rule.scale)
+    canvas = (GREY * factor + offset).expand(*size, 3).contiguous().permute(2, 0, 1)
+    canvas[:, top : top + inner[0], left : left + inner[1]] = prepared
+    return canvas
 
 
 def resize_exactly(image: Tensor, size: tuple[int, int], rule: ResizeRule) -> Tensor | None:
@@ -214,7 +241,11 @@ def _interpolated(image: Tensor, size: tuple[int, int], top: int, left: int, par
     of an image of 100 megapixels would take 1.2 GB.
     """
     rows, row_share = _neighbours(image.shape[1], size[0], top, part[0])
-    columns, column_share = _neighbours(image.shape[2], size[1], left, part[1])
+    (before, after), column_share = _neighbours(image.shape[2], size[1], left, part[1])
+    # Columns that the part does not need are not looked at.
+    first_column = int(before[0])
+    image = image[:, :, first_column : int(after[-1]) + 1]
+    columns = before - first_column, after - first_column
     result = torch.empty(*part, len(image))
     for first in range(0, part[0], _ROWS_AT_ONCE):
         band = slice(first, first + _ROWS_AT_ONCE)
@@ -238,7 +269,12 @@ def _neighbours(
 
 
 def pad_batch(
-    prepared: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]], divisor: int, *, pinned: bool = False
+    prepared: Sequence[Tensor],
+    original_sizes: Sequence[tuple[int, int]],
+    divisor: int,
+    *,
+    letterboxed: bool = False,
+    pinned: bool = False,
 ) -> ImageBatch:
     """Images of different sizes as one batch: zeros to the right and below, sides a multiple of `divisor`.
 
@@ -248,6 +284,7 @@ def pad_batch(
         prepared: of `prepare_image`, [3, h, w] float32 each; at least one.
         original_sizes: (height, width) of each image file, pixels.
         divisor: pixels.
+        letterboxed: they have margins (`ImageBatch`).
         pinned: make all of it in page-locked memory, from which a GPU copies while the host goes on.
     """
     largest = (max(image.shape[1] for image in prepared), max(image.shape[2] for image in prepared))
@@ -259,6 +296,7 @@ def pad_batch(
         pixels=pixels,
         input_sizes=size_table([tuple(image.shape[-2:]) for image in prepared], pinned=pinned),
         original_sizes=size_table(original_sizes, pinned=pinned),
+        letterboxed=letterboxed,
     )
 
 

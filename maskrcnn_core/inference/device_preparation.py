@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.data.letterbox import GREY, letterbox
 from maskrcnn_core.data.packing import Size, pack
 from maskrcnn_core.data.transform import normalisation, padded_size, size_table
 from maskrcnn_core.inference.settings import Mark, no_mark
@@ -107,7 +108,8 @@ class DevicePreparation:
                 self._write(values, size, view[image : image + count])
             start, image = stop, image + count
         self._mark("resize, normalise, pad", pixels.nbytes + sum(view.nbytes for view in views))
-        return [ImageBatch(view, sizes[index], sizes[-1]) for index, view in enumerate(views)]
+        letterboxed = self._rule.fit == "letterbox"
+        return [ImageBatch(view, sizes[index], sizes[-1], letterboxed) for index, view in enumerate(views)]
 
     def _runs(self, packed: PackedImages) -> list[tuple[Size, int]]:
         """Decoded sizes, and how many images of each follow each other; no more than are resized at once."""
@@ -130,6 +132,11 @@ class DevicePreparation:
 
     def _write(self, values: Tensor, size: Size, slots: Tensor) -> None:
         """[n, 3, H, W] in another size and normalised into the upper left of [n, 3, Hpad, Wpad]."""
+        slots = slots[..., : size[0], : size[1]]
+        if self._rule.fit == "letterbox":
+            size, (top, left) = letterbox((values.shape[2], values.shape[3]), size)
+            slots.copy_(GREY * self._factor + self._offset)
+            slots = slots[..., top : top + size[0], left : left + size[1]]
         if tuple(values.shape[-2:]) != size:
             values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-        torch.addcmul(self._offset, values, self._factor, out=slots[..., : size[0], : size[1]])
+        torch.addcmul(self._offset, values, self._factor, out=slots)

@@ -12,7 +12,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from maskrcnn_core.boxes import clip_boxes, scale_boxes
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.proposals import ImageProposals
 from maskrcnn_core.errors import ImageError
@@ -21,6 +20,12 @@ from maskrcnn_core.inference.cuda_graphs import CapturedByShape
 from maskrcnn_core.inference.device_form import choices, prepared, usable_device
 from maskrcnn_core.inference.device_preparation import DevicePreparation
 from maskrcnn_core.inference.encoding import image_record, proposal_record, records_with_device_masks
+from maskrcnn_core.inference.frames import (
+    boxes_in_input,
+    boxes_in_original,
+    clipped_boxes_in_original,
+    keypoints_in_original,
+)
 from maskrcnn_core.inference.image_result import ImageResult
 from maskrcnn_core.inference.image_source import ImageSource, bytes_or_pixels, source_name
 from maskrcnn_core.inference.preparation import Preparation, PreparedBatch, PreparedImage, Request
@@ -33,7 +38,7 @@ from maskrcnn_core.inference.settings import (
     with_overrides,
 )
 from maskrcnn_core.inference.views import MergeRule, View, detect_in_views, mirrored
-from maskrcnn_core.keypoints import mirror_keypoints, scale_keypoints
+from maskrcnn_core.keypoints import mirror_keypoints
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.trained import check_fits, load_trained
 from maskrcnn_core.records.labels import ImageRecord
@@ -215,9 +220,7 @@ class Predictor:
         images = self._on_device(self._preparation.views(batch)[0])
         with self.arithmetic():
             proposals = self.detector.propose(images)
-        boxes = clip_boxes(
-            scale_boxes(proposals.boxes, images.input_sizes, images.original_sizes), images.original_sizes
-        )
+        boxes = clipped_boxes_in_original(proposals.boxes, images)
         return batch.items, replace(proposals, boxes=boxes)
 
     @torch.inference_mode()
@@ -250,7 +253,7 @@ class Predictor:
         if proposals is None:
             return self._detect(images)
         proposals = proposals.to(self._choices.device)
-        boxes = scale_boxes(proposals.boxes, images.original_sizes, images.input_sizes)
+        boxes = boxes_in_input(proposals.boxes, images)
         return self._detections_in(images, replace(proposals, boxes=boxes))
 
     def _detections_in(self, images: ImageBatch, proposals: Proposals | None = None) -> Detections:
@@ -259,15 +262,13 @@ class Predictor:
         with self.arithmetic():
             detections = self.detector.detect(images, *given)
         self._mark("network", 0.0)
-        boxes = clip_boxes(
-            scale_boxes(detections.boxes, images.input_sizes, images.original_sizes), images.original_sizes
-        )
+        boxes = clipped_boxes_in_original(detections.boxes, images)
         keypoints = detections.keypoints
         if keypoints is not None:
-            keypoints = scale_keypoints(keypoints, images.input_sizes, images.original_sizes)
+            keypoints = keypoints_in_original(keypoints, images)
         mask_boxes = detections.mask_boxes
         if mask_boxes is not None:
-            mask_boxes = scale_boxes(mask_boxes, images.input_sizes, images.original_sizes)
+            mask_boxes = boxes_in_original(mask_boxes, images)
         self._mark("boxes to the image's frame", 0.0)
         return replace(detections, boxes=boxes, keypoints=keypoints, mask_boxes=mask_boxes)
 

@@ -16,7 +16,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.packing import Size
 from maskrcnn_core.data.prefetch import MapAhead
 from maskrcnn_core.data.proposals import ImageProposals, pad_proposals
-from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_input, resized_size
+from maskrcnn_core.data.transform import fitted_size, pad_batch, padded_size, prepare_input
 from maskrcnn_core.errors import ImageError
 from maskrcnn_core.inference.device_preparation import PIXELS_AT_ONCE, DevicePreparation, PackedImages, pack_images
 from maskrcnn_core.inference.image_source import decoded
@@ -227,9 +227,9 @@ class Preparation:
             packed = pack_images(images, [item.input_sizes for item in items], pinned=self._pinned)
             self._mark("pack", 2 * packed.pixels.nbytes)
             return PreparedBatch(items, packed, proposals)
-        sizes = [item.original_size for item in items]
+        sizes, rule = [item.original_size for item in items], self._rule
         views = [
-            pad_batch(pixels, sizes, self._rule.divisor, pinned=self._pinned)
+            pad_batch(pixels, sizes, rule.divisor, letterboxed=rule.fit == "letterbox", pinned=self._pinned)
             for pixels in zip(*(item.views for item in items), strict=True)
         ]
         self._mark("pad", sum(2 * view.nbytes for item in items for view in item.views))
@@ -246,7 +246,7 @@ class Preparation:
         """Of an image in a view. The limit of the longer side grows in proportion to the shorter one."""
         rule = self._rule
         long_side = round(rule.long_side * short_side / rule.short_side)
-        return resized_size(height, width, short_side, long_side, rule.resize)
+        return fitted_size(height, width, rule, short_side, long_side)
 
     def _resized(self, image: Tensor, size: Size) -> Tensor:
         """[3, H, W] uint8 -> network input [3, *size]."""

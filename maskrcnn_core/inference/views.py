@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from maskrcnn_core.boxes import clip_boxes, keep_best, scale_boxes, suppress
-from maskrcnn_core.keypoints import scale_keypoints
+from maskrcnn_core.boxes import keep_best, suppress
+from maskrcnn_core.inference.frames import boxes_in_input, clipped_boxes_in_original, keypoints_in_original
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, real_or_unit, valid_slots
 
 
@@ -149,7 +149,7 @@ def detect_in_views(
         upright = View(views[0].images)
         in_view = replace(merged, boxes=boxes_in_view(merged.boxes, upright))
         points = detector.keypoints(states[0], heatmaps, in_view)
-        points = scale_keypoints(points, upright.images.input_sizes, upright.images.original_sizes)
+        points = keypoints_in_original(points, upright.images)
         keypoints = torch.where(merged.valid[..., None, None], points, 0.0)
     return replace(merged, masks=masks, keypoints=keypoints)
 
@@ -184,12 +184,12 @@ def boxes_from_view(boxes: Tensor, view: View) -> Tensor:
     """[N, D, 4] boxes of a view in the original frame, clipped to the image."""
     images = view.images
     upright = _mirrored(boxes, images.input_sizes) if view.flipped else boxes
-    return clip_boxes(scale_boxes(upright, images.input_sizes, images.original_sizes), images.original_sizes)
+    return clipped_boxes_in_original(upright, images)
 
 
 def boxes_in_view(boxes: Tensor, view: View) -> Tensor:
     """[N, D, 4] boxes of the original frame in that of a view."""
-    scaled = scale_boxes(boxes, view.images.original_sizes, view.images.input_sizes)
+    scaled = boxes_in_input(boxes, view.images)
     return _mirrored(scaled, view.images.input_sizes) if view.flipped else scaled
 
 

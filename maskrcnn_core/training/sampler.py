@@ -23,6 +23,7 @@ _AUGMENTATION = 3
 _PHASE = 4
 _PARTNER = 5
 _SEED = 6
+_SHORT_SIDE = 7
 _CACHED_IMAGES = 1 << 24
 """In the orders of streams that are kept, 4 bytes each; the one in use is always kept."""
 _CACHED_TOTALS = 64
@@ -57,6 +58,7 @@ class BatchPlan:
         world_size: int = 1,
         flip_probability: float = 0.5,
         short_sides: Sequence[int] = (800,),
+        steps_per_size: int = 0,
         aspect_ratio_factor: int = 0,
         repeat_factors: Sequence[float] | NDArray[np.float64] | None = None,
         partner_probability: float = 0.0,
@@ -68,6 +70,7 @@ class BatchPlan:
             batch_size: images of a step over all ranks, at least one for each.
             flip_probability: share of mirrored samples.
             short_sides: the resized short side is drawn from these, pixels.
+            steps_per_size: steps in a row of which all images have one short side; 0 = each image has its own.
             aspect_ratio_factor: k, see `aspect_groups`.
             repeat_factors: how often each image is shown in an epoch, at least 1; None = once.
             partner_probability: share of samples that get a second image, any of the data set, to paste from.
@@ -82,6 +85,7 @@ class BatchPlan:
             )
         self._batch_size, self._world_size, self._seed = batch_size, world_size, seed
         self._flip_probability, self._short_sides = flip_probability, tuple(short_sides)
+        self._steps_per_size = steps_per_size
         self._num_images, self._partner_probability = len(sizes), partner_probability
         factors = None if repeat_factors is None else np.asarray(repeat_factors, dtype=np.float64)
         groups = aspect_groups(sizes, batch_size, aspect_ratio_factor)
@@ -157,6 +161,8 @@ class BatchPlan:
     def _sample(self, step: int, slot: int, index: int, number: int = 0) -> Sample:
         generator = counter_generator(self._seed, _AUGMENTATION, step, slot)
         flip = bool(generator.random() < self._flip_probability)
+        if self._steps_per_size:  # no number of the image, but of the steps that share a size
+            generator = counter_generator(self._seed, _SHORT_SIDE, step // self._steps_per_size, 0)
         short_side = self._short_sides[int(generator.integers(len(self._short_sides)))]
         partner = None
         if self._partner_probability > 0:

@@ -27,7 +27,7 @@ from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.config.limits import MAX_PIXELS
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.packing import Size
-from maskrcnn_core.data.transform import pad_batch, padded_size, prepare_input, resized_size
+from maskrcnn_core.data.transform import fitted_size, pad_batch, padded_size, prepare_input
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.kernels.gpu.availability import without_kernels
 from maskrcnn_core.layers.frozen_norm import fold
@@ -205,7 +205,7 @@ def network_input(images: Sequence[Tensor], rule: InputConfig) -> ImageBatch:
     """Images [3, H, W] uint8 of one padded shape as the host makes a batch of them."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     pixels = [prepare_input(image, input_size(image, rule), rule) for image in images]
-    return pad_batch(pixels, sizes, rule.divisor)
+    return pad_batch(pixels, sizes, rule.divisor, letterboxed=rule.fit == "letterbox")
 
 
 def decoded_image(content: bytes) -> Tensor:
@@ -216,7 +216,7 @@ def decoded_image(content: bytes) -> Tensor:
 def input_size(image: Tensor, rule: InputConfig) -> Size:
     """(height, width) in which the network sees an image."""
     height, width = image.shape[-2:]
-    return resized_size(height, width, rule.short_side, rule.long_side, rule.resize)
+    return fitted_size(height, width, rule, rule.short_side, rule.long_side)
 
 
 def _encoded_in(content: bytes, size: Size) -> bytes:

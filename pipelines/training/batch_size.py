@@ -18,7 +18,7 @@ from maskrcnn_core.data.coco.dataset import CocoDataset
 from maskrcnn_core.data.dataset import TrainingItem, collate
 from maskrcnn_core.data.packed_inputs import InputImage
 from maskrcnn_core.data.targets import ImageTargets, TargetRule
-from maskrcnn_core.data.transform import resized_size
+from maskrcnn_core.data.transform import fitted_size
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.training.device_feed import pixel_type
@@ -106,8 +106,12 @@ def largest_image(run: TrainRun, dataset: CocoDataset) -> LargestImage:
         (height, width), objects = settings.augment.crop, objects * (2 if settings.augment.copy_paste else 1)
         return LargestImage(height, width, objects)
     short_side = max(settings.short_sides or (pixels.short_side,))
+    if settings.augment.cut_overlaps and pixels.fit == "aspect":
+        # A cut may be tall in a wide image, and twice as long as wide.
+        longest = min(pixels.long_side, 2 * short_side)
+        return LargestImage(longest, longest, objects)
     sizes = [
-        resized_size(height, width, short_side, pixels.long_side, pixels.resize)
+        fitted_size(height, width, pixels, short_side, pixels.long_side)
         for height, width in np.unique(dataset.sizes, axis=0).tolist()
     ]
     # Images of one orientation share a batch, which is as high and as wide as any of them.

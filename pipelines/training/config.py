@@ -106,6 +106,9 @@ class TrainConfig:
     """Share of images mirrored left to right."""
     short_sides: tuple[int, ...] = ()
     """Short sides to choose from at random for each image, pixels; empty = model.input.short_side."""
+    steps_per_size: int = 0
+    """Steps in a row in which all images have the same one of short_sides, before another is drawn (YOLOv2: 10);
+    0 = every image has its own."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Further changes to images and objects."""
     aspect_ratio_factor: int = 0
@@ -167,6 +170,7 @@ class TrainConfig:
             *(("validate_every", _MAX_STEPS), ("reference_batch_size", _MAX_BATCH), ("max_failures", _MAX_WORKERS)),
             *(("aspect_ratio_factor", _MAX_GROUPS), ("warmup_steps", _MAX_STEPS), ("epochs", _MAX_STEPS)),
             *(("wait_minutes", _MAX_MINUTES), ("checkpoint_minutes", _MAX_MINUTES), ("validations", _MAX_STEPS)),
+            ("steps_per_size", _MAX_STEPS),
         ):
             require_between(f"train.{name}", getattr(self, name), 0, most)
         for name in ("clip_norm", "seed"):
@@ -251,6 +255,12 @@ class TrainConfig:
             "train.short_sides",
             self.short_sides,
             f"numbers above 0, up to {MAX_SIDE:,}",
+        )
+        require(
+            self.steps_per_size == 0 or len(self.short_sides) > 0,
+            "train.steps_per_size",
+            self.steps_per_size,
+            "0 where train.short_sides is empty",
         )
         require(
             tuple(sorted(set(self.decay_steps))) == tuple(self.decay_steps)

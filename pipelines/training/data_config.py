@@ -15,6 +15,7 @@ from maskrcnn_core.config.limits import MAX_PIXELS, MAX_SIDE
 
 # Numbers beyond these are mistakes that a machine would only find when it is out of memory.
 _MAX_WORKERS = 10_000
+_MAX_ZOOM = 100
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,19 @@ class AugmentConfig:
     """Height and width of the crop, pixels (jitter_scale)."""
     copy_paste: float = 0.0
     """Share of images on which random objects of another image are pasted (same paper; needs jitter_scale)."""
+    zoom_out: float = 1.0
+    """Zooming out (Liu et al., SSD, ECCV 2016): the image is laid at random on a canvas of the mean colour, whose
+    sides are up to this many times its own (SSD: 4); 1 = off."""
+    zoom_probability: float = 0.5
+    """Share of images that zoom_out is applied to."""
+    cut_overlaps: tuple[float, ...] = ()
+    """Cuts (same paper): one of these is drawn for each image, and a random part of it is kept, sides 0.3 to 1 of its
+    own and aspect 0.5 to 2, with which some object has at least this IoU; 1 = nothing is cut off. SSD: 0, .1, .3, .5,
+    .7, .9, 1. An object whose centre is cut off is dropped. Empty = off."""
     min_visible: float = 0.1
     """An object of which less than this share is left under pasted ones is dropped."""
     min_pixels: int = 4
-    """An object with fewer visible pixels is dropped (jitter_scale)."""
+    """An object with fewer visible pixels is dropped (jitter_scale; zoom_out and cut_overlaps with masks)."""
     brightness: float = 0.0
     """Brightness is multiplied by a factor between 1 - this and 1 + this."""
     contrast: float = 0.0
@@ -95,6 +105,8 @@ class AugmentConfig:
     """The same for saturation."""
     hue: float = 0.0
     """Hue is turned by at most this share of the colour circle, up to 0.5."""
+    color_probability: float = 1.0
+    """Share of images to which each of these four is done (SSD: 0.5)."""
 
     def __post_init__(self) -> None:
         require_typed("train.augment", self)
@@ -117,8 +129,10 @@ class AugmentConfig:
             self.crop,
             f"height and width above 0, up to {MAX_SIDE:,}",
         )
-        for name in ("copy_paste", "min_visible", "brightness", "contrast", "saturation"):
+        fractions = ("copy_paste", "min_visible", "brightness", "contrast", "saturation", "zoom_probability")
+        for name in (*fractions, "color_probability"):
             require_fraction(f"{where}.{name}", getattr(self, name))
+        self._check_framing(where)
         require(0.0 <= self.hue <= 0.5, f"{where}.hue", self.hue, "a number from 0 to 0.5")
         require_not_negative(f"{where}.min_pixels", self.min_pixels)
         require(
@@ -126,4 +140,19 @@ class AugmentConfig:
             f"{where}.copy_paste",
             self.copy_paste,
             "0 where train.augment.jitter_scale is empty; set it, for example to [0.1, 2.0]",
+        )
+
+    def _check_framing(self, where: str) -> None:
+        require_between(f"{where}.zoom_out", self.zoom_out, 1, _MAX_ZOOM)
+        require(
+            all(0.0 <= overlap <= 1.0 for overlap in self.cut_overlaps),
+            f"{where}.cut_overlaps",
+            self.cut_overlaps,
+            "numbers from 0 to 1",
+        )
+        require(
+            not self.jitter_scale or (self.zoom_out == 1.0 and not self.cut_overlaps),
+            f"{where}.jitter_scale",
+            self.jitter_scale,
+            "empty with zoom_out or cut_overlaps: each of them says which part of an image is shown",
         )

@@ -37,7 +37,7 @@ from maskrcnn_core.training.state import TrainingState, load_learnt_weights, loa
 from maskrcnn_core.weights.checkpoint import load_checkpoint
 from maskrcnn_core.weights.initial import load_initial_weights
 from pipelines.cluster.cpus import physical_cores, usable_cpus
-from pipelines.training.augmentation import color_jitter, scale_jitter
+from pipelines.training.augmentation import color_jitter, framing, scale_jitter
 from pipelines.training.batch import Batch, packed_batch
 from pipelines.training.checkpoint_saver import CheckpointSaver, clear_staging
 from pipelines.training.checkpoint_store import StoredCheckpoint, newest_intact, opened
@@ -345,6 +345,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageB
         max_proposals=model.dense.post_nms_train,
         resized_on_device=job.device.type == "cuda",
         jitter=scale_jitter(settings.augment, settings.flip_probability, model.input),
+        framing=framing(settings.augment, model.input),
         colors=color_jitter(settings.augment),
     )
     plan = BatchPlan(
@@ -354,6 +355,7 @@ def open_batches(job: TrainingJob, start: int) -> Iterator[Iterator[Batch[ImageB
         world_size=job.world_size,
         flip_probability=settings.flip_probability,
         short_sides=settings.short_sides or (model.input.short_side,),
+        steps_per_size=settings.steps_per_size,
         aspect_ratio_factor=settings.aspect_ratio_factor,
         repeat_factors=dataset_repeat_factors(job.data, settings.repeat_threshold),
         partner_probability=settings.augment.copy_paste,

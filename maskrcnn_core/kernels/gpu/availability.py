@@ -20,7 +20,7 @@ SWITCH = "MASKRCNN_WITHOUT"
 """Environment variable: names of kernels, separated by commas, that torch's and torchvision's operators shall stand in
 for, or `all`; to compare the two, and for where Triton fails."""
 
-Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "winograd"]
+Kernel = Literal["suppression", "roi_align", "convolution", "masks", "top_down", "winograd", "hue"]
 GPU_KERNELS: tuple[Kernel, ...] = ("suppression", "roi_align", "convolution", "masks", "top_down")
 CPU_KERNELS: tuple[Kernel, ...] = ("winograd", "roi_align")
 

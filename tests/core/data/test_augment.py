@@ -55,6 +55,18 @@ def test_colors_stay_in_their_range_and_follow_the_seed() -> None:
     assert (recolored(grey, ColorJitter(contrast=0.5, saturation=0.9, hue=0.5), seeded(3)).int() - 100).abs().max() <= 2
 
 
+def test_each_change_has_its_share_of_images() -> None:
+    grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    half = ColorJitter(brightness=0.4, probability=0.5)
+    changed = [not torch.equal(recolored(grey, half, seeded(seed)), grey) for seed in range(200)]
+    assert 0.4 < np.mean(changed) < 0.6
+    # The factor of an image is the same, whatever the share.
+    always = replace(half, probability=1.0)
+    for seed in np.flatnonzero(changed)[:20].tolist():
+        assert torch.equal(recolored(grey, half, seeded(seed)), recolored(grey, always, seeded(seed)))
+    assert torch.equal(recolored(grey, replace(half, probability=0.0), seeded(0)), grey)
+
+
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, str]:
     folder = tmp_path_factory.mktemp("generated")

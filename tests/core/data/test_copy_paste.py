@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn_core.data.coco.dataset import CocoObject
-from maskrcnn_core.data.copy_paste import choose_objects, on_canvas, pasted
-from maskrcnn_core.data.scene import Scene
+from maskrcnn_core.data.copy_paste import choose_objects, pasted
+from maskrcnn_core.data.scene import Scene, on_canvas
 from maskrcnn_core.data.segmentation import rasterise, tight_mask
 
 
@@ -73,7 +73,7 @@ def test_a_crowd_goes_where_its_box_is_hidden_and_is_never_pasted() -> None:
 
 def test_a_canvas_keeps_the_scene_at_its_upper_left() -> None:
     scene = filled((2, 3), 7, (an_object(rectangle((2, 3), 0, 0, 1, 2), 1),))
-    found = on_canvas(scene, (4, 5), torch.tensor([1, 2, 3], dtype=torch.uint8))
+    found = on_canvas(scene, (4, 5), (1, 2, 3))
     assert found.size == (4, 5)
     assert found.objects == scene.objects
     assert (found.pixels[:, :2, :3] == 7).all()

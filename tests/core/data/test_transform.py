@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from maskrcnn_core.data.transform import pad_batch, prepare_image, resized_size
+from maskrcnn_core.config.image import InputConfig
+from maskrcnn_core.data.transform import fitted_size, pad_batch, prepare_image, prepare_input, resized_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -171,3 +172,24 @@ def test_padding_is_zero_and_right_and_below() -> None:
     assert batch.pixels[0, :, :20, :33].min() == 1
     assert batch.input_sizes.tolist() == [[20, 33], [31, 5]]
     assert batch.original_sizes.tolist() == [[200, 330], [62, 10]]
+
+
+def test_a_square_keeps_no_aspect() -> None:
+    square = InputConfig(short_side=300, fit="square")
+    assert fitted_size(480, 640, square, 300, 1333) == (300, 300)
+    assert fitted_size(640, 480, square, 512, 1333) == (512, 512)
+    assert fitted_size(480, 640, InputConfig(), 800, 1333) == (800, 1066)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (123, 77), (300, 300), (1, 9)])
+def test_a_square_is_torchvisions_fixed_size(size: tuple[int, int]) -> None:
+    """As its SSD makes it: to the square, with no padding."""
+    mean, std = (0.48235, 0.45882, 0.40784), (1 / 255,) * 3
+    rule = InputConfig(short_side=300, fit="square", mean=mean, std=std, divisor=1)
+    image = image_of(*size)
+    theirs = GeneralizedRCNNTransform(300, 300, list(mean), list(std), size_divisible=1, fixed_size=(300, 300))
+    expected = theirs([image.float() / 255])[0]
+    prepared = prepare_input(image, fitted_size(*size, rule, rule.short_side, rule.long_side), rule)
+    ours = pad_batch([prepared], [size], rule.divisor)
+    assert ours.input_sizes.tolist() == [list(found) for found in expected.image_sizes]
+    torch.testing.assert_close(ours.pixels, expected.tensors, atol=3e-3, rtol=0)  # of values up to 255

@@ -17,7 +17,7 @@ from maskrcnn_core.config.heads import MaskHeadConfig
 from maskrcnn_core.config.image import InputConfig
 from maskrcnn_core.data.decode import decode_image
 from maskrcnn_core.data.segmentation import run_lengths
-from maskrcnn_core.data.transform import prepare_input
+from maskrcnn_core.data.transform import pad_batch, prepare_input
 from maskrcnn_core.errors import CheckpointError, ImageError
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint, load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
@@ -92,6 +92,41 @@ def test_everything_keeps_its_place(predictor: Predictor) -> None:
         assert_same(records[place], predictor.predict([contents[place]])[0])
     assert [record.status for record in predictor.predict(contents[::-1])] == statuses[::-1]
     assert predictor.predict([]) == []
+
+
+def test_images_warped_to_a_square_come_back_in_their_own_frame() -> None:
+    config = replace(FINDING, input=replace(FINDING.input, fit="square"))
+    predictor = Predictor(finding_detector(config), config, PredictorSettings())
+    wide, tall = encoded(60, 190), encoded(150, 40, seed=1)
+    records = predictor.predict([wide, tall])
+    for content, record in zip((wide, tall), records, strict=True):
+        image = decoded(content)
+        height, width = image.shape[1:]
+        square = pad_batch([prepare_input(image, (64, 64), config.input)], [(64, 64)], 32)
+        expected = predictor.detect(square)
+        assert len(record.detections) == int(expected.count) > 0
+        for slot, found in enumerate(record.detections):
+            x, y, w, h = found.bbox
+            scaled = expected.boxes[0, slot] * torch.tensor([width, height, width, height]) / 64
+            assert [x, y, x + w, y + h] == pytest.approx(scaled.tolist(), abs=0.01)
+
+
+def test_what_is_found_in_a_letterbox_lies_in_the_image() -> None:
+    """An image with grey bars of its own is seen alike, and its records are moved by them."""
+    config = replace(FINDING, input=replace(FINDING.input, fit="letterbox"))
+    predictor = Predictor(finding_detector(config), config, PredictorSettings())
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 64), dtype=np.uint8))
+    barred = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    barred[:, 16:48] = image
+    found, square = predictor.predict([image, barred])
+    moved = []
+    for entry in square.detections:
+        x, y, width, height = entry.bbox
+        top, bottom = (min(max(row - 16, 0), 32) for row in (y, y + height))
+        moved.append((x, top, width, bottom - top))
+    assert len(moved) == len(found.detections) > 0
+    for entry in found.detections:  # the greys differ by a half, so scores that are close may change places
+        assert any(entry.bbox == pytest.approx(box, abs=0.3) for box in moved)
 
 
 def test_boxes_and_masks_are_in_original_pixels(predictor: Predictor) -> None:

@@ -195,3 +195,34 @@ def test_partners_are_drawn_from_all_images_at_their_rate() -> None:
     assert all(sample.partner is None for step in range(9) for sample in never.batch(step))
     # The other draws of a sample do not depend on whether there are partners.
     assert [replace(s, partner=None) for s in batches.batch(4)] == never.batch(4)
+
+
+def test_all_images_of_some_steps_have_one_size() -> None:
+    """Of every rank, whatever ran before, and whatever stands in for a bad image; sizes follow the seed."""
+
+    def sized(world_size: int = 1, seed: int = 0) -> BatchPlan:
+        return BatchPlan(
+            [LANDSCAPE] * 40,
+            batch_size=4,
+            seed=seed,
+            world_size=world_size,
+            short_sides=(320, 352, 384, 416),
+            steps_per_size=10,
+        )
+
+    whole = sized()
+    sides = [{sample.short_side for sample in whole.batch(step)} for step in range(200)]
+    assert all(len(side) == 1 for side in sides)
+    per_size = [sides[step : step + 10] for step in range(0, 200, 10)]
+    assert all(group == [group[0]] * 10 for group in per_size)
+    assert {side for (side,) in sides} == {320, 352, 384, 416}
+    parts, resumed = sized(world_size=2), sized()
+    for step in (199, 13, 20, 7):
+        assert parts.batch(step, 0) + parts.batch(step, 1) == whole.batch(step) == resumed.batch(step)
+        assert {whole.candidate(step, slot, 3).short_side for slot in range(4)} == sides[step]
+    assert sides != [{sample.short_side for sample in sized(seed=1).batch(step)} for step in range(200)]
+    # Nothing else changes with it.
+    each = BatchPlan([LANDSCAPE] * 40, batch_size=4, seed=0, short_sides=(320, 352, 384, 416))
+    for step in (0, 55):
+        changed = [replace(sample, short_side=0) for sample in whole.batch(step)]
+        assert changed == [replace(sample, short_side=0) for sample in each.batch(step)]
