@@ -22,14 +22,16 @@ class AnchorConfig:
     fitted_strides: bool = False
     """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
     64)."""
-    kind: Literal["ratios", "octaves"] = "ratios"
+    kind: Literal["ratios", "octaves", "priors"] = "ratios"
     """ratios = of each size one box for each ratio (RPN; with one ratio, sizes that are the levels' strides and
     model.dense.coding.kind edges the points of FCOS); octaves = of each level's size also some sizes up to its double,
-    each in every ratio (RetinaNet)."""
+    each in every ratio (RetinaNet); priors = a table of boxes for each level (SSD, YOLOv2, YOLOv1)."""
     octave_steps: int = 3
     """Sizes from a level's own up to its double, evenly on a logarithmic scale: s, 2^(1/3) s, 2^(2/3) s (octaves)."""
     whole_sizes: bool = False
     """Sizes are cut to whole pixels as torchvision does (octaves)."""
+    priors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """For each level the (width, height) of its boxes, input pixels, in the order of the head's outputs (priors)."""
     offset: float = 0.0
     """Where in its cell an anchor's centre lies, as a part of the cell: 0 = at its top left corner (R-CNN,
     RetinaNet), 0.5 = in its middle (SSD)."""
@@ -56,6 +58,7 @@ class AnchorConfig:
         )
         require_between("model.dense.anchors.octave_steps", self.octave_steps, 1, MAX_LISTED)
         require_fraction("model.dense.anchors.offset", self.offset)
+        self._check_priors()
         require(
             self.kind == "ratios" or not self.every_level,
             "model.dense.anchors.every_level",
@@ -69,7 +72,25 @@ class AnchorConfig:
             f"false with sizes below one pixel ({min(self.sizes)})",
         )
 
+    def _check_priors(self) -> None:
+        is_table = self.kind == "priors"
+        sides = [side for level in self.priors for size in level for side in size]
+        require(
+            is_table == bool(self.priors) and all(0 < len(level) <= MAX_LISTED for level in self.priors),
+            "model.dense.anchors.priors",
+            self.priors,
+            f"for each level a list of up to {MAX_LISTED} sizes" if is_table else f"none with kind {self.kind}",
+        )
+        require(
+            len(self.priors) <= MAX_LISTED and all(1e-3 <= side <= MAX_PIXEL for side in sides),
+            "model.dense.anchors.priors",
+            self.priors,
+            "widths and heights above 0, in pixels",
+        )
+
     @property
     def num_levels(self) -> int | None:
         """How many levels they are made for; None = any number."""
+        if self.kind == "priors":
+            return len(self.priors)
         return None if self.every_level else len(self.sizes)

@@ -116,7 +116,7 @@ def _one_run(boxes: Floats, number: int, random: np.random.Generator) -> Priors:
 
 def _beginning(boxes: Floats, number: int, random: np.random.Generator) -> Floats:
     """k-means++: each further mean is a box, drawn with a chance that grows with its distance from those before."""
-    chosen = boxes[random.integers(len(boxes))][None]
+    chosen: Floats = boxes[random.integers(len(boxes))][None]
     away = _distances(boxes, chosen)[:, 0]
     for _ in range(1, number):
         weights = away**2

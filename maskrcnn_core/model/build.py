@@ -8,15 +8,20 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.box_coding import BoxCoding, DeltaCoding, EdgeCoding
-from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, RatioAnchors
+from maskrcnn_core.model.cell_coding import CellCoding, RootCoding
+from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, PriorAnchors, RatioAnchors
+from maskrcnn_core.model.dense.cell_head import CellHead
+from maskrcnn_core.model.dense.cell_loss import CellLoss
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
 from maskrcnn_core.model.dense.focal_loss import FocalLoss
+from maskrcnn_core.model.dense.grid_loss import GridLoss
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import DenseLoss, SampledLoss
 from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
 from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.model.dense.tower_head import TowerHead
+from maskrcnn_core.model.dense.whole_map_head import WholeMapHead
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
@@ -81,6 +86,7 @@ def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
         norm=config.pyramid.norm,
         levels=config.pyramid.levels,
         extra=config.pyramid.extra,
+        narrow=config.pyramid.narrow,
     )
 
 
@@ -88,9 +94,9 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
     dense, detection = config.dense, config.dense.detection
     anchors = _anchors(dense.anchors)
     return DenseStage(
-        _dense_head(config, pyramid.channels, anchors.per_level(len(pyramid.strides))),
+        _dense_head(config, pyramid, anchors.per_level(len(pyramid.strides))),
         anchors,
-        _dense_coding(dense),
+        _dense_coding(dense, pyramid.strides[0]),
         _dense_loss(dense),
         DenseRules(
             train=_proposal_rule(dense, dense.pre_nms_train, dense.post_nms_train),
@@ -103,6 +109,8 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
 
 
 def _anchors(anchors: AnchorConfig) -> AnchorRule:
+    if anchors.kind == "priors":
+        return PriorAnchors(anchors.priors, anchors.fitted_strides, anchors.offset)
     if anchors.kind == "octaves":
         return OctaveAnchors(
             anchors.sizes,
@@ -123,9 +131,9 @@ def _anchors(anchors: AnchorConfig) -> AnchorRule:
     )
 
 
-def _dense_head(config: ModelConfig, channels: int, num_anchors: tuple[int, ...]) -> DenseHead:
-    """Args: channels of every level; num_anchors at each position of each level."""
-    dense, head = config.dense, config.dense.head
+def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, ...]) -> DenseHead:
+    """Args: num_anchors at each position of each level."""
+    dense, head, channels = config.dense, config.dense.head, pyramid.channels
     num_classes = len(config.categories) if dense.finds == "detections" else 1
     num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
     if head.kind == "towers":
@@ -139,15 +147,53 @@ def _dense_head(config: ModelConfig, channels: int, num_anchors: tuple[int, ...]
             objectness=head.objectness,
             prior=head.prior,
         )
+    if head.kind == "cells":
+        return CellHead(channels, head.width, num_anchors[0], dense.convs, num_logits, norm=head.norm)
+    if head.kind == "whole_map":
+        return WholeMapHead(
+            channels,
+            _map_side(config, pyramid.strides[0]),
+            num_anchors[0],
+            num_logits,
+            local=head.local,
+            widths=head.layers,
+            dropout=head.dropout,
+        )
     return SharedHead(channels, num_anchors[0], dense.convs, num_logits)
 
 
-def _dense_coding(dense: DenseConfig) -> BoxCoding:
+def _map_side(config: ModelConfig, stride: int) -> int:
+    """Cells along a side of the map, where all inputs have one size."""
+    if config.input.fit == "aspect":
+        raise ConfigError(
+            f"model.input.fit: got {config.input.fit}, expected square or letterbox where model.dense.head.kind is "
+            "whole_map, which sees inputs of one size"
+        )
+    padded = -(-config.input.short_side // config.input.divisor) * config.input.divisor
+    return -(-padded // stride)
+
+
+def _dense_coding(dense: DenseConfig, cell: int) -> BoxCoding:
+    if dense.coding.kind == "cells":
+        return CellCoding(cell)
+    if dense.coding.kind == "roots":
+        return RootCoding(cell)
     return EdgeCoding() if dense.coding.kind == "edges" else DeltaCoding(dense.coding.weights)
 
 
 def _dense_loss(dense: DenseConfig) -> DenseLoss:
     loss = dense.loss
+    if loss.kind == "cells":
+        return CellLoss(
+            ignore_overlap=dense.negative_overlap,
+            object_weight=loss.object_weight,
+            empty_weight=loss.empty_weight,
+            box_weight=loss.box_weight,
+            class_weight=loss.class_weight,
+            warm_up_images=loss.warm_up_images,
+        )
+    if loss.kind == "grid":
+        return GridLoss(loss.object_weight, loss.empty_weight, loss.box_weight, loss.class_weight)
     if loss.kind == "focal":
         return FocalLoss(
             positive_overlap=dense.positive_overlap,

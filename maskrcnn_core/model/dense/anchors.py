@@ -113,6 +113,29 @@ class OctaveAnchors:
         return [float(int(size)) for size in sizes] if self.whole_sizes else sizes
 
 
+@dataclass(frozen=True)
+class PriorAnchors:
+    """A table of boxes for each level (SSD, section 2.2; YOLOv2, section 2, "Dimension Clusters").
+
+    Attributes:
+        priors: of each level (width, height), input pixels.
+        fitted_strides, offset: see `AnchorRule`.
+    """
+
+    priors: tuple[tuple[tuple[float, float], ...], ...]
+    fitted_strides: bool
+    offset: float
+
+    def per_level(self, num_levels: int) -> tuple[int, ...]:
+        """See `AnchorRule`."""
+        return tuple(len(level) for level in self.priors)
+
+    def bases(self, num_levels: int) -> list[Tensor]:
+        """See `AnchorRule`: in the table's order."""
+        tables = [torch.tensor(level, dtype=torch.float32) for level in self.priors]
+        return [torch.cat((-sizes, sizes), dim=1) / 2 for sizes in tables]
+
+
 def pyramid_anchors(
     rule: AnchorRule,
     strides: Sequence[int],

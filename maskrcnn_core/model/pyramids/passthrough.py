@@ -14,9 +14,9 @@ from maskrcnn_core.model.trunks.darknet import LEAK
 def reorganise(x: Tensor, stride: int = 2) -> Tensor:
     """A map on a coarser grid with more channels, as Darknet's reorg layer computes it.
 
-    That is no space-to-depth: Darknet reads the memory of [C, H, W] as [C / s^2, H s, W s], parts that into s^2 grids by
-    row and column modulo s, stacks these, and reads the result as [C s^2, H / s, W / s]. Weights that were trained on it
-    need just this order.
+    That is no space-to-depth: Darknet reads the memory of [C, H, W] as [C / s^2, H s, W s], parts that into s^2 grids
+    by row and column modulo s, stacks these, and reads the result as [C s^2, H / s, W / s]. Weights that were trained
+    on it need just this order.
 
     Args:
         x: [N, C, H, W]; s^2 divides C, s divides H and W.

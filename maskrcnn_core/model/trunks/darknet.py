@@ -1,7 +1,7 @@
 """Darknet's networks as trunks: Darknet-19 (YOLOv2, section 3) and the networks of YOLOv1 and of the tiny YOLOs.
 
-Each is a chain of convolutions with batch norm and leaky ReLU, and of 2x2 maxima. What YOLO sets on top of the
-classification network it is trained as is not here, except where it makes another map (YOLOv1's last four convolutions).
+Each is a chain of convolutions with batch norm and leaky ReLU, and of 2x2 maxima. What YOLO sets on top of them is not
+here, except where it makes another map (YOLOv1's last four convolutions).
 """
 
 import re
@@ -26,11 +26,16 @@ _CHAINS = {
     "yolov1": (
         "64x7/2 | pool 192 | pool 128x1 256 256x1 512"
         " | pool 256x1 512 256x1 512 256x1 512 256x1 512 512x1 1024"
-        " | pool 512x1 1024 512x1 1024 | 1024 1024x3/2 1024 1024"
+        " | pool 512x1 1024 512x1 1024 | 1024 1024/2 1024 1024"
     ),
     "yolov1_tiny": "16 pool 32 | pool 64 | pool 128 | pool 256 | pool 512 | pool 1024 256",
 }
 DARKNET_NAMES = tuple(_CHAINS)
+
+
+def chain_words(name: str) -> tuple[str, ...]:
+    """The layers of a network in the words of `_CHAINS`, one each."""
+    return tuple(_CHAINS[name].replace("|", " ").split())
 
 
 class Blur(nn.Module):

@@ -11,6 +11,7 @@ import torchvision
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import freeze_batch_norms, train_batch_norms
 from maskrcnn_core.layers.same_padding import pad_same
+from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, darknet_trunk
 from maskrcnn_core.model.trunks.imagenet_weights import load_backbone_weights
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.trunks.sequential import SEQUENTIAL_NAMES, SequentialTrunk, sequential_trunk
@@ -18,7 +19,7 @@ from maskrcnn_core.model.trunks.stages import STRIDES as STRIDES
 from maskrcnn_core.model.trunks.stages import dilate_stage, freeze_stages
 from maskrcnn_core.model.trunks.timm_network import TIMM_NAMES, TIMM_PREFIX, TimmTrunk, timm_trunk
 
-NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *TIMM_NAMES)
+NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *TIMM_NAMES)
 
 Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk
 
@@ -116,6 +117,13 @@ def _network(name: str, pretrained: bool) -> Trunk:
     if library == "torchvision" and name not in NAMES:
         known = ", ".join(NAMES)
         raise ConfigError(f"model.backbone.name: got {name!r}, expected one of {known}, or {TIMM_PREFIX}NAME")
+    if name in DARKNET_NAMES:
+        if pretrained:
+            raise ConfigError(
+                f"model.backbone.pretrained: got true, but there are no ImageNet weights of {name} to fetch; set it to "
+                "false"
+            )
+        return darknet_trunk(name)
     try:
         if name in RESNET_NAMES:
             return ResNetTrunk(torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None))
