@@ -7,7 +7,7 @@ from jobs.train import main
 from pipelines.training.config import TrainRun
 from pipelines.training.schedule import require_end_of_warmup, schedule_in_steps, schedule_remarks
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").rglob("*.yaml"))
 
 
 def parse(path: Path) -> TrainRun:
