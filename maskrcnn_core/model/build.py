@@ -186,6 +186,7 @@ def _dense_loss(dense: DenseConfig) -> DenseLoss:
     if loss.kind == "cells":
         return CellLoss(
             ignore_overlap=dense.negative_overlap,
+            crowd_overlap=dense.crowd_overlap,
             object_weight=loss.object_weight,
             empty_weight=loss.empty_weight,
             box_weight=loss.box_weight,

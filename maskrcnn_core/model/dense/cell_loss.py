@@ -16,6 +16,7 @@ from maskrcnn_core.model.dense.focal_loss import all_outputs, boxes_of, labels_o
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import full_precision
+from maskrcnn_core.model.matching import IGNORED, NEGATIVE, without_crowds
 from maskrcnn_core.structures import ImageFeatures, Targets, real_or_unit
 
 _EDGE = 1e-6
@@ -26,6 +27,7 @@ class CellLoss(nn.Module):
 
     Args:
         ignore_overlap: a box that is no object's, but has more than this IoU with one, is not told that it is none.
+        crowd_overlap: nor is one with more than this share of its area in a crowd region.
         object_weight, empty_weight: of the objectness of boxes that are an object's and of those that are not.
         box_weight, class_weight: of the other losses.
         warm_up_images: during so many first images every box is also drawn towards its prior; 0 = never.
@@ -38,6 +40,7 @@ class CellLoss(nn.Module):
         self,
         *,
         ignore_overlap: float,
+        crowd_overlap: float,
         object_weight: float,
         empty_weight: float,
         box_weight: float,
@@ -46,7 +49,8 @@ class CellLoss(nn.Module):
         warm_up_weight: float = 0.01,
     ) -> None:
         super().__init__()
-        self.ignore_overlap, self.object_weight, self.empty_weight = ignore_overlap, object_weight, empty_weight
+        self.ignore_overlap, self.crowd_overlap = ignore_overlap, crowd_overlap
+        self.object_weight, self.empty_weight = object_weight, empty_weight
         self.box_weight, self.class_weight = box_weight, class_weight
         self.warm_up_images, self.warm_up_weight = warm_up_images, warm_up_weight
         if warm_up_images:
@@ -76,11 +80,12 @@ class CellLoss(nn.Module):
         # How well what is predicted now fits, for what the objectness should say.
         with torch.no_grad():
             boxes = coding.decode(deltas, priors)
-            known = (targets.valid | targets.crowd)[:, None]
-            best = torch.where(known, pairwise_iou(boxes, targets.boxes), 0.0).amax(dim=2)
+            best = torch.where(targets.valid[:, None], pairwise_iou(boxes, targets.boxes), 0.0).amax(dim=2)
+            kinds = torch.where(best > self.ignore_overlap, IGNORED, NEGATIVE)
+            kinds = without_crowds(kinds, boxes, targets, self.crowd_overlap, fixed_size=features.fixed_size)
             own = paired_iou(boxes, wanted)
         # Objectness: the IoU where a box is an object's, nothing elsewhere, unless it nearly is one.
-        weights = torch.where(best > self.ignore_overlap, 0.0, self.empty_weight)
+        weights = torch.where(kinds == NEGATIVE, self.empty_weight, 0.0)
         weights = torch.where(owned, self.object_weight, weights)
         told = torch.where(owned, own, 0.0)
         each = functional.binary_cross_entropy_with_logits(objectness, told, reduction="none")
