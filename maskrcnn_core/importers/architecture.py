@@ -10,7 +10,8 @@ from torch import Tensor
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.key_names import KeyNames
 
-Kind = Literal["rpn", "fast", "faster", "mask", "keypoint", "mask and keypoint"]
+OneStage = Literal["retinanet", "fcos"]
+Kind = Literal["rpn", "fast", "faster", "mask", "keypoint", "mask and keypoint"] | OneStage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Architecture:
         rpn_convs: the RPN's convolutions; 0 = no RPN.
         box: there is a box head, with box_convs convolutions and box_layers fully connected layers.
         mask, keypoint: there are these heads, with mask_convs and keypoint_convs convolutions.
+        one_stage: the system, where the dense stage finds the objects itself.
     """
 
     network: str
@@ -65,10 +67,13 @@ class Architecture:
     mask_norm: bool
     keypoint: bool
     keypoint_convs: int
+    one_stage: OneStage | None = None
 
     @property
     def kind(self) -> Kind:
         """What the detector does, by the names that the frameworks give it."""
+        if self.one_stage is not None:
+            return self.one_stage
         if self.mask:
             return "mask and keypoint" if self.keypoint else "mask"
         if self.keypoint:

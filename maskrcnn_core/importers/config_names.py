@@ -21,11 +21,14 @@ TORCHVISION_MODELS: dict[str, tuple[str, Kind, bool]] = {
     "fasterrcnn_resnet50_fpn_v2": ("resnet50", "faster", True),
     "fasterrcnn_mobilenet_v3_large_fpn": ("mobilenet_v3_large_torchvision", "faster", False),
     "fasterrcnn_mobilenet_v3_large_320_fpn": ("mobilenet_v3_large_torchvision", "faster", False),
+    "retinanet_resnet50_fpn": ("resnet50", "retinanet", False),
+    "retinanet_resnet50_fpn_v2": ("resnet50", "retinanet", False),
+    "fcos_resnet50_fpn": ("resnet50", "fcos", False),
 }
 """Trunk, kind, and whether norms follow the pyramid's convolutions."""
 
 _DETECTRON2 = re.compile(
-    r"(?:(?P<folder>[\w.-]+)/)?(?P<scratch>scratch_)?(?:(?P<kind>rpn|(?:fast|faster|mask|keypoint)_rcnn)_)"
+    r"(?:(?P<folder>[\w.-]+)/)?(?P<scratch>scratch_)?(?:(?P<kind>rpn|retinanet|(?:fast|faster|mask|keypoint)_rcnn)_)"
     r"(?P<trunk>R_50|R_101|X_101_32x8d)_(?P<pyramid>C4|DC5|FPN)(?P<rest>(?:_[\w-]+)?)",
     re.IGNORECASE,
 )
@@ -92,9 +95,9 @@ def parse_source_config(name: str) -> SourceConfig:
     config = _torchvision(plain) or _mmdetection(plain) or _detectron2(plain)
     if config is None:
         raise CheckpointError(
-            f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN configuration such as "
-            f"{_EXAMPLES}; cascades, deformable convolutions, group norm, RetinaNet and panoptic models are not "
-            "supported"
+            f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN or RetinaNet "
+            f"configuration such as {_EXAMPLES}; cascades, deformable convolutions, group norm and panoptic models are "
+            "not supported"
         )
     return config
 
@@ -112,6 +115,7 @@ def _detectron2(name: str) -> SourceConfig | None:
         return None
     kinds: dict[str, Kind] = {
         "rpn": "rpn",
+        "retinanet": "retinanet",
         "fast_rcnn": "fast",
         "faster_rcnn": "faster",
         "mask_rcnn": "mask",
@@ -182,13 +186,13 @@ def likely_name(framework: Framework, form: Architecture) -> str:
         for name, (network, kind, norm) in TORCHVISION_MODELS.items():
             if (network, kind, norm) == (form.network, form.kind, form.pyramid_norm):
                 return f"torchvision's {name}"
-        return f"torchvision's {form.kind} R-CNN with {form.network}"
+        return f"torchvision's {form.kind}{'' if form.one_stage else ' R-CNN'} with {form.network}"
     known = {"detectron2": _DETECTRON2_TRUNKS, "mmdetection": _MMDETECTION_TRUNKS}[framework]
     trunk = next((short for short, network in known.items() if network == form.network), form.network)
     if framework == "mmdetection":
         system = "rpn" if form.kind == "rpn" else f"{form.kind}-rcnn"
         return f"mmdetection's {system}_{trunk}_{form.pyramid}_1x_coco"
     group = {"mask": "COCO-InstanceSegmentation", "keypoint": "COCO-Keypoints"}.get(form.kind, "COCO-Detection")
-    system = "rpn" if form.kind == "rpn" else f"{form.kind}_rcnn"
+    system = form.kind if form.kind in ("rpn", "retinanet") else f"{form.kind}_rcnn"
     schedule = "1x" if form.kind in ("rpn", "fast") else "3x"
     return f"detectron2's {group}/{system}_{trunk.replace('X8D', 'x8d')}_{form.pyramid.upper()}_{schedule}"

@@ -9,6 +9,7 @@ from maskrcnn_core.importers.darknet import import_darknet
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
+from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage, is_torchvision_one_stage
 from maskrcnn_core.model.trunks.imagenet_weights import is_classifier
 from maskrcnn_core.printable import listed
 from maskrcnn_core.weights.checkpoint import save_checkpoint
@@ -18,6 +19,7 @@ from maskrcnn_core.weights.source_files import SourceFile, read_source
 # Each family's keys are told from the others'; the order says nothing.
 _FAMILIES = (
     (is_torchvision, import_torchvision),
+    (is_torchvision_one_stage, import_torchvision_one_stage),
     (is_detectron2, import_detectron2),
     (is_mmdetection, import_mmdetection),
 )
@@ -128,7 +130,8 @@ def convert_file(
     rest = f"; besides it holds {listed(file.left_out)}" if file.left_out else ""
     raise CheckpointError(
         f"{source}: keys such as {shown} are of no known kind; expected the state dict of a Faster, Mask or Keypoint "
-        f"R-CNN of torchvision, detectron2 or mmdetection{rest}"
+        "R-CNN of torchvision, detectron2 or mmdetection, of a RetinaNet of the first two or an FCOS of torchvision"
+        f"{rest}"
     )
 
 

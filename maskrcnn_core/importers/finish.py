@@ -51,6 +51,34 @@ def finish_import(
     return config, to.result
 
 
+def finish_one_stage_import(
+    to: Translation, config: ModelConfig, num_classes: int, categories: tuple[Category, ...] | None, hint: str
+) -> Checkpoint:
+    """The configuration with its categories, and the weights, which fit it.
+
+    Args:
+        to: with everything translated.
+        config: all but the categories.
+        num_classes: K, without a background.
+        categories: in label order; None = by the number of classes, see `default_categories`.
+        hint: what the file may be, for messages.
+
+    Raises:
+        CheckpointError: keys are missing, left over or misshapen, or there are more or fewer categories than classes.
+    """
+    to.finish(hint)
+    check_finite(to.result, f"{to.framework} checkpoint")
+    if categories is None:
+        categories = default_categories(num_classes, with_keypoints=False)
+    if len(categories) != num_classes:
+        raise CheckpointError(
+            f"{to.framework} checkpoint: it has {num_classes} classes, got {len(categories)} categories"
+        )
+    config = replace(config, categories=categories)
+    _check_shapes(to, config, hint)
+    return config, to.result
+
+
 def default_categories(num_classes: int, *, with_keypoints: bool) -> tuple[Category, ...]:
     """Categories where nobody names them: COCO's where their number says so, else numbered ones.
 

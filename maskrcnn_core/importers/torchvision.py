@@ -30,7 +30,7 @@ from maskrcnn_core.importers.translation import (
 # The weights that torchvision released for its first ResNet detectors were trained with batch norms of this epsilon
 # (its overwrite_eps); all of its other models, and a model trained with its references, have the second one.
 RELEASED_NORM_EPS = 0.0
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 
 _BODY = "backbone.body."
 _MOBILENET = "mobilenet_v3_large_torchvision"
@@ -38,7 +38,7 @@ _MOBILENET_LEVELS = (4, 5)
 _RESNET_LEVELS = (2, 3, 4, 5)
 _ANCHOR_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 
-_NAMES = KeyNames(
+NAMES = KeyNames(
     framework="torchvision",
     stem=f"{_BODY}conv1",
     stem_norm=f"{_BODY}bn1",
@@ -66,6 +66,7 @@ _NAMES = KeyNames(
     keypoint_deconv="roi_heads.keypoint_predictor.kps_score_lowres",
     ignored=r".*\.num_batches_tracked",
 )
+"""torchvision's names; its one-stage detectors have trunk and pyramid in common with the others."""
 
 
 def is_torchvision(state: Mapping[str, Tensor]) -> bool:
@@ -97,14 +98,14 @@ def import_torchvision(
         CheckpointError: keys are missing or left over, or the name does not fit them.
     """
     counted = any(key.endswith(".num_batches_tracked") for key in state)
-    to = start_translation({_current_name(key): value for key, value in state.items()}, _NAMES)
+    to = start_translation({current_name(key): value for key, value in state.items()}, NAMES)
     mobile = f"{_BODY}0.0.weight" in to.left
     names = _with_box_layers(to)
     form = read_architecture(to.left, names, _MOBILENET if mobile else None)
     form = replace(form, pyramid="fpn", levels=len(_MOBILENET_LEVELS if mobile else _RESNET_LEVELS))
     check_source_config(source_config, "torchvision", form)
     if norm_eps is None:
-        norm_eps = _NORM_EPS if counted or mobile else RELEASED_NORM_EPS
+        norm_eps = NORM_EPS if counted or mobile else RELEASED_NORM_EPS
     if mobile:
         _translate_mobilenet(to, norm_eps)
     else:
@@ -147,7 +148,7 @@ def _small_input(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _current_name(key: str) -> str:
+def current_name(key: str) -> str:
     """Names before torchvision 0.13 -> names of today."""
     key = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", key)
     key = re.sub(r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", key)
@@ -160,10 +161,10 @@ def _current_name(key: str) -> str:
 
 def _with_box_layers(to: Translation) -> KeyNames:
     """The second version's box head counts its fully connected layers on after the convolutions and a flattening."""
-    convs = _NAMES.box_convs.count(to.left, _NAMES.conv)
+    convs = NAMES.box_convs.count(to.left, NAMES.conv)
     if convs == 0:
-        return _NAMES
-    return replace(_NAMES, box_layers=Numbered("roi_heads.box_head.", start=convs + 1, step=2))
+        return NAMES
+    return replace(NAMES, box_layers=Numbered("roi_heads.box_head.", start=convs + 1, step=2))
 
 
 def _translate_mobilenet(to: Translation, norm_eps: float) -> None:

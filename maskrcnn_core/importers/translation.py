@@ -163,6 +163,23 @@ def translate_rpn(to: Translation, names: KeyNames, form: Architecture, *, ratio
     to.part(names.anchor_deltas, "dense.head.deltas", by_size(4))
 
 
+def translate_tower(to: Translation, convs: Numbered, norms: Numbered | None, ours: str) -> None:
+    """A tower of 3x3 convolutions of a one-stage detector, with or without group norms behind them.
+
+    Args:
+        convs, norms: the framework's names.
+        ours: name of our tower.
+    """
+    for i in range(convs.count(to.left)):
+        if norms is None:
+            to.part(convs(i), f"{ours}.{i}")
+            continue
+        to.tensor(f"{convs(i)}.weight", f"{ours}.{i}.0.weight")
+        if f"{convs(i)}.bias" in to.left:
+            to.tensor(f"{convs(i)}.bias", f"{ours}.{i}.0.bias")
+        to.part(norms(i), f"{ours}.{i}.1")
+
+
 def translate_heads(
     to: Translation,
     names: KeyNames,

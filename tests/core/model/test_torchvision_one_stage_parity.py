@@ -1,0 +1,167 @@
+"""torchvision's one-stage detectors and ours with their weights, side by side: detections, losses, parameter counts."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from maskrcnn_core.config.model import ModelConfig
+from maskrcnn_core.data.generated.pictures import generate_picture
+from maskrcnn_core.data.targets import pad_targets, targets_from_dense
+from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage
+from maskrcnn_core.model.build import build_detector
+from maskrcnn_core.model.detector import Detector
+from maskrcnn_core.structures import Targets
+from tests.core.model.torchvision_reference import as_batch
+
+SIZES = [(192, 256), (160, 224)]
+MODELS = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
+LOSSES = {"classification": "dense_class", "bbox_regression": "dense_box", "bbox_ctrness": "dense_centreness"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def peer_model(name: str) -> nn.Module:
+    """Seeded random weights, lively norms, and predictors scaled so that there are confident detections; class 0, which
+    stands for nothing, is never right, as in a trained model."""
+    torch.manual_seed(0)
+    height, width = SIZES[0]
+    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None, min_size=height, max_size=width)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.0)
+                module.bias.normal_(0, 0.1)
+        classes, boxes = model.head.classification_head, model.head.regression_head
+        grouped = any(isinstance(module, nn.GroupNorm) for module in model.head.modules())
+        if not grouped:  # so that the signal lives through four convolutions
+            for module in model.head.modules():
+                if isinstance(module, nn.Conv2d) and module.out_channels == 256:
+                    module.weight.mul_(2.5)
+        classes.cls_logits.weight.mul_(4.0 if grouped else 8.0)
+        classes.cls_logits.bias[:: classes.num_classes] = -60.0
+        boxes.bbox_reg.weight.mul_(2.0)
+        boxes.bbox_reg.bias.uniform_(-0.3, 0.3)
+        if "fcos" in name:
+            boxes.bbox_reg.bias.fill_(2.0)
+            boxes.bbox_ctrness.weight.mul_(5.0)
+            classes.cls_logits.weight.mul_(2.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def peer(request: pytest.FixtureRequest) -> nn.Module:
+    return peer_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def ours(peer: nn.Module) -> tuple[ModelConfig, Detector]:
+    """Imported without a word about the model: the keys tell."""
+    config, state = import_torchvision_one_stage(peer.state_dict())
+    config = config.with_detection(max_detections=40)
+    detector = build_detector(config, load_pretrained=False)
+    detector.load_state_dict(state, strict=True)
+    return config, detector.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Tensor]:
+    """Pictures of the sizes that the network sees."""
+    pictures = [generate_picture(seed, image_size=(256, 256)).pixels for seed in (4, 5)]
+    cut = [pixels[:height, :width] for pixels, (height, width) in zip(pictures, SIZES, strict=True)]
+    return [torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous() for pixels in cut]
+
+
+def not_empty(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first 40 detections with an area. The peer also gives those that lie outside of the image, cut to nothing;
+    these suppress none."""
+    boxes = found["boxes"]
+    real = ((boxes[:, 2:] - boxes[:, :2]) >= 0.01).all(dim=1)
+    return {name: values[real][:40] for name, values in found.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_detections(
+    peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool
+) -> None:
+    config, detector = ours
+    # One by one: the peer would enlarge the second image to the size of the first.
+    image, size = images[0], SIZES[0]
+    expected = not_empty(peer.eval()([image.float() / 255])[0])
+    stages = detector.trunk, detector.pyramid, detector.dense, detector.regions
+    detector = Detector(*stages, fixed_size_on=("cpu",) if fixed_size else ()).eval()
+    found = detector.detect(as_batch(config, [image], [size]))
+    count = int(found.count[0])
+    assert count == len(expected["scores"]) == 40
+    assert len(expected["labels"].unique()) > 3
+    assert (expected["scores"] > 2 * config.detection.min_score).any()
+    assert (found.labels[0, :count] + 1).tolist() == expected["labels"].tolist()
+    assert (found.scores[0, :count] - expected["scores"]).abs().max() < 1e-4
+    assert (found.boxes[0, :count] - expected["boxes"]).abs().max() < 0.05
+
+
+def objects() -> tuple[list[dict[str, Tensor]], Targets]:
+    """Objects of many sizes in one image, none in the other; for torchvision and for us."""
+    boxes = torch.tensor([[60.0, 30, 200, 150], [150, 60, 250, 190], [10, 10, 40, 60], [100, 100, 120, 116]])
+    labels = torch.tensor([5, 18, 90, 1])
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    theirs = [{"boxes": boxes, "labels": labels}, {"boxes": none[0], "labels": none[1]}]
+    ours = [
+        targets_from_dense(each["boxes"], each["labels"] - 1, torch.zeros(len(each["boxes"]), *SIZES[0]).byte())
+        for each in theirs
+    ]
+    return theirs, pad_targets(ours)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_losses(peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool) -> None:
+    config, detector = ours
+    peer.train()
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    theirs, targets = objects()
+    pictures = [images[0], images[0].flip(2)]
+    expected = peer([image.float() / 255 for image in pictures], theirs)
+    stages = detector.trunk, detector.pyramid, detector.dense, detector.regions
+    detector = Detector(*stages, fixed_size_on=("cpu",) if fixed_size else ()).train()
+    got = detector(as_batch(config, pictures, [SIZES[0]] * 2), targets)
+    assert set(got) == {LOSSES[name] for name in expected}
+    for name, value in expected.items():
+        assert float(value) > 1e-3, f"{name} is too small to say anything"
+        assert float(got[LOSSES[name]]) == pytest.approx(float(value), rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("retinanet_resnet50_fpn", 34_014_999),
+        ("retinanet_resnet50_fpn_v2", 38_198_935),
+        ("fcos_resnet50_fpn", 32_269_600),
+    ],
+)
+def test_parameter_counts_are_torchvisions(name: str, parameters: int) -> None:
+    """torchvision's published counts. Ours are without class 0, of each anchor a kernel of 3 x 3 x 256 and a bias, and
+    have batch norms as constants, which torchvision counts where they are not frozen (RetinaNet's second version)."""
+    with torch.device("meta"):
+        model = getattr(detection, name)(weights=None, weights_backbone=None)
+    config, _ = import_torchvision_one_stage(model.state_dict())
+    with torch.device("meta"):
+        detector = build_detector(config, load_pretrained=False)
+    nothing = (1 if "fcos" in name else 9) * (9 * 256 + 1)
+    norms = 53_120 if name.endswith("v2") else 0
+    assert sum(parameter.numel() for parameter in detector.parameters()) + nothing + norms == parameters
