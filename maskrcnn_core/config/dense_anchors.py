@@ -21,20 +21,22 @@ class AnchorConfig:
     """Round anchor corners to whole pixels as torchvision does."""
     fitted_strides: bool = False
     """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
-    64)."""
+    64); with priors as it comes out."""
     kind: Literal["ratios", "octaves", "priors"] = "ratios"
     """ratios = of each size one box for each ratio (RPN; with one ratio, sizes that are the levels' strides and
     model.dense.coding.kind edges the points of FCOS); octaves = of each level's size also some sizes up to its double,
-    each in every ratio (RetinaNet); priors = a table of boxes for each level (SSD, YOLOv2, YOLOv1)."""
+    each in every ratio (RetinaNet); priors = as model.dense.anchors.priors says (SSD, YOLOv2, YOLOv1)."""
     octave_steps: int = 3
     """Sizes from a level's own up to its double, evenly on a logarithmic scale: s, 2^(1/3) s, 2^(2/3) s (octaves)."""
     whole_sizes: bool = False
     """Sizes are cut to whole pixels as torchvision does (octaves)."""
-    priors: tuple[tuple[tuple[float, float], ...], ...] = ()
-    """For each level the (width, height) of its boxes, input pixels, in the order of the head's outputs (priors)."""
     offset: float = 0.0
     """Where in its cell an anchor's centre lies, as a part of the cell: 0 = at its top left corner (R-CNN,
     RetinaNet), 0.5 = in its middle (SSD)."""
+    priors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    """Width and height of the anchors at every position, for each level, input pixels (priors)."""
+    spacing: tuple[float, ...] = ()
+    """Pixels from one position to the next, for each level, in place of its stride (priors)."""
 
     def __post_init__(self) -> None:
         require_typed("model.dense.anchors", self)
@@ -73,19 +75,32 @@ class AnchorConfig:
         )
 
     def _check_priors(self) -> None:
-        is_table = self.kind == "priors"
-        sides = [side for level in self.priors for size in level for side in size]
+        where = "model.dense.anchors"
         require(
-            is_table == bool(self.priors) and all(0 < len(level) <= MAX_LISTED for level in self.priors),
-            "model.dense.anchors.priors",
+            (self.kind == "priors") == (len(self.priors) > 0),
+            f"{where}.priors",
             self.priors,
-            f"for each level a list of up to {MAX_LISTED} sizes" if is_table else f"none with kind {self.kind}",
+            "widths and heights for each level where model.dense.anchors.kind is priors, and none elsewhere",
         )
         require(
-            len(self.priors) <= MAX_LISTED and all(1e-3 <= side <= MAX_PIXEL for side in sides),
-            "model.dense.anchors.priors",
+            len(self.priors) <= MAX_LISTED
+            and all(0 < len(level) <= MAX_LISTED for level in self.priors)
+            and all(1e-3 <= side <= MAX_PIXEL for level in self.priors for pair in level for side in pair),
+            f"{where}.priors",
             self.priors,
-            "widths and heights above 0, in pixels",
+            f"at least one pair of numbers above 0 for each level, in pixels, up to {MAX_LISTED} pairs",
+        )
+        require(
+            not self.spacing or (len(self.spacing) == len(self.priors) and not self.fitted_strides),
+            f"{where}.spacing",
+            self.spacing,
+            "one for each level of model.dense.anchors.priors, without fitted_strides; or none",
+        )
+        require(
+            all(1e-3 <= step <= MAX_PIXEL for step in self.spacing),
+            f"{where}.spacing",
+            self.spacing,
+            "numbers above 0, in pixels",
         )
 
     @property

@@ -19,8 +19,8 @@ class DenseDetectionConfig:
     """Detections below this score are dropped."""
     max_candidates: int = 1000
     """Pairs of anchor and class that enter NMS, best first."""
-    candidates_of: Literal["level", "image"] = "level"
-    """Whether max_candidates are of each level or of the image."""
+    candidates_of: Literal["level", "image", "class"] = "level"
+    """Whether max_candidates are of each level (RetinaNet), of the image or of each class (SSD)."""
     nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
     """What overlapping weaker detections suffer: dropped, or their score lowered (Bodla et al., ICCV 2017)."""
     nms_overlap: float = 0.5

@@ -11,14 +11,16 @@ from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LAYERS, MAX_PIXEL
 class DenseHeadConfig:
     """The network of the dense stage. How many 3x3 convolutions it has is `model.dense.convs`."""
 
-    kind: Literal["shared", "towers", "cells", "whole_map"] = "shared"
+    kind: Literal["shared", "towers", "levels", "cells", "whole_map"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
-    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); cells = convolutions with leaky
-    ReLU, then 1x1 predictors of classes, boxes and objectness (YOLOv2); whole_map = fully connected layers that see the
-    whole map, which must have one size (YOLOv1)."""
-    norm: Literal["none", "group", "frozen_batch"] = "none"
-    """Normalisation after each convolution (towers, cells); frozen_batch = constant affine, from imported weights
-    (cells)."""
+    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
+    alone, each level's own (SSD); cells = convolutions with leaky ReLU, then 1x1 predictors of classes, boxes and
+    objectness (YOLOv2); whole_map = fully connected layers that see the whole map, which must have one size
+    (YOLOv1)."""
+    norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
+    """Normalisation after each convolution (towers, cells), or after the depthwise ones (levels)."""
+    depthwise: bool = False
+    """The 3x3 convolutions are depthwise, with norm and ReLU6, and 1x1 predictors follow (levels; SSDLite)."""
     width: int = 1024
     """Channels of the convolutions (cells)."""
     local: int = 0
@@ -46,18 +48,22 @@ class DenseHeadConfig:
             self.layers,
             f"up to {MAX_LAYERS} widths from 1 to {MAX_CHANNELS}",
         )
-        norms = {"towers": ("none", "group"), "cells": ("none", "group", "frozen_batch")}.get(self.kind, ("none",))
+        for name, default, kinds in (
+            ("norm", "none", ("towers", "levels", "cells")),
+            ("objectness", False, ("towers",)),
+            ("depthwise", False, ("levels",)),
+        ):
+            require(
+                self.kind in kinds or getattr(self, name) == default,
+                f"model.dense.head.{name}",
+                getattr(self, name),
+                f"{str(default).lower()} where model.dense.head.kind is {self.kind}",
+            )
         require(
-            self.norm in norms,
+            self.kind != "levels" or self.depthwise or self.norm == "none",
             "model.dense.head.norm",
             self.norm,
-            f"{' or '.join(norms)} where model.dense.head.kind is {self.kind}",
-        )
-        require(
-            self.kind == "towers" or not self.objectness,
-            "model.dense.head.objectness",
-            self.objectness,
-            f"false where model.dense.head.kind is {self.kind}",
+            "none where model.dense.head.depthwise is false: predictors have no norm",
         )
 
 

@@ -11,10 +11,11 @@ from maskrcnn_core.config.limits import MAX_PIXEL
 class DenseLossConfig:
     """What the dense head learns by. Overlaps and the loss of boxes are those of `model.dense` itself."""
 
-    kind: Literal["sampled", "focal", "points", "cells", "grid"] = "sampled"
+    kind: Literal["sampled", "focal", "points", "hard_negatives", "cells", "grid"] = "sampled"
     """sampled = some anchors drawn at random (RPN); focal = all anchors, the easy ones with little weight (RetinaNet);
     points = the same, but an anchor stands for the smallest object around its centre instead of the one that it
-    overlaps most, and learns how central it is (FCOS); cells = an object teaches the prior of its cell whose shape is
+    overlaps most, and learns how central it is (FCOS); hard_negatives = the positives, and of the negatives of each
+    image those that look most like objects (SSD); cells = an object teaches the prior of its cell whose shape is
     nearest (YOLOv2); grid = squared errors of the cells that hold an object's centre (YOLOv1)."""
     alpha: float = 0.25
     """Weight of positives; that of negatives is 1 - alpha (focal, points)."""
@@ -24,6 +25,8 @@ class DenseLossConfig:
     """What the sums are divided by (focal): image = the positives of each image, then the mean over images
     (torchvision); batch = the positives of the batch (the paper); average = a moving average of these, from 100 on
     (detectron2)."""
+    negatives_per_positive: float = 3.0
+    """How many negatives of an image are learnt from (hard_negatives)."""
     centre_radius: float = 1.5
     """An anchor stands for an object only if its centre is within so many of its own sides of the object's (points)."""
 
@@ -46,4 +49,5 @@ class DenseLossConfig:
         require_fraction("model.dense.loss.alpha", self.alpha)
         require_not_negative("model.dense.loss.gamma", self.gamma)
         require_between("model.dense.loss.gamma", self.gamma, 0, MAX_PIXEL)
+        require_between("model.dense.loss.negatives_per_positive", self.negatives_per_positive, 0, MAX_PIXEL)
         require_between("model.dense.loss.centre_radius", self.centre_radius, 1e-6, MAX_PIXEL)

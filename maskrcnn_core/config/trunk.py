@@ -12,7 +12,8 @@ class BackboneConfig:
 
     name: str = "resnet50"
     """A torchvision network (resnet18 .. resnet152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, alexnet, vgg16,
-    mobilenet_v2, mobilenet_v3_large, ...); efficientnet_lite0 (weights in its package, works offline); inception_v3,
+    mobilenet_v2, mobilenet_v3_large, ...; for SSD vgg16_reduced, mobilenet_v2_expanded, mobilenet_v3_large_expanded,
+    mobilenet_v3_large_reduced); efficientnet_lite0 (weights in its package, works offline); inception_v3,
     inception_v4, inception_resnet_v2; timm:NAME for any other with feature maps."""
     pretrained: bool = True
     """Start training from the backbone's ImageNet weights (fetched once by torchvision or timm where not packaged)."""
@@ -24,6 +25,9 @@ class BackboneConfig:
     """What becomes of the batch norms in the stages that learn: frozen = a constant affine, as in the reference
     systems; sync_batch = batch norm that learns, its statistics over the images of all workers; group = group norm,
     which needs long training, since ImageNet weights were made with batch norm. Frozen stages have frozen norms."""
+    padding: Literal["symmetric", "tensorflow"] = "symmetric"
+    """How layers with a stride are padded, also those of model.pyramid's tail: symmetric = alike on both sides;
+    tensorflow = as much as is missing, the odd pixel at the right and the bottom ("SAME")."""
     stride_in_1x1: bool = False
     """ResNet bottlenecks subsample in their first 1x1 convolution (Caffe's and detectron2's weights) instead of the
     3x3 (torchvision)."""

@@ -10,6 +10,7 @@ from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
 from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage, is_torchvision_one_stage
+from maskrcnn_core.importers.torchvision_ssd import import_torchvision_ssd, is_torchvision_ssd
 from maskrcnn_core.model.trunks.imagenet_weights import is_classifier
 from maskrcnn_core.printable import listed
 from maskrcnn_core.weights.checkpoint import save_checkpoint
@@ -20,6 +21,7 @@ from maskrcnn_core.weights.source_files import SourceFile, read_source
 _FAMILIES = (
     (is_torchvision, import_torchvision),
     (is_torchvision_one_stage, import_torchvision_one_stage),
+    (is_torchvision_ssd, import_torchvision_ssd),
     (is_detectron2, import_detectron2),
     (is_mmdetection, import_mmdetection),
 )

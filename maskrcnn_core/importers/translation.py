@@ -110,12 +110,21 @@ def start_translation(state: Mapping[str, Tensor], names: KeyNames) -> Translati
     Raises:
         CheckpointError: weights are no floating-point numbers, or not finite (in float32).
     """
-    ignored, where = re.compile(names.ignored), f"{names.framework} checkpoint"
-    weights = {key: value for key, value in state.items() if not ignored.fullmatch(key)}
+    return start_weights(names.framework, state, names.ignored)
+
+
+def start_weights(framework: str, state: Mapping[str, Tensor], ignored: str) -> Translation:
+    """`start_translation` of a family that has no table of names; `ignored` matches keys that hold no weights.
+
+    Raises:
+        CheckpointError: as `start_translation`.
+    """
+    no_weights, where = re.compile(ignored), f"{framework} checkpoint"
+    weights = {key: value for key, value in state.items() if not no_weights.fullmatch(key)}
     check_floating(weights, where)
     weights = {key: value.float() for key, value in weights.items()}
     check_finite(weights, where)
-    return Translation(names.framework, weights)
+    return Translation(framework, weights)
 
 
 def translate_resnet(to: Translation, names: KeyNames, form: Architecture, norm_eps: float) -> None:

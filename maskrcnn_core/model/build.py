@@ -15,7 +15,9 @@ from maskrcnn_core.model.dense.cell_loss import CellLoss
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
 from maskrcnn_core.model.dense.focal_loss import FocalLoss
 from maskrcnn_core.model.dense.grid_loss import GridLoss
+from maskrcnn_core.model.dense.hard_negative_loss import HardNegativeLoss
 from maskrcnn_core.model.dense.head import DenseHead
+from maskrcnn_core.model.dense.level_head import LevelHead
 from maskrcnn_core.model.dense.losses import DenseLoss, SampledLoss
 from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
@@ -27,6 +29,7 @@ from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP
 from maskrcnn_core.model.pyramids.pyramid import Pyramid, build_pyramid
+from maskrcnn_core.model.pyramids.tail import TailRule
 from maskrcnn_core.model.regions.levels import LevelRule
 from maskrcnn_core.model.regions.parts import BoxLossRule, BoxPart, KeypointPart, MaskPart
 from maskrcnn_core.model.regions.region_stage import RegionStage
@@ -75,18 +78,29 @@ def _trunk(config: ModelConfig, load_pretrained: bool) -> Trunk:
         dilated=config.pyramid.kind == "dc5",
         weights=backbone.weights if load_pretrained else "",
         norm=backbone.norm,
+        padding=backbone.padding,
     )
 
 
 def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
+    pyramid = config.pyramid
+    tail = TailRule(
+        pyramid.tail_channels,
+        pyramid.tail_steps,
+        depthwise=pyramid.tail_layers == "depthwise",
+        activation=pyramid.tail_activation,
+        l2_scale=pyramid.l2_scale,
+        tensorflow=config.backbone.padding == "tensorflow",
+    )
     return build_pyramid(
-        config.pyramid.kind,
+        pyramid.kind,
         trunk,
-        channels=config.pyramid.channels,
-        norm=config.pyramid.norm,
-        levels=config.pyramid.levels,
-        extra=config.pyramid.extra,
-        narrow=config.pyramid.narrow,
+        channels=pyramid.channels,
+        norm=pyramid.norm,
+        levels=pyramid.levels,
+        extra=pyramid.extra,
+        tail=tail,
+        narrow=pyramid.narrow,
     )
 
 
@@ -110,7 +124,7 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
 
 def _anchors(anchors: AnchorConfig) -> AnchorRule:
     if anchors.kind == "priors":
-        return PriorAnchors(anchors.priors, anchors.fitted_strides, anchors.offset)
+        return PriorAnchors(anchors.priors, anchors.spacing, anchors.fitted_strides, anchors.offset)
     if anchors.kind == "octaves":
         return OctaveAnchors(
             anchors.sizes,
@@ -133,12 +147,15 @@ def _anchors(anchors: AnchorConfig) -> AnchorRule:
 
 def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, ...]) -> DenseHead:
     """Args: num_anchors at each position of each level."""
-    dense, head, channels = config.dense, config.dense.head, pyramid.channels
+    dense, head = config.dense, config.dense.head
     num_classes = len(config.categories) if dense.finds == "detections" else 1
     num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
+    if head.kind == "levels":
+        return LevelHead(pyramid.level_channels, num_anchors, num_logits, depthwise=head.depthwise, norm=head.norm)
+    _check_alike(pyramid, num_anchors, head.kind)
     if head.kind == "towers":
         return TowerHead(
-            channels,
+            pyramid.channels,
             num_anchors[0],
             dense.convs,
             num_logits,
@@ -148,10 +165,10 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
             prior=head.prior,
         )
     if head.kind == "cells":
-        return CellHead(channels, head.width, num_anchors[0], dense.convs, num_logits, norm=head.norm)
+        return CellHead(pyramid.channels, head.width, num_anchors[0], dense.convs, num_logits, norm=head.norm)
     if head.kind == "whole_map":
         return WholeMapHead(
-            channels,
+            pyramid.channels,
             _map_side(config, pyramid.strides[0]),
             num_anchors[0],
             num_logits,
@@ -159,7 +176,21 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
             widths=head.layers,
             dropout=head.dropout,
         )
-    return SharedHead(channels, num_anchors[0], dense.convs, num_logits)
+    return SharedHead(pyramid.channels, num_anchors[0], dense.convs, num_logits)
+
+
+def _check_alike(pyramid: Pyramid, num_anchors: tuple[int, ...], kind: str) -> None:
+    """Heads that work on every level alike need levels that are alike.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for what, numbers in (("widths", pyramid.level_channels), ("anchors", num_anchors)):
+        if len(set(numbers)) > 1:
+            raise ConfigError(
+                f"model.dense.head.kind: got {kind}, which works on every level alike, for levels with {numbers} "
+                f"{what}; use levels"
+            )
 
 
 def _map_side(config: ModelConfig, stride: int) -> int:
@@ -212,6 +243,15 @@ def _dense_loss(dense: DenseConfig) -> DenseLoss:
             alpha=loss.alpha,
             gamma=loss.gamma,
             centre_radius=loss.centre_radius,
+            smooth_l1_beta=dense.smooth_l1_beta,
+            box_loss=dense.box_loss,
+        )
+    if loss.kind == "hard_negatives":
+        return HardNegativeLoss(
+            positive_overlap=dense.positive_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            negatives_per_positive=loss.negatives_per_positive,
+            softmax=dense.detection.score_from == "softmax",
             smooth_l1_beta=dense.smooth_l1_beta,
             box_loss=dense.box_loss,
         )

@@ -32,7 +32,7 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
     layouts: dict[str, ClassLayout] = {}
     if config.dense.enabled and config.dense.finds == "detections":
         background = config.dense.detection.score_from == "softmax"
-        layouts["dense.head.logits"] = ClassLayout(background=background, by_anchor=True)
+        layouts |= dict.fromkeys(_dense_predictors(config), ClassLayout(background=background, by_anchor=True))
     if config.box_head.enabled:
         layouts["regions.box.head.classes"] = ClassLayout(background=True)
         if not config.box_head.class_agnostic:
@@ -40,6 +40,14 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
     if config.mask_head.enabled and not config.mask_head.class_agnostic:
         layouts["regions.mask.head.predictor"] = ClassLayout(background=config.mask_head.activation == "softmax")
     return layouts
+
+
+def _dense_predictors(config: ModelConfig) -> list[str]:
+    """The dense head's layers with rows for classes: one for all levels, or one for each."""
+    if config.dense.head.kind != "levels":
+        return ["dense.head.logits"]
+    last = ".pointwise" if config.dense.head.depthwise else ""
+    return [f"dense.head.logits.{level}{last}" for level in range(config.pyramid.num_levels)]
 
 
 def common_categories(ours: ModelConfig, theirs: ModelConfig) -> dict[int, int]:

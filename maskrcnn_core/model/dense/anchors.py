@@ -25,7 +25,7 @@ def base_anchors(size: float, ratios: Sequence[float], *, rounded: bool) -> Tens
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[int, int], offset: float = 0.0) -> Tensor:
+def grid_anchors(base: Tensor, shape: tuple[int, int], stride: tuple[float, float], offset: float = 0.0) -> Tensor:
     """The base anchors shifted to each position of a map: [B, 4] -> [H * W * B, 4], row by row.
 
     Args:
@@ -45,11 +45,6 @@ class AnchorRule(Protocol):
     """Which anchors each level has."""
 
     @property
-    def fitted_strides(self) -> bool:
-        """Positions are input size / map size apart, in whole pixels, instead of the nominal stride."""
-        ...
-
-    @property
     def offset(self) -> float:
         """Of `grid_anchors`."""
         ...
@@ -61,6 +56,21 @@ class AnchorRule(Protocol):
     def bases(self, num_levels: int) -> list[Tensor]:
         """The anchors at the origin, for each level [B_l, 4], in the order of the head's outputs."""
         ...
+
+    def steps(
+        self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        """Input pixels from one position of each level to the next, (down, across); arguments as `pyramid_anchors`."""
+        ...
+
+
+def nominal_or_fitted(
+    strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int], *, fitted: bool
+) -> list[tuple[float, float]]:
+    """`AnchorRule.steps`: the strides, or input size / map size in whole pixels."""
+    if not fitted:
+        return [(stride, stride) for stride in strides]
+    return [(input_shape[0] // height, input_shape[1] // width) for height, width in shapes]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,12 @@ class RatioAnchors:
         """See `AnchorRule`: size by size, of each size ratio by ratio."""
         each = [base_anchors(size, self.ratios, rounded=self.rounded) for size in self.sizes]
         return [torch.cat(each)] * num_levels if self.every_level else each
+
+    def steps(
+        self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        """See `AnchorRule`."""
+        return nominal_or_fitted(strides, shapes, input_shape, fitted=self.fitted_strides)
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,12 @@ class OctaveAnchors:
             for lowest in self.sizes
         ]
 
+    def steps(
+        self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        """See `AnchorRule`."""
+        return nominal_or_fitted(strides, shapes, input_shape, fitted=self.fitted_strides)
+
     def _octave(self, lowest: float) -> list[float]:
         sizes = [lowest * 2 ** (step / self.octave_steps) for step in range(self.octave_steps)]
         return [float(int(size)) for size in sizes] if self.whole_sizes else sizes
@@ -115,25 +137,29 @@ class OctaveAnchors:
 
 @dataclass(frozen=True)
 class PriorAnchors:
-    """A table of boxes for each level (SSD, section 2.2; YOLOv2, section 2, "Dimension Clusters").
-
-    Attributes:
-        priors: of each level (width, height), input pixels.
-        fitted_strides, offset: see `AnchorRule`.
-    """
+    """Anchors of given sides (SSD's default boxes; attributes as in `AnchorConfig`)."""
 
     priors: tuple[tuple[tuple[float, float], ...], ...]
-    fitted_strides: bool
-    offset: float
+    spacing: tuple[float, ...] = ()
+    fitted_strides: bool = False
+    offset: float = 0.5
 
     def per_level(self, num_levels: int) -> tuple[int, ...]:
         """See `AnchorRule`."""
         return tuple(len(level) for level in self.priors)
 
     def bases(self, num_levels: int) -> list[Tensor]:
-        """See `AnchorRule`: in the table's order."""
-        tables = [torch.tensor(level, dtype=torch.float32) for level in self.priors]
-        return [torch.cat((-sizes, sizes), dim=1) / 2 for sizes in tables]
+        """See `AnchorRule`: in the order given."""
+        sides = [torch.tensor(level, dtype=torch.float32).reshape(-1, 2) for level in self.priors]
+        return [torch.cat((-level, level), dim=1) / 2 for level in sides]
+
+    def steps(
+        self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        """See `AnchorRule`."""
+        if self.fitted_strides:
+            return [(input_shape[0] / height, input_shape[1] / width) for height, width in shapes]
+        return [(step, step) for step in self.spacing or strides]
 
 
 def pyramid_anchors(
@@ -152,10 +178,8 @@ def pyramid_anchors(
     Returns:
         For each level [H * W * B_l, 4], position-major, the order of the dense head's flattened output.
     """
-    grids = []
-    for base, stride, shape in zip(rule.bases(len(strides)), strides, shapes, strict=True):
-        steps = (stride, stride)
-        if rule.fitted_strides:
-            steps = (input_shape[0] // shape[0], input_shape[1] // shape[1])
-        grids.append(grid_anchors(base.to(device), shape, steps, rule.offset))
-    return grids
+    steps = rule.steps(strides, shapes, input_shape)
+    return [
+        grid_anchors(base.to(device), shape, step, rule.offset)
+        for base, shape, step in zip(rule.bases(len(strides)), shapes, steps, strict=True)
+    ]

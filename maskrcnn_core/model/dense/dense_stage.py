@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.dense.anchors import AnchorRule, pyramid_anchors
+from maskrcnn_core.model.dense.class_selection import best_of_each_class
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.losses import DenseLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
@@ -29,7 +30,8 @@ class DenseRules:
         train, test: which become proposals, while a region stage learns and at inference.
         detection: which become detections.
         score_from: how outputs become scores, as in `scores.level_scores`.
-        candidates_of: whether the detection rule's `max_candidates` are of each "level" or of the "image".
+        candidates_of: whether the detection rule's `max_candidates` are of each "level", of the "image" or of each
+            "class".
     """
 
     train: ProposalRule
@@ -77,15 +79,21 @@ class DenseStage(nn.Module):
     @torch.no_grad()
     def detections(self, features: ImageFeatures) -> Detections:
         """Boxes, scores and labels in the input frame: suppression within each class, over all levels."""
+        rules, fixed = self.rules, features.fixed_size
+        outputs, grid, sizes = self.head(features.maps), self.grid(features), features.input_sizes
+        if rules.candidates_of == "class":
+            return best_of_each_class(
+                outputs, grid, sizes, self.coding, rules.detection, score_from=rules.score_from, fixed_size=fixed
+            )
         return best_detections(
-            self.head(features.maps),
-            self.grid(features),
-            features.input_sizes,
+            outputs,
+            grid,
+            sizes,
             self.coding,
-            self.rules.detection,
-            score_from=self.rules.score_from,
-            candidates_of=self.rules.candidates_of,
-            fixed_size=features.fixed_size,
+            rules.detection,
+            score_from=rules.score_from,
+            candidates_of=rules.candidates_of,
+            fixed_size=fixed,
         )
 
     def with_rules(self, rules: DenseRules) -> "DenseStage":

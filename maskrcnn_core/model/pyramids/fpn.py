@@ -12,7 +12,7 @@ from maskrcnn_core.layers.convolve import convolve
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.layers.normed_conv import normed_conv
 
-Norm = Literal["none", "frozen_batch", "group"]
+Norm = Literal["none", "frozen_batch", "sync_batch", "group"]
 Extra = Literal["max_pool", "none", "p6p7_on_p5", "p6p7_on_c5"]
 
 
@@ -36,7 +36,7 @@ class FPN(nn.Module):
             tradeoff').
 
     Attributes:
-        channels, strides: of the levels.
+        channels, strides: of the levels; level_channels: `channels` for each of them.
         num_roi_levels: regions are cut from the first so many levels: not from the extra ones, and of two levels with
             one stride only from the first.
     """
@@ -68,6 +68,7 @@ class FPN(nn.Module):
         num_extra = 1 if extra == "max_pool" else len(self.coarse)
         self.strides = (*strides, *(strides[-1] << step for step in range(1, num_extra + 1)))
         self.num_roi_levels = len(set(strides))
+        self.level_channels = (channels,) * len(self.strides)
         self.top_down = top_down
         self.extra = extra
         self._maps_used = tuple(range(len(in_channels))) if maps_used is None else tuple(maps_used)

@@ -43,7 +43,7 @@ class Passthrough(nn.Module):
         norm: as `normed_conv`.
 
     Attributes:
-        channels, strides: of the level.
+        channels, level_channels, strides: of the level.
         num_roi_levels: 1.
     """
 
@@ -52,6 +52,7 @@ class Passthrough(nn.Module):
         self.convs = nn.ModuleList(normed_conv(width, channels, 3, norm) for width in (trunk_channels[1], channels))
         self.lateral = normed_conv(trunk_channels[0], narrow, 1, norm)
         self.channels = 4 * narrow + channels
+        self.level_channels: tuple[int, ...] = (self.channels,)
         self.strides: tuple[int, ...] = (stride,)
         self.num_roi_levels = 1
 

@@ -1,4 +1,5 @@
-"""The tutorial's pyramids: what regions and RPN see of a trunk's maps. FPN, in-network, C4 and dilated C5."""
+"""The tutorial's pyramids: what regions and RPN see of a trunk's maps. FPN, in-network, C4, dilated C5, and
+a tail."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,22 +10,23 @@ from torch import Tensor, nn
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.pyramids.fpn import FPN, Extra, Norm
 from maskrcnn_core.model.pyramids.passthrough import Passthrough
+from maskrcnn_core.model.pyramids.tail import TailPyramid, TailRule
 from maskrcnn_core.model.trunks.trunk import Trunk
 
-PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "last", "passthrough"]
+PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough"]
 
 
 class SingleMap(nn.Module):
     """A pyramid of one level: the trunk's last map as it is.
 
     Attributes:
-        channels, strides: of the level.
+        channels, level_channels, strides: of the level.
         num_roi_levels: 1.
     """
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.level_channels = channels, (channels,)
         self.strides: tuple[int, ...] = (stride,)
         self.num_roi_levels = 1
 
@@ -33,7 +35,7 @@ class SingleMap(nn.Module):
         return [maps[-1]]
 
 
-Pyramid = FPN | SingleMap | Passthrough
+Pyramid = FPN | SingleMap | TailPyramid | Passthrough
 
 
 def build_pyramid(
@@ -44,18 +46,21 @@ def build_pyramid(
     norm: Norm = "none",
     levels: Sequence[int] = (2, 3, 4, 5),
     extra: Extra = "max_pool",
+    tail: TailRule | None = None,
     narrow: int = 64,
 ) -> Pyramid:
     """The pyramid on a trunk.
 
     Args:
         kind: fpn = Feature Pyramid Network; in_network = the same without top-down pathway; c4 = C4 alone, of a trunk
-            whose last stage `take_region_trunk` has taken; dc5 = C5 alone, of a trunk made with `dilated=True`; last =
-            the last map, whatever its stride; passthrough = `Passthrough` on the last two maps.
+            whose last stage `take_region_trunk` has taken; dc5 = C5 alone, of a trunk made with `dilated=True`; tail =
+            the trunk's maps and what `tail` adds; last = the last map, whatever its stride; passthrough = `Passthrough`
+            on the last two maps.
         trunk: its stages above the last level are removed, since nothing would use them.
         channels, norm, extra: as `FPN`; single maps have the trunk's width.
+        levels: which of the trunk's maps fpn, in_network and tail stand on, finest first.
+        tail: of that kind.
         narrow: of `Passthrough`.
-        levels: which of the trunk's maps fpn and in_network stand on, finest first.
 
     Raises:
         ConfigError: the trunk does not have such maps.
@@ -81,10 +86,14 @@ def build_pyramid(
     while trunk.levels[-1] != levels[-1]:
         trunk.take_last_stage()
     used = [trunk.levels.index(level) for level in levels]
+    widths, strides = [trunk.channels[index] for index in used], [trunk.strides[index] for index in used]
+    if kind == "tail":
+        assert tail is not None
+        return TailPyramid(widths, tail, strides=strides, maps_used=used, norm=norm)
     return FPN(
-        [trunk.channels[index] for index in used],
+        widths,
         channels,
-        strides=[trunk.strides[index] for index in used],
+        strides=strides,
         maps_used=used,
         norm=norm,
         extra=extra,

@@ -1,4 +1,8 @@
-"""Networks that are one chain of layers as trunks: AlexNet, VGG, MobileNet (torchvision's `features`)."""
+"""Networks that are one chain of layers as trunks: AlexNet, VGG, MobileNet (torchvision's `features`).
+
+Besides as they are, some of them in the forms that SSD has: VGG-16 with its fully connected layers as convolutions, and
+MobileNets whose C4 is the wide map in the middle of the first block of stride 32.
+"""
 
 from collections.abc import Sequence
 
@@ -10,6 +14,13 @@ from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.trunks.stages import STRIDES, stages_by_prefix
 
 TORCHVISION_FORM = "mobilenet_v3_large_torchvision"
+REDUCED_VGG = "vgg16_reduced"
+_EXPANDED = {
+    "mobilenet_v2_expanded": ("mobilenet_v2", 14),
+    "mobilenet_v3_large_expanded": ("mobilenet_v3_large", 13),
+    "mobilenet_v3_large_reduced": ("mobilenet_v3_large", 13),
+}
+"""The network, and its first block of stride 32."""
 _VGG_NAMES = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
 # The last layer of stem, C2, C3, C4, C5. The first block of MobileNetV2 and V3-large keeps stride 2: part of the stem.
 _STAGE_ENDS = {
@@ -18,6 +29,10 @@ _STAGE_ENDS = {
     "mobilenet_v3_small": (0, 1, 3, 8, 12),
     "mobilenet_v3_large": (1, 3, 6, 12, 16),
     TORCHVISION_FORM: (1, 3, 6, 12, 16),
+    "mobilenet_v2_expanded": (1, 3, 6, 14, 19),
+    "mobilenet_v3_large_expanded": (1, 3, 6, 13, 17),
+    "mobilenet_v3_large_reduced": (1, 3, 6, 13, 17),
+    REDUCED_VGG: (8, 15, 22, 34),
 }
 SEQUENTIAL_NAMES = ("alexnet", *_VGG_NAMES, *tuple(_STAGE_ENDS)[1:])
 
@@ -103,8 +118,46 @@ def sequential_trunk(name: str, *, pretrained: bool) -> SequentialTrunk:
         # stride 32 and the last layer.
         features = _features("mobilenet_v3_large", pretrained)
         return SequentialTrunk(features, _STAGE_ENDS[name], taps=(13, 16), strides=(32, 32), levels=(4, 5))
+    if name == REDUCED_VGG:
+        layers = [*_features("vgg16", pretrained)[:-1], *_convolutional_head()]
+        return SequentialTrunk(nn.Sequential(*layers), _STAGE_ENDS[name], strides=(4, 8, 16), levels=(2, 3, 4))
+    if name in _EXPANDED:
+        return SequentialTrunk(_expanded(name, pretrained), _STAGE_ENDS[name])
     features = _features(name, pretrained)
     return SequentialTrunk(features, _STAGE_ENDS.get(name) or _vgg_stage_ends(features))
+
+
+def _convolutional_head() -> list[nn.Module]:
+    """VGG's fc6 and fc7 with a quarter of their width, as convolutions at stride 16; the fifth pool only blurs, and fc6
+    takes every sixth of its cells (Liu et al., SSD, ECCV 2016, section 3; Chen et al., DeepLab, ICLR 2015)."""
+    fc6, fc7 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6), nn.Conv2d(1024, 1024, 1)
+    for conv in (fc6, fc7):
+        nn.init.xavier_uniform_(conv.weight)
+        assert conv.bias is not None
+        nn.init.zeros_(conv.bias)
+    return [nn.MaxPool2d(3, stride=1, padding=1), fc6, nn.ReLU(inplace=True), fc7, nn.ReLU(inplace=True)]
+
+
+def _expanded(name: str, pretrained: bool) -> nn.Sequential:
+    """A MobileNet with the block that first has stride 32 cut behind its 1x1 expansion, which still has stride 16
+    (Sandler et al., CVPR 2018, section 6.2; Howard et al., Searching for MobileNetV3, ICCV 2019, section 6.3).
+
+    Raises:
+        ConfigError: there are no weights of the network whose last layers are halved.
+    """
+    network, cut = _EXPANDED[name]
+    if name.endswith("_reduced"):
+        if pretrained:
+            raise ConfigError(
+                f"model.backbone.pretrained: got true for {name}, of which there are no ImageNet weights; use false, "
+                f"or {network}_expanded"
+            )
+        features: nn.Sequential = torchvision.models.get_model(network, weights=None, reduced_tail=True).features
+    else:
+        features = _features(network, pretrained)
+    block = features[cut].conv if network == "mobilenet_v2" else features[cut].block
+    assert isinstance(block, nn.Sequential)
+    return nn.Sequential(*features[:cut], block[0], block[1:], *features[cut + 1 :])
 
 
 def _features(name: str, pretrained: bool) -> nn.Sequential:

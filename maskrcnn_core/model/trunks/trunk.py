@@ -11,6 +11,7 @@ import torchvision
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import freeze_batch_norms, train_batch_norms
 from maskrcnn_core.layers.same_padding import pad_same
+from maskrcnn_core.layers.tensorflow_padding import pad_as_tensorflow
 from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, darknet_trunk
 from maskrcnn_core.model.trunks.imagenet_weights import load_backbone_weights
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
@@ -33,6 +34,7 @@ def build_trunk(
     dilated: bool = False,
     weights: str = "",
     norm: str = "frozen",
+    padding: str = "symmetric",
 ) -> Trunk:
     """A trunk with exact strides and no classification head, its batch norms frozen to affines or else as `norm` says.
 
@@ -44,6 +46,7 @@ def build_trunk(
         dilated: the last stage keeps stride 16, with dilated kernels (DC5).
         weights: file with a torchvision classifier's state dict to take the weights from.
         norm: of the stages that learn, "frozen", "sync_batch" or "group" (`BackboneConfig.norm`).
+        padding: of layers with a stride, "symmetric" or "tensorflow" (`BackboneConfig.padding`).
 
     Raises:
         ConfigError: there is no such network, or it cannot be made into such a trunk.
@@ -56,13 +59,18 @@ def build_trunk(
         if not isinstance(trunk, ResNetTrunk):
             raise ConfigError(f"model.backbone.stride_in_1x1: only ResNets have it, not {name}; set it to false")
         trunk.move_stride_to_1x1()
-    prepare_for_detection(trunk, dilated=dilated, norm=norm, frozen_stages=frozen_stages)
+    prepare_for_detection(trunk, dilated=dilated, norm=norm, frozen_stages=frozen_stages, padding=padding)
     freeze_stages(trunk, trunk.stage_paths() if frozen_stages else [], frozen_stages)
     return trunk
 
 
 def prepare_for_detection(
-    trunk: Trunk, *, dilated: bool = False, norm: str = "frozen", frozen_stages: int = 0
+    trunk: Trunk,
+    *,
+    dilated: bool = False,
+    norm: str = "frozen",
+    frozen_stages: int = 0,
+    padding: str = "symmetric",
 ) -> Trunk:
     """The tutorial's minor surgery, in place: "same" padding everywhere, batch norm as a constant affine.
 
@@ -73,6 +81,7 @@ def prepare_for_detection(
         trunk: with its weights and statistics loaded.
         dilated: also undo the stride of the last stage and dilate its kernels.
         norm: "sync_batch" or "group" turn the batch norms after the first `frozen_stages` stages into norms that learn.
+        padding: "tensorflow" = as `pad_as_tensorflow`.
 
     Raises:
         ConfigError: the last stage cannot be dilated, or there is no norm to learn.
@@ -81,6 +90,8 @@ def prepare_for_detection(
         pad_same(trunk)
     if dilated:
         _dilate_last_stage(trunk)
+    if padding == "tensorflow":
+        pad_as_tensorflow(trunk)
     example = torch.zeros(1, 3, 64, 64)
     if norm != "frozen":
         frozen = {path for stage in trunk.stage_paths()[:frozen_stages] for path in stage}
