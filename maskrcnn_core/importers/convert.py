@@ -8,6 +8,7 @@ from maskrcnn_core.importers.config_names import SourceConfig, parse_source_conf
 from maskrcnn_core.importers.darknet import import_darknet
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
+from maskrcnn_core.importers.tensorflow_ssd import import_tensorflow_ssd, is_tensorflow_ssd
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
 from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage, is_torchvision_one_stage
 from maskrcnn_core.importers.torchvision_ssd import import_torchvision_ssd, is_torchvision_ssd
@@ -22,6 +23,7 @@ _FAMILIES = (
     (is_torchvision, import_torchvision),
     (is_torchvision_one_stage, import_torchvision_one_stage),
     (is_torchvision_ssd, import_torchvision_ssd),
+    (is_tensorflow_ssd, import_tensorflow_ssd),
     (is_detectron2, import_detectron2),
     (is_mmdetection, import_mmdetection),
 )

@@ -50,7 +50,7 @@ def features(number: int) -> ImageFeatures:
 
 
 def priors() -> list[Tensor]:
-    rule = PriorAnchors((PRIORS,), False, 0.5)
+    rule = PriorAnchors((PRIORS,))
     shape = (HEIGHT * CELL, WIDTH * CELL)
     return pyramid_anchors(rule, (CELL,), [(HEIGHT, WIDTH)], shape, torch.device("cpu"))
 

@@ -73,7 +73,7 @@ def losses_of(head: nn.Module, targets: Targets, number: int) -> Tensor:
     maps = [torch.zeros(number, 1, GRID, GRID)]
     sizes = torch.tensor([[SIDE, SIDE]] * number)
     features = ImageFeatures(maps, (CELL,), sizes, torch.zeros(number, 3, SIDE, SIDE))
-    rule = PriorAnchors((((float(SIDE), float(SIDE)),) * BOXES,), False, 0.5)
+    rule = PriorAnchors((((float(SIDE), float(SIDE)),) * BOXES,))
     anchors = pyramid_anchors(rule, (CELL,), [(GRID, GRID)], (SIDE, SIDE), torch.device("cpu"))
     loss = GridLoss(object_weight=1, empty_weight=0.5, box_weight=5, class_weight=1)
     losses = loss(head, features, anchors, RootCoding(CELL), targets)  # type: ignore[arg-type]
