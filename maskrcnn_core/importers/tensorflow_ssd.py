@@ -7,6 +7,7 @@ row 0 of each anchor's classes; each class has a sigmoid, so that this row is le
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -128,10 +129,10 @@ def tensorflow_ssd_conventions() -> ModelConfig:
 def _priors() -> tuple[tuple[tuple[float, float], ...], ...]:
     """Three boxes of the lowest level, six of the others: scales .2 to .95, then the mean with the next one's."""
     scales = [0.2 + 0.15 * level for level in range(_LEVELS)] + [1.0]
-    levels = [((0.1, 1.0), (0.2, 2.0), (0.2, 0.5))]
-    for scale, following in zip(scales[1:-1], scales[2:], strict=True):
-        ratios = ((scale, 1.0), (scale, 2.0), (scale, 0.5), (scale, 3.0), (scale, 0.3333))
-        levels.append((*ratios, (math.sqrt(scale * following), 1.0)))  # type: ignore[arg-type]
+    levels: list[tuple[tuple[float, float], ...]] = [((0.1, 1.0), (0.2, 2.0), (0.2, 0.5))]
+    for scale, following in pairwise(scales[1:]):
+        ratios = ((scale, ratio) for ratio in (1.0, 2.0, 0.5, 3.0, 0.3333))
+        levels.append((*ratios, (math.sqrt(scale * following), 1.0)))
     return tuple(
         tuple((_SIDE * scale * math.sqrt(ratio), _SIDE * scale / math.sqrt(ratio)) for scale, ratio in level)
         for level in levels
@@ -140,9 +141,8 @@ def _priors() -> tuple[tuple[tuple[float, float], ...], ...]:
 
 def _num_classes(to: Translation) -> int:
     """Without background: of the two predictors of the lowest level, one has 91 rows for each anchor, one four."""
-    logits, deltas = (
-        to.left.get(f"BoxPredictor_0/{name}/biases") for name in ("ClassPredictor", "BoxEncodingPredictor")
-    )
+    names = ("ClassPredictor", "BoxEncodingPredictor")
+    logits, deltas = (to.left.get(f"BoxPredictor_0/{name}/biases") for name in names)
     if logits is None or deltas is None or len(deltas) != 12 or len(logits) % 3 or len(logits) < 6:
         raise CheckpointError(
             "TensorFlow checkpoint: expected predictors of three anchors in BoxPredictor_0; is it ssd_mobilenet_v2?"
@@ -155,14 +155,14 @@ def _block(to: Translation, block: int, norm_eps: float | None) -> None:
     theirs = f"{_TRUNK}expanded_conv" + (f"_{block}" if block else "")
     pad = ".1" if block in _STRIDED[1:] else ""
     if block == 0:
-        names = (None, "trunk.features.1.conv.0.0", "trunk.features.1.conv.1")
+        names = ("", "trunk.features.1.conv.0.0", "trunk.features.1.conv.1")
     elif block == _CUT:
         names = ("trunk.features.14.0", f"trunk.features.15.1.0{pad}", "trunk.features.15.2")
     else:
         ours = f"trunk.features.{block + 1 + (block > _CUT)}.conv"
         names = (f"{ours}.0.0", f"{ours}.1.0{pad}", f"{ours}.2")
     for part, name in zip(("expand", "depthwise", "project"), names, strict=True):
-        if name is not None:
+        if name:
             _conv(to, f"{theirs}/{part}", name, norm_eps, depthwise=part == "depthwise")
 
 
