@@ -88,7 +88,7 @@ def test_constants_go_where_they_belong() -> None:
     variance = state[f"{TRUNK}Conv_1/BatchNorm/moving_variance"]
     scale = norm["gamma"] / (variance + 0.001).sqrt()
     assert torch.allclose(ours["trunk.features.19.0.scale"], scale)
-    assert torch.allclose(ours["trunk.features.19.0.shift"], norm["beta"] - norm["moving_mean"] * scale)
+    assert torch.allclose(ours["trunk.features.19.0.shift"], norm["beta"] - norm["moving_mean"] * scale, atol=1e-6)
 
 
 def test_there_are_1917_anchors() -> None:
@@ -141,7 +141,10 @@ def graph(request: pytest.FixtureRequest) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("split", "number", "expected"), [("val", 44, 0.359), ("train", 92, 0.318)])
+@pytest.mark.parametrize(
+    ("split", "number", "expected"),
+    [("val", 44, 0.359), pytest.param("train", 92, 0.318, marks=pytest.mark.long)],
+)
 def test_real_weights_on_real_images(
     split: str, number: int, expected: float, graph: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -161,8 +164,8 @@ def test_real_weights_on_real_images(
     best = 0
     sizes = torch.tensor([[300, 300]])
     for image in truth.loadImgs(truth.getImgIds()):
-        picture = Image.open(COCO_DATA / "images" / image["file_name"]).convert("RGB").resize((300, 300))
-        pixels = np.ascontiguousarray(np.array(picture, np.float32).transpose(2, 0, 1)[None])
+        picture = np.array(Image.open(COCO_DATA / "images" / image["file_name"]).convert("RGB"))
+        pixels = cv2.dnn.blobFromImage(picture, size=(300, 300))
         peer.setInput(pixels)
         rows = torch.from_numpy(peer.forward()[0, 0])
         theirs += results(image, rows[:, 3:], rows[:, 2], rows[:, 1].long().tolist())
