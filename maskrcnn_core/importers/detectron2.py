@@ -34,12 +34,12 @@ from maskrcnn_core.importers.translation import (
 PIXEL_MEAN = (103.530, 116.280, 123.675)
 PIXEL_STD_CAFFE = (1.0, 1.0, 1.0)
 PIXEL_STD_RESNEXT = (57.375, 57.120, 58.395)
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 _ANCHOR_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 # Its rule is "longer than 0", where ours is "at least".
 _MIN_SIZE = 1e-6
 
-_NAMES = KeyNames(
+NAMES = KeyNames(
     framework="detectron2",
     stem="backbone.bottom_up.stem.conv1",
     stem_norm="backbone.bottom_up.stem.conv1.norm",
@@ -68,9 +68,10 @@ _NAMES = KeyNames(
     # Older files keep the normalisation and the anchors beside the weights.
     ignored=r"pixel_(mean|std)|(proposal_generator\.)?anchor_generator\..*|.*\.num_batches_tracked",
 )
+"""detectron2's names; its RetinaNet has trunk and pyramid in common with the others."""
 # Without a feature pyramid the ResNet is the backbone itself, and with C4 its last stage belongs to the regions.
 _NAMES_SINGLE_MAP = replace(
-    _NAMES,
+    NAMES,
     stem="backbone.stem.conv1",
     stem_norm="backbone.stem.conv1.norm",
     stages=("backbone.res2", "backbone.res3", "backbone.res4", "backbone.res5"),
@@ -80,7 +81,9 @@ _NAMES_C4 = replace(_NAMES_SINGLE_MAP, stages=(*_NAMES_SINGLE_MAP.stages[:3], "r
 
 def is_detectron2(state: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of detectron2's R-CNN models with a ResNet."""
-    return any(names.stem + ".weight" in state for names in (_NAMES, _NAMES_SINGLE_MAP)) or any(
+    if any(key.startswith("head.") for key in state):
+        return False  # RetinaNet
+    return any(names.stem + ".weight" in state for names in (NAMES, _NAMES_SINGLE_MAP)) or any(
         key.startswith(("proposal_generator.rpn_head.", "backbone.fpn_lateral")) for key in state
     )
 
@@ -109,14 +112,14 @@ def import_detectron2(
     Raises:
         CheckpointError: keys are missing or left over, norms are group norms, or the name does not fit the keys.
     """
-    to = start_translation(state, _NAMES)
+    to = start_translation(state, NAMES)
     names = _names(to.left)
     form = read_architecture(to.left, names)
     check_source_config(source_config, "detectron2", form)
     refuse_other_norms(to.left, names, form)
-    norm_eps = _NORM_EPS if norm_eps is None else norm_eps
+    norm_eps = NORM_EPS if norm_eps is None else norm_eps
     config = detectron2_conventions(form)
-    config = _with_stored_pixels(config, state)
+    config = with_stored_pixels(config, state)
     if source_config is not None:
         config = _as_named(config, source_config)
     translate_resnet(to, names, form, norm_eps)
@@ -131,7 +134,7 @@ def import_detectron2(
 
 def _names(state: Mapping[str, Tensor]) -> KeyNames:
     if any(key.startswith(("backbone.bottom_up.", "backbone.fpn_")) for key in state):
-        return _NAMES
+        return NAMES
     if any(key.startswith(f"{_NAMES_SINGLE_MAP.stages[3]}.") for key in state):
         return _NAMES_SINGLE_MAP
     return _NAMES_C4
@@ -169,7 +172,7 @@ def detectron2_conventions(form: Architecture) -> ModelConfig:
     )
 
 
-def _with_stored_pixels(config: ModelConfig, state: Mapping[str, Tensor]) -> ModelConfig:
+def with_stored_pixels(config: ModelConfig, state: Mapping[str, Tensor]) -> ModelConfig:
     """The normalisation that older files carry themselves; a divisor of 1 is that of Caffe's weights."""
     mean, std = state.get("pixel_mean"), state.get("pixel_std")
     if mean is None or std is None or mean.numel() != 3 or std.numel() != 3:

@@ -45,7 +45,7 @@ class Setting:
         checkpoint: folder.
         trunk: its network.
         short_side: of the network's input, pixels.
-        proposals: that reach the heads.
+        proposals: that reach the heads; 0 of a one-stage detector.
     """
 
     checkpoint: str
@@ -140,10 +140,10 @@ def combinations(run: TradeoffRun) -> list[Setting]:
     settings = []
     for checkpoint in run.checkpoints:
         config = load_config(checkpoint)
-        if not (config.dense.enabled and config.box_head.enabled):
+        if not config.dense.enabled or config.finds != "detections":
             raise ConfigError(f"checkpoint: {checkpoint} is no detector with proposals of its own; expected one")
         for side in run.short_sides or _shares(config.input.short_side, (0.5, 0.75, 1.0), _SIDE_STEP):
-            for proposals in run.proposals or _shares(config.dense.post_nms_test, (0.1, 1 / 3, 1.0), 1):
+            for proposals in _numbers_of_proposals(config, run):
                 settings.append(Setting(checkpoint, config.backbone.name, side, proposals))
     return settings
 
@@ -238,7 +238,15 @@ def measure(setting: Setting, run: TradeoffRun, files: Sequence[str]) -> _Measur
     return records, seconds, _peak_megabytes(run.use_gpu)
 
 
+def _numbers_of_proposals(config: ModelConfig, run: TradeoffRun) -> Sequence[int]:
+    if config.dense.finds == "detections":
+        return (0,)
+    return run.proposals or _shares(config.dense.post_nms_test, (0.1, 1 / 3, 1.0), 1)
+
+
 def _with_proposals(config: ModelConfig, proposals: int) -> ModelConfig:
+    if proposals == 0:
+        return config
     before_nms = max(config.dense.pre_nms_test, proposals)
     return replace(config, dense=replace(config.dense, post_nms_test=proposals, pre_nms_test=before_nms))
 

@@ -96,7 +96,8 @@ def _legends(figure: Figure, axes: Axes, trunks: Sequence[str], sides: Sequence[
     entries = [entry(trunk, "o", _COLORS[index % len(_COLORS)]) for index, trunk in enumerate(trunks)]
     entries += [entry(f"{side} px", _MARKERS[index % len(_MARKERS)], "#8a929c") for index, side in enumerate(sides)]
     entries += [
-        entry(f"{count} proposals", "o", "#c3c7cb", _area(index, len(counts))) for index, count in enumerate(counts)
+        entry(f"{count} proposals" if count else "one stage", "o", "#c3c7cb", _area(index, len(counts)))
+        for index, count in enumerate(counts)
     ]
     entries.append(Line2D([], [], color=_INK, linewidth=1, label="Pareto front"))
     axes.legend(

@@ -321,6 +321,12 @@ class TrainRun:
             "group)",
         )
         require(
+            self.train.accumulate == 1 or self.model.dense.loss.divisor != "average",
+            "train.accumulate",
+            self.train.accumulate,
+            "1 with model.dense.loss.divisor average, which would count a batch once a piece (or divisor batch)",
+        )
+        require(
             self.train.batch_size != "auto" or self.model.dense.enabled,
             "train.batch_size",
             self.train.batch_size,

@@ -264,7 +264,7 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     assert time.monotonic() - start < 20  # some 0.5 s on an idle machine
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

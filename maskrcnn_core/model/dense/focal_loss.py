@@ -15,8 +15,11 @@ from maskrcnn_core.model.losses import box_regression_losses, full_precision
 from maskrcnn_core.model.matching import IGNORED, POSITIVE, match
 from maskrcnn_core.structures import DenseOutputs, ImageFeatures, Targets
 
-# Of the moving average of positives: where it begins, and what of it a step keeps.
-_FIRST_AVERAGE, _KEPT = 100.0, 0.9
+FIRST_AVERAGE = 100.0
+"""Where the moving average of positives begins."""
+
+# What of it a step keeps.
+_KEPT = 0.9
 
 
 class FocalLoss(nn.Module):
@@ -52,7 +55,7 @@ class FocalLoss(nn.Module):
         self.alpha, self.gamma = alpha, gamma
         self.smooth_l1_beta, self.box_loss = smooth_l1_beta, box_loss
         if divisor == "average":
-            self.register_buffer("averages", torch.full((2,), _FIRST_AVERAGE))
+            self.register_buffer("averages", torch.full((2,), FIRST_AVERAGE))
 
     def forward(
         self,

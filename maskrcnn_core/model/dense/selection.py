@@ -115,7 +115,8 @@ def best_detections(
     boxes, scores, labels = [], [], []
     for level, (deltas, level_anchors) in enumerate(zip(outputs.deltas, anchors, strict=True)):
         # Best pairs of the level first, decoded.
-        top, anchor, label = best_pairs(outputs, level, rule.max_candidates, score_from)
+        above = None if fixed_size else rule.min_score
+        top, anchor, label = best_pairs(outputs, level, rule.max_candidates, score_from, above=above)
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes.append(coding.decode(full_precision(chosen), level_anchors[anchor]))
         scores.append(top)

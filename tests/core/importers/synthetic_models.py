@@ -151,6 +151,27 @@ def _detectron2_heads(
         to.add(f"{heads}keypoint_head.score_lowres.bias", 17)
 
 
+def detectron2_retinanet_state(
+    network: str = "R_50", *, num_classes: int = 80, device: str = "meta"
+) -> dict[str, Tensor]:
+    """detectron2's RetinaNet: FPN from res3 on, P6 and P7 in its top block, subnets whose ReLUs are counted."""
+    whole = detectron2_state(network, "FPN", "rpn", device=device)
+    parts = (
+        "backbone.bottom_up.",
+        *(f"backbone.fpn_{part}{level}." for part in ("lateral", "output") for level in "345"),
+    )
+    to = Writer(device)
+    to.state = {key: value for key, value in whole.items() if key.startswith(parts)}
+    to.conv("backbone.top_block.p6", 256, 2048, 3)
+    to.conv("backbone.top_block.p7", 256, 256, 3)
+    for name in ("cls_subnet", "bbox_subnet"):
+        for i in (0, 2, 4, 6):
+            to.conv(f"head.{name}.{i}", 256, 256, 3)
+    to.conv("head.cls_score", 9 * num_classes, 256, 3)
+    to.conv("head.bbox_pred", 9 * 4, 256, 3)
+    return to.state
+
+
 def mmdetection_state(
     network: str = "R_50", kind: str = "mask", *, num_classes: int = 80, device: str = "meta"
 ) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection._utils import BoxLinearCoder
 
 from maskrcnn_core.boxes import decode_deltas, encode_deltas
-from maskrcnn_core.model.box_coding import DeltaCoding
+from maskrcnn_core.model.box_coding import DeltaCoding, EdgeCoding
 
 CODINGS = [DeltaCoding(), DeltaCoding((10.0, 10.0, 5.0, 5.0)), DeltaCoding((1.0, 2.0, 3.0, 4.0))]
 
@@ -55,3 +56,32 @@ def test_any_shape_and_nothing(coding: DeltaCoding) -> None:
     torch.testing.assert_close(coding.decode(outputs, references), boxes, atol=1e-4, rtol=1e-4)
     nothing = torch.zeros(0, 4)
     assert coding.encode(nothing, nothing).shape == coding.decode(nothing, nothing).shape == (0, 4)
+
+
+def test_edges_by_eye() -> None:
+    # From the centre (20, 20) of an anchor of 10 x 20 pixels: 15 to the left, 10 up, 5 to the right, 40 down.
+    reference, box = torch.tensor([[15.0, 10, 25, 30]]), torch.tensor([[5.0, 10, 25, 60]])
+    outputs = torch.tensor([[1.5, 0.5, 0.5, 2.0]])
+    assert EdgeCoding().encode(box, reference).equal(outputs)
+    assert EdgeCoding().decode(outputs, reference).equal(box)
+    assert EdgeCoding().decode(-outputs, reference).tolist() == [[20, 20, 20, 20]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.tuples(*[st.floats(0, 30, width=32)] * 4), corners)
+def test_edges_and_back(outputs: tuple[float, ...], other: tuple[float, ...]) -> None:
+    x, y, w, h = other
+    reference = torch.tensor([[x, y, x + w, y + h]], dtype=torch.float64)
+    wanted = torch.tensor([outputs], dtype=torch.float64)
+    back = EdgeCoding().encode(EdgeCoding().decode(wanted, reference), reference)
+    torch.testing.assert_close(back, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_edges_are_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(20, 2, generator=generator) * 50
+    boxes, references = torch.cat((low, low + 20), dim=1), torch.cat((low + 5, low + 13), dim=1)
+    coder = BoxLinearCoder(normalize_by_size=True)
+    outputs = EdgeCoding().encode(boxes, references)
+    torch.testing.assert_close(outputs, coder.encode(references, boxes))
+    torch.testing.assert_close(EdgeCoding().decode(outputs, references), coder.decode(outputs, references))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -51,6 +51,21 @@ PERSON, OTHER = Category(1, "person"), Category(7, "other")
 CLEAR = re.compile(r"model\.(pyramid|backbone)\.[a-z_]+: [^\n]{20,}")
 
 
+class Buildable(Protocol):
+    """A combination of parts, and what is expected of the detector that has them."""
+
+    @property
+    def heads(self) -> str: ...
+
+    @property
+    def losses(self) -> set[str]: ...
+
+    @property
+    def learning(self) -> set[str]: ...
+
+    def config(self) -> ModelConfig: ...
+
+
 @dataclass(frozen=True)
 class Combination:
     trunk: str = "resnet18"
@@ -60,6 +75,22 @@ class Combination:
 
     def __str__(self) -> str:
         return f"{self.trunk}, {self.pyramid}, {self.transform}, {self.heads}"
+
+    @property
+    def losses(self) -> set[str]:
+        """Names of what it learns by."""
+        names = set() if self.heads == "given proposals" else {"rpn_objectness", "rpn_box"}
+        names |= set() if self.heads == "rpn" else {"roi_class", "roi_box"}
+        names |= {"roi_mask"} if "mask" in self.heads else set()
+        return names | ({"roi_keypoint"} if "keypoints" in self.heads else set())
+
+    @property
+    def learning(self) -> set[str]:
+        """Parts that get a gradient."""
+        parts = {"trunk"} | ({"dense"} if self.heads != "given proposals" else set())
+        parts |= set() if self.heads == "rpn" else {"regions.box"}
+        parts |= {"regions.mask"} if "mask" in self.heads else set()
+        return parts | ({"regions.keypoints"} if "keypoints" in self.heads else set())
 
     def config(self) -> ModelConfig:
         kind: Any = self.pyramid
@@ -134,14 +165,8 @@ def proposals(batch: ImageBatch) -> Proposals:
     return Proposals(objects, torch.full(objects.shape[:2], 0.9), torch.full((len(batch),), objects.shape[1]))
 
 
-def needed(combination: Combination, batch: ImageBatch) -> tuple[Proposals, ...]:
+def needed(combination: Buildable, batch: ImageBatch) -> tuple[Proposals, ...]:
     return (proposals(batch),) if combination.heads == "given proposals" else ()
-
-
-def expected_losses(heads: str) -> set[str]:
-    names = set() if heads == "given proposals" else {"rpn_objectness", "rpn_box"}
-    names |= set() if heads == "rpn" else {"roi_class", "roi_box"}
-    return names | ({"roi_mask"} if "mask" in heads else set()) | ({"roi_keypoint"} if "keypoints" in heads else set())
 
 
 def alive(detector: Detector) -> Detector:
@@ -153,7 +178,7 @@ def alive(detector: Detector) -> Detector:
     return detector
 
 
-def build(combination: Combination) -> Detector | None:
+def build(combination: Buildable) -> Detector | None:
     """The detector, or None where the combination is refused with a clear line."""
     torch.manual_seed(0)
     try:
@@ -164,11 +189,11 @@ def build(combination: Combination) -> Detector | None:
     return None
 
 
-def check_training(detector: Detector, combination: Combination) -> None:
+def check_training(detector: Detector, combination: Buildable) -> None:
     batch = images()
     given = needed(combination, batch)
     losses = detector(batch, targets(), *given)
-    assert set(losses) == expected_losses(combination.heads)
+    assert set(losses) == combination.losses
     assert all(bool(torch.isfinite(loss)) for loss in losses.values()), losses
     total: Tensor = torch.stack(list(losses.values())).sum()
     total.backward()
@@ -177,11 +202,7 @@ def check_training(detector: Detector, combination: Combination) -> None:
     assert without == []
     assert all(bool(torch.isfinite(p.grad).all()) for _, p in learnt if p.grad is not None)
     parts = {part_of(name) for name, p in learnt if p.grad is not None and bool(p.grad.abs().sum() > 0)}
-    wanted = {"trunk"} | ({"dense"} if combination.heads != "given proposals" else set())
-    wanted |= set() if combination.heads == "rpn" else {"regions.box"}
-    wanted |= {"regions.mask"} if "mask" in combination.heads else set()
-    wanted |= {"regions.keypoints"} if "keypoints" in combination.heads else set()
-    assert wanted <= parts
+    assert combination.learning <= parts
     frozen = [name for name, p in detector.named_parameters() if not p.requires_grad]
     assert all(name.startswith(("trunk.", "regions.trunk.")) for name in frozen)
     nothing = detector(batch, targets(objects=0), *given)
@@ -189,7 +210,7 @@ def check_training(detector: Detector, combination: Combination) -> None:
     assert all(bool(torch.isfinite(loss)) for loss in nothing.values())
 
 
-def check_detections(detector: Detector, combination: Combination) -> None:
+def check_detections(detector: Detector, combination: Buildable) -> None:
     detector.eval()
     batch = images()
     if combination.heads == "rpn":
@@ -218,7 +239,7 @@ def check_detections(detector: Detector, combination: Combination) -> None:
     assert bool((found.scores[:, 1:] <= found.scores[:, :-1] + 1e-6).all())
 
 
-def check_one_by_one(detector: Detector, combination: Combination) -> None:
+def check_one_by_one(detector: Detector, combination: Buildable) -> None:
     if combination.heads == "rpn":
         return
     batch = images()
@@ -232,7 +253,7 @@ def check_one_by_one(detector: Detector, combination: Combination) -> None:
     torch.testing.assert_close(together.scores[1, :count], alone.scores[0, :count], rtol=1e-3, atol=1e-4)
 
 
-def check_no_detections(detector: Detector, combination: Combination) -> None:
+def check_no_detections(detector: Detector, combination: Buildable) -> None:
     if combination.heads == "rpn":
         return
     batch = images()
@@ -241,7 +262,7 @@ def check_no_detections(detector: Detector, combination: Combination) -> None:
     assert nothing.count.tolist() == [0, 0]
 
 
-def check_round_trip(detector: Detector, combination: Combination, folder: Path) -> None:
+def check_round_trip(detector: Detector, combination: Buildable, folder: Path) -> None:
     save_checkpoint(folder, detector.state_dict(), combination.config())
     config, state = load_checkpoint(folder)
     (folder / "model.safetensors").unlink()
@@ -260,8 +281,11 @@ def refused(combination: Combination) -> bool:
 def check(combination: Combination, folder: Path) -> None:
     detector = build(combination)
     assert (detector is None) == refused(combination)
-    if detector is None:
-        return
+    if detector is not None:
+        check_built(detector, combination, folder)
+
+
+def check_built(detector: Detector, combination: Buildable, folder: Path) -> None:
     check_training(detector, combination)
     check_detections(detector, combination)
     check_one_by_one(detector, combination)

@@ -16,7 +16,7 @@ from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import Targets
 from tests.core.model.torchvision_reference import as_batch
 
-SIZES = [(192, 256), (160, 224)]
+HEIGHT, WIDTH = 128, 192
 MODELS = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 LOSSES = {"classification": "dense_class", "bbox_regression": "dense_box", "bbox_ctrness": "dense_centreness"}
 
@@ -33,8 +33,7 @@ def peer_model(name: str) -> nn.Module:
     """Seeded random weights, lively norms, and predictors scaled so that there are confident detections; class 0, which
     stands for nothing, is never right, as in a trained model."""
     torch.manual_seed(0)
-    height, width = SIZES[0]
-    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None, min_size=height, max_size=width)
+    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None, min_size=HEIGHT, max_size=WIDTH)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -77,11 +76,10 @@ def ours(peer: nn.Module) -> tuple[ModelConfig, Detector]:
 
 
 @pytest.fixture(scope="module")
-def images() -> list[Tensor]:
-    """Pictures of the sizes that the network sees."""
-    pictures = [generate_picture(seed, image_size=(256, 256)).pixels for seed in (4, 5)]
-    cut = [pixels[:height, :width] for pixels, (height, width) in zip(pictures, SIZES, strict=True)]
-    return [torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous() for pixels in cut]
+def image() -> Tensor:
+    """A picture of the size that the network sees."""
+    pixels = generate_picture(4, image_size=(WIDTH, WIDTH)).pixels[:HEIGHT]
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 def not_empty(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,16 +92,12 @@ def not_empty(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixed_size", [False, True])
-def test_detections(
-    peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool
-) -> None:
+def test_detections(peer: nn.Module, ours: tuple[ModelConfig, Detector], image: Tensor, fixed_size: bool) -> None:
     config, detector = ours
-    # One by one: the peer would enlarge the second image to the size of the first.
-    image, size = images[0], SIZES[0]
     expected = not_empty(peer.eval()([image.float() / 255])[0])
     stages = detector.trunk, detector.pyramid, detector.dense, detector.regions
     detector = Detector(*stages, fixed_size_on=("cpu",) if fixed_size else ()).eval()
-    found = detector.detect(as_batch(config, [image], [size]))
+    found = detector.detect(as_batch(config, [image], [(HEIGHT, WIDTH)]))
     count = int(found.count[0])
     assert count == len(expected["scores"]) == 40
     assert len(expected["labels"].unique()) > 3
@@ -115,12 +109,12 @@ def test_detections(
 
 def objects() -> tuple[list[dict[str, Tensor]], Targets]:
     """Objects of many sizes in one image, none in the other; for torchvision and for us."""
-    boxes = torch.tensor([[60.0, 30, 200, 150], [150, 60, 250, 190], [10, 10, 40, 60], [100, 100, 120, 116]])
+    boxes = torch.tensor([[40.0, 20, 150, 110], [110, 40, 188, 126], [10, 10, 40, 60], [80, 70, 100, 86]])
     labels = torch.tensor([5, 18, 90, 1])
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     theirs = [{"boxes": boxes, "labels": labels}, {"boxes": none[0], "labels": none[1]}]
     ours = [
-        targets_from_dense(each["boxes"], each["labels"] - 1, torch.zeros(len(each["boxes"]), *SIZES[0]).byte())
+        targets_from_dense(each["boxes"], each["labels"] - 1, torch.zeros(len(each["boxes"]), HEIGHT, WIDTH).byte())
         for each in theirs
     ]
     return theirs, pad_targets(ours)
@@ -128,18 +122,18 @@ def objects() -> tuple[list[dict[str, Tensor]], Targets]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixed_size", [False, True])
-def test_losses(peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool) -> None:
+def test_losses(peer: nn.Module, ours: tuple[ModelConfig, Detector], image: Tensor, fixed_size: bool) -> None:
     config, detector = ours
     peer.train()
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     theirs, targets = objects()
-    pictures = [images[0], images[0].flip(2)]
-    expected = peer([image.float() / 255 for image in pictures], theirs)
+    pictures = [image, image.flip(2)]
+    expected = peer([picture.float() / 255 for picture in pictures], theirs)
     stages = detector.trunk, detector.pyramid, detector.dense, detector.regions
     detector = Detector(*stages, fixed_size_on=("cpu",) if fixed_size else ()).train()
-    got = detector(as_batch(config, pictures, [SIZES[0]] * 2), targets)
+    got = detector(as_batch(config, pictures, [(HEIGHT, WIDTH)] * 2), targets)
     assert set(got) == {LOSSES[name] for name in expected}
     for name, value in expected.items():
         assert float(value) > 1e-3, f"{name} is too small to say anything"

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from maskrcnn_core.config.heads import MaskHeadConfig
+from maskrcnn_core.config.dense_loss import DenseLossConfig
+from maskrcnn_core.config.heads import BoxHeadConfig, MaskHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
@@ -82,3 +83,24 @@ def test_equally_many_other_categories_start_afresh(tmp_path: Path) -> None:
     assert not torch.equal(
         detector.state_dict()["regions.box.head.classes.weight"], other.state_dict()["regions.box.head.classes.weight"]
     )
+
+
+def one_stage(*names: str) -> ModelConfig:
+    """Boxes straight from the dense stage, two anchors at each position."""
+    dense = replace(
+        CONFIG.dense,
+        finds="detections",
+        loss=DenseLossConfig("focal"),
+    )
+    off = {"box_head": BoxHeadConfig(enabled=False), "mask_head": MaskHeadConfig(enabled=False)}
+    return of(*names, dense=dense, **off)
+
+
+def test_rows_of_a_one_stage_detector_by_eye() -> None:
+    """The classes of one anchor after those of another."""
+    ours, theirs = one_stage("dog", "cat"), one_stage("cat", "owl", "dog")
+    own = {"dense.head.logits.bias": torch.zeros(4)}
+    other = {"dense.head.logits.bias": torch.tensor([1.0, 2, 3, 11, 12, 13])}
+    found = copied_rows(own, other, ours, theirs)
+    assert found["dense.head.logits.bias"].tolist() == [3.0, 1, 13, 11]
+    assert own["dense.head.logits.bias"].tolist() == [0.0] * 4

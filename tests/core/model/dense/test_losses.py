@@ -11,7 +11,7 @@ from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from maskrcnn_core.boxes import decode_deltas, encode_deltas
 from maskrcnn_core.model.box_coding import DeltaCoding
-from maskrcnn_core.model.dense.head import DenseHead, at_anchors
+from maskrcnn_core.model.dense.head import at_anchors
 from maskrcnn_core.model.dense.losses import SampledLoss
 from maskrcnn_core.model.loss_counts import divided, own_count
 from maskrcnn_core.structures import DenseOutputs, ImageFeatures, Targets
@@ -39,6 +39,9 @@ class FixedHead:
 
     outputs: DenseOutputs
 
+    def __call__(self, maps: Sequence[Tensor]) -> DenseOutputs:
+        return self.outputs
+
     def at(self, maps: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         return at_anchors(self.outputs, index)
 
@@ -52,7 +55,7 @@ def losses_of(
     fixed_size: bool,
 ) -> dict[str, Tensor]:
     """The loss of a head with these outputs of all anchors, level by level; logits [N, A_l]."""
-    head: DenseHead = FixedHead(DenseOutputs([level[..., None] for level in logits], list(deltas)))  # type: ignore[assignment]
+    head = FixedHead(DenseOutputs([level[..., None] for level in logits], list(deltas)))
     sizes = torch.full((len(targets.boxes), 2), 200)
     features = ImageFeatures([], (), sizes, torch.zeros(len(sizes), 3, 200, 200), fixed_size=fixed_size)
     return divided(rule(head, features, anchors, DeltaCoding(), targets), own_count)
@@ -136,7 +139,7 @@ def test_sums_are_divided_by_what_the_count_says() -> None:
     anchors = boxes_at((0, 0), (40, 40))
     one = torch.ones(1, 1, dtype=torch.bool)
     targets, asked = targets_of(anchors[None, :1], one, ~one), []
-    head: DenseHead = FixedHead(DenseOutputs([torch.zeros(1, 2, 1)], [torch.ones(1, 2, 4)]))  # type: ignore[assignment]
+    head = FixedHead(DenseOutputs([torch.zeros(1, 2, 1)], [torch.ones(1, 2, 4)]))
     features = ImageFeatures([], (), torch.full((1, 2), 99), torch.zeros(1, 3, 99, 99))
 
     def count(numbers: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The pyramid against its definition, by eye and against torchvision's."""
 
 from collections import OrderedDict
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from maskrcnn_core.model.pyramids.fpn import FPN
 
@@ -28,6 +29,23 @@ def test_is_torchvisions() -> None:
     expected = list(theirs(OrderedDict(enumerate(maps()))).values())
     got = ours(maps())
     assert [tuple(level.shape[-2:]) for level in got] == [*SIZES, (2, 3)]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("extra", "below"), [("p6p7_on_p5", 5), ("p6p7_on_c5", CHANNELS[-1])])
+def test_p6_and_p7_are_torchvisions(extra: Literal["p6p7_on_p5", "p6p7_on_c5"], below: int) -> None:
+    torch.manual_seed(0)
+    ours, theirs = FPN(CHANNELS, 5, extra=extra), FeaturePyramidNetwork(list(CHANNELS), 5, LastLevelP6P7(below, 5))
+    for index in range(4):
+        theirs.inner_blocks[index][0].load_state_dict(ours.laterals[index].state_dict())
+        theirs.layer_blocks[index][0].load_state_dict(ours.outputs[index].state_dict())
+    theirs.extra_blocks.p6.load_state_dict(ours.coarse[0].state_dict())
+    theirs.extra_blocks.p7.load_state_dict(ours.coarse[1].state_dict())
+    expected = list(theirs(OrderedDict(enumerate(maps()))).values())
+    got = ours(maps())
+    assert [tuple(level.shape[-2:]) for level in got] == [*SIZES, (2, 3), (1, 2)]
+    assert (ours.strides, ours.num_roi_levels) == ((4, 8, 16, 32, 64, 128), 4)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
 
