@@ -10,7 +10,7 @@ from torch import Tensor
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.key_names import KeyNames
 
-OneStage = Literal["retinanet", "fcos"]
+OneStage = Literal["retinanet", "fcos", "ssd", "ssdlite"]
 Kind = Literal["rpn", "fast", "faster", "mask", "keypoint", "mask and keypoint"] | OneStage
 
 

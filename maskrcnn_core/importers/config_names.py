@@ -24,6 +24,8 @@ TORCHVISION_MODELS: dict[str, tuple[str, Kind, bool]] = {
     "retinanet_resnet50_fpn": ("resnet50", "retinanet", False),
     "retinanet_resnet50_fpn_v2": ("resnet50", "retinanet", False),
     "fcos_resnet50_fpn": ("resnet50", "fcos", False),
+    "ssd300_vgg16": ("vgg16_reduced", "ssd", False),
+    "ssdlite320_mobilenet_v3_large": ("mobilenet_v3_large_reduced", "ssdlite", False),
 }
 """Trunk, kind, and whether norms follow the pyramid's convolutions."""
 
@@ -95,9 +97,9 @@ def parse_source_config(name: str) -> SourceConfig:
     config = _torchvision(plain) or _mmdetection(plain) or _detectron2(plain)
     if config is None:
         raise CheckpointError(
-            f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN or RetinaNet "
-            f"configuration such as {_EXAMPLES}; cascades, deformable convolutions, group norm and panoptic models are "
-            "not supported"
+            f"source_config: got {name!r}, expected the name of a Faster, Mask or Keypoint R-CNN, RetinaNet or "
+            f"SSD configuration such as {_EXAMPLES}; cascades, deformable convolutions, group norm and panoptic models "
+            "are not supported"
         )
     return config
 

@@ -18,7 +18,7 @@ from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.config_names import SourceConfig
 from maskrcnn_core.importers.default_boxes import default_boxes
-from maskrcnn_core.importers.finish import Checkpoint, finish_dense_import
+from maskrcnn_core.importers.finish import Checkpoint, finish_one_stage_import
 from maskrcnn_core.importers.translation import Translation, start_weights
 
 _LOGITS, _DELTAS = "head.classification_head.module_list.", "head.regression_head.module_list."
@@ -66,7 +66,7 @@ def import_torchvision_ssd(
     else:
         config = ssd_conventions()
         _translate_plain(to, num_classes)
-    return finish_dense_import(to, config, num_classes, categories, f"Is it {name}, and the file whole?")
+    return finish_one_stage_import(to, config, num_classes, categories, f"Is it {name}, and the file whole?")
 
 
 def ssd_conventions() -> ModelConfig:

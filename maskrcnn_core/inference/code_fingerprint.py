@@ -26,6 +26,7 @@ NO_LABEL_SEES = frozenset(
         "maskrcnn_core.model.dense.cell_loss",
         "maskrcnn_core.model.dense.focal_loss",
         "maskrcnn_core.model.dense.grid_loss",
+        "maskrcnn_core.model.dense.hard_negative_loss",
         "maskrcnn_core.model.dense.losses",
         "maskrcnn_core.model.dense.point_loss",
         "maskrcnn_core.model.dense.sampled_outputs",

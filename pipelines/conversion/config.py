@@ -10,9 +10,9 @@ class ConvertRun:
     """Turn another framework's checkpoint file into a checkpoint folder with that framework's conventions."""
 
     source: str
-    """.pth or .pkl file of torchvision (Mask, Keypoint and Faster R-CNN, RetinaNet, FCOS, SSD), detectron2 (C4, DC5, FPN;
-    masks, keypoints, boxes, RPN; RetinaNet) or mmdetection (Mask and Faster R-CNN with FPN); .weights file of Darknet
-    (YOLOv2, YOLOv1); .pb file of TensorFlow (SSD MobileNetV2)."""
+    """.pth or .pkl file of torchvision (Mask, Keypoint and Faster R-CNN, RetinaNet, FCOS, SSD), detectron2 (C4, DC5,
+    FPN; masks, keypoints, boxes, RPN; RetinaNet) or mmdetection (Mask and Faster R-CNN with FPN); .weights file of
+    Darknet (YOLOv2, YOLOv1); .pb file of TensorFlow (SSD MobileNetV2)."""
     output: str
     """Checkpoint folder to write."""
     annotations: str | None = None

@@ -21,6 +21,8 @@ _EXPANDED = {
     "mobilenet_v3_large_reduced": ("mobilenet_v3_large", 13),
 }
 """The network, and its first block of stride 32."""
+OWN_FORMS = (TORCHVISION_FORM, REDUCED_VGG, *_EXPANDED)
+"""Names that are not torchvision's for what they are."""
 _VGG_NAMES = tuple(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))
 # The last layer of stem, C2, C3, C4, C5. The first block of MobileNetV2 and V3-large keeps stride 2: part of the stem.
 _STAGE_ENDS = {

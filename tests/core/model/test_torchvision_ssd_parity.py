@@ -30,25 +30,29 @@ def both_cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """[count, 3, *size] uint8, without areas of one colour, where scores would be equal but for their last bits."""
+    coarse = (count, 3, -(-size[0] // 8), -(-size[1] // 8))
+    values = torch.randint(0, 256, coarse, generator=torch.Generator().manual_seed(seed)).float()
+    return F.interpolate(values, size=size, mode="bicubic").clamp(0, 255).byte()
+
+
 def peer_model(name: str) -> nn.Module:
-    """Seeded random weights, lively norms, and logits scaled so that there are confident detections."""
+    """Seeded random weights; norms with the statistics of noise, so that nothing fades, and lively logits."""
     torch.manual_seed(0)
     model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.normal_(0, 0.1)
-            if isinstance(module, nn.Conv2d) and "lite" in name:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        head: nn.Module = model.head
-        for level in head.classification_head.module_list:
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.7, 1.3)
+            norm.bias.normal_(0, 0.3)
+        if norms:
+            model.train()
+            model.head(list(model.backbone(noise(4, (320, 320)).float() / 127.5 - 1).values()))
+        for level in model.head.classification_head.module_list:
             predictor = level if isinstance(level, nn.Conv2d) else level[1]
-            predictor.weight.mul_(10.0 if "lite" in name else 1.0)
+            predictor.weight.mul_(5.0 if norms else 1.0)
             predictor.bias.normal_(0, 0.5)
     return model.eval()
 
@@ -74,10 +78,7 @@ def ours(peer: nn.Module) -> tuple[ModelConfig, Detector]:
 
 @pytest.fixture(scope="module")
 def images() -> list[Tensor]:
-    """Without areas of one colour, where scores would be equal but for their last bits."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = [torch.randint(0, 256, (1, 3, *size), generator=generator).float() for size in ((30, 40), (25, 19))]
-    return [F.interpolate(noise, scale_factor=8, mode="bicubic")[0].clamp(0, 255).byte() for noise in coarse]
+    return [noise(1, (240, 320), seed=1)[0], noise(1, (200, 150), seed=2)[0]]
 
 
 def as_batch(config: ModelConfig, images: list[Tensor]) -> ImageBatch:
@@ -104,8 +105,16 @@ def test_detections(
         count = int(found.count[index])
         assert count == len(theirs["scores"]) > 50
         assert (found.scores[index, :count] - theirs["scores"]).abs().max() < 1e-4
-        assert (found.labels[index, :count] + 1).tolist() == theirs["labels"].tolist()
-        assert (boxes[index, :count] - theirs["boxes"]).abs().max() < 0.05
+        # Each one at its place, but for those whose scores are alike up to rounding.
+        same = (found.labels[index, :count] + 1)[:, None] == theirs["labels"]
+        same &= (boxes[index, :count, None] - theirs["boxes"]).abs().amax(dim=2) < 0.05
+        places = torch.arange(count)
+        same &= ((places[:, None] - places).abs() <= 2) & (
+            (found.scores[index, :count, None] - theirs["scores"]).abs() < 1e-4
+        )
+        assert same.any(dim=1).all()
+        assert same.any(dim=0).all()
+        assert same.diagonal().float().mean() > 0.95
 
 
 def objects() -> tuple[list[dict[str, Tensor]], list[Tensor], list[Tensor]]:

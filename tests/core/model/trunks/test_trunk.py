@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
-from maskrcnn_core.model.trunks.sequential import SEQUENTIAL_NAMES, TORCHVISION_FORM, SequentialTrunk
+from maskrcnn_core.model.trunks.sequential import OWN_FORMS, SEQUENTIAL_NAMES, TORCHVISION_FORM, SequentialTrunk
 from maskrcnn_core.model.trunks.timm_network import TimmTrunk
 from maskrcnn_core.model.trunks.trunk import NAMES, build_trunk, prepare_for_detection
 
@@ -28,7 +28,7 @@ KINDS = (
     "mobilenet_v2",
     "mobilenet_v3_small",
     "mobilenet_v3_large",
-    TORCHVISION_FORM,
+    *OWN_FORMS,
     "efficientnet_lite0",
     "inception_v3",
     "inception_v4",
@@ -41,12 +41,14 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "padding"), [*((name, "symmetric") for name in KINDS), ("mobilenet_v2_expanded", "tensorflow")]
+)
 @torch.no_grad()
-def test_maps_have_the_size_of_the_input_over_the_stride(name: str) -> None:
-    trunk = build_trunk(name, pretrained=False, frozen_stages=0)
-    assert trunk.strides == ((32, 32) if name == TORCHVISION_FORM else (4, 8, 16, 32))
-    assert trunk.levels == ((4, 5) if name == TORCHVISION_FORM else (2, 3, 4, 5))
+def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str) -> None:
+    trunk = build_trunk(name, pretrained=False, frozen_stages=0, padding=padding)
+    other = {TORCHVISION_FORM: ((32, 32), (4, 5)), "vgg16_reduced": ((4, 8, 16), (2, 3, 4))}
+    assert (trunk.strides, trunk.levels) == other.get(name, ((4, 8, 16, 32), (2, 3, 4, 5)))
     for height, width in ((64, 96), (97, 131), (33, 70)):
         maps = trunk(torch.zeros(1, 3, height, width))
         assert [tuple(features.shape) for features in maps] == [
@@ -58,7 +60,7 @@ def test_maps_have_the_size_of_the_input_over_the_stride(name: str) -> None:
 
 def test_every_name_is_a_network_of_its_library() -> None:
     theirs = set(torchvision.models.list_models())
-    assert {*RESNET_NAMES, *SEQUENTIAL_NAMES} - {TORCHVISION_FORM} <= theirs
+    assert {*RESNET_NAMES, *SEQUENTIAL_NAMES} - {*OWN_FORMS} <= theirs
     rest = set(NAMES) - {*RESNET_NAMES, *SEQUENTIAL_NAMES}
     assert rest == {name for name in rest if timm.is_model(name)}
 
@@ -104,6 +106,19 @@ def test_surgery_leaves_a_chain_as_it_was(name: str, ends: tuple[int, ...], size
     x = torch.randn(1, 3, *size)
     expected = [features[: end + 1](x) for end in ends[1:]]
     assert_same(prepare_for_detection(SequentialTrunk(features, ends))(x), expected)
+
+
+@torch.no_grad()
+def test_a_cut_block_is_the_block() -> None:
+    """With its expansion as a map of its own the network is the same."""
+    torch.manual_seed(0)
+    features: Any = with_lively_norms(torchvision.models.mobilenet_v2(weights=None).features)
+    x = torch.randn(1, 3, 64, 96)
+    block = features[14].conv
+    expected = [features[:4](x), features[:7](x), block[0](features[:14](x)), features(x)]
+    cut = SequentialTrunk(nn.Sequential(*features[:14], block[0], block[1:], *features[15:]), (1, 3, 6, 14, 19))
+    assert_same(prepare_for_detection(cut)(x), expected)
+    assert cut.channels == (24, 32, 576, 1280)
 
 
 @torch.no_grad()
