@@ -79,26 +79,6 @@ def finish_one_stage_import(
     return config, to.result
 
 
-def finish_dense_import(
-    to: Translation, config: ModelConfig, num_classes: int, categories: tuple[Category, ...] | None, hint: str
-) -> Checkpoint:
-    """`finish_import` of a detector without a region stage, whose configuration is whole but for its categories.
-
-    Args:
-        num_classes: without background.
-    """
-    to.finish(hint)
-    check_finite(to.result, f"{to.framework} checkpoint")
-    categories = default_categories(num_classes, with_keypoints=False) if categories is None else categories
-    if len(categories) != num_classes:
-        raise CheckpointError(
-            f"{to.framework} checkpoint: it has {num_classes} classes, got {len(categories)} categories"
-        )
-    config = replace(config, categories=categories)
-    check_shapes(to, config, hint)
-    return config, to.result
-
-
 def default_categories(num_classes: int, *, with_keypoints: bool) -> tuple[Category, ...]:
     """Categories where nobody names them: COCO's where their number says so, else numbered ones.
 

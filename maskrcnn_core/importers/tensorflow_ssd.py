@@ -23,7 +23,7 @@ from maskrcnn_core.config.pyramid import PyramidConfig
 from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.config_names import SourceConfig
-from maskrcnn_core.importers.finish import Checkpoint, finish_dense_import
+from maskrcnn_core.importers.finish import Checkpoint, finish_one_stage_import
 from maskrcnn_core.importers.translation import Translation, start_weights
 
 _TRUNK = "FeatureExtractor/MobilenetV2/"
@@ -83,7 +83,7 @@ def import_tensorflow_ssd(
     for level in range(_LEVELS):
         _predictors(to, level, num_classes)
     hint = "Is it ssd_mobilenet_v2 of the Object Detection API, and the file whole?"
-    return finish_dense_import(to, tensorflow_ssd_conventions(), num_classes, categories, hint)
+    return finish_one_stage_import(to, tensorflow_ssd_conventions(), num_classes, categories, hint)
 
 
 def tensorflow_ssd_conventions() -> ModelConfig:
