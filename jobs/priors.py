@@ -55,6 +55,9 @@ def summary_lines(summary: "PriorsSummary", annotations: str) -> list[str]:
             lines.append(" ".join(f"{number:6.3f}" for number in (*box, share)))
     if len(priors.values) > _SHOWN:
         lines.append(f"... and {len(priors.values) - _SHOWN} more")
+    elif config.kind == "sizes":
+        table = ", ".join(f"[{width:.2f}, {height:.2f}]" for width, height in priors.values)
+        lines.append(f"as a setting:\n  --model.dense.anchors.priors '[[{table}]]'")
     return lines
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.printable import printable
 from maskrcnn_core.weights.darknet_config import DarknetLayer, window
+from maskrcnn_core.weights.soundness import check_finite
 
 _VERSION_BYTES = 12
 _TRANSPOSED = 1000  # versions from here on were written by a program that turned the matrices of connected layers
@@ -57,6 +58,45 @@ def read_darknet_weights(path: Path | str, layers: Sequence[DarknetLayer]) -> di
     values = torch.from_numpy(numbers.astype(np.float32, copy=False))
     found = {name: value.view(shape) for (name, shape), value in zip(parts, _split(values, parts), strict=True)}
     return _turned(found, layers) if transposed else found
+
+
+def read_first_convolutions(path: Path | str, kernels: Sequence[Shape]) -> list[dict[str, Tensor]]:
+    """The first convolutions of a .weights file, all with batch norm; what follows them is left out.
+
+    Such files are a classifier's, or the beginning of one that Darknet's `partial` has cut (darknet19_448.conv.23).
+
+    Args:
+        path: the file.
+        kernels: [out, in, side, side] of each convolution.
+
+    Returns:
+        Of each `bias`, `scale`, `mean`, `variance` and `weight`.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, no such file, or holds numbers that are not finite.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{printable(str(path))}: no such file, expected weights of Darknet (.weights)")
+    wanted = sum(4 * kernel[0] + math.prod(kernel) for kernel in kernels)
+    with file.open("rb") as opened:
+        offset, _ = _header(opened.read(_VERSION_BYTES), path)
+        held = (file.stat().st_size - offset) // _FLOAT.itemsize
+        if held < wanted:
+            raise CheckpointError(
+                f"{path}: it has {max(held, 0):,} numbers, where the first {len(kernels)} convolutions take "
+                f"{wanted:,}: it is cut short, or another network's"
+            )
+        opened.seek(offset)
+        left = torch.from_numpy(np.fromfile(opened, _FLOAT, wanted).astype(np.float32, copy=False))
+    found = []
+    for kernel in kernels:
+        sizes = (kernel[0],) * 4 + (math.prod(kernel),)
+        *norm, weight, left = left.split((*sizes, len(left) - sum(sizes)))
+        names = dict(zip(("bias", "scale", "mean", "variance"), norm, strict=True))
+        found.append({**names, "weight": weight.view(kernel)})
+        check_finite(found[-1], str(path))
+    return found
 
 
 def _split(values: Tensor, parts: Sequence[tuple[str, Shape]]) -> tuple[Tensor, ...]:

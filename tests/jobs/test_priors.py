@@ -41,6 +41,7 @@ def test_sizes_in_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "2 objects\n" in out
     assert "2 priors, mean IoU with the best one 1.000; input 400 x 400 (letterbox)" in out
     assert "   150.0    100.0  15.0000,10.0000  0.500" in out
+    assert "  --model.dense.anchors.priors '[[[20.00, 40.00], [150.00, 100.00]]]'" in out
 
 
 def test_each_side_by_itself(tmp_path: Path) -> None:

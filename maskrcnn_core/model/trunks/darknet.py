@@ -5,12 +5,14 @@ here, except where it makes another map (YOLOv1's last four convolutions).
 """
 
 import re
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskrcnn_core.model.trunks.sequential import SequentialTrunk
 from maskrcnn_core.model.trunks.stages import STRIDES
+from maskrcnn_core.weights.darknet_weights import read_first_convolutions
 
 LEAK = 0.1
 """Slope of Darknet's leaky ReLU below zero."""
@@ -60,6 +62,25 @@ def darknet_trunk(name: str) -> SequentialTrunk:
         ends.append(len(layers) - 1)
     strides = (*STRIDES, 64)[: len(ends) - 1]
     return SequentialTrunk(nn.Sequential(*layers), ends, strides=strides, levels=tuple(range(2, len(ends) + 1)))
+
+
+def load_darknet_weights(trunk: SequentialTrunk, path: Path | str) -> None:
+    """Load the convolutions of one of Darknet's classifiers, or of the beginning of one, into a trunk, in place.
+
+    Args:
+        trunk: as `darknet_trunk` made it, before its batch norms are frozen.
+        path: .weights file whose first layers are the trunk's.
+
+    Raises:
+        CheckpointError: see `read_first_convolutions`.
+    """
+    convs = [module for module in trunk.features.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in trunk.features.modules() if isinstance(module, nn.BatchNorm2d)]
+    found = read_first_convolutions(path, [tuple(conv.weight.shape) for conv in convs])
+    for conv, norm, tensors in zip(convs, norms, found, strict=True):
+        conv.load_state_dict({"weight": tensors["weight"]})
+        names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
+        norm.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()}, strict=False)
 
 
 def _convolution(width: int, word: str) -> nn.Sequential:
