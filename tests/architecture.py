@@ -25,7 +25,7 @@ CORE_LEVELS: tuple[tuple[str, ...], ...] = (
 PIPELINE_LEVELS: tuple[tuple[str, ...], ...] = (
     ("storage", "cluster"),
     ("annotations",),
-    ("images", "labels", "verification", "conversion"),
+    ("images", "labels", "verification", "conversion", "priors"),
     ("labelling", "exporting", "serving"),
     ("evaluation",),
     ("benchmarks", "report", "training"),

@@ -16,7 +16,9 @@ from maskrcnn_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-JOBS = ("train", "label", "evaluate", "verify", "report", "export", "convert", "serve", "demo", "benchmark")
+JOBS = (
+    *("train", "label", "evaluate", "verify", "report", "export", "convert", "priors", "serve", "demo", "benchmark"),
+)
 
 MOST_README_LINES = 170
 MOST_WORDS = 40

@@ -92,7 +92,7 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "focal, points or hard_negatives where model.dense.finds is detections: sampled anchors learn no classes",
+            "another where model.dense.finds is detections: sampled anchors learn no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",
@@ -100,6 +100,7 @@ class DenseConfig:
             self.coding.kind,
             "edges where model.dense.loss.kind is points",
         )
+        self._check_cells()
         score_from = self.detection.score_from
         require(
             score_from != "centreness" or self.head.objectness,
@@ -118,4 +119,24 @@ class DenseConfig:
             "model.dense.detection.score_from",
             score_from,
             f"sigmoid where model.dense.loss.kind is {self.loss.kind}, which learns each class by itself",
+        )
+
+    def _check_cells(self) -> None:
+        """YOLO's parts, which need each other: loss, code, head and score."""
+        together = {"cells": ("cells", "cells", "conditional"), "grid": ("roots", "whole_map", "product")}
+        wanted = together.get(self.loss.kind)
+        parts = (("coding.kind", self.coding.kind), ("head.kind", self.head.kind))
+        for place, (name, value) in enumerate((*parts, ("detection.score_from", self.detection.score_from))):
+            of_others = {values[place] for kind, values in together.items() if kind != self.loss.kind}
+            require(
+                value == wanted[place] if wanted else value not in of_others,
+                f"model.dense.{name}",
+                value,
+                f"{wanted[place] if wanted else 'another'} where model.dense.loss.kind is {self.loss.kind}",
+            )
+        require(
+            wanted is None or (self.anchors.kind == "priors" and self.anchors.offset == 0.5),
+            "model.dense.anchors",
+            f"kind {self.anchors.kind}, offset {self.anchors.offset}",
+            f"kind priors and offset 0.5 where model.dense.loss.kind is {self.loss.kind}",
         )

@@ -25,7 +25,7 @@ class AnchorConfig:
     kind: Literal["ratios", "octaves", "priors"] = "ratios"
     """ratios = of each size one box for each ratio (RPN; with one ratio, sizes that are the levels' strides and
     model.dense.coding.kind edges the points of FCOS); octaves = of each level's size also some sizes up to its double,
-    each in every ratio (RetinaNet); priors = as model.dense.anchors.priors says (SSD)."""
+    each in every ratio (RetinaNet); priors = as model.dense.anchors.priors says (SSD, YOLOv2, YOLOv1)."""
     octave_steps: int = 3
     """Sizes from a level's own up to its double, evenly on a logarithmic scale: s, 2^(1/3) s, 2^(2/3) s (octaves)."""
     whole_sizes: bool = False

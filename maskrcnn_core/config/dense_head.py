@@ -3,22 +3,32 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from maskrcnn_core.config.checks import require, require_typed
-from maskrcnn_core.config.limits import MAX_PIXEL
+from maskrcnn_core.config.checks import require, require_between, require_fraction, require_typed
+from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LAYERS, MAX_PIXEL
 
 
 @dataclass(frozen=True)
 class DenseHeadConfig:
     """The network of the dense stage. How many 3x3 convolutions it has is `model.dense.convs`."""
 
-    kind: Literal["shared", "towers", "levels"] = "shared"
+    kind: Literal["shared", "towers", "levels", "cells", "whole_map"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
     convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
-    alone, each level's own (SSD)."""
+    alone, each level's own (SSD); cells = convolutions with leaky ReLU, then 1x1 predictors of classes, boxes and
+    objectness (YOLOv2); whole_map = fully connected layers that see the whole map, which must have one size
+    (YOLOv1)."""
     norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
-    """Normalisation after each convolution (towers), or after the depthwise ones (levels)."""
+    """Normalisation after each convolution (towers, cells), or after the depthwise ones (levels)."""
     depthwise: bool = False
     """The 3x3 convolutions are depthwise, with norm and ReLU6, and 1x1 predictors follow (levels; SSDLite)."""
+    width: int = 1024
+    """Channels of the convolutions (cells)."""
+    local: int = 0
+    """Channels of a locally connected 3x3 layer before the fully connected ones; 0 = none (whole_map)."""
+    layers: tuple[int, ...] = ()
+    """Widths of the fully connected layers before the predictors (whole_map)."""
+    dropout: float = 0.5
+    """Share of what goes into the predictors that training drops (whole_map)."""
     norm_bias: bool = False
     """The convolutions have a bias although a norm follows (FCOS)."""
     objectness: bool = False
@@ -29,8 +39,17 @@ class DenseHeadConfig:
     def __post_init__(self) -> None:
         require_typed("model.dense.head", self)
         require(1e-6 <= self.prior < 1, "model.dense.head.prior", self.prior, "a number between 0 and 1")
+        require_fraction("model.dense.head.dropout", self.dropout)
+        require_between("model.dense.head.width", self.width, 1, MAX_CHANNELS)
+        require_between("model.dense.head.local", self.local, 0, MAX_CHANNELS)
+        require(
+            len(self.layers) <= MAX_LAYERS and all(1 <= width <= MAX_CHANNELS for width in self.layers),
+            "model.dense.head.layers",
+            self.layers,
+            f"up to {MAX_LAYERS} widths from 1 to {MAX_CHANNELS}",
+        )
         for name, default, kinds in (
-            ("norm", "none", ("towers", "levels")),
+            ("norm", "none", ("towers", "levels", "cells")),
             ("objectness", False, ("towers",)),
             ("depthwise", False, ("levels",)),
         ):
@@ -52,9 +71,11 @@ class DenseHeadConfig:
 class BoxCodingConfig:
     """How the four numbers of an anchor say where its box is."""
 
-    kind: Literal["deltas", "edges"] = "deltas"
+    kind: Literal["deltas", "edges", "cells", "roots"] = "deltas"
     """deltas = shift of the centre and logarithm of the sides, relative to the anchor (R-CNN); edges = distances of the
-    four edges from the anchor's centre in units of its sides, never negative (FCOS)."""
+    four edges from the anchor's centre in units of its sides, never negative (FCOS); cells = centre by a sigmoid within
+    its cell, sides by an exponential (YOLOv2); roots = centre as a part of its cell, square roots of the sides as parts
+    of the anchor's (YOLOv1)."""
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Scale of the regression targets dx, dy, dw, dh (deltas)."""
 

@@ -11,11 +11,12 @@ from maskrcnn_core.config.limits import MAX_PIXEL
 class DenseLossConfig:
     """What the dense head learns by. Overlaps and the loss of boxes are those of `model.dense` itself."""
 
-    kind: Literal["sampled", "focal", "points", "hard_negatives"] = "sampled"
+    kind: Literal["sampled", "focal", "points", "hard_negatives", "cells", "grid"] = "sampled"
     """sampled = some anchors drawn at random (RPN); focal = all anchors, the easy ones with little weight (RetinaNet);
     points = the same, but an anchor stands for the smallest object around its centre instead of the one that it
     overlaps most, and learns how central it is (FCOS); hard_negatives = the positives, and of the negatives of each
-    image those that look most like objects (SSD)."""
+    image those that look most like objects (SSD); cells = an object teaches the prior of its cell whose shape is
+    nearest (YOLOv2); grid = squared errors of the cells that hold an object's centre (YOLOv1)."""
     alpha: float = 0.25
     """Weight of positives; that of negatives is 1 - alpha (focal, points)."""
     gamma: float = 2.0
@@ -29,8 +30,22 @@ class DenseLossConfig:
     centre_radius: float = 1.5
     """An anchor stands for an object only if its centre is within so many of its own sides of the object's (points)."""
 
+    object_weight: float = 5.0
+    """Weight of the objectness of boxes that are an object's (cells; grid: 1)."""
+    empty_weight: float = 1.0
+    """Weight of the objectness of all others (cells; grid: 0.5). Those with more than model.dense.negative_overlap with
+    an object count for nothing (cells)."""
+    box_weight: float = 1.0
+    """Weight of the boxes (cells; grid: 5)."""
+    class_weight: float = 1.0
+    """Weight of the classes (cells, grid)."""
+    warm_up_images: int = 0
+    """So many first images of each process also draw every box to its prior (cells; Darknet: 12800)."""
+
     def __post_init__(self) -> None:
         require_typed("model.dense.loss", self)
+        for name in ("object_weight", "empty_weight", "box_weight", "class_weight", "warm_up_images"):
+            require_between(f"model.dense.loss.{name}", getattr(self, name), 0, 1e9)
         require_fraction("model.dense.loss.alpha", self.alpha)
         require_not_negative("model.dense.loss.gamma", self.gamma)
         require_between("model.dense.loss.gamma", self.gamma, 0, MAX_PIXEL)

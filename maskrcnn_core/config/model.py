@@ -84,6 +84,12 @@ class ModelConfig:
             f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
         )
         require(
+            levels == 1 or self.dense.loss.kind not in ("cells", "grid"),
+            "model.pyramid.kind",
+            self.pyramid.kind,
+            f"one of a single level (last, passthrough) where model.dense.loss.kind is {self.dense.loss.kind}",
+        )
+        require(
             self.dense.enabled or self.box_head.enabled,
             "model.dense.enabled",
             self.dense.enabled,

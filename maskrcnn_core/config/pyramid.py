@@ -11,15 +11,20 @@ from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LISTED, MAX_PIXEL
 class PyramidConfig:
     """What the regions are cut from: the trunk's feature maps, made alike."""
 
-    kind: Literal["fpn", "in_network", "c4", "dc5", "tail"] = "fpn"
+    kind: Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough"] = "fpn"
     """fpn = top-down pathway with lateral connections (Lin et al., CVPR 2017); in_network = the trunk's own maps, each
     projected, without the top-down pathway; c4 = one map of stride 16, the last stage runs on each region; dc5 = one
     map of stride 16, the last stage dilated; tail = the trunk's own maps as they are, and smaller ones made from the
-    last of them, each of its own width (SSD)."""
+    last of them, each of its own width (SSD); last = the trunk's last map as it is; passthrough = two convolutions on
+    the last map, and beside them the map before it, reorganised to the same size (YOLOv2)."""
     channels: int = 256
-    """Width of every level (fpn, in_network)."""
+    """Width of every level (fpn, in_network); of the two convolutions (passthrough; YOLOv2: 1024)."""
+    narrow: int = 64
+    """Channels that the finer map is brought to before it is reorganised, which makes four times as many
+    (passthrough)."""
     norm: Literal["none", "frozen_batch", "sync_batch", "group"] = "none"
-    """Normalisation after each convolution (fpn, tail); frozen_batch = constant affine, from imported weights."""
+    """Normalisation after each convolution (fpn, tail, passthrough); frozen_batch = constant affine, from imported
+    weights."""
     levels: tuple[int, ...] = (2, 3, 4, 5)
     """Trunk stages that enter (fpn, in_network, tail): 2 = stride 4 .. 5 = stride 32."""
     extra: Literal["max_pool", "none", "p6p7_on_p5", "p6p7_on_c5"] = "max_pool"
@@ -44,6 +49,8 @@ class PyramidConfig:
     def __post_init__(self) -> None:
         require_typed("model.pyramid", self)
         require_between("model.pyramid.channels", self.channels, 1, MAX_CHANNELS)
+        require_between("model.pyramid.narrow", self.narrow, 4, MAX_CHANNELS)
+        require(self.narrow % 4 == 0, "model.pyramid.narrow", self.narrow, "a multiple of 4")
         require(
             len(self.levels) > 0
             and tuple(sorted(set(self.levels))) == tuple(self.levels)
@@ -53,7 +60,7 @@ class PyramidConfig:
             "increasing numbers from 2 to 5",
         )
         require(
-            self.norm == "none" or self.kind in ("fpn", "tail"),
+            self.norm == "none" or self.kind in ("fpn", "tail", "passthrough"),
             "model.pyramid.norm",
             self.norm,
             f"none where model.pyramid.kind is {self.kind}",
@@ -70,7 +77,7 @@ class PyramidConfig:
     @property
     def num_levels(self) -> int:
         """How many maps the RPN slides over."""
-        if self.kind in ("c4", "dc5"):
+        if self.kind in ("c4", "dc5", "last", "passthrough"):
             return 1
         if self.kind == "tail":
             return len(self.levels) + len(self.tail_channels)

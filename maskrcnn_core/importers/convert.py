@@ -5,9 +5,11 @@ from pathlib import Path
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.importers.config_names import SourceConfig, parse_source_config
+from maskrcnn_core.importers.darknet import import_darknet
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.detectron2_one_stage import import_detectron2_one_stage, is_detectron2_one_stage
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
+from maskrcnn_core.importers.tensorflow_ssd import import_tensorflow_ssd, is_tensorflow_ssd
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
 from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage, is_torchvision_one_stage
 from maskrcnn_core.importers.torchvision_ssd import import_torchvision_ssd, is_torchvision_ssd
@@ -20,8 +22,9 @@ from maskrcnn_core.weights.source_files import SourceFile, read_source
 # Each family's keys are told from the others'; the order says nothing.
 _FAMILIES = (
     (is_torchvision, import_torchvision),
-    (is_torchvision_ssd, import_torchvision_ssd),
     (is_torchvision_one_stage, import_torchvision_one_stage),
+    (is_torchvision_ssd, import_torchvision_ssd),
+    (is_tensorflow_ssd, import_tensorflow_ssd),
     (is_detectron2, import_detectron2),
     (is_detectron2_one_stage, import_detectron2_one_stage),
     (is_mmdetection, import_mmdetection),
@@ -36,23 +39,58 @@ def convert_checkpoint(
     norm_eps: float | None = None,
     source_config: str | None = None,
 ) -> ModelConfig:
-    """Read a file of torchvision, detectron2 or mmdetection and write a checkpoint folder.
+    """Read a file of torchvision, detectron2, mmdetection or Darknet and write a checkpoint folder.
 
     Args:
-        source: .pth, .pkl or .safetensors file; of what it holds only tensors and arrays are made.
+        source: .pth, .pkl, .safetensors or .weights file; of what it holds only tensors and arrays are made.
         output: checkpoint folder to write.
         categories: classes in the order of the source's labels without background; None = as the file names them,
             or COCO's where their number says so, else numbered names.
         norm_eps: epsilon of the source's batch norms; None = its framework's.
         source_config: the framework's own name of the model's configuration, for what the file does not tell; checked
-            against the keys.
+            against the keys. Of Darknet's weights the .cfg file, unless it lies beside them under the same name.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, of an unknown kind, or not what source_config says.
     """
+    described = darknet_description(source, source_config)
+    if described is not None:
+        return convert_darknet(source, described, output, categories=categories)
     said = None if source_config is None else parse_source_config(source_config)
     file = read_foreign(source)
     return convert_file(file, source, output, categories=categories, norm_eps=norm_eps, said=said)
+
+
+def darknet_description(source: Path | str, source_config: str | None) -> Path | None:
+    """The .cfg file of a file of Darknet's weights; None where it is no such file.
+
+    Raises:
+        CheckpointError: it is one, but there is no .cfg file.
+    """
+    if source_config is not None and source_config.endswith(".cfg"):
+        return Path(source_config)
+    if Path(source).suffix != ".weights":
+        return None
+    beside = Path(source).with_suffix(".cfg")
+    if source_config is None and beside.is_file():
+        return beside
+    raise CheckpointError(
+        f"{source}: weights of Darknet don't say which network they are of; give its description: --source_config "
+        "FILE.cfg"
+    )
+
+
+def convert_darknet(
+    source: Path | str, described: Path, output: Path | str, *, categories: tuple[Category, ...] | None
+) -> ModelConfig:
+    """`convert_checkpoint` of Darknet's weights and the .cfg file that describes them.
+
+    Raises:
+        CheckpointError: see `import_darknet`.
+    """
+    config, state = import_darknet(described, source, categories=categories)
+    save_checkpoint(output, state, config)
+    return config
 
 
 def read_foreign(source: Path | str) -> SourceFile:

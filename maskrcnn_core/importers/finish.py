@@ -47,7 +47,7 @@ def finish_import(
             f"{to.framework} checkpoint: it has {num_classes} classes, got {len(categories)} categories"
         )
     config = _with_parts(replace(config, categories=categories), form, to.result)
-    _check_shapes(to, config, hint)
+    check_shapes(to, config, hint)
     return config, to.result
 
 
@@ -75,7 +75,7 @@ def finish_one_stage_import(
             f"{to.framework} checkpoint: it has {num_classes} classes, got {len(categories)} categories"
         )
     config = replace(config, categories=categories)
-    _check_shapes(to, config, hint)
+    check_shapes(to, config, hint)
     return config, to.result
 
 
@@ -151,8 +151,12 @@ def _numbered_keypoints(count: int) -> tuple[str, ...]:
     return tuple(f"keypoint_{number}" for number in range(1, count + 1))
 
 
-def _check_shapes(to: Translation, config: ModelConfig, hint: str) -> None:
-    """Compare with the detector that the configuration builds (on no device: only names and shapes count)."""
+def check_shapes(to: Translation, config: ModelConfig, hint: str) -> None:
+    """Compare with the detector that the configuration builds (on no device: only names and shapes count).
+
+    Raises:
+        CheckpointError: with the names of what is missing, left over or misshapen, and the hint.
+    """
     with torch.device("meta"):
         expected = build_detector(config, load_pretrained=False).state_dict()
     names = {key: f"{to.origins.get(key, key)} {list(to.result[key].shape)}" for key in to.result}

@@ -8,9 +8,13 @@ from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.config.regions import RegionsConfig
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.box_coding import BoxCoding, DeltaCoding, EdgeCoding
+from maskrcnn_core.model.cell_coding import CellCoding, RootCoding
 from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, PriorAnchors, RatioAnchors
+from maskrcnn_core.model.dense.cell_head import CellHead
+from maskrcnn_core.model.dense.cell_loss import CellLoss
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
 from maskrcnn_core.model.dense.focal_loss import FocalLoss
+from maskrcnn_core.model.dense.grid_loss import GridLoss
 from maskrcnn_core.model.dense.hard_negative_loss import HardNegativeLoss
 from maskrcnn_core.model.dense.head import DenseHead
 from maskrcnn_core.model.dense.level_head import LevelHead
@@ -19,6 +23,7 @@ from maskrcnn_core.model.dense.point_loss import PointLoss
 from maskrcnn_core.model.dense.selection import ProposalRule
 from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.model.dense.tower_head import TowerHead
+from maskrcnn_core.model.dense.whole_map_head import WholeMapHead
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.heads.box import BoxHead
 from maskrcnn_core.model.heads.keypoint import KeypointHead
@@ -95,6 +100,7 @@ def _pyramid(config: ModelConfig, trunk: Trunk) -> Pyramid:
         levels=pyramid.levels,
         extra=pyramid.extra,
         tail=tail,
+        narrow=pyramid.narrow,
     )
 
 
@@ -104,7 +110,7 @@ def _dense_stage(config: ModelConfig, pyramid: Pyramid) -> DenseStage:
     return DenseStage(
         _dense_head(config, pyramid, anchors.per_level(len(pyramid.strides))),
         anchors,
-        _dense_coding(dense),
+        _dense_coding(dense, pyramid.strides[0]),
         _dense_loss(dense),
         DenseRules(
             train=_proposal_rule(dense, dense.pre_nms_train, dense.post_nms_train),
@@ -158,6 +164,18 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
             objectness=head.objectness,
             prior=head.prior,
         )
+    if head.kind == "cells":
+        return CellHead(pyramid.channels, head.width, num_anchors[0], dense.convs, num_logits, norm=head.norm)
+    if head.kind == "whole_map":
+        return WholeMapHead(
+            pyramid.channels,
+            _map_side(config, pyramid.strides[0]),
+            num_anchors[0],
+            num_logits,
+            local=head.local,
+            widths=head.layers,
+            dropout=head.dropout,
+        )
     return SharedHead(pyramid.channels, num_anchors[0], dense.convs, num_logits)
 
 
@@ -175,12 +193,39 @@ def _check_alike(pyramid: Pyramid, num_anchors: tuple[int, ...], kind: str) -> N
             )
 
 
-def _dense_coding(dense: DenseConfig) -> BoxCoding:
+def _map_side(config: ModelConfig, stride: int) -> int:
+    """Cells along a side of the map, where all inputs have one size."""
+    if config.input.fit == "aspect":
+        raise ConfigError(
+            f"model.input.fit: got {config.input.fit}, expected square or letterbox where model.dense.head.kind is "
+            "whole_map, which sees inputs of one size"
+        )
+    padded = -(-config.input.short_side // config.input.divisor) * config.input.divisor
+    return -(-padded // stride)
+
+
+def _dense_coding(dense: DenseConfig, cell: int) -> BoxCoding:
+    if dense.coding.kind == "cells":
+        return CellCoding(cell)
+    if dense.coding.kind == "roots":
+        return RootCoding(cell)
     return EdgeCoding() if dense.coding.kind == "edges" else DeltaCoding(dense.coding.weights)
 
 
 def _dense_loss(dense: DenseConfig) -> DenseLoss:
     loss = dense.loss
+    if loss.kind == "cells":
+        return CellLoss(
+            ignore_overlap=dense.negative_overlap,
+            crowd_overlap=dense.crowd_overlap,
+            object_weight=loss.object_weight,
+            empty_weight=loss.empty_weight,
+            box_weight=loss.box_weight,
+            class_weight=loss.class_weight,
+            warm_up_images=loss.warm_up_images,
+        )
+    if loss.kind == "grid":
+        return GridLoss(loss.object_weight, loss.empty_weight, loss.box_weight, loss.class_weight)
     if loss.kind == "focal":
         return FocalLoss(
             positive_overlap=dense.positive_overlap,

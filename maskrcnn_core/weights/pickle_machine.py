@@ -10,44 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-_SHARE_OF_FILE = 8
-_SPARE_BYTES = 1 << 20
-_MAX_STEPS = 1_000_000
+from maskrcnn_core.weights.budget import Budget, FileFault
+
 _SHORT = 1 << 16
-
-
-class PickleFault(Exception):
-    """The file is damaged, or asks for more than it can rightly hold."""
-
-
-@dataclass
-class Budget:
-    """What reading a file may cost.
-
-    Attributes:
-        num_bytes: copies of its bytes that may still be made: several times the file's own size.
-        num_steps: instructions that may still be followed. A detector with its optimizer takes some 50,000.
-    """
-
-    num_bytes: int
-    num_steps: int = _MAX_STEPS
-
-    @classmethod
-    def of_file(cls, size: int) -> "Budget":
-        """For a file of so many bytes."""
-        return cls(_SHARE_OF_FILE * size + _SPARE_BYTES)
-
-    def spend_bytes(self, number: int) -> None:
-        """Pay for a copy of so many bytes."""
-        self.num_bytes -= number
-        if self.num_bytes < 0:
-            raise PickleFault("it asks for many times as many bytes as it has")
-
-    def spend_step(self) -> None:
-        """Pay for one instruction, or one entry that is looked at."""
-        self.num_steps -= 1
-        if self.num_steps < 0:
-            raise PickleFault(f"it has more than {_MAX_STEPS:,} entries, as no checkpoint of a detector has")
 
 
 @dataclass(frozen=True)
@@ -117,7 +82,7 @@ def run_pickle(
         persistent: what references to something outside of the pickle stand for; None = there are none.
 
     Raises:
-        PickleFault: it is damaged, or asks for too much.
+        FileFault: it is damaged, or asks for too much.
     """
     return _Machine(known, budget, persistent).run(file)
 
@@ -136,12 +101,12 @@ class _Machine:
             self._budget.spend_step()
             code = file.read(1)
             if not code:
-                raise PickleFault("it ends in the middle")
+                raise FileFault("it ends in the middle")
             if code == b".":
                 return self.pop()
             instruction = _OPCODES.get(code)
             if instruction is None:
-                raise PickleFault(f"it has an unknown instruction {code!r}")
+                raise FileFault(f"it has an unknown instruction {code!r}")
             read, follow = instruction
             follow(self, None if read is None else read(file))
 
@@ -150,7 +115,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise PickleFault("it takes a value where there is none")
+            raise FileFault("it takes a value where there is none")
         return self.stack.pop()
 
     def top(self) -> Any:
@@ -164,7 +129,7 @@ class _Machine:
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marked:
-            raise PickleFault("it goes back to a mark where there is none")
+            raise FileFault("it goes back to a mark where there is none")
         values, self.stack = self.stack, self.marked.pop()
         return values
 
@@ -185,7 +150,7 @@ class _Machine:
 
     def get(self, index: Any) -> None:
         if index not in self.memo:
-            raise PickleFault("it refers to a value that it has not made")
+            raise FileFault("it refers to a value that it has not made")
         self.push(self.memo[index])
 
     def name(self, argument: str) -> None:
@@ -195,7 +160,7 @@ class _Machine:
     def name_on_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise PickleFault("it names a class by something that is no text")
+            raise FileFault("it names a class by something that is no text")
         self.push(Named(module, name))
 
     def call(self, _: Any) -> None:
@@ -237,11 +202,11 @@ class _Machine:
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Unbuilt):
-            raise PickleFault("it appends to something that is no list")
+            raise FileFault("it appends to something that is no list")
 
     def update(self, target: Any, values: list[Any]) -> None:
         if not isinstance(target, dict | Unbuilt) or len(values) % 2:
-            raise PickleFault("it sets entries of something that is no dictionary")
+            raise FileFault("it sets entries of something that is no dictionary")
         entries = target.entries if isinstance(target, Unbuilt) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
             entries[key if isinstance(key, str) else _Unhashed()] = value
@@ -273,11 +238,11 @@ class _Machine:
 
     def refer(self, pid: Any) -> None:
         if self._persistent is None:
-            raise PickleFault("it refers to something outside of it")
+            raise FileFault("it refers to something outside of it")
         self.push(self._persistent(pid))
 
     def refuse(self, _: Any) -> None:
-        raise PickleFault("it uses an instruction that no checkpoint needs")
+        raise FileFault("it uses an instruction that no checkpoint needs")
 
 
 Follow = Callable[[_Machine, Any], None]
@@ -337,7 +302,7 @@ def _python_2_text(file: Any) -> str:
     line: bytes = file.readline()
     text = line.strip()
     if not line.endswith(b"\n") or len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"'\"":
-        raise PickleFault("it has a text without quotes")
+        raise FileFault("it has a text without quotes")
     return text[1:-1].decode("unicode_escape" if b"\\" in text else "latin-1")
 
 

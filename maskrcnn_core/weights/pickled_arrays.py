@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn_core.weights.pickle_machine import Budget, Maker, Named, PickleFault, Unbuilt
+from maskrcnn_core.weights.budget import Budget, FileFault
+from maskrcnn_core.weights.pickle_machine import Maker, Named, Unbuilt
 
 _KINDS = ("f", "i", "u", "b")
 _BYTE_ORDERS = ("<", ">", "|", "=")
@@ -38,7 +39,7 @@ def _shape_of(sides: Any) -> tuple[int, ...]:
     """A shape (or strides), which files write as tuples of numbers and nothing else."""
     plain = isinstance(sides, tuple | list) and len(sides) <= _MAX_DIMENSIONS
     if not plain or not all(type(side) is int and 0 <= side < 1 << 63 for side in sides):
-        raise PickleFault("an array's shape is no list of whole numbers")
+        raise FileFault("an array's shape is no list of whole numbers")
     return tuple(sides)
 
 
@@ -58,16 +59,16 @@ class PickledArray:
         """The array's values, in a copy that the budget pays for.
 
         Raises:
-            PickleFault: the bytes (or Python 2's text) do not fill the shape, or are no numbers.
+            FileFault: the bytes (or Python 2's text) do not fill the shape, or are no numbers.
         """
         if len(self._described) != 4:
-            raise PickleFault("an array without shape and bytes")
+            raise FileFault("an array without shape and bytes")
         shape, described, fortran, raw = self._described
         if not isinstance(described, PickledDType):
-            raise PickleFault("an array without a data type")
+            raise FileFault("an array without a data type")
         dtype, shape = described.dtype(), _shape_of(shape)
         if not isinstance(raw, bytes | bytearray | str) or len(raw) != math.prod(shape) * dtype.itemsize:
-            raise PickleFault(f"an array of shape {list(shape)} whose bytes do not fill it")
+            raise FileFault(f"an array of shape {list(shape)} whose bytes do not fill it")
         budget.spend_bytes(len(raw))
         flat = np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, dtype)
         values = flat.reshape(shape, order="F" if fortran else "C")
@@ -92,11 +93,11 @@ class PickledDType:
         """The real one.
 
         Raises:
-            PickleFault: records, objects, texts, dates, complex numbers.
+            FileFault: records, objects, texts, dates, complex numbers.
         """
         kind, size = self._spec[:1], self._spec[1:]
         if not self._plain or kind not in _KINDS or size not in ("1", "2", "4", "8") or self._order not in _BYTE_ORDERS:
-            raise PickleFault(f"an array of data type {self._spec[:20] or 'unknown'}")
+            raise FileFault(f"an array of data type {self._spec[:20] or 'unknown'}")
         return np.dtype(self._order + self._spec)
 
 
@@ -142,7 +143,7 @@ class PickledTensor:
         """Its values, in a copy that the budget pays for.
 
         Raises:
-            PickleFault: it says more values than its memory has, or reaches past it.
+            FileFault: it says more values than its memory has, or reaches past it.
         """
         number, size = math.prod(self.shape), self.dtype.itemsize
         if number == 0:
@@ -150,15 +151,15 @@ class PickledTensor:
         last = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides, strict=True))
         held = self.storage.count if self.storage.dtype is not None else self.storage.count // size
         if last >= held:
-            raise PickleFault(f"a tensor of shape {list(self.shape)} that reaches past its storage of {held} values")
+            raise FileFault(f"a tensor of shape {list(self.shape)} that reaches past its storage of {held} values")
         if number > held:
-            raise PickleFault(f"a tensor of shape {list(self.shape)} that repeats the {held} values of its storage")
+            raise FileFault(f"a tensor of shape {list(self.shape)} that repeats the {held} values of its storage")
         budget.spend_bytes(number * size)
         first = (self.storage.start + self.offset) * size
         length = (last - self.offset + 1) * size
         raw = memoryview(self.storage.file.read(self.storage))[first : first + length]
         if len(raw) != length:
-            raise PickleFault(f"the storage {self.storage.key} is cut short")
+            raise FileFault(f"the storage {self.storage.key} is cut short")
         budget.spend_bytes(length)
         flat = torch.frombuffer(bytearray(raw), dtype=self.dtype)
         return flat.as_strided(self.shape, self.strides).clone(memory_format=torch.contiguous_format)
@@ -172,7 +173,7 @@ class Unusable:
 
     def tensor(self, budget: Budget) -> Tensor:
         """Never."""
-        raise PickleFault(f"a {self.kind} tensor, expected a plain one with values")
+        raise FileFault(f"a {self.kind} tensor, expected a plain one with values")
 
 
 Leaf = PickledArray | PickledTensor | Unusable
@@ -195,7 +196,7 @@ def _scalar(arguments: tuple[Any, ...]) -> Any:
     array = PickledArray((), dtype, False, raw)
     try:
         return array.tensor(Budget.of_file(0)).item()
-    except PickleFault:
+    except FileFault:
         return array
 
 

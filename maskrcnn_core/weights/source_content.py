@@ -14,11 +14,15 @@ import safetensors.torch
 
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.printable import printable
-from maskrcnn_core.weights.pickle_machine import Budget, Maker, Named, PickleFault, Reader, Unbuilt, run_pickle
+from maskrcnn_core.weights.budget import Budget, FileFault
+from maskrcnn_core.weights.frozen_graph import constants, is_graph
+from maskrcnn_core.weights.pickle_machine import Maker, Named, Reader, Unbuilt, run_pickle
 from maskrcnn_core.weights.pickled_arrays import ARRAY_MAKERS, TENSOR_MAKERS
 from maskrcnn_core.weights.torch_files import FORM_BYTES, ZIP_START, is_old_torch, read_old, read_zip
+from maskrcnn_core.weights.weight_manifest import is_manifest, read_manifest
 
 _SAFETENSORS, _PICKLE = "safetensors", "a pickle of arrays"
+_GRAPH, _MANIFEST = "a frozen graph of TensorFlow", "a manifest of TensorFlow.js's weights"
 _PICKLE_START = b"\x80"
 # Protocols 0 and 1 begin with the object itself: a dictionary or an OrderedDict.
 _OLD_PICKLE_STARTS = (b"(d", b"}", b"ccollections", b"ccopy_reg")
@@ -30,7 +34,8 @@ def open_content(path: Path, budget: Budget) -> Iterator[Any]:
     """The content of a file, by what it is rather than by its name; tensors can be read while the block lasts.
 
     Args:
-        path: a file of `torch.save` (both formats), a plain pickle of arrays or tensors, or safetensors.
+        path: a file of `torch.save` (both formats), a plain pickle of arrays or tensors, safetensors, a frozen graph
+            of TensorFlow, or a manifest of TensorFlow.js's weights, which lie beside it.
         budget: see `Budget.of_file`.
 
     Raises:
@@ -45,6 +50,10 @@ def open_content(path: Path, budget: Budget) -> Iterator[Any]:
             form = _form(path, start, size)
             if form == _SAFETENSORS:
                 yield safetensors.torch.load_file(path)
+            elif form == _MANIFEST:
+                yield read_manifest(path)
+            elif form == _GRAPH:
+                yield constants(memoryview(file.read()), budget)
             else:
                 yield _PickledFile(budget).read(file, size, start)
     except CheckpointError:
@@ -69,11 +78,15 @@ def _form(path: Path, start: bytes, size: int) -> str:
         return "a torch file"
     if start.startswith((_PICKLE_START, *_OLD_PICKLE_STARTS)):
         return _PICKLE
+    if is_manifest(start):
+        return _MANIFEST
+    if is_graph(start):
+        return _GRAPH
     if start == b"":
         raise CheckpointError(f"{path}: not readable, it is empty: copy it again")
     raise CheckpointError(
-        f"{path}: refused, it is no torch file, no pickle of arrays and no safetensors: it begins with {start[:8]!r}; "
-        "expected a .pth, .pkl or .safetensors file"
+        f"{path}: refused, it is no torch file, pickle of arrays, safetensors, frozen graph or manifest of weights: it "
+        f"begins with {start[:8]!r}; expected a .pth, .pkl, .safetensors, .pb or .json file"
     )
 
 
@@ -110,7 +123,7 @@ class _PickledFile:
         """`_load_from_bytes(bytes)`: a storage in torch's own format, inside of a pickle."""
         (raw,) = arguments
         if self._depth > 0 or not isinstance(raw, bytes | bytearray):
-            raise PickleFault("it has files inside of files inside of it")
+            raise FileFault("it has files inside of files inside of it")
         self._budget.spend_bytes(len(raw))
         self._depth += 1
         try:

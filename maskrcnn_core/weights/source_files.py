@@ -16,7 +16,8 @@ from torch import Tensor
 
 from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.printable import printable
-from maskrcnn_core.weights.pickle_machine import Budget, PickleFault, Unbuilt
+from maskrcnn_core.weights.budget import Budget, FileFault
+from maskrcnn_core.weights.pickle_machine import Unbuilt
 from maskrcnn_core.weights.pickled_arrays import PickledArray, PickledTensor, Unusable
 from maskrcnn_core.weights.source_content import open_content
 
@@ -56,7 +57,10 @@ class SourceFile:
 
 
 def read_source(source: Path | str, recognised: Recognised | None = None) -> SourceFile:
-    """Read a file of `torch.save` (.pth), a pickle of arrays (.pkl) or safetensors, by what it is, not by its name.
+    """Read a file of weights, by what it is and not by its name.
+
+    That is a file of `torch.save` (.pth), a pickle of arrays (.pkl), safetensors, a frozen graph of TensorFlow (.pb) or
+    a manifest of TensorFlow.js's weights (.json).
 
     Objects other than arrays and tensors are never built; a network that was saved whole gives its parameters and
     buffers.
@@ -140,7 +144,7 @@ def _values(content: Any, budget: Budget) -> Iterator[tuple[str, Value]]:
             if isinstance(key, str):
                 below.append((f"{name}.{key}" if name else key, inner, depth + 1))
         if depth >= _MAX_DEPTH or number + len(waiting) > _MAX_NAMES or any(len(it[0]) > _MAX_NAME for it in below):
-            raise PickleFault("its dictionaries are nested too deeply, or their keys too long or too many")
+            raise FileFault("its dictionaries are nested too deeply, or their keys too long or too many")
         waiting += reversed(below)
 
 
@@ -187,7 +191,7 @@ def _tensor(value: Value, name: str, budget: Budget, source: Path | str) -> Tens
         return value
     try:
         return value.tensor(budget)
-    except PickleFault as error:
+    except FileFault as error:
         raise CheckpointError(f"{source}: {printable(name)}: {printable(str(error))}") from error
 
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from maskrcnn_core.weights.pickle_machine import Budget, Named, PickleFault, Reader, Unbuilt
+from maskrcnn_core.weights.budget import Budget, FileFault
+from maskrcnn_core.weights.pickle_machine import Named, Reader, Unbuilt
 from maskrcnn_core.weights.pickled_arrays import STORAGE_TYPES, Storage
 
 ZIP_START = b"PK\x03\x04"
@@ -45,7 +46,7 @@ class _BoundedFile:
 
     def read(self, number: int = -1) -> bytes:
         if number > self.limit:
-            raise PickleFault(f"a zip archive with a directory of {number:,} bytes")
+            raise FileFault(f"a zip archive with a directory of {number:,} bytes")
         return self._file.read(number)
 
 
@@ -65,15 +66,15 @@ class _ZipStorages:
         """The bytes of one.
 
         Raises:
-            PickleFault: it is missing, compressed or longer than the file.
+            FileFault: it is missing, compressed or longer than the file.
         """
         info = self._names.get(self._folder + name)
         if info is None:
-            raise PickleFault(f"{name} is missing in it")
+            raise FileFault(f"{name} is missing in it")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise PickleFault(f"{name} is compressed in it, as torch never does")
+            raise FileFault(f"{name} is compressed in it, as torch never does")
         if info.file_size > self._size:
-            raise PickleFault(f"{name} would be longer than the file")
+            raise FileFault(f"{name} would be longer than the file")
         self._budget.spend_bytes(info.file_size)
         return self._archive.read(info)
 
@@ -91,7 +92,7 @@ def read_zip(file: BinaryIO, size: int, budget: Budget, read_pickle: ReadPickle)
     """What a file of today's `torch.save` describes; its tensors read from the file, which must stay open.
 
     Raises:
-        PickleFault: it is none.
+        FileFault: it is none.
         zipfile.BadZipFile, OSError, ...: it is damaged.
     """
     bounded = _BoundedFile(file)
@@ -101,7 +102,7 @@ def read_zip(file: BinaryIO, size: int, budget: Budget, read_pickle: ReadPickle)
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         arrays = bool(names) and all(name.endswith(".npy") for name in names)
-        raise PickleFault("it is a zip archive of " + ("numpy arrays (.npz)" if arrays else "another program"))
+        raise FileFault("it is a zip archive of " + ("numpy arrays (.npz)" if arrays else "another program"))
     storages = _ZipStorages(archive, pickles[0].removesuffix("data.pkl"), size, budget)
     described = storages.record("data.pkl")
 
@@ -142,7 +143,7 @@ class _OldStorages:
         if self._last[0] != storage.key:
             offset, length = self._extents.get(storage.key, (self._size, 1))
             if offset + length > self._size:
-                raise PickleFault(f"its storage {storage.key} is missing or cut short")
+                raise FileFault(f"its storage {storage.key} is missing or cut short")
             self._budget.spend_bytes(length)
             self._file.seek(offset)
             self._last = (storage.key, self._file.read(length))
@@ -153,14 +154,14 @@ def read_old(file: BinaryIO, size: int, budget: Budget, read_pickle: ReadPickle)
     """What a file of `torch.save` before 1.6 describes; its tensors read from the file, which must stay open.
 
     Raises:
-        PickleFault: it is damaged, or from a machine of another byte order.
+        FileFault: it is damaged, or from a machine of another byte order.
     """
     reader, storages = Reader(file, size), _OldStorages(file, size, budget)
     read_pickle(reader, None)
     read_pickle(reader, None)
     system = read_pickle(reader, None)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise PickleFault("it was written on a machine of another byte order; save it anew with a torch of today")
+        raise FileFault("it was written on a machine of another byte order; save it anew with a torch of today")
 
     def persistent(pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":

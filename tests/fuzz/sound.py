@@ -17,6 +17,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
 from tests.core.importers.synthetic_models import detectron2_state
+from tests.core.weights.written_graph import constant
+from tests.core.weights.written_graph import tensor as tensor_message
 from tests.fuzz.labelling_here import label_here
 from tests.generated_labels import failed_record, random_record, write_run
 from tests.pipelines.fake_detector import write_images
@@ -38,7 +40,7 @@ class SoundInputs:
         labelled: rows of a run that `labelled` in the folder holds, of six images in `pictures` there.
         pictures: encoded images by format.
         checkpoint: folder of a small detector.
-        foreign: files of other frameworks' weights.
+        foreign: files of other frameworks' weights, in a folder of their own.
     """
 
     folder: Path
@@ -75,7 +77,7 @@ def make_sound_inputs(folder: Path) -> SoundInputs:
         _labelled(folder),
         _pictures(),
         save_small_detector(folder / "checkpoint"),
-        _foreign(folder),
+        _foreign(folder / "foreign"),
     )
 
 
@@ -201,10 +203,16 @@ def _pictures() -> dict[str, bytes]:
 
 def _foreign(folder: Path) -> tuple[Path, ...]:
     """A few tensors of another framework's names: enough to be read, named and refused or taken."""
+    folder.mkdir()
     state = dict(list(detectron2_state(kind="rpn", device="cpu", num_classes=2).items())[:12])
     small = {name: tensor.flatten()[:40].clone() for name, tensor in state.items()}
     torch.save({"model": small, "epoch": 3, "args": {"lr": 0.1}}, folder / "zip.pth")
     torch.save({"state_dict": small}, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     content = {"model": {name: tensor.numpy() for name, tensor in small.items()}, "__author__": "somebody"}
     (folder / "numpy.pkl").write_bytes(pickle.dumps(content))
-    return folder / "zip.pth", folder / "legacy.pth", folder / "numpy.pkl"
+    arrays = {name: tensor.numpy() for name, tensor in small.items()}
+    (folder / "graph.pb").write_bytes(b"".join(constant(name, tensor_message(array)) for name, array in arrays.items()))
+    weights = [{"name": name, "shape": array.shape, "dtype": "float32"} for name, array in arrays.items()]
+    (folder / "manifest.json").write_text(json.dumps([{"paths": ["shard.bin"], "weights": weights}]))
+    (folder / "shard.bin").write_bytes(b"".join(array.tobytes() for array in arrays.values()))
+    return tuple(sorted(folder.iterdir()))

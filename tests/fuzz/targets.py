@@ -241,10 +241,16 @@ def _checkpoint(sound: SoundInputs, random_: random.Random, folder: Path) -> Ver
 
 def _foreign(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdict:
     """Weights of another framework."""
-    source = random_.choice(sound.foreign)
-    path = folder / source.name
-    path.write_bytes(damaged_bytes(source.read_bytes(), random_))
-    return _job(convert.main, ["--source", path, "--output", folder / "converted"])
+    damaged = random_.choice(sound.foreign)
+    for file in sound.foreign:
+        content = file.read_bytes()
+        if file == damaged and file.suffix == ".json" and random_.random() < 0.5:
+            content = damaged_json(json.loads(content), random_)
+        elif file == damaged:
+            content = damaged_bytes(content, random_)
+        (folder / file.name).write_bytes(content)
+    source = folder / ("manifest.json" if damaged.suffix == ".bin" else damaged.name)
+    return _job(convert.main, ["--source", source, "--output", folder / "converted"])
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------

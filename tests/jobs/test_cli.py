@@ -249,7 +249,9 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "interrupted: the same command starts afresh\n"
 
 
-@pytest.mark.parametrize("command", ["train", "label", "verify", "evaluate", "export", "report", "convert", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "label", "verify", "evaluate", "export", "report", "convert", "priors", "demo"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys\n"

@@ -13,11 +13,13 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from jobs.convert import main
+from maskrcnn_core import load_detector
 from maskrcnn_core.data.generated.pictures import generate_picture
 from maskrcnn_core.inference.predictor import Predictor, describe_checkpoint
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import load_checkpoint
+from tests.core.importers.darknet_networks import TINY_ANCHORS, tiny_yolov2, write
 from tests.core.importers.synthetic_models import detectron2_state
 
 NUM_CLASSES = 3
@@ -98,6 +100,26 @@ def test_without_names_the_classes_are_numbered(source: Path, tmp_path: Path) ->
     assert main(["--source", str(source), "--output", str(tmp_path / "checkpoint")]) == 0
     _, categories = describe_checkpoint(str(tmp_path / "checkpoint"))
     assert [(category.id, category.name) for category in categories] == [(1, "class 1"), (2, "class 2"), (3, "class 3")]
+
+
+def test_darknets_weights_with_their_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg, weights = write(tmp_path, tiny_yolov2(2, TINY_ANCHORS, 64))
+    names = write_categories(tmp_path, 3, 7)
+    output = str(tmp_path / "checkpoint")
+    assert main(["--source", str(weights), "--output", output, "--annotations", names]) == 0
+    assert "(darknet_tiny, last, boxes; 2 categories)" in capsys.readouterr().out
+    detector = load_detector(output, device="cpu")
+    record = detector(np.array(generate_picture(5, image_size=(64, 90)).pixels)).record
+    assert record.status == "ok"
+    assert {found.category_id for found in record.detections} <= {3, 7}
+    moved = cfg.rename(tmp_path / "other.cfg")
+    arguments = ["--source", str(weights), "--output", str(tmp_path / "second"), "--source_config", str(moved)]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    line = refused(["--source", str(weights)], tmp_path / "third", capsys)
+    assert "give its description: --source_config FILE.cfg" in line
+    line = refused(["--source", str(weights), "--source_config", "nowhere.cfg"], tmp_path / "third", capsys)
+    assert "nowhere.cfg: no such file" in line
 
 
 def refused(arguments: list[str], output: Path, capsys: pytest.CaptureFixture[str]) -> str:

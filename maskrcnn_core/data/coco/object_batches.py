@@ -19,6 +19,7 @@ class ObjectBatch(NamedTuple):
         areas: [objects], original pixels.
         crowds: [objects] bool.
         have_mask: [objects] bool.
+        boxes: [objects, 4] x, y, width, height in original pixels, as annotated.
     """
 
     image_ids: NDArray[np.int64]
@@ -26,6 +27,7 @@ class ObjectBatch(NamedTuple):
     areas: NDArray[np.float64]
     crowds: NDArray[np.bool_]
     have_mask: NDArray[np.bool_]
+    boxes: NDArray[np.float64]
 
 
 class MappedBatch:
@@ -97,4 +99,5 @@ class MappedBatch:
             self.area,
             self.iscrowd != 0,
             (np.diff(self.parts) > 0) | (np.diff(texts) > 0),
+            self.bbox,
         )

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.pyramids.fpn import FPN, Extra, Norm
+from maskrcnn_core.model.pyramids.passthrough import Passthrough
 from maskrcnn_core.model.pyramids.tail import TailPyramid, TailRule
 from maskrcnn_core.model.trunks.trunk import Trunk
 
-PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "tail"]
+PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough"]
 
 
 class SingleMap(nn.Module):
@@ -34,7 +35,7 @@ class SingleMap(nn.Module):
         return [maps[-1]]
 
 
-Pyramid = FPN | SingleMap | TailPyramid
+Pyramid = FPN | SingleMap | TailPyramid | Passthrough
 
 
 def build_pyramid(
@@ -46,17 +47,20 @@ def build_pyramid(
     levels: Sequence[int] = (2, 3, 4, 5),
     extra: Extra = "max_pool",
     tail: TailRule | None = None,
+    narrow: int = 64,
 ) -> Pyramid:
     """The pyramid on a trunk.
 
     Args:
         kind: fpn = Feature Pyramid Network; in_network = the same without top-down pathway; c4 = C4 alone, of a trunk
             whose last stage `take_region_trunk` has taken; dc5 = C5 alone, of a trunk made with `dilated=True`; tail =
-            the trunk's maps and what `tail` adds.
+            the trunk's maps and what `tail` adds; last = the last map, whatever its stride; passthrough = `Passthrough`
+            on the last two maps.
         trunk: its stages above the last level are removed, since nothing would use them.
         channels, norm, extra: as `FPN`; single maps have the trunk's width.
         levels: which of the trunk's maps fpn, in_network and tail stand on, finest first.
         tail: of that kind.
+        narrow: of `Passthrough`.
 
     Raises:
         ConfigError: the trunk does not have such maps.
@@ -68,6 +72,16 @@ def build_pyramid(
                 "use fpn or another backbone"
             )
         return SingleMap(trunk.channels[-1], trunk.strides[-1])
+    if kind == "last":
+        return SingleMap(trunk.channels[-1], trunk.strides[-1])
+    if kind == "passthrough":
+        if len(trunk.strides) < 2 or trunk.strides[-1] != 2 * trunk.strides[-2]:
+            raise ConfigError(
+                f"model.pyramid.kind: passthrough needs two last maps of which one has twice the other's stride, the "
+                f"backbone's have {trunk.strides[-2:]}; use last, or another backbone"
+            )
+        fine, coarse = trunk.channels[-2:]
+        return Passthrough((fine, coarse), trunk.strides[-1], channels=channels, narrow=narrow, norm=norm)
     _check_levels(levels, trunk)
     while trunk.levels[-1] != levels[-1]:
         trunk.take_last_stage()

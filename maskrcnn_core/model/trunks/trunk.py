@@ -12,6 +12,7 @@ from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import freeze_batch_norms, train_batch_norms
 from maskrcnn_core.layers.same_padding import pad_same
 from maskrcnn_core.layers.tensorflow_padding import pad_as_tensorflow
+from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, darknet_trunk, load_darknet_weights
 from maskrcnn_core.model.trunks.imagenet_weights import load_backbone_weights
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.trunks.sequential import SEQUENTIAL_NAMES, SequentialTrunk, sequential_trunk
@@ -19,7 +20,7 @@ from maskrcnn_core.model.trunks.stages import STRIDES as STRIDES
 from maskrcnn_core.model.trunks.stages import dilate_stage, freeze_stages
 from maskrcnn_core.model.trunks.timm_network import TIMM_NAMES, TIMM_PREFIX, TimmTrunk, timm_trunk
 
-NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *TIMM_NAMES)
+NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *TIMM_NAMES)
 
 Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk
 
@@ -43,7 +44,7 @@ def build_trunk(
         frozen_stages: stages without gradient, counted from the stem (0 = none, 1 = stem, 2 = stem and C2, 5 = all).
         stride_in_1x1: as `ResNetTrunk.move_stride_to_1x1`.
         dilated: the last stage keeps stride 16, with dilated kernels (DC5).
-        weights: file with a torchvision classifier's state dict to take the weights from.
+        weights: file with a torchvision classifier's state dict, or Darknet's weights, to take the weights from.
         norm: of the stages that learn, "frozen", "sync_batch" or "group" (`BackboneConfig.norm`).
         padding: of layers with a stride, "symmetric" or "tensorflow" (`BackboneConfig.padding`).
 
@@ -52,7 +53,10 @@ def build_trunk(
         CheckpointError: the weights could not be fetched or don't fit.
     """
     trunk = _network(name, pretrained)
-    if weights:
+    if weights and name in DARKNET_NAMES:
+        assert isinstance(trunk, SequentialTrunk)
+        load_darknet_weights(trunk, weights)
+    elif weights:
         load_backbone_weights(trunk, weights, name)
     if stride_in_1x1:
         if not isinstance(trunk, ResNetTrunk):
@@ -127,6 +131,13 @@ def _network(name: str, pretrained: bool) -> Trunk:
     if library == "torchvision" and name not in NAMES:
         known = ", ".join(NAMES)
         raise ConfigError(f"model.backbone.name: got {name!r}, expected one of {known}, or {TIMM_PREFIX}NAME")
+    if name in DARKNET_NAMES:
+        if pretrained:
+            raise ConfigError(
+                f"model.backbone.pretrained: got true, but there are no ImageNet weights of {name} to fetch; set it to "
+                "false"
+            )
+        return darknet_trunk(name)
     try:
         if name in RESNET_NAMES:
             return ResNetTrunk(torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None))

@@ -1,6 +1,7 @@
 """Files of weights and checkpoint folders with random damage: read as they are, or refused in one line."""
 
 import io
+import json
 import pickle
 import random
 import struct
@@ -15,6 +16,8 @@ from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.importers.convert import read_foreign
 from maskrcnn_core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_checkpoint, save_checkpoint
+from tests.core.weights.written_graph import constant
+from tests.core.weights.written_graph import tensor as tensor_message
 
 STATE = {
     "backbone.body.conv1.weight": torch.arange(8.0).view(2, 4),
@@ -22,7 +25,7 @@ STATE = {
     "roi_heads.box_head.fc6.weight": torch.arange(6.0).view(2, 3).t(),
 }
 CASES = 150
-FORMS = ("zip", "old", "pickle", "arrays 0", "arrays 2", "arrays 5", "safetensors")
+FORMS = ("zip", "old", "pickle", "arrays 0", "arrays 2", "arrays 5", "safetensors", "graph", "manifest")
 
 
 def written(form: str) -> bytes:
@@ -37,6 +40,12 @@ def written(form: str) -> bytes:
         torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
     elif form == "safetensors":
         file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in STATE.items()}))
+    elif form == "graph":
+        for name, tensor in STATE.items():
+            file.write(constant(name, tensor_message(tensor.contiguous().numpy())))
+    elif form == "manifest":
+        weights = [{"name": name, "shape": list(tensor.shape), "dtype": "float32"} for name, tensor in STATE.items()]
+        file.write(json.dumps([{"paths": ["shard"], "weights": weights}]).encode())
     elif form == "pickle":
         file.write(pickle.dumps(content))
     else:
@@ -89,6 +98,7 @@ def assert_one_line(error: UserError) -> None:
 def test_damaged_files_of_weights(form: str, tmp_path: Path) -> None:
     rng, content = random.Random(form), written(form)
     (tmp_path / "a.pth").write_bytes(content)
+    (tmp_path / "shard").write_bytes(b"".join(tensor.contiguous().numpy().tobytes() for tensor in STATE.values()))
     assert set(read_foreign(tmp_path / "a.pth").state) == set(STATE)
     for number in range(CASES):
         inside = form == "zip" and number % 2 == 0

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from maskrcnn_core.errors import CheckpointError
-from maskrcnn_core.weights.pickle_machine import Budget, Unbuilt
+from maskrcnn_core.weights.budget import Budget
+from maskrcnn_core.weights.pickle_machine import Unbuilt
 from maskrcnn_core.weights.source_content import open_content
 from maskrcnn_core.weights.source_files import read_source, read_state
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
+from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.trunks.sequential import OWN_FORMS, SEQUENTIAL_NAMES, TORCHVISION_FORM, SequentialTrunk
 from maskrcnn_core.model.trunks.timm_network import TimmTrunk
@@ -29,6 +30,7 @@ KINDS = (
     "mobilenet_v3_small",
     "mobilenet_v3_large",
     *OWN_FORMS,
+    *DARKNET_NAMES,
     "efficientnet_lite0",
     "inception_v3",
     "inception_v4",
@@ -48,6 +50,7 @@ KINDS = (
 def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str) -> None:
     trunk = build_trunk(name, pretrained=False, frozen_stages=0, padding=padding)
     other = {TORCHVISION_FORM: ((32, 32), (4, 5)), "vgg16_reduced": ((4, 8, 16), (2, 3, 4))}
+    other |= dict.fromkeys(("yolov1", "yolov1_tiny"), ((4, 8, 16, 32, 64), (2, 3, 4, 5, 6)))
     assert (trunk.strides, trunk.levels) == other.get(name, ((4, 8, 16, 32), (2, 3, 4, 5)))
     for height, width in ((64, 96), (97, 131), (33, 70)):
         maps = trunk(torch.zeros(1, 3, height, width))

@@ -1,0 +1,1 @@
+"""Boxes that stand for those of a data set."""
