@@ -16,7 +16,7 @@ PACKAGES = ("maskrcnn_core", "pipelines", "jobs")
 
 # Lowest first. A room imports rooms of lower levels, and of its own level as long as that makes no circle.
 CORE_LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "printable", "structures", "kernels"),
+    ("errors", "printable", "structures", "thread_waiting", "kernels"),
     ("boxes", "masks", "run_lengths", "compressed_runs", "keypoints", "config", "layers"),
     ("data", "records", "weights"),
     ("model", "drawing", "export", "evaluation"),

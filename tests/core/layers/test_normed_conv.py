@@ -49,5 +49,7 @@ def test_group_norm_of_32_groups_or_as_many_as_fit(width: int, groups: int) -> N
 
 
 def test_unknown_norm_is_refused() -> None:
-    with pytest.raises(ConfigError, match="norm: got 'batch', expected 'none', 'frozen_batch', 'sync_batch' or 'group'"):
+    with pytest.raises(
+        ConfigError, match="norm: got 'batch', expected 'none', 'frozen_batch', 'sync_batch' or 'group'"
+    ):
         normed_conv(3, 8, 3, "batch")
