@@ -235,7 +235,7 @@ def detector_options(name: str, config: ServeConfig, *, use_gpu: bool) -> dict[s
         # A machine takes as many as have threads there.
         "ray_actor_options": {"num_cpus": 1 if use_gpu else max(1, config.threads), "num_gpus": int(use_gpu)},
         "health_check_period_s": 5.0,
-        "health_check_timeout_s": 10.0,
+        "health_check_timeout_s": 30.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
         # A new process needs a GPU of its own before the old one gives its up.
         "max_surge_percent": 0 if use_gpu else 100,
@@ -249,8 +249,9 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
         "num_replicas": config.ingress_replicas,
         "max_ongoing_requests": config.max_requests + _SLACK,
         "max_queued_requests": config.max_requests + _SLACK,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1.0},
         "ray_actor_options": {"num_cpus": 1},
         "health_check_period_s": 5.0,
-        "health_check_timeout_s": 10.0,
+        "health_check_timeout_s": 30.0,
         "graceful_shutdown_timeout_s": config.timeout + _CLOSING_SECONDS,
     }

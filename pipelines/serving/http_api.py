@@ -6,7 +6,6 @@ What the detectors are, and where they run, is behind `DetectorClient`; `Gate` g
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
@@ -14,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from maskrcnn_core.errors import ImageError
+from maskrcnn_core.records.labels import ImageRecord
 from pipelines.serving import schemas
 from pipelines.serving.counts import Counts
 from pipelines.serving.detector_feed import Detected, DetectorLost
@@ -114,6 +114,18 @@ class DetectionApi:
         self.counts.image(name, detected.record.status, len(detected.record.detections))
         return detected
 
+    async def detect_alone(self, name: str | None, upload: Upload) -> Detected:
+        """The same of the only image of a request, which has to be a good one.
+
+        Raises:
+            Problem: 404, 413, 415, 422, 500 or 503.
+        """
+        detected = await self.detect(name, require_image(upload, self.settings.uploads.max_pixels))
+        if detected.record.status != "ok":
+            status: Any = detected.record.status
+            raise of_image(ImageError(status, detected.record.error or ""))
+        return detected
+
     async def wanted(
         self, name: str | None, score_threshold: float, max_detections: int | None, categories: str | None
     ) -> Wanted:
@@ -189,6 +201,7 @@ def _category_ids(text: str, categories: Sequence[tuple[int, str]]) -> frozenset
 def add_detection_api(app: FastAPI, api: DetectionApi) -> None:
     """The routes below `/v1`, health and counts, and what all routes say where they do not answer."""
     _add_detection(app, api)
+    _add_batch(app, api)
     _add_models(app, api)
     _add_health(app, api)
     _add_errors(app)
@@ -235,21 +248,18 @@ def _add_detection(app: FastAPI, api: DetectionApi) -> None:
         uploads = await read_uploads(request, api.settings.uploads, api.fetch)
         if len(uploads) != 1:
             raise Problem(422, f"{len(uploads)} images, expected one; /v1/detect:batch takes several")
-        content = require_image(uploads[0], api.settings.uploads.max_pixels)
-        detected = await api.detect(name, content)
-        record = detected.record
-        if record.status != "ok":
-            status: Any = record.status
-            raise of_image(ImageError(status, record.error or ""))
-        record = wanted.of(record)
+        (upload,) = uploads
+        detected = await api.detect_alone(name, upload)
+        record = wanted.of(detected.record)
         if format == "png":
-            draw = partial(drawn, max_pixels=api.settings.uploads.max_pixels, apply_exif=api.settings.apply_exif)
-            return Response(await asyncio.to_thread(draw, content, record), media_type="image/png")
+            return Response(await _drawn(api, upload, record), media_type="image/png")
         if format == "coco":
             return Response(to_json(coco_results(record, image_id=image_id)), media_type=_JSON)
-        row = label_row(record, detected.model, image_id=image_id, uri=uploads[0].uri)
+        row = label_row(record, detected.model, image_id=image_id, uri=upload.uri)
         return Response(to_json({**row, "timing": _timing(detected)}), media_type=_JSON)
 
+
+def _add_batch(app: FastAPI, api: DetectionApi) -> None:
     @app.post("/v1/detect:batch", summary="Detect objects in several images", **schemas.DETECT_BATCH)
     async def detect_batch(
         request: Request,
@@ -275,12 +285,16 @@ def _add_detection(app: FastAPI, api: DetectionApi) -> None:
         return Response(to_json(images if format == "coco" else {"images": images}), media_type=_JSON)
 
 
+async def _drawn(api: DetectionApi, upload: Upload, record: ImageRecord) -> bytes:
+    limit, apply_exif = api.settings.uploads.max_pixels, api.settings.apply_exif
+    content = require_image(upload, limit)
+    return await asyncio.to_thread(drawn, content, record, max_pixels=limit, apply_exif=apply_exif)
+
+
 async def _detected(api: DetectionApi, name: str, upload: Upload) -> Detected:
     """As labelling has it: an image that cannot be looked at has a record that says so."""
     if isinstance(upload.content, bytes):
         return await api.detect(name, upload.content)
-    from maskrcnn_core.records.labels import ImageRecord
-
     error = upload.content
     fingerprint = (await api.describe(name)).fingerprint
     return Detected(ImageRecord(error.status, str(error), None, None), fingerprint, 0.0, 0.0, 0.0, 0)

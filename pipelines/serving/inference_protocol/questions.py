@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_core.errors import ImageError
 from maskrcnn_core.records.detections import DetectionRecord
 from maskrcnn_core.records.labels import ImageRecord
-from pipelines.serving.detector_feed import Detected
 from pipelines.serving.detector_service import ServedModel
 from pipelines.serving.http_api import DetectionApi, all_of
 from pipelines.serving.inference_protocol.tensors import NamedTensor
-from pipelines.serving.problems import Problem, of_image
+from pipelines.serving.problems import Problem
 from pipelines.serving.renderings import Wanted
-from pipelines.serving.uploads import Upload, require_image
+from pipelines.serving.uploads import Upload
 
 SERVER_NAME, SERVER_VERSION = "maskrcnn-ray", "1"
 VERSION = "1"
@@ -127,14 +125,11 @@ async def infer(api: DetectionApi, question: Question) -> Answer:
     if not 1 <= len(question.images) <= api.settings.uploads.max_images:
         raise Problem(413, f"{len(question.images)} images, expected 1 to {api.settings.uploads.max_images}")
     wanted = await _wanted(api, question)
-    alone = len(question.images) == 1
-    if alone:
-        require_image(Upload(question.images[0]), api.settings.uploads.max_pixels)
-    found = await all_of(api.detect(question.model, content) for content in question.images)
-    if alone and found[0].record.status != "ok":
-        status: Any = found[0].record.status
-        raise of_image(ImageError(status, found[0].record.error or ""))
-    tensors = {tensor.name: tensor for tensor in _tensors([_of(wanted, one) for one in found], model)}
+    if len(question.images) == 1:
+        found = [await api.detect_alone(question.model, Upload(question.images[0]))]
+    else:
+        found = await all_of(api.detect(question.model, content) for content in question.images)
+    tensors = {tensor.name: tensor for tensor in _tensors([wanted.of(one.record) for one in found], model)}
     return Answer(question, [tensors[name] for name in question.outputs or tensors], found[0].model)
 
 
@@ -149,10 +144,6 @@ async def _wanted(api: DetectionApi, question: Question) -> Wanted:
     if categories is not None and not isinstance(categories, str):
         raise Problem(422, "categories: expected names or ids with commas in between")
     return await api.wanted(question.model, float(threshold), most, categories)
-
-
-def _of(wanted: Wanted, detected: Detected) -> ImageRecord:
-    return wanted.of(detected.record)
 
 
 def _tensors(records: Sequence[ImageRecord], model: ServedModel) -> list[NamedTensor]:
