@@ -115,6 +115,8 @@ def _detectron2(name: str) -> SourceConfig | None:
     match = _DETECTRON2.fullmatch(name)
     if match is None or _DETECTRON2_REST.fullmatch(match["rest"] or "") is None:
         return None
+    if match["kind"].lower() == "retinanet" and match["pyramid"].lower() != "fpn":
+        return None
     kinds: dict[str, Kind] = {
         "rpn": "rpn",
         "retinanet": "retinanet",

@@ -160,7 +160,7 @@ def check_settings(config: ModelConfig, settings: PredictorSettings) -> None:
                 "proposals: not given, but the checkpoint has no RPN; give --proposals URI, the output of "
                 "jobs.label --label.record proposals with a checkpoint that has one"
             )
-        if settings.proposals and not config.box_head.enabled:
+        if settings.proposals and config.dense.finds == "detections":
             raise ConfigError(
                 "proposals: are given, but the checkpoint is a one-stage detector, which finds its boxes itself; leave "
                 "them out"

@@ -67,6 +67,14 @@ def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
     return all(suitable) and use_loops("winograd", _finds_the_plain_result)
 
 
+def _is_wide(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are more outputs, any number, than a trunk has, and the transformed kernel is still no larger: a
+    one-stage detector's classes of each anchor."""
+    (outputs, inputs), widths = weight.shape[:2], _CHANNELS.get(dtype, range(0))
+    fits = inputs in widths and inputs % _LANES == 0 and widths.stop <= outputs <= (widths.stop - 1) ** 2 // inputs
+    return fits and use_loops("winograd", _finds_the_plain_result)
+
+
 def convolve_tiles(pixels: Tensor, kernel: Sequence[Tensor], bias: Tensor, output: Tensor, *, relu: bool) -> None:
     """The convolution, then ReLU where asked for.
 
@@ -130,13 +138,15 @@ class WinogradConv2d(nn.Module):
         self.few = few
         weight = conv.weight.detach()
         self.out_channels, self.in_channels = weight.shape[:2]
+        # More channels of zeros where the loops, which take so many at once, would be left with fewer.
+        weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -self.out_channels % _LANES))
         # No buffers: they have no storage that could be saved or moved.
         self._kernel = [
             torch.ops.mkldnn._reorder_linear_weight(part, _VALUES_AT_ONCE // self.in_channels)
             for part in transform_kernel(weight)
         ]
         bias = torch.zeros(self.out_channels) if conv.bias is None else conv.bias.detach().float().clone()
-        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("bias", functional.pad(bias, (0, len(weight) - len(bias))), persistent=False)
         self._dtype = dtype
 
     @staticmethod
@@ -144,7 +154,7 @@ class WinogradConv2d(nn.Module):
         """Whether this convolution, on large maps of this type, should be computed so."""
         geometry = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
         plain = conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
-        return geometry and plain and has_a_width(conv.weight, dtype)
+        return geometry and plain and (has_a_width(conv.weight, dtype) or _is_wide(conv.weight, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""
@@ -157,9 +167,9 @@ class WinogradConv2d(nn.Module):
         if self.few is not None and work < _LEAST_WORK[self._dtype]:
             return self.few.compute(x, relu=relu, residual=residual)
         pixels = x.permute(0, 2, 3, 1).to(self._dtype).contiguous()
-        output = POOL.empty((num_images, height, width, self.out_channels), self._dtype)
+        output = POOL.empty((num_images, height, width, len(self.bias)), self._dtype)
         convolve_tiles(pixels, self._kernel, self.bias, output, relu=relu and residual is None)
-        result = output.permute(0, 3, 1, 2)
+        result = output.permute(0, 3, 1, 2)[:, : self.out_channels]
         if residual is not None:
             result.add_(residual)
             return result.relu_() if relu else result

@@ -79,10 +79,10 @@ class Detector(nn.Module):
         targets = with_a_slot(targets)
         features = self.features(images)
         sums: dict[str, LossSum] = {}
-        if self.dense is not None:
-            sums |= self.dense.losses(features, targets)
-            if proposals is None and self.regions is not None:
-                proposals = self.dense.proposals(features, self.dense.rules.train)
+        if self.dense is not None and self.regions is not None and proposals is None:
+            sums, proposals = self.dense.losses_and_proposals(features, targets)
+        elif self.dense is not None:
+            sums = self.dense.losses(features, targets)
         if self.regions is not None:
             sums |= self.regions.losses(features, _given(proposals), targets)
         losses = divided(sums, count)

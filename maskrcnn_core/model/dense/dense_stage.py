@@ -3,6 +3,7 @@
 With one class its outputs are proposals for a region stage; with K classes they are detections.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from maskrcnn_core.model.dense.losses import DenseLoss
 from maskrcnn_core.model.dense.selection import ProposalRule, best_detections, best_proposals
 from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.survivors import DetectionRule
-from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets
+from maskrcnn_core.structures import DenseOutputs, Detections, ImageFeatures, Proposals, Targets
 
 # Shapes of batches whose anchors are kept, a few megabytes each.
 _SHAPES_WITH_ANCHORS = 8
@@ -63,11 +64,22 @@ class DenseStage(nn.Module):
         """Losses by name, as its loss has them."""
         return self.loss(self.head, features, self.grid(features), self.coding, targets)
 
+    def losses_and_proposals(self, features: ImageFeatures, targets: Targets) -> tuple[dict[str, LossSum], Proposals]:
+        """`losses`, and the proposals that a region stage learns on; of a head whose loss sees all anchors the same
+        outputs serve for both."""
+        head = _ComputedOnce(self.head)
+        losses = self.loss(head, features, self.grid(features), self.coding, targets)
+        with torch.no_grad():
+            return losses, self._best_of(head(features.maps), features, self.rules.train)
+
     @torch.no_grad()
     def proposals(self, features: ImageFeatures, rule: ProposalRule) -> Proposals:
         """Regions in the input frame: suppression within each level, whatever the class."""
+        return self._best_of(self.head(features.maps), features, rule)
+
+    def _best_of(self, outputs: DenseOutputs, features: ImageFeatures, rule: ProposalRule) -> Proposals:
         return best_proposals(
-            self.head(features.maps),
+            outputs,
             self.grid(features),
             features.input_sizes,
             self.coding,
@@ -116,3 +128,21 @@ class DenseStage(nn.Module):
     def kept_grids(self) -> list[list[Tensor]]:
         """Anchors that are kept now; whoever records computations that read them has to keep them, too."""
         return list(self._grids.values())
+
+
+class _ComputedOnce:
+    """A head whose outputs of all anchors are computed at the first call only; every call is with the same maps."""
+
+    def __init__(self, head: DenseHead) -> None:
+        self._head = head
+        self._outputs: DenseOutputs | None = None
+
+    def __call__(self, maps: Sequence[Tensor]) -> DenseOutputs:
+        """See `DenseHead`."""
+        if self._outputs is None:
+            self._outputs = self._head(maps)
+        return self._outputs
+
+    def at(self, maps: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DenseHead`."""
+        return self._head.at(maps, index)

@@ -120,6 +120,20 @@ def test_few_tiles_go_another_way() -> None:
         assert torch.equal(layer(x), BandedConv2d(conv)(x))
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 810), (64, 513), (80, 720)])
+def test_more_outputs_than_a_trunk_has(inputs: int, outputs: int) -> None:
+    """RetinaNet's 9 anchors of 90 classes: no multiple of what the loops take at once."""
+    torch.manual_seed(3)
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    assert WinogradConv2d.suits(conv, torch.float32)
+    x = torch.randn(2, inputs, 9, 14)
+    with torch.inference_mode():
+        layer, plain = WinogradConv2d(conv), conv(x)
+        assert layer(x).shape == plain.shape
+        assert largest_error(layer(x), plain) < 1e-4
+        assert largest_error(layer.compute(x, relu=True, residual=plain), (plain + plain).relu()) < 1e-4
+
+
 @pytest.mark.parametrize(
     "other",
     [{"stride": 2}, {"padding": 0}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"kernel_size": 5}],

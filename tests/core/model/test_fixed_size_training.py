@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskrcnn_core.data.targets import pad_targets, targets_from_dense
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.model.dense import head
+from maskrcnn_core.model.dense import shared_head
 from maskrcnn_core.model.dense.sampled_outputs import outputs_at
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.model.regions import align, rows, transform
@@ -48,7 +48,7 @@ def test_the_same_losses_without_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
     # What decides by the device of its input.
     monkeypatch.setattr(transform, "roi_align", align.align_by_operator)
     monkeypatch.setattr(align, "cut_by_level", lambda *given, fixed_size: cut_by_level(*given, fixed_size=True))
-    monkeypatch.setattr(head, "outputs_at", lambda *given, fixed_size: outputs_at(*given, fixed_size=True))
+    monkeypatch.setattr(shared_head, "outputs_at", lambda *given, fixed_size: outputs_at(*given, fixed_size=True))
     # On a GPU the number comes while the box head is computed.
     monkeypatch.setattr(rows.DelayedCount, "read", lambda self: 70)
     detector = learner(fixed_size=True)

@@ -135,6 +135,18 @@ def test_focal_loss_and_towers_may_propose() -> None:
     assert detector.eval().detect(images()).count.tolist() == [5, 5]
 
 
+@pytest.mark.parametrize("heads", HEADS[:2])
+def test_a_step_computes_the_head_once(heads: str) -> None:
+    """Also where masks learn on its proposals."""
+    detector = build_detector(OneStage(heads=heads).config(), load_pretrained=False).train()
+    assert detector.dense is not None
+    calls: list[Any] = []
+    handle = detector.dense.head.logits.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
+    detector(images(), targets())
+    handle.remove()
+    assert len(calls) == 5  # levels
+
+
 # ---- the forms in which devices compute ------------------------------------------------------------------------------
 
 IN_FORMS = pytest.mark.parametrize(
