@@ -1,7 +1,5 @@
 """torchvision's SSD models and ours with their weights, side by side: detections, losses, counts of parameters."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,14 +18,6 @@ from maskrcnn_core.structures import ImageBatch
 from tests.small_detector import with_fixed_size_on
 
 MODELS = {"ssd300_vgg16": 35_641_826, "ssdlite320_mobilenet_v3_large": 3_440_060}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def both_cores() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -91,17 +81,32 @@ def as_batch(config: ModelConfig, images: list[Tensor]) -> ImageBatch:
     return pad_batch(prepared, sizes, rule.divisor)
 
 
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def expected(peer: nn.Module, images: list[Tensor]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """torchvision's detections, and its losses."""
+    pixels = [image.float() / 255 for image in images]
+    detections = peer.eval()(pixels)
+    peer.train()
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return detections, peer(pixels, objects()[0])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fixed_size", [False, True])
 def test_detections(
-    peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool
+    expected: tuple[list[dict[str, Tensor]], dict[str, Tensor]],
+    ours: tuple[ModelConfig, Detector],
+    images: list[Tensor],
+    fixed_size: bool,
 ) -> None:
     config, detector = ours
-    expected = peer.eval()([image.float() / 255 for image in images])
     batch = as_batch(config, images)
     found = with_fixed_size_on(detector, ("cpu",) if fixed_size else ()).eval().detect(batch)
     boxes = boxes_in_original(found.boxes, batch)
-    for index, theirs in enumerate(expected):
+    for index, theirs in enumerate(expected[0]):
         count = int(found.count[index])
         assert count == len(theirs["scores"]) > 50
         assert (found.scores[index, :count] - theirs["scores"]).abs().max() < 1e-4
@@ -127,14 +132,14 @@ def objects() -> tuple[list[dict[str, Tensor]], list[Tensor], list[Tensor]]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixed_size", [False, True])
-def test_losses(peer: nn.Module, ours: tuple[ModelConfig, Detector], images: list[Tensor], fixed_size: bool) -> None:
+def test_losses(
+    expected: tuple[list[dict[str, Tensor]], dict[str, Tensor]],
+    ours: tuple[ModelConfig, Detector],
+    images: list[Tensor],
+    fixed_size: bool,
+) -> None:
     config, detector = ours
-    peer.train()
-    for module in peer.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    theirs, boxes, labels = objects()
-    expected = peer([image.float() / 255 for image in images], theirs)
+    _, boxes, labels = objects()
     batch = as_batch(config, images)
     side = config.input.short_side
     scales = [torch.tensor([side / w, side / h] * 2) for h, w in batch.original_sizes.tolist()]
@@ -146,8 +151,8 @@ def test_losses(peer: nn.Module, ours: tuple[ModelConfig, Detector], images: lis
     )
     got = with_fixed_size_on(detector, ("cpu",) if fixed_size else ()).train()(batch, targets)
     assert set(got) == {"dense_class", "dense_box"}
-    assert float(got["dense_class"]) == pytest.approx(float(expected["classification"]), rel=1e-4)
-    assert float(got["dense_box"]) == pytest.approx(float(expected["bbox_regression"]), rel=1e-4)
+    assert float(got["dense_class"]) == pytest.approx(float(expected[1]["classification"]), rel=1e-4)
+    assert float(got["dense_box"]) == pytest.approx(float(expected[1]["bbox_regression"]), rel=1e-4)
     assert min(map(float, got.values())) > 0.1
 
 
