@@ -41,7 +41,7 @@ def summary_lines(summary: "PriorsSummary", annotations: str) -> list[str]:
     lines = [
         printable(f"{annotations}: {seen}"),
         f"{len(priors.values)} priors, mean IoU with the best one {priors.mean_iou:.3f}; input {config.width} x "
-        f"{config.height} ({config.resize})",
+        f"{config.height} ({config.fit})",
     ]
     if config.kind == "sizes":
         lines.append(f"{'width':>8} {'height':>8} {'cells':>15} {'share':>6}")

@@ -91,7 +91,7 @@ class _Network:
         net, last: its first and its last section.
         trunk: one of `DARKNET_NAMES`.
         layers: all of its layers.
-        convs: indices of the trunk's layers in their order, pools too.
+        chain: indices of the trunk's layers in their order, pools too.
         head: indices of the layers behind that have weights, in their order.
     """
 

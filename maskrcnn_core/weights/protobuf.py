@@ -5,7 +5,6 @@ and so many bytes, which are text, bytes, another message or numbers in a row ("
 another entry of a list. See protobuf.dev/programming-guides/encoding.
 """
 
-import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,19 +81,6 @@ def as_signed(value: Value) -> int:
     if not isinstance(value, int):
         raise FileFault("bytes where a whole number is expected")
     return value - (1 << 64) if value >> 63 else value
-
-
-def as_float(value: Value) -> float:
-    """A value that has to be one float32.
-
-    Raises:
-        FileFault: it has not 4 bytes.
-    """
-    raw = as_bytes(value)
-    if len(raw) != 4:
-        raise FileFault("a value that is no float32")
-    (number,) = struct.unpack("<f", raw)
-    return float(number)
 
 
 def packed_numbers(value: Value, dtype: str) -> NDArray[np.generic]:

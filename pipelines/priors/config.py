@@ -20,8 +20,8 @@ class PriorsConfig:
     """Height of the network's input, pixels."""
     width: int = 416
     """Width of the network's input, pixels."""
-    resize: Literal["letterbox", "warp"] = "letterbox"
-    """How an image becomes the input: scaled as it is until it fits, or each side by itself."""
+    fit: Literal["letterbox", "square"] = "letterbox"
+    """How an image becomes the input: letterbox = scaled as it is until it fits; square = each side by itself."""
     stride: int = 32
     """Pixels of the input that a cell of the network's map has; sizes are also shown in cells."""
     max_objects: int = 1_000_000

@@ -43,7 +43,7 @@ class PriorsSummary:
         return {
             "kind": self.config.kind,
             "unit": "pixels of the input" if is_sizes else "fractions of the input",
-            "input": {"height": self.config.height, "width": self.config.width, "resize": self.config.resize},
+            "input": {"height": self.config.height, "width": self.config.width, "fit": self.config.fit},
             "priors": _rounded(self.priors.values),
             **({"in_cells": _rounded(self.in_cells()), "stride": self.config.stride} if is_sizes else {}),
             "shares": _rounded(self.priors.shares),
@@ -92,7 +92,7 @@ def _input_boxes(columns: AnnotationColumns, config: PriorsConfig) -> Iterator[t
         high = np.clip(batch.boxes[:, :2] + batch.boxes[:, 2:], 0, sides)
         usable = (high > low).all(axis=1) & ~batch.crowds
         scales = target / sides
-        if config.resize == "letterbox":
+        if config.fit == "letterbox":
             scales = np.broadcast_to(scales.min(axis=1, keepdims=True), scales.shape)
         if config.kind == "boxes":
             scales = scales / target

@@ -47,7 +47,7 @@ def test_sizes_in_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_each_side_by_itself(tmp_path: Path) -> None:
     path = annotations(tmp_path, [[0, 0, 20, 40], [0, 0, 400, 200]])
     output = tmp_path / "priors.json"
-    options = ["--priors.resize", "warp", "--priors.number", "2", "--priors.height", "400", "--priors.width", "400"]
+    options = ["--priors.fit", "square", "--priors.number", "2", "--priors.height", "400", "--priors.width", "400"]
     assert main(["--annotations", str(path), "--output", str(output), *options]) == 0
     assert json.loads(output.read_text())["priors"] == [[40, 40], [200, 200]]
 
@@ -55,7 +55,7 @@ def test_each_side_by_itself(tmp_path: Path) -> None:
 def test_whole_boxes_are_fractions_and_are_clipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = annotations(tmp_path, [[-10, 0, 110, 100], [400, 200, 400, 200]])
     output = tmp_path / "priors.json"
-    options = ["--priors.kind", "boxes", "--priors.resize", "warp", "--priors.number", "2"]
+    options = ["--priors.kind", "boxes", "--priors.fit", "square", "--priors.number", "2"]
     assert main(["--annotations", str(path), "--output", str(output), *options]) == 0
     assert json.loads(output.read_text())["priors"] == [[0, 0, 0.5, 0.25], [0.5, 0.5, 1, 1]]
     assert " 0.500  0.500  1.000  1.000  0.500" in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_sample_of_many_objects(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([[0, 0, 5, 5]], {"iscrowd": 1}, [], "there is no object with a box"),
         ([[0, 0, 5, 5]] * 9, {}, [], "expected at least as many as priors: 5"),
         ([[0, 0, 5, 5]], {}, ["--priors.number", "0"], "priors.number: got 0, expected 1 to 1,000"),
-        ([[0, 0, 5, 5]], {}, ["--priors.resize", "crop"], "letterbox"),
+        ([[0, 0, 5, 5]], {}, ["--priors.fit", "crop"], "letterbox"),
         ([[0, 0, 5, 5]], {}, ["--output", "."], "is a folder"),
     ],
 )
