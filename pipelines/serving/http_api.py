@@ -149,6 +149,7 @@ class DetectionApi:
             "name": name,
             "preset": model.preset,
             "fingerprint": model.fingerprint,
+            "update": model.update,
             "categories": [{"id": number, "name": category} for number, category in model.categories],
             "masks": model.has_masks,
             "keypoints": None if model.keypoints is None else list(model.keypoints),
