@@ -87,8 +87,14 @@ class DetectorReplica:
         self._service = DetectorService(load_predictor, settings, threads=threads, wait=wait)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Ray Serve calls it at the start and with every new `user_config`; raises where the checkpoint is no good."""
-        await self._service.use(user_config["checkpoint"])
+        """Ray Serve calls it at the start, where it raises if the checkpoint is no good, and for a new `user_config`.
+
+        Then it returns at once: Ray Serve sends a replica no requests until it returns, and stops one where it raises.
+        """
+        if self._service.answers:
+            self._service.use_soon(user_config["checkpoint"])
+        else:
+            await self._service.use(user_config["checkpoint"])
 
     async def detect(self, content: bytes) -> Detected:
         """See `DetectorService`."""

@@ -8,13 +8,14 @@ New weights are loaded and tried beside the old ones, which answer until then: e
 
 import asyncio
 import io
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ from maskrcnn_core.records.labels import ImageRecord
 from pipelines.serving.detector_feed import Detected, DetectorFeed, DetectorLost, Predicting
 from pipelines.serving.room import Room
 
+Update = Literal["none", "loading", "refused"]
 LoadPredictor = Callable[[str, PredictorSettings], Predicting]
+
+logger = logging.getLogger("maskrcnn.serving")
 
 # Decoded images under way in a replica, pixels: 400 MB. One image is always taken.
 _MOST_PIXELS = 128_000_000
@@ -52,6 +56,7 @@ class ServedModel:
         categories: (id, name) in label order.
         keypoints: their names; None without a keypoint head.
         has_masks: whether detections have masks.
+        update: what became of the newest weights: they answer (`none` is under way), are being loaded, or were refused.
     """
 
     preset: str
@@ -59,6 +64,7 @@ class ServedModel:
     categories: tuple[tuple[int, str], ...]
     keypoints: tuple[str, ...] | None
     has_masks: bool
+    update: Update = "none"
 
 
 class DetectorService:
@@ -77,6 +83,13 @@ class DetectorService:
         self._room = Room(_MOST_PIXELS)
         self._feed: DetectorFeed | None = None
         self._changing = asyncio.Lock()
+        self._update: Update = "none"
+        self._updates: set[asyncio.Task[None]] = set()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has a detector."""
+        return self._feed is not None
 
     async def use(self, checkpoint: str) -> None:
         """Answer with this checkpoint from now on, once it has been loaded and has answered; until then with the one
@@ -90,6 +103,23 @@ class DetectorService:
             before, self._feed = self._feed, feed
             if before is not None:
                 await asyncio.to_thread(before.close)
+
+    def use_soon(self, checkpoint: str) -> None:
+        """The same without waiting for it, where a detector answers already: that one goes on where the new one is no
+        good, and `describe` says so."""
+        self._update = "loading"
+        update = asyncio.create_task(self._updated(checkpoint))
+        self._updates.add(update)
+        update.add_done_callback(self._updates.discard)
+
+    async def _updated(self, checkpoint: str) -> None:
+        try:
+            await self.use(checkpoint)
+        except Exception:
+            logger.exception("new weights are refused; those from before go on")
+            self._update = "refused"
+        else:
+            self._update = "none"
 
     async def detect(self, content: bytes) -> Detected:
         """What the detector finds in an image file; its record says so where it is none.
@@ -149,6 +179,7 @@ class DetectorService:
             categories=tuple((category.id, category.name) for category in predictor.categories),
             keypoints=tuple(config.keypoint_head.names) if config.keypoint_head.enabled else None,
             has_masks=config.mask_head.enabled,
+            update=self._update,
         )
 
     def check_health(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -149,6 +149,7 @@ class DetectionApi:
             "name": name,
             "preset": model.preset,
             "fingerprint": model.fingerprint,
+            "update": model.update,
             "categories": [{"id": number, "name": category} for number, category in model.categories],
             "masks": model.has_masks,
             "keypoints": None if model.keypoints is None else list(model.keypoints),
@@ -305,14 +306,21 @@ def _timing(detected: Detected) -> dict[str, float]:
     return {**spent, "batch": detected.batch}
 
 
+def model_in_path(api: DetectionApi) -> Any:
+    """The argument of a path that names a model, with the names that there are."""
+    return Path(json_schema_extra={"enum": list(api.names)})
+
+
 def _add_models(app: FastAPI, api: DetectionApi) -> None:
     @app.get("/v1/models", summary="What can be asked", **schemas.MODELS)
     async def models() -> Response:
         documents = await all_of(map(api.model_document, api.names))
         return Response(to_json({"models": documents}), media_type=_JSON)
 
+    named = model_in_path(api)
+
     @app.get("/v1/models/{name}", summary="One model", **schemas.MODEL)
-    async def one_model(name: str) -> Response:
+    async def one_model(name: str = named) -> Response:
         api.client(name)
         return Response(to_json(await api.model_document(name)), media_type=_JSON)
 

@@ -62,7 +62,7 @@ _RECORD = {
 _COCO = {"type": "array", "items": {"type": "object", "required": ["image_id", "category_id", "score", "bbox"]}}
 _MODEL = {
     "type": "object",
-    "required": ["name", "preset", "fingerprint", "categories", "masks", "keypoints", "limits"],
+    "required": ["name", "preset", "fingerprint", "update", "categories", "masks", "keypoints", "limits"],
 }
 _STATUS = {"type": "object", "minProperties": 1}
 _IMAGE = {"type": "string", "format": "binary"}

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from pipelines.serving import schemas
-from pipelines.serving.http_api import DetectionApi
+from pipelines.serving.http_api import DetectionApi, model_in_path
 from pipelines.serving.inference_protocol.questions import (
     EXTENSIONS,
     INPUT,
@@ -66,16 +66,18 @@ def _add_server(app: FastAPI, api: DetectionApi) -> None:
 
 
 def _add_models(app: FastAPI, api: DetectionApi) -> None:
+    named = model_in_path(api)
+
     @app.get("/v2/models/{name}", summary="Open Inference Protocol: inputs and outputs", **schemas.MODEL_METADATA)
     @app.get("/v2/models/{name}/versions/{version}", include_in_schema=False)
-    async def metadata(name: str, version: str = "") -> Response:
+    async def metadata(name: str = named, version: str = "") -> Response:
         api.client(name)
         require_version(version)
         return _json(await model_metadata(api, name))
 
     @app.get("/v2/models/{name}/ready", summary="Open Inference Protocol: model ready", **schemas.MODEL_METADATA)
     @app.get("/v2/models/{name}/versions/{version}/ready", include_in_schema=False)
-    async def ready(name: str, version: str = "") -> Response:
+    async def ready(name: str = named, version: str = "") -> Response:
         api.client(name)
         require_version(version)
         if not await is_model_ready(api, name):
@@ -84,9 +86,11 @@ def _add_models(app: FastAPI, api: DetectionApi) -> None:
 
 
 def _add_inference(app: FastAPI, api: DetectionApi) -> None:
+    named = model_in_path(api)
+
     @app.post("/v2/models/{name}/infer", summary="Open Inference Protocol: detect", **schemas.INFER)
     @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
-    async def inference(request: Request, name: str, version: str = "") -> Response:
+    async def inference(request: Request, name: str = named, version: str = "") -> Response:
         api.client(name)
         require_version(version)
         document, rest = _split(await request.body(), request.headers.get(_HEADER_LENGTH))

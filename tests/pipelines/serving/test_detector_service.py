@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,6 +119,30 @@ def test_a_checkpoint_that_fails_on_a_test_image_changes_nothing(checkpoint: str
         await asyncio.to_thread(service.close)
 
     asyncio.run(run())
+
+
+def test_an_update_is_told(checkpoint: str, other: str, tmp_path: Path) -> None:
+    async def play(service: DetectorService) -> None:
+        before = service.describe()
+        assert before.update == "none"
+        service.use_soon(str(tmp_path / "none"))
+        assert service.describe().update == "loading"
+        await settled(service)
+        assert service.describe() == replace(before, update="refused")
+        service.use_soon(other)
+        service.use_soon(checkpoint)
+        service.use_soon(other)  # in this order
+        assert (await service.detect(CONTENTS[0])).model == before.fingerprint
+        await settled(service)
+        assert service.describe().update == "none"
+        assert service.describe().fingerprint != before.fingerprint
+
+    with_service(checkpoint, play)
+
+
+async def settled(service: DetectorService) -> None:
+    while service._updates:
+        await asyncio.sleep(0.01)
 
 
 def test_without_a_checkpoint_there_is_no_answer() -> None:
