@@ -12,7 +12,15 @@ from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 _GROUPS = 32
 
 
-def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str, *, bias: bool | None = None) -> nn.Module:
+def normed_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    norm: str,
+    *,
+    bias: bool | None = None,
+    least_in_group: int = 1,
+) -> nn.Module:
     """A convolution that keeps height and width, and the normalisation of its output.
 
     Args:
@@ -21,6 +29,8 @@ def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str, *, 
             the identity and that an imported checkpoint fills; "group": 32 groups, fewer where they do not divide the
             width.
         bias: of the convolution; None = only where no norm follows.
+        least_in_group: channels of a group, where the width has so many: a group of one has nothing to be normed by on
+            a map of one pixel.
 
     Returns:
         [N, in_channels, H, W] -> [N, out_channels, H, W]. Parameters: `weight` (and `bias`; or `scale` and `shift`);
@@ -40,5 +50,8 @@ def normed_conv(in_channels: int, out_channels: int, kernel: int, norm: str, *, 
     if norm == "frozen_batch":
         return FrozenAffineConv2d(conv, torch.ones(out_channels), torch.zeros(out_channels))
     if norm == "group":
-        return nn.Sequential(conv, nn.GroupNorm(math.gcd(_GROUPS, out_channels), out_channels))
+        groups = math.gcd(_GROUPS, out_channels)
+        while groups > 1 and out_channels // groups < least_in_group:
+            groups //= 2
+        return nn.Sequential(conv, nn.GroupNorm(groups, out_channels))
     return conv
