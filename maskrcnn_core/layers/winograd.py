@@ -69,11 +69,11 @@ def has_a_width(weight: Tensor, dtype: torch.dtype) -> bool:
     return all(suitable) and use_loops("winograd", _finds_the_plain_result)
 
 
-def _is_wide(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether there are more outputs, any number, than a trunk has, and the transformed kernel is still no larger: a
-    one-stage detector's classes of each anchor."""
+def _predicts_classes(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are many outputs, in any number, and the transformed kernel is no larger than the largest of a
+    trunk: a one-stage detector's classes of each anchor."""
     (outputs, inputs), widths = weight.shape[:2], _CHANNELS.get(dtype, range(0))
-    fits = inputs in widths and inputs % _LANES == 0 and widths.stop <= outputs <= (widths.stop - 1) ** 2 // inputs
+    fits = inputs in widths and inputs % _LANES == 0 and widths.start <= outputs <= (widths.stop - 1) ** 2 // inputs
     return fits and use_loops("winograd", _finds_the_plain_result)
 
 
@@ -174,7 +174,7 @@ class WinogradConv2d(nn.Module):
         """Whether this convolution, on large maps of this type, should be computed so."""
         geometry = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
         plain = conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
-        return geometry and plain and (has_a_width(conv.weight, dtype) or _is_wide(conv.weight, dtype))
+        return geometry and plain and (has_a_width(conv.weight, dtype) or _predicts_classes(conv.weight, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""

@@ -120,9 +120,9 @@ def test_few_tiles_go_another_way() -> None:
         assert torch.equal(layer(x), BandedConv2d(conv)(x))
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 810), (64, 513), (80, 720)])
-def test_more_outputs_than_a_trunk_has(inputs: int, outputs: int) -> None:
-    """RetinaNet's 9 anchors of 90 classes: no multiple of what the loops take at once."""
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 810), (64, 513), (80, 720), (64, 91)])
+def test_any_number_of_outputs(inputs: int, outputs: int) -> None:
+    """RetinaNet's 9 anchors of 90 classes, SSD's 4 of 91: no multiple of what the loops take at once."""
     torch.manual_seed(3)
     conv = nn.Conv2d(inputs, outputs, 3, padding=1)
     assert WinogradConv2d.suits(conv, torch.float32)
