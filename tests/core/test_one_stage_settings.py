@@ -78,7 +78,10 @@ def test_stages_that_do_not_go_together(settings: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": DenseLossConfig()}, r"dense\.loss\.kind: got 'sampled', expected focal, points or hard_negatives"),
+        (
+            {"loss": DenseLossConfig()},
+            r"dense\.loss\.kind: got 'sampled', expected focal, points, ",
+        ),
         ({"loss": DenseLossConfig("points")}, r"model\.dense\.coding\.kind: got 'deltas', expected edges"),
         ({"detection": DenseDetectionConfig("centreness")}, r"score_from: got 'centreness', expected sigmoid"),
         ({"detection": DenseDetectionConfig("softmax")}, r"score_from: got 'softmax', expected sigmoid"),
