@@ -92,7 +92,8 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "another where model.dense.finds is detections: sampled anchors learn no classes",
+            "focal, points, hard_negatives, cells or grid where model.dense.finds is detections: sampled anchors learn "
+            "no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",

@@ -80,7 +80,7 @@ def test_stages_that_do_not_go_together(settings: dict[str, Any], message: str) 
     [
         (
             {"loss": DenseLossConfig()},
-            r"dense\.loss\.kind: got 'sampled', expected another where model\.dense\.finds is detections",
+            r"dense\.loss\.kind: got 'sampled', expected focal, points, ",
         ),
         ({"loss": DenseLossConfig("points")}, r"model\.dense\.coding\.kind: got 'deltas', expected edges"),
         ({"detection": DenseDetectionConfig("centreness")}, r"score_from: got 'centreness', expected sigmoid"),
