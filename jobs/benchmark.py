@@ -21,7 +21,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "detect": Benchmark(
-        "torchvision's Mask R-CNN, or Keypoint R-CNN, against ours, from uint8 image to COCO records",
+        "torchvision's detectors against ours, from uint8 image to COCO records",
         config.BenchmarkRun,
         speed.detect,
     ),

@@ -24,8 +24,9 @@ class BenchmarkRun:
     short side, whatever the images' shape; in train 4/3."""
     max_detections: int = 100
     """Detections of an image; the random weights always find that many."""
-    model: Literal["masks", "keypoints"] = "masks"
-    """masks = maskrcnn_resnet50_fpn of 90 classes; keypoints = keypointrcnn_resnet50_fpn of people (detect only)."""
+    model: Literal["masks", "keypoints", "retinanet", "fcos"] = "masks"
+    """masks = maskrcnn_resnet50_fpn of 90 classes; keypoints = keypointrcnn_resnet50_fpn of people; retinanet, fcos =
+    the one-stage models of that name (these three: detect only)."""
     checkpoint: str = ""
     """Checkpoint folder to label with, without a peer (label only); empty = torchvision's model with random weights."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -24,11 +24,13 @@ from torchvision.models.detection import (
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.errors import StorageError
 from maskrcnn_core.importers.torchvision import import_torchvision
+from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one_stage
 from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.weights.checkpoint import save_checkpoint
 from pipelines.benchmarks.config import BenchmarkRun
+from pipelines.benchmarks.one_stage_peer import one_stage_model
 
 PEER_NORM_EPS = 1e-5  # of torch's BatchNorm2d, which torchvision builds where no released weights are loaded
 _LONG_PER_SHORT = 5 / 3
@@ -100,9 +102,20 @@ def peer_model(
     return model.eval()
 
 
-def peer_of(run: BenchmarkRun) -> MaskRCNN | KeypointRCNN:
+def peer_name(run: BenchmarkRun) -> str:
+    """torchvision's name of the model that the run asks for."""
+    return {"masks": "maskrcnn", "keypoints": "keypointrcnn"}.get(run.model, run.model) + "_resnet50_fpn"
+
+
+def peer_of(run: BenchmarkRun) -> nn.Module:
     """The peer at the size that the run asks for."""
-    return peer_model(run.short_side, long_side(run), kind=run.model, box_detections_per_img=run.max_detections)
+    sides = run.short_side, long_side(run)
+    if run.model == "retinanet":
+        return one_stage_model("retinanet_resnet50_fpn", *sides, detections_per_img=run.max_detections)
+    if run.model == "fcos":
+        return one_stage_model("fcos_resnet50_fpn", *sides, detections_per_img=run.max_detections)
+    peer: nn.Module = peer_model(*sides, kind=run.model, box_detections_per_img=run.max_detections)
+    return peer
 
 
 def long_side(run: BenchmarkRun) -> int:
@@ -111,7 +124,7 @@ def long_side(run: BenchmarkRun) -> int:
 
 
 def imported_predictor(
-    peer: MaskRCNN | KeypointRCNN,
+    peer: nn.Module,
     run: BenchmarkRun,
     checkpoint: Path | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -121,12 +134,10 @@ def imported_predictor(
     Args:
         changes: of `settings_of(run)`.
     """
-    config, state = import_torchvision(peer.state_dict(), norm_eps=PEER_NORM_EPS)
-    config = replace(
-        config,
-        input=replace(config.input, short_side=run.short_side, long_side=long_side(run)),
-        box_head=replace(config.box_head, max_detections=run.max_detections),
-    )
+    read = import_torchvision_one_stage if run.model in ("retinanet", "fcos") else import_torchvision
+    config, state = read(peer.state_dict(), norm_eps=PEER_NORM_EPS)
+    sides = replace(config.input, short_side=run.short_side, long_side=long_side(run))
+    config = replace(config.with_detection(max_detections=run.max_detections), input=sides)
     if checkpoint is not None:
         save_checkpoint(checkpoint, state, config)
     detector = build_detector(config, load_pretrained=False)

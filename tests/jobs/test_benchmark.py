@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.slow  # two ResNet-50 detectors are built and run: some 10 s
-@pytest.mark.parametrize("model", ["masks", "keypoints"])
+@pytest.mark.parametrize("model", ["masks", "keypoints", "retinanet"])
 def test_both_sides_of_detect_find_the_same(
     model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

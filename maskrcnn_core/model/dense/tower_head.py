@@ -43,7 +43,8 @@ class TowerHead(nn.Module):
 
         def tower() -> nn.ModuleList:
             bias = norm == "none" or norm_bias
-            return nn.ModuleList(normed_conv(channels, channels, 3, norm, bias=bias) for _ in range(num_convs))
+            convs = (normed_conv(channels, channels, 3, norm, bias=bias, least_in_group=2) for _ in range(num_convs))
+            return nn.ModuleList(convs)
 
         self.class_convs, self.box_convs = tower(), tower()
         self.logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)

@@ -14,10 +14,11 @@ from maskrcnn_core.importers.torchvision_one_stage import import_torchvision_one
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.structures import Targets
+from pipelines.benchmarks.one_stage_peer import OneStageModel, one_stage_model
 from tests.core.model.torchvision_reference import as_batch
 
 HEIGHT, WIDTH = 128, 192
-MODELS = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
+MODELS: tuple[OneStageModel, ...] = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 LOSSES = {"classification": "dense_class", "bbox_regression": "dense_box", "bbox_ctrness": "dense_centreness"}
 
 
@@ -29,40 +30,9 @@ def both_cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def peer_model(name: str) -> nn.Module:
-    """Seeded random weights, lively norms, and predictors scaled so that there are confident detections; class 0, which
-    stands for nothing, is never right, as in a trained model."""
-    torch.manual_seed(0)
-    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None, min_size=HEIGHT, max_size=WIDTH)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.normal_(0, 0.1)
-        classes, boxes = model.head.classification_head, model.head.regression_head
-        grouped = any(isinstance(module, nn.GroupNorm) for module in model.head.modules())
-        if not grouped:  # so that the signal lives through four convolutions
-            for module in model.head.modules():
-                if isinstance(module, nn.Conv2d) and module.out_channels == 256:
-                    module.weight.mul_(2.5)
-        classes.cls_logits.weight.mul_(4.0 if grouped else 8.0)
-        classes.cls_logits.bias[:: classes.num_classes] = -60.0
-        boxes.bbox_reg.weight.mul_(2.0)
-        boxes.bbox_reg.bias.uniform_(-0.3, 0.3)
-        if "fcos" in name:
-            boxes.bbox_reg.bias.fill_(2.0)
-            boxes.bbox_ctrness.weight.mul_(5.0)
-            classes.cls_logits.weight.mul_(2.0)
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def peer(request: pytest.FixtureRequest) -> nn.Module:
-    return peer_model(request.param)
+    return one_stage_model(request.param, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")

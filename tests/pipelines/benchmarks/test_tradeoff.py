@@ -11,11 +11,12 @@ from PIL import Image
 
 from jobs.benchmark import main
 from maskrcnn_core.config.dense import DenseConfig
+from maskrcnn_core.config.dense_loss import DenseLossConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.errors import AnnotationError, CheckpointError, ConfigError, StorageError
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.checkpoint import save_checkpoint
+from maskrcnn_core.weights.checkpoint import load_config, save_checkpoint
 from pipelines.benchmarks import tradeoff
 from pipelines.benchmarks.config import TradeoffRun
 from pipelines.benchmarks.tradeoff import Setting, TradeoffPoint, benchmark_tradeoff, combinations, mark_front, measure
@@ -81,6 +82,22 @@ def test_combinations_by_default_are_shares_of_what_the_checkpoint_does(run: Tra
     assert found == [("efficientnet_lite0", side, count) for side in sides for count in counts]
     both = replace(run, checkpoint=f"{run.checkpoint}, {run.checkpoint}", short_sides=(64,), proposals=(5, 10))
     assert [(one.short_side, one.proposals) for one in combinations(both)] == [(64, 5), (64, 10)] * 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_one_stage_detector_has_no_proposals_to_choose(run: TradeoffRun, tmp_path: Path) -> None:
+    config = replace(
+        FINDING,
+        categories=load_config(run.checkpoint).categories,
+        dense=replace(FINDING.dense, finds="detections", loss=DenseLossConfig("focal")),
+        box_head=replace(FINDING.box_head, enabled=False),
+        mask_head=replace(FINDING.mask_head, enabled=False),
+    )
+    save_checkpoint(tmp_path / "one", build_detector(config, load_pretrained=False).state_dict(), config)
+    alone = replace(run, checkpoint=str(tmp_path / "one"), short_sides=(48, 64), proposals=(5, 10), rounds=1)
+    assert [(one.short_side, one.proposals) for one in combinations(alone)] == [(48, 0), (64, 0)]
+    points = benchmark_tradeoff(replace(alone, short_sides=(64,), output=str(tmp_path / "out"))).points
+    assert [set(point.ap) for point in points] == [{"bbox"}]
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -45,6 +45,13 @@ def test_a_bias_before_the_norm(norm_bias: bool, names: set[str]) -> None:
     assert {name for name, _ in head.class_convs[0].named_parameters()} == names | {"1.weight", "1.bias"}
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (32, 16), (8, 4), (12, 4), (2, 1), (5, 1)])
+def test_a_map_of_one_pixel_has_something_to_be_normed_by(channels: int, groups: int) -> None:
+    head = TowerHead(channels, 1, 1, 2, norm="group").train()
+    assert head.class_convs[0][1].num_groups == groups
+    assert head([torch.randn(1, channels, 1, 1)]).logits[0].shape == (1, 1, 2)
+
+
 def test_every_score_is_the_prior_at_first() -> None:
     torch.manual_seed(0)
     head = TowerHead(8, 3, 4, 5, prior=0.02)
