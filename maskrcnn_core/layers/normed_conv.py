@@ -20,10 +20,10 @@ def normed_conv(
     norm: str,
     *,
     bias: bool | None = None,
+    least_in_group: int = 1,
     stride: int = 1,
     padding: int | None = None,
     groups: int = 1,
-    least_in_group: int = 1,
 ) -> nn.Module:
     """A convolution, by default one that keeps height and width, and the normalisation of its output.
 
@@ -33,9 +33,9 @@ def normed_conv(
             the identity and that an imported checkpoint fills; "sync_batch": batch norm that learns, over all workers;
             "group": 32 groups, fewer where they do not divide the width.
         bias: of the convolution; None = only where no norm follows.
-        stride, padding, groups: of the convolution; padding None = half the kernel.
         least_in_group: channels of a group, where the width has so many: a group of one has nothing to be normed by on
             a map of one pixel.
+        stride, padding, groups: of the convolution; padding None = half the kernel.
 
     Returns:
         [N, in_channels, H, W] -> [N, out_channels, H', W']. Parameters: `weight` (and `bias`; or `scale` and `shift`);
@@ -64,8 +64,8 @@ def normed_conv(
     if norm == "sync_batch":
         return BatchNormConv2d(conv, WorkersBatchNorm2d(out_channels))
     if norm == "group":
-        together = math.gcd(_GROUPS, out_channels)
-        while together > 1 and out_channels // together < least_in_group:
-            together //= 2
-        return nn.Sequential(conv, nn.GroupNorm(together, out_channels))
+        norm_groups = math.gcd(_GROUPS, out_channels)
+        while norm_groups > 1 and out_channels // norm_groups < least_in_group:
+            norm_groups //= 2
+        return nn.Sequential(conv, nn.GroupNorm(norm_groups, out_channels))
     return conv

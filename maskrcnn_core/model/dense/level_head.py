@@ -60,7 +60,7 @@ class DepthwisePredictor(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.depthwise = normed_conv(in_channels, in_channels, 3, norm, groups=in_channels)
+        self.depthwise = normed_conv(in_channels, in_channels, 3, norm, least_in_group=2, groups=in_channels)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
         for parameter in (*self.depthwise.parameters(), self.pointwise.weight):
             if parameter.ndim == 4:

@@ -100,10 +100,12 @@ class TailBlock(nn.Module):
         self.activation = rule.activation
         self.pad = TensorFlowPad(self.kernel, stride) if rule.tensorflow and stride > 1 else None
         padding = 0 if self.pad is not None else self.padding
-        self.reduce = normed_conv(in_channels, middle, 1, norm)
+        self.reduce = normed_conv(in_channels, middle, 1, norm, least_in_group=2)
         groups, wide = (middle, middle) if rule.depthwise else (1, out_channels)
-        self.conv = normed_conv(middle, wide, self.kernel, norm, stride=stride, padding=padding, groups=groups)
-        self.expand = normed_conv(middle, out_channels, 1, norm) if rule.depthwise else None
+        self.conv = normed_conv(
+            middle, wide, self.kernel, norm, least_in_group=2, stride=stride, padding=padding, groups=groups
+        )
+        self.expand = normed_conv(middle, out_channels, 1, norm, least_in_group=2) if rule.depthwise else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | FrozenAffineConv2d):
                 nn.init.xavier_uniform_(module.weight)
