@@ -256,6 +256,7 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": config.max_requests + _SLACK,
         "max_queued_requests": config.max_requests + _SLACK,
         "backpressure_config": {"status_code": 503, "retry_after_s": 1.0},
+        "max_surge_percent": 100,
         "ray_actor_options": {"num_cpus": 1},
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 30.0,
