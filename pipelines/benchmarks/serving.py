@@ -259,7 +259,7 @@ def _process(command: Sequence[str], port: int) -> Iterator[None]:
         _wait_for(lambda: _listens(port), process)
         yield
     finally:
-        process.terminate()
+        process.kill()  # jobs block the signals that end them, and children inherit that
         process.wait()
 
 
