@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskrcnn_core.config.checks import require_between, require_typed
-from maskrcnn_core.data.priors import PriorKind
 
 
 @dataclass(frozen=True)
 class PriorsConfig:
     """How the boxes are seen, and how many priors stand for them."""
 
-    kind: PriorKind = "sizes"
+    kind: Literal["sizes", "boxes"] = "sizes"
     """`sizes`: widths and heights, by IoU, as YOLOv2 has them; `boxes`: whole boxes with their places in the image, by
     distance, as MultiBox has them."""
     number: int = 5
