@@ -50,7 +50,7 @@ def test_without_a_limit_for_an_image_there_is_none() -> None:
         ({}, 250, 60),
         ({}, 8, 60),
         ({"use_gpu": True}, 1000, 60),
-        ({"use_gpu": True, "rows_per_file": 5000}, 5000, 300),
+        ({"use_gpu": True, "rows_per_file": 5000}, 5000, 75),
         ({"stalled_minutes": 10.0}, 250, 10),
         ({"test_flip": True, "test_short_sides": (400, 600, 800)}, 250, 360),
     ],
