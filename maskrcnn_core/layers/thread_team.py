@@ -19,9 +19,8 @@ _M_ARENA_MAX = -8
 
 Piece = Callable[[], None]
 
-_LOCK = threading.Lock()
+_lock = threading.Lock()
 _teams: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_teams.clear)  # a forked process has none of the threads
 
 
 def in_pieces(pieces: Iterable[Piece]) -> None:
@@ -29,7 +28,7 @@ def in_pieces(pieces: Iterable[Piece]) -> None:
     piece is called here, where torch's operators have all threads.
 
     Raises:
-        Exception: that of a piece; others may not have been called then.
+        Exception: that of a piece; others may not have been called then, and none is under way.
     """
     waiting = list(pieces)
     threads = torch.get_num_threads()
@@ -48,9 +47,10 @@ def in_pieces(pieces: Iterable[Piece]) -> None:
     members = [_team(threads).submit(take) for _ in range(min(threads, len(waiting)))]
     # Once one of them finds nothing left, those that have not begun need not.
     wait(members, return_when=FIRST_COMPLETED)
-    for member in members:
-        if not member.cancel():
-            member.result()
+    begun = [member for member in members if not member.cancel()]
+    wait(begun)
+    for member in begun:
+        member.result()
 
 
 def _share_one_heap() -> None:
@@ -62,7 +62,7 @@ def _share_one_heap() -> None:
 
 def _team(threads: int) -> ThreadPoolExecutor:
     """The threads that compute where so many are asked for: all callers share them."""
-    with _LOCK:
+    with _lock:
         if threads not in _teams:
             _share_one_heap()
             _teams[threads] = _new_team(threads)
@@ -83,3 +83,13 @@ def _new_team(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(threads)  # each of them has set the number of threads to come as well
     return team
+
+
+def _forget() -> None:
+    """A forked process has none of the threads, and nobody who would open the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _teams.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

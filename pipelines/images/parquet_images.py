@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn_core.data.files import require_bytes, uri_of
-from maskrcnn_core.errors import AnnotationError
+from maskrcnn_core.errors import AnnotationError, ImageError
 from pipelines import storage
 from pipelines.images.parts import BATCH_ROWS, Entries, Part
 
@@ -117,8 +117,9 @@ class RowGroups:
         """The bytes of an image.
 
         Raises:
-            OSError: the file is not there, is damaged, or has no such row; nothing is in it; its group is too large.
+            ImageError: the file is damaged, has no such row or nothing in it, or the row's group is too large.
             TooManyBytes: it has more than `most_bytes`.
+            OSError: the file is not there, or out of reach.
         """
         key = (row.file, row.column, row.group)
         with self._lock:
@@ -133,10 +134,10 @@ class RowGroups:
                 self._groups.pop(key, None)  # which may be there when it is tried again
             raise
         if row.row >= len(images):
-            raise OSError(f"row group {row.group} has {len(images)} rows, not {row.row + 1}: the file has changed")
+            raise _unreadable(f"row group {row.group} has {len(images)} rows, not {row.row + 1}: the file has changed")
         content = images[row.row]
         if not content.is_valid:
-            raise OSError(f"{row.column} is null in this row")
+            raise _unreadable(f"{row.column} is null in this row")
         buffer = content.as_buffer()
         require_bytes(buffer.size, most_bytes)
         return bytes(buffer)
@@ -161,17 +162,23 @@ def _read_group(row: ParquetRow) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             if row.group >= file.num_row_groups:
-                raise OSError(f"it has {file.num_row_groups} row groups, not {row.group + 1}: the file has changed")
+                raise _unreadable(f"it has {file.num_row_groups} row groups, not {row.group + 1}: the file has changed")
             size = file.metadata.row_group(row.group).total_byte_size
             if size > _MOST_GROUP_BYTES:
-                raise OSError(f"row group {row.group} has {size:,} bytes; write the file anew with smaller ones")
+                raise _unreadable(f"row group {row.group} has {size:,} bytes; write the file anew with smaller ones")
             name, _, field = row.column.partition(".")
             column = file.read_row_group(row.group, columns=[row.column]).column(name)
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
-        raise OSError(f"the Parquet file is damaged or has changed: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise _unreadable(f"the Parquet file is damaged or has changed: {reason}") from error
     if not field:
         return column
     return pa.chunked_array([_field(chunk, field) for chunk in column.chunks], type=column.type.field(field).type)
+
+
+def _unreadable(reason: str) -> ImageError:
+    """A fault of the file, which is no sign that storage is out of order."""
+    return ImageError("unreadable", reason)
 
 
 def _field(chunk: pa.StructArray, field: str) -> pa.Array:

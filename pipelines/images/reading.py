@@ -55,6 +55,8 @@ class ImageReader:
             content = ImageError("missing", f"no such file{_other_spelling(uri)}")
         except TooManyBytes as error:
             content = ImageError("too_large", str(error))
+        except ImageError as error:  # of a file that holds many images
+            content = error
         except OSError as error:
             if not storage.is_local(uri):
                 return self._refusal(uri, error)
@@ -123,7 +125,8 @@ def _read(uri: str, most_bytes: int) -> bytes:
     if (member := member_of(uri)) is not None:
         return _read_member(member, most_bytes)
     if uri.lower().endswith(TAR_EXTENSION):
-        raise OSError("a tar file that is torn, or none; the images that were found in it have rows of their own")
+        reason = "a tar file that is torn, or none; the images that were found in it have rows of their own"
+        raise ImageError("unreadable", reason)
     if storage.is_local(uri):
         return read_local(storage.filesystem_and_path(uri)[1], most_bytes)
     return read_object(uri, most_bytes)
@@ -137,7 +140,8 @@ def _read_member(member: Member, most_bytes: int) -> bytes:
     else:
         content = read_object_range(member.shard, member.offset, member.length)
     if len(content) < member.length:
-        raise OSError(f"the tar file ends within it: {len(content)} of {member.length} bytes are there")
+        reason = f"the tar file ends within it: {len(content)} of {member.length} bytes are there"
+        raise ImageError("unreadable", reason)
     return content
 
 

@@ -87,7 +87,7 @@ class RemoteBoard:
         self._actor.end_chunk.remote(chunk)
 
     def sign(self, process: ProcessId) -> None:
-        """See `ClusterBoard`; raises where the actor is no more."""
+        """See `ClusterBoard`; raises where the actor is out of reach."""
         ray.get(self._actor.sign.remote(process))
 
     def silent(self, seconds: float) -> list[ProcessId]:

@@ -60,13 +60,13 @@ def end_process(process: ProcessId) -> None:
 
 
 def give_signs(sign: Callable[[], None]) -> None:
-    """Calls it every few seconds, from a thread of its own, as long as this process lives or until it raises."""
+    """Calls it every few seconds, from a thread of its own, as long as this process lives."""
 
     def signs() -> None:
-        with suppress(Exception):  # whoever listened is no more
-            while True:
+        while True:
+            with suppress(Exception):  # whoever listens may be out of reach for a while
                 sign()
-                time.sleep(SIGN_SECONDS)
+            time.sleep(SIGN_SECONDS)
 
     threading.Thread(target=signs, name="signs-of-life", daemon=True).start()
 

@@ -82,6 +82,23 @@ def test_what_a_piece_raises_comes_back(three_threads: None) -> None:
     in_pieces([lambda: None] * 5)  # and the threads are still there
 
 
+def test_nothing_is_under_way_when_it_raises(three_threads: None) -> None:
+    together, ended = threading.Barrier(2, timeout=30), []
+
+    def fails() -> None:
+        together.wait()
+        raise ValueError("this one")
+
+    def goes_on() -> None:
+        together.wait()
+        time.sleep(0.2)
+        ended.append(True)
+
+    with pytest.raises(ValueError, match="this one"):
+        in_pieces([fails, goes_on])
+    assert ended == [True]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own(three_threads: None) -> None:
     in_pieces([lambda: None] * 4)

@@ -103,14 +103,25 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (ParquetRow(path, "image", 1, 0), "has 1 row groups, not 2"),
         (ParquetRow(path, "other", 0, 0), "damaged or has changed"),
     ):
-        with pytest.raises(OSError, match=message):
+        with pytest.raises(ImageError, match=message):
             groups.read(row, 100)
     nothing = ImageReader(100).read(ParquetRow(str(tmp_path / "b.parquet"), "image", 0, 0).uri)
     assert isinstance(nothing, ImageError)
     assert nothing.status == "missing"
     monkeypatch.setattr(parquet_images, "_MOST_GROUP_BYTES", 1)
-    with pytest.raises(OSError, match="smaller ones"):
+    with pytest.raises(ImageError, match="smaller ones"):
         RowGroups().read(ParquetRow(path, "image", 0, 0), 100)
+
+
+def test_many_empty_rows_are_no_fault_of_the_store(s3_folder: str, tmp_path: Path) -> None:
+    """Whatever is refused so often in a row by storage itself ends a run."""
+    path = f"{s3_folder}/a.parquet"
+    local = write(tmp_path / "a.parquet", {"image": [*[None] * 20, b"one"]}, rows=30)
+    storage.write_bytes_atomically(path, local.read_bytes())
+    reader = ImageReader(100)
+    found = [reader.read(ParquetRow(path, "image", 0, row).uri) for row in range(21)]
+    assert {str(content) for content in found[:20]} == {"image is null in this row"}
+    assert found[20] == b"one"
 
 
 def test_a_group_is_read_once_for_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipelines.cluster.config import ClusterConfig
-from pipelines.labelling import execution
+from pipelines.labelling import execution, signs_of_life
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.progress import LabelProgress
 from pipelines.labelling.run import label
@@ -61,6 +62,20 @@ def test_who_stood_still_itself_takes_nobody_for_silent() -> None:
         assert signs.silent(20.0) == []
     clock.now = 521.0
     assert signs.silent(20.0) == ["a"]
+
+
+def test_signs_go_on_after_one_that_did_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs_of_life, "SIGN_SECONDS", 0.01)
+    tried, arrived = [], threading.Event()
+
+    def sign() -> None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise ConnectionError
+        arrived.set()
+
+    signs_of_life.give_signs(sign)
+    assert arrived.wait(30)
 
 
 def test_the_limit_follows_that_of_an_image() -> None:
