@@ -57,3 +57,8 @@ class Entries:
     heights: list[int | None] | None = None
     others: int = 0
     left: tuple[Part, ...] = ()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a name begins with a dot; `.` and `..`, which S3's keys may hold, hide nothing."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))

@@ -10,18 +10,17 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.fs
 
-from maskrcnn_core.data.files import uri_of
 from maskrcnn_core.errors import ConfigError, StorageError
 from pipelines import storage
-from pipelines.images.parquet_images import PARQUET_EXTENSION
-from pipelines.images.parts import BATCH_ROWS, IMAGE_EXTENSIONS, Entries, Kind, Part
+from pipelines.images.local_folders import local_entries, split_folder
+from pipelines.images.object_listings import key_entries, object_entries
+from pipelines.images.parts import IMAGE_EXTENSIONS, Entries, Kind, Part
 from pipelines.images.tables import (
     coco_entries,
     csv_entries,
@@ -33,11 +32,7 @@ from pipelines.images.tables import (
 )
 from pipelines.images.tar_shards import TAR_EXTENSION, tar_entries
 from pipelines.storage import s3_listing
-from pipelines.storage.object_stores import is_beside_s3, is_path, is_prefix, list_objects
-from pipelines.storage.s3_listing import S3Object
-
-# Sub-folders of a local folder that are looked for before it is listed, to know how many tasks are worth it.
-_MOST_LOCAL_PARTS = 256
+from pipelines.storage.object_stores import is_beside_s3, is_prefix
 
 
 @dataclass(frozen=True)
@@ -132,11 +127,11 @@ def entries(part: Part) -> Iterator[Entries]:
     elif part.kind == "tar":
         yield from tar_entries(part)
     elif part.keys is not None:
-        yield from _key_entries(part)
+        yield from key_entries(part)
     elif part.kind != "file" and is_beside_s3(part.path):
-        yield from _object_entries(part)
+        yield from object_entries(part)
     else:
-        yield from _local_entries(part)
+        yield from local_entries(part)
 
 
 # ---- what a name stands for ------------------------------------------------------------------------------------------
@@ -233,181 +228,6 @@ def _folder_parts(kind: Kind, root: str, pattern: str | None, images: str) -> tu
     _, top = storage.filesystem_and_path(root)
     if not os.path.isdir(top):
         raise StorageError(f"images: no folder {root!r} (from {images!r}); check the path")
-    shallow, deep = _split_folder(top)
+    shallow, deep = split_folder(top)
     parts = [Part(kind, folder, recursive=False, pattern=pattern, root=top) for folder in shallow]
     return tuple(parts + [Part(kind, folder, pattern=pattern, root=top) for folder in deep])
-
-
-def _split_folder(top: str) -> tuple[list[str], list[str]]:
-    """Folders to list without, and with, what is below them; together they cover `top`."""
-    shallow, deep = [], [top]
-    walk = _Walk(top, top)
-    _scanned(top)  # what cannot be listed below is left to whoever lists it
-    while len(deep) < _MOST_LOCAL_PARTS // 4:
-        below = [(folder, walk.subfolders(folder)) for folder in deep]
-        if not any(children for _, children in below):
-            break
-        shallow += [folder for folder, _ in below]
-        deep = [child for _, children in below for child in children]
-        if not deep:
-            break
-    return shallow, deep
-
-
-class _Walk:
-    """Folders below a top one, each of them once: a link to one that is listed under its own name is left out, and one
-    that leads out is followed once, so that links that lead in circles come to an end.
-
-    Args:
-        top: the folder that everything is listed of.
-        start: where this walk begins, in it.
-    """
-
-    def __init__(self, top: str, start: str) -> None:
-        self._top = os.path.realpath(top)
-        self._outside: set[tuple[int, int]] = set()  # folders that links have led to, by device and inode
-        while not self._has_own_name(start):  # begun outside: it does not come back to where it came from
-            with contextlib.suppress(OSError):
-                self._is_new(os.stat(start))
-            start = os.path.dirname(start)
-
-    def subfolders(self, folder: str) -> list[str]:
-        """The folders in a folder, without hidden ones; none where it cannot be listed."""
-        try:
-            return [entry.path for entry in _scanned(folder) if self.is_folder(entry)]
-        except StorageError:
-            return []
-
-    def is_folder(self, entry: "os.DirEntry[str]") -> bool:
-        """Whether an entry is a folder to be listed; to be asked once."""
-        try:
-            if not entry.is_dir() or (entry.is_symlink() and self._has_own_name(entry.path)):
-                return False
-            return (not self._outside and not entry.is_symlink()) or self._is_new(entry.stat())
-        except OSError:  # a link to itself, or gone by now
-            return False
-
-    def _has_own_name(self, path: str) -> bool:
-        """Whether what a path leads to is listed without any link."""
-        parts = os.path.relpath(os.path.realpath(path), self._top).split("/")
-        return parts[0] != ".." and not any(_is_hidden(part) for part in parts)
-
-    def _is_new(self, state: os.stat_result) -> bool:
-        identity = state.st_dev, state.st_ino
-        is_new = identity not in self._outside
-        self._outside.add(identity)
-        return is_new
-
-
-def _scanned(folder: str) -> "list[os.DirEntry[str]]":
-    """The entries of a folder without hidden ones, by name.
-
-    Raises:
-        StorageError: it cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as scan:
-            return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise StorageError(f"images: cannot list {folder!r}: {error.strerror}") from error
-
-
-def _local_entries(part: Part) -> Iterator[Entries]:
-    if part.kind == "file":
-        yield Entries([uri_of(storage.absolute(part.path))], sizes=[None])
-        return
-    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
-    uris: list[str] = []
-    sizes: list[int | None] = []
-    others = 0
-    shards: list[Part] = []
-    for path, size in _listed(part.path, part.recursive, _Walk(part.root, part.path)):
-        if pattern is not None and not pattern.fullmatch(os.path.relpath(path, part.root)):
-            continue
-        if size is not None and (kind := _shard_kind(path, part)) is not None:
-            shards.append(Part(kind, path, root=os.path.dirname(path)))
-            continue
-        if size is not None and not path.lower().endswith(IMAGE_EXTENSIONS):
-            others += 1
-            continue
-        uris.append(uri_of(path))
-        sizes.append(size)
-        if len(uris) == BATCH_ROWS:
-            yield Entries(uris, sizes=sizes, others=others)
-            uris, sizes, others = [], [], 0
-    yield Entries(uris, sizes=sizes, others=others, left=tuple(shards))
-
-
-def _listed(folder: str, recursive: bool, walk: _Walk) -> Iterator[tuple[str, int | None]]:
-    """Path and size of the files below a folder, without hidden ones. A folder that cannot be listed comes itself,
-    without a size: its images are not to be left out without a word."""
-    try:
-        entries = _scanned(folder)
-    except StorageError:
-        if os.path.isdir(folder):  # not gone by now
-            yield folder, None
-        return
-    for entry in entries:
-        if recursive and walk.is_folder(entry):
-            yield from _listed(entry.path, True, walk)
-            continue
-        try:
-            if not entry.is_file():  # a folder, a pipe, a link that leads nowhere
-                continue
-            size = entry.stat().st_size
-        except OSError:  # a link to itself, or gone by now
-            continue
-        yield entry.path, size
-
-
-def _key_entries(part: Part) -> Iterator[Entries]:
-    assert part.keys is not None
-    for page in s3_listing.pages(part.keys):
-        some = _images_of(page.objects, part)
-        left = () if page.left is None else (replace(part, keys=page.left),)
-        yield replace(some, left=(*some.left, *left))
-
-
-def _object_entries(part: Part) -> Iterator[Entries]:
-    """A prefix of a store beside S3, which one task lists whole."""
-    for objects in list_objects(part.path):
-        yield _images_of(objects, part)
-
-
-def _images_of(objects: Sequence[S3Object], part: Part) -> Entries:
-    """The images among listed objects, without what is hidden or does not match the part's pattern."""
-    pattern = re.compile(part.pattern, re.DOTALL) if part.pattern is not None else None
-    scheme, _, rest = part.root.partition("://")
-    container, _, root = rest.rstrip("/").partition("/")
-    skip = len(root) + 1 if root else 0
-    names = [(entry, entry.key[skip:]) for entry in objects if not entry.key.endswith("/")]
-    seen = [entry for entry, name in names if not _is_hidden(name) and (not pattern or pattern.fullmatch(name))]
-    files = [(_shard_kind(entry.key, part) if scheme == "s3" else None, entry) for entry in seen]
-    shards = [(kind, entry) for kind, entry in files if kind is not None and is_path(entry.key)]
-    odd = [
-        entry for kind, entry in files if kind is not None and not is_path(entry.key)
-    ]  # Arrow cannot open them: each is a row that says so
-    images = [entry for entry in seen if entry.key.lower().endswith(IMAGE_EXTENSIONS)] + odd
-    return Entries(
-        [f"{scheme}://{container}/{entry.key}" for entry in images],
-        sizes=[entry.size for entry in images],
-        etags=[entry.etag for entry in images],
-        others=len(seen) - len(images) - len(shards),
-        left=tuple(
-            Part(kind, uri, root=posixpath.dirname(uri))
-            for kind, uri in ((kind, f"{scheme}://{container}/{entry.key}") for kind, entry in shards)
-        ),
-    )
-
-
-def _shard_kind(name: str, part: Part) -> Literal["tar", "parquet"] | None:
-    """Whether a file holds images. Parquet files, which may be anything, are opened where a pattern asks for them."""
-    if name.lower().endswith(TAR_EXTENSION):
-        return "tar"
-    asks = part.pattern is not None and part.pattern.lower().endswith(re.escape(PARQUET_EXTENSION))
-    return "parquet" if asks and name.lower().endswith(PARQUET_EXTENSION) else None
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a part of a name begins with a dot; `.` and `..`, which S3's keys may hold, hide nothing."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))

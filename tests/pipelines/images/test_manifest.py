@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
+from pipelines.images import local_folders
 from pipelines.images import manifest as manifest_module
-from pipelines.images import source as source_module
 from pipelines.images import tables as source_tables_module
 from pipelines.images.manifest import (
     MANIFEST_SCHEMA,
@@ -247,7 +247,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces, parts and row groups of a few rows, so that a small set has many."""
     for name, rows in (("_PIECE_ROWS", 16), ("_PART_ROWS", 20), ("_ROWS_PER_GROUP", 4)):
         monkeypatch.setattr(manifest_module, name, rows)
-    for module in (source_module, source_tables_module):
+    for module in (local_folders, source_tables_module):
         monkeypatch.setattr(module, "BATCH_ROWS", 8)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from maskrcnn_core.data.files import uri_of
 from maskrcnn_core.errors import AnnotationError, ConfigError, StorageError, UserError
-from pipelines.images import source as source_module
+from pipelines.images import local_folders
 from pipelines.images.manifest import build_manifest, changes_since
 from pipelines.images.reading import ImageReader
 from pipelines.images.source import entries, open_source
@@ -64,7 +64,7 @@ def test_a_name_that_is_no_utf_8_is_listed_as_what_can_be_read(tmp_path: Path) -
 
 @pytest.mark.parametrize("parts", [1, 256])
 def test_links_in_circles_come_to_an_end(tmp_path: Path, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "_MOST_LOCAL_PARTS", 4 * parts)
+    monkeypatch.setattr(local_folders, "_MOST_LOCAL_PARTS", 4 * parts)
     touch(tmp_path, "set/a.jpg", "set/x/b.jpg", "set/x/y/c.jpg", "else/d.jpg", "else/deep/e.jpg", "set/.cache/f.jpg")
     links = {
         "up1": ".", "up2": ".", "x/parent": "..", "x/y/top": "../..", "x/y/self": "../y", "loop.jpg": "loop.jpg",
@@ -121,7 +121,7 @@ def test_files_that_vanish_while_they_are_listed(tmp_path: Path, monkeypatch: py
     finally:
         stop.set()
         thread.join()
-    real = source_module._scanned
+    real = local_folders._scanned
 
     def late(folder: str) -> Any:
         found = real(folder)
@@ -129,7 +129,7 @@ def test_files_that_vanish_while_they_are_listed(tmp_path: Path, monkeypatch: py
             file.unlink()
         return found
 
-    monkeypatch.setattr(source_module, "_scanned", late)
+    monkeypatch.setattr(local_folders, "_scanned", late)
     assert not any(name.startswith("0/") for name in names(tmp_path))
 
 
