@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskrcnn_core.layers.band_rule import WORK_OF_VALUE, is_whole
 from maskrcnn_core.layers.buffers import POOL
 from maskrcnn_core.layers.half_weights import is_large
 from maskrcnn_core.layers.onednn import convolution
@@ -20,16 +21,10 @@ from maskrcnn_core.layers.pointwise import PointwiseConv2d
 from maskrcnn_core.layers.thread_team import in_pieces
 from maskrcnn_core.layers.winograd import WinogradConv2d
 
-# Results above this are computed band by band: libc gives blocks of 32 MB and more back to the system.
-_WHOLE_BYTES = 30 << 20
-
-# Bands for a core's cache, which take it about a millisecond or two; what is less work in all is left to torch's
-# threads together. Operations; a value that is written takes as long as some, and a weight, which oneDNN brings into
-# its own order for each band, as many more.
+# Bands for a core's cache, which take it about a millisecond or two. Operations; a weight, which oneDNN brings into its
+# own order for each band, takes as long as many.
 _BAND_BYTES = 3 << 20
 _BAND_WORK = 200 << 20
-_LEAST_WORK = 200 << 20
-_WORK_OF_VALUE = 64
 _WORK_OF_WEIGHT = 3000
 
 _LARGE_LINEAR = 1 << 20
@@ -66,10 +61,9 @@ class BandedConv2d(nn.Module):
             )
         )
         row_bytes = self._dtype.itemsize * width * len(self.weight)
-        row_work = width * (2 * self.weight.numel() + _WORK_OF_VALUE * len(self.weight))
-        least = max(_LEAST_WORK, 2 * _WORK_OF_WEIGHT * self.weight.numel())
-        is_small = len(x) * height * row_bytes <= _WHOLE_BYTES
-        if is_small and (torch.get_num_threads() < 2 or len(x) * height * row_work < least):
+        row_work = width * (2 * self.weight.numel() + WORK_OF_VALUE * len(self.weight))
+        least_work = 2 * _WORK_OF_WEIGHT * self.weight.numel()
+        if is_whole(len(x) * height * row_bytes, len(x) * height * row_work, least_work):
             return self._whole(x, relu=relu, residual=residual)
         output = POOL.empty((len(x), height, width, len(self.weight)), self._dtype)
         rows = min(_BAND_BYTES // row_bytes, _BAND_WORK // row_work)

@@ -9,20 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_core.layers.band_rule import WORK_OF_VALUE, is_whole
 from maskrcnn_core.layers.buffers import POOL
 from maskrcnn_core.layers.thread_team import in_pieces
 
 _TYPICAL_CELLS = 1024
 
-# Bands for a core's cache, of about a millisecond; what is less work in all is left to torch's threads together.
-# Operations; a value that is written takes as long as some.
+# Bands for a core's cache, of about a millisecond.
 _BAND_BYTES = 2 << 20
 _BAND_WORK = 100 << 20
-_LEAST_WORK = 200 << 20
-_WORK_OF_VALUE = 64
-
-# Results above this lie in pooled memory: libc gives blocks of 32 MB and more back to the system.
-_WHOLE_BYTES = 30 << 20
 
 
 class PointwiseConv2d(nn.Module):
@@ -71,9 +66,8 @@ class PointwiseConv2d(nn.Module):
     def _product(self, cells: Tensor, added: Tensor | None, *, relu: bool) -> Tensor:
         """[M, C_in] and [M, C_out] -> [M, C_out]."""
         cell_bytes = cells.element_size() * self.out_channels
-        cell_work = self.out_channels * (2 * cells.shape[1] + _WORK_OF_VALUE)
-        is_small = len(cells) * cell_bytes <= _WHOLE_BYTES
-        if is_small and (torch.get_num_threads() < 2 or len(cells) * cell_work < _LEAST_WORK):
+        cell_work = self.out_channels * (2 * cells.shape[1] + WORK_OF_VALUE)
+        if is_whole(len(cells) * cell_bytes, len(cells) * cell_work):
             return self._band(cells, added, relu=relu)
         output = POOL.empty((len(cells), self.out_channels), cells.dtype)
         step = max(1, min(_BAND_BYTES // cell_bytes, _BAND_WORK // cell_work))

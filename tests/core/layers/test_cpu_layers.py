@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_core.layers import cpu_layers
+from maskrcnn_core.layers import band_rule, cpu_layers
 from maskrcnn_core.layers.cpu_layers import BandedConv2d, PackedLinear, use_cpu_layers
 from maskrcnn_core.layers.winograd import WinogradConv2d
 
@@ -27,8 +27,8 @@ def test_in_bands_it_is_the_same(
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, **settings)  # type: ignore[arg-type]
     x = torch.randn(2, 4, *size).to(memory_format=torch.channels_last)
-    for name in ("_WHOLE_BYTES", "_BAND_BYTES"):
-        monkeypatch.setattr(cpu_layers, name, 4 * 6 * size[1] * 3)  # about three rows
+    for module, name in ((band_rule, "WHOLE_BYTES"), (cpu_layers, "_BAND_BYTES")):
+        monkeypatch.setattr(module, name, 4 * 6 * size[1] * 3)  # about three rows
     with torch.inference_mode():
         banded, expected = BandedConv2d(conv), conv(x)
         torch.testing.assert_close(banded(x), expected, rtol=1e-5, atol=1e-6)

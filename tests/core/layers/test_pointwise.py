@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_core.layers import pointwise
+from maskrcnn_core.layers import band_rule, pointwise
 from maskrcnn_core.layers.pointwise import PointwiseConv2d
 
 
@@ -34,8 +34,8 @@ def test_it_is_the_plain_convolution(
                         wanted = expected if added is None else expected + added
                         torch.testing.assert_close(found, wanted.relu() if relu else wanted, rtol=1e-5, atol=1e-6)
                         assert found.is_contiguous(memory_format=torch.channels_last)
-                for name in ("_WHOLE_BYTES", "_LEAST_WORK"):
-                    monkeypatch.setattr(pointwise, name, 0)
+                for name in ("WHOLE_BYTES", "LEAST_WORK"):
+                    monkeypatch.setattr(band_rule, name, 0)
                 monkeypatch.setattr(pointwise, "_BAND_BYTES", 24 * 4 * 10)
     finally:
         torch.set_num_threads(before)
