@@ -2,15 +2,16 @@
 
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
+
+from tests.pipelines.serving.http_site import answering
 
 TASK = 137
 _DATE = "2026-11-30T12:00:00Z"
@@ -99,13 +100,5 @@ def running_cvat(pictures: Sequence[Image.Image], labels: Sequence[dict[str, Any
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler) as site.address:
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(30)

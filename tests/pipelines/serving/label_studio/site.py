@@ -1,11 +1,12 @@
 """A Label Studio as far as a backend sees it: pictures for those who have its token."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.pipelines.serving.http_site import answering
 
 REFRESH = "header.refresh.signature"
 LEGACY = "0123456789abcdef"
@@ -69,13 +70,5 @@ def running_site() -> Iterator[Site]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler) as site.address:
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(30)
