@@ -90,7 +90,7 @@ def _closing_lines(scores: "CocoScores", checkpoint: str, labels: str, sheet: st
         "",
         f"Done: box AP50 {box:.2f}, mask AP50 {mask:.2f} on pictures that the model has never seen.",
         f"  look at    {sheet}",
-        f"  checkpoint {checkpoint}",
+        f"  checkpoint {_from_here(checkpoint)}",
         f"  labels     {labels}/labels/*.parquet",
         "",
         "With your own data in COCO format:",
@@ -101,6 +101,12 @@ def _closing_lines(scores: "CocoScores", checkpoint: str, labels: str, sheet: st
         "      --output runs/labelled",
         "  python -m jobs.evaluate --labels runs/labelled --annotations VAL.json",
     ]
+
+
+def _from_here(path: str) -> str:
+    """As the other paths of the closing lines, where it lies below the folder that the command was given in."""
+    here = Path(path)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

@@ -173,3 +173,11 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert files(tmp_path / "out" / "labelled" / "labels") == made
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["images"]["labelled"] == 2
+
+
+def test_paths_of_the_closing_lines_are_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training gives its checkpoints by whole paths."""
+    monkeypatch.chdir(tmp_path)
+    lines = demo._closing_lines(SCORES, str(tmp_path / "demo/best"), "demo/labelled", "demo/sheet.png")
+    assert "  checkpoint demo/best" in lines
+    assert "  checkpoint /elsewhere/best" in demo._closing_lines(SCORES, "/elsewhere/best", "x", "y")
