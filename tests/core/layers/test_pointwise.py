@@ -1,5 +1,7 @@
 """1x1 convolutions as products with a packed matrix."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -45,3 +47,28 @@ def test_what_is_no_plain_1x1() -> None:
     assert PointwiseConv2d.suits(nn.Conv2d(4, 6, 1, stride=2))
     for settings in ({"kernel_size": 3}, {"kernel_size": 1, "padding": 1}, {"kernel_size": 1, "groups": 2}):
         assert not PointwiseConv2d.suits(nn.Conv2d(4, 6, **settings))  # type: ignore[arg-type]
+
+
+def test_callers_at_the_same_time_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(band_rule, "LEAST_WORK", 0)
+    monkeypatch.setattr(pointwise, "_BAND_BYTES", 64 * 4 * 16)
+    try:
+        packed = PointwiseConv2d.pack(nn.Conv2d(32, 64, 1))
+        if packed is None:
+            pytest.skip("this torch or processor has no such operator")
+        inputs = [torch.randn(2, 32, 20 + index, 17) for index in range(4)]
+
+        def computed(x: torch.Tensor) -> torch.Tensor:
+            torch.set_num_threads(2)
+            with torch.inference_mode():
+                return packed.compute(x, relu=True)
+
+        alone = [computed(x) for x in inputs]
+        with ThreadPoolExecutor(len(inputs)) as callers:
+            for _ in range(10):
+                for one, other in zip(alone, callers.map(computed, inputs), strict=True):
+                    assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(before)
