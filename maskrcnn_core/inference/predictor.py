@@ -44,7 +44,8 @@ from maskrcnn_core.model.trained import check_fits, load_trained
 from maskrcnn_core.records.labels import ImageRecord
 from maskrcnn_core.records.proposals import ProposalRecord, failed_proposals
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, tensors_of
-from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint, load_config
+from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint
+from maskrcnn_core.weights.checkpoint_config import load_config
 
 
 class Predictor:

@@ -11,7 +11,8 @@ from maskrcnn_core.errors import CheckpointError
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.detector import Detector
 from maskrcnn_core.printable import printable
-from maskrcnn_core.weights.checkpoint import WEIGHTS_NAME, load_checkpoint, load_config, weight_shapes
+from maskrcnn_core.weights.checkpoint import load_checkpoint, weight_shapes
+from maskrcnn_core.weights.checkpoint_config import WEIGHTS_NAME, load_config
 from maskrcnn_core.weights.soundness import check_floating
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from maskrcnn_core.config.model import ModelConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
-from maskrcnn_core.weights.checkpoint import check_weights, load_checkpoint, load_config
+from maskrcnn_core.weights.checkpoint import check_weights, load_checkpoint
+from maskrcnn_core.weights.checkpoint_config import load_config
 from maskrcnn_core.weights.class_rows import are_same_categories, class_layouts, common_categories, copied_rows
 
 _TRUNK = "trunk."

@@ -25,7 +25,8 @@ from maskrcnn_core.inference.predictor import Predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.records.labels import ImageRecord, record_schema, records_to_table
-from maskrcnn_core.weights.checkpoint import load_checkpoint, load_config
+from maskrcnn_core.weights.checkpoint import load_checkpoint
+from maskrcnn_core.weights.checkpoint_config import load_config
 from pipelines import storage
 from pipelines.benchmarks.config import TradeoffRun
 from pipelines.benchmarks.peer import machine

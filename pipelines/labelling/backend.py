@@ -18,6 +18,15 @@ class Backend(Protocol):
         """Work is likely: a detector may be loaded while the images are listed."""
         ...
 
+    def fingerprint(self, detector: Detector, settings: WorkerSettings) -> str:
+        """Of the run's detector; waits for one that is being loaded, where that tells it sooner.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be used.
+            ConfigError: the model cannot do what the settings ask for.
+        """
+        ...
+
     def tasks(self) -> Tasks:
         """How work without a network is spread, such as listing and reading footers.
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from maskrcnn_core.config.model import Category
 from maskrcnn_core.inference.settings import PredictorSettings
-from pipelines.labelling.worker_settings import LoadPredictor
+from pipelines.labelling.worker_settings import LoadPredictor, WorkerSettings
 
 
 class DescribeCheckpoint(Protocol):
@@ -22,3 +22,12 @@ class Detector:
 
     load: LoadPredictor
     describe: DescribeCheckpoint
+
+    def fingerprint(self, settings: WorkerSettings) -> str:
+        """That the loaded detector would have.
+
+        Raises:
+            CheckpointError, ConfigError: as of `describe`.
+        """
+        fingerprint, _ = self.describe(settings.checkpoint, settings.predictor)
+        return fingerprint

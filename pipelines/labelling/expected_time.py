@@ -4,6 +4,7 @@ from pathlib import Path
 
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.inference.settings import PredictorSettings
+from maskrcnn_core.weights.checkpoint_config import WEIGHTS_NAME, load_config
 from pipelines.storage.checkpoint_copy import local_checkpoint
 
 # A weight of a convolution is used once for each few pixels of the input: ResNet-50 with FPN and mask head, of 44.4
@@ -40,10 +41,8 @@ def seconds_of_image(checkpoint: str, settings: PredictorSettings, threads: int)
 
 def _operations(folder: str, settings: PredictorSettings) -> float:
     """Of all passes over an image."""
-    from maskrcnn_core.weights.checkpoint import load_config  # brings torch, which the caller has by now
-
     config = load_config(folder).input
-    weights = (Path(folder) / "model.safetensors").stat().st_size / _BYTES_OF_WEIGHT
+    weights = (Path(folder) / WEIGHTS_NAME).stat().st_size / _BYTES_OF_WEIGHT
     longest = config.long_side / config.short_side
     pixels = sum(side * side * longest for side in settings.test_short_sides or (config.short_side,))
     return _OPERATIONS * weights * pixels * (2 if settings.test_flip else 1)

@@ -58,6 +58,11 @@ class OneMachine:
         """See `Backend`."""
         self._open(detector, on_device(settings, self.fitted())).resize(1)
 
+    def fingerprint(self, detector: Detector, settings: WorkerSettings) -> str:
+        """See `Backend`; this process then needs no torch, which would take a core's time from the one that loads."""
+        loaded = None if self._pool is None else self._pool.fingerprint()
+        return loaded or detector.fingerprint(settings)
+
     def tasks(self) -> Tasks:
         """See `Backend`."""
         return _in_threads

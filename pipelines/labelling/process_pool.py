@@ -76,6 +76,7 @@ class ProcessPool:
         self._places: list[_Place] = []
         self._waiting: deque[Chunk] = deque()
         self._heard: queue.SimpleQueue[tuple[WorkerProcess, Event]] = queue.SimpleQueue()
+        self._fingerprint: str | None = None
 
     def resize(self, processes: int) -> None:
         """Start or end processes; what the ended ones had in work is begun anew by others."""
@@ -92,6 +93,25 @@ class ProcessPool:
         self._settings = settings
         for place in self._places:
             place.process.tell(Use(settings))
+
+    def fingerprint(self) -> str | None:
+        """Of the first detector that is loaded, for which it waits; None where the device or process of one fails
+        before.
+
+        Raises:
+            UserError: the checkpoint cannot be used.
+            RuntimeError: as of `label`.
+        """
+        while self._fingerprint is None:
+            self._end_silent()
+            try:
+                process, event = self._heard.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            self._after(process, event)
+            if isinstance(event, GivenUp | Ended):
+                break
+        return self._fingerprint
 
     def label(
         self, todo: Sequence[Chunk], stalled: float, tune: Callable[[], None] = lambda: None
@@ -142,8 +162,9 @@ class ProcessPool:
         place = self._places[index]
         self._signs.hear(process)
         match event:
-            case Ready():
+            case Ready(fingerprint):
                 place.is_loaded, place.loading_deaths = True, 0
+                self._fingerprint = fingerprint
             case Done(work=work):
                 self._on_work(index, work)
             case GivenUp():

@@ -35,6 +35,10 @@ class RayBackend:
     def start_loading(self, detector: Detector, settings: WorkerSettings) -> None:
         """See `Backend`; nothing before it is known that a cluster is needed."""
 
+    def fingerprint(self, detector: Detector, settings: WorkerSettings) -> str:
+        """See `Backend`."""
+        return detector.fingerprint(settings)
+
     def tasks(self) -> Tasks:
         """See `Backend`."""
         self._connect()

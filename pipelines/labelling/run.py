@@ -139,7 +139,8 @@ def _label_by(
     settings = _worker_settings(run, kind)
     if state != "finished":
         backend.start_loading(detector, settings)
-    identity = _identity(settings, detector)
+    code = code_fingerprint()  # while the detector is loaded
+    identity = _identity(settings, backend.fingerprint(detector, settings), code)
     if state != "new":
         run_folder.require_same_run(run.output, identity)
     if manifest is not None:
@@ -356,9 +357,8 @@ def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
     )
 
 
-def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
-    fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
-    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
+def _identity(settings: WorkerSettings, fingerprint: str, code: str) -> RunIdentity:
+    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code)
 
 
 def _summary(

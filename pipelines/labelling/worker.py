@@ -71,6 +71,11 @@ class LabelWorker:
         )
         self._metrics = LabelMetrics()
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the detector, as in the column `model` of its rows."""
+        return self._stream.predictor.fingerprint
+
     def use(self, settings: WorkerSettings) -> None:
         """Settings from now on: other threads, more readers, and what belongs to the run and not to the detector."""
         self._settings = settings
@@ -130,12 +135,11 @@ class LabelWorker:
         return self._table(ids, uris, records)
 
     def _table(self, ids: Sequence[int], uris: Sequence[str], records: Sequence[Record]) -> pa.Table:
-        fingerprint = self._stream.predictor.fingerprint
         if self._proposes:
             proposals = [record for record in records if isinstance(record, ProposalRecord)]
-            return proposals_to_table(ids, uris, proposals, fingerprint)
+            return proposals_to_table(ids, uris, proposals, self.fingerprint)
         detections = [record for record in records if isinstance(record, ImageRecord)]
-        return records_to_table(ids, uris, detections, fingerprint, self._schema)
+        return records_to_table(ids, uris, detections, self.fingerprint, self._schema)
 
     def _read_proposals(self, image_id: int) -> ImageProposals | ImageError:
         assert self._proposals is not None

@@ -62,7 +62,9 @@ class Take:
 
 @dataclass(frozen=True)
 class Ready:
-    """The detector is loaded."""
+    """The detector is loaded; its fingerprint."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class _Child:
             self._worker = worker
             if self._settings is not None:
                 worker.use(self._settings)
-        self._parent.tell(Ready())
+        self._parent.tell(Ready(worker.fingerprint))
 
     def use(self, settings: WorkerSettings) -> None:
         """Settings from now on, or from when there is a detector."""

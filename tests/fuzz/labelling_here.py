@@ -50,6 +50,9 @@ class _ThisProcess:
     def start_loading(self, detector: Detector, settings: WorkerSettings) -> None:
         pass
 
+    def fingerprint(self, detector: Detector, settings: WorkerSettings) -> str:
+        return detector.fingerprint(settings)
+
     def tasks(self) -> Tasks:
         return one_by_one
 

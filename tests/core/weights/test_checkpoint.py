@@ -16,15 +16,13 @@ from maskrcnn_core.config.heads import BoxHeadConfig
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.config.trunk import BackboneConfig
 from maskrcnn_core.errors import CheckpointError, ConfigError
-from maskrcnn_core.weights.checkpoint import (
+from maskrcnn_core.weights.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from maskrcnn_core.weights.checkpoint_config import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     config_from_dict,
     config_to_dict,
-    fingerprint,
-    load_checkpoint,
     load_config,
-    save_checkpoint,
 )
 
 CONFIG = ModelConfig(

@@ -20,16 +20,8 @@ from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.model.trained import load_trained
 from maskrcnn_core.training.optimizer import build_optimizer
 from maskrcnn_core.training.state import TrainingState, load_learnt_weights, load_training_state, save_training_state
-from maskrcnn_core.weights.checkpoint import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    config_to_dict,
-    file_digest,
-    load_checkpoint,
-    load_config,
-    save_checkpoint,
-    weight_shapes,
-)
+from maskrcnn_core.weights.checkpoint import file_digest, load_checkpoint, save_checkpoint, weight_shapes
+from maskrcnn_core.weights.checkpoint_config import CONFIG_NAME, WEIGHTS_NAME, config_to_dict, load_config
 from maskrcnn_core.weights.initial import load_initial_weights
 from tests.core.inference.test_predictor import encoded
 from tests.small_detector import FINDING, finding_detector

@@ -15,7 +15,8 @@ import torch
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import UserError
 from maskrcnn_core.importers.convert import read_foreign
-from maskrcnn_core.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_checkpoint, save_checkpoint
+from maskrcnn_core.weights.checkpoint import load_checkpoint, save_checkpoint
+from maskrcnn_core.weights.checkpoint_config import CONFIG_NAME, WEIGHTS_NAME
 from tests.core.weights.written_graph import constant
 from tests.core.weights.written_graph import tensor as tensor_message
 

@@ -16,7 +16,8 @@ from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.errors import AnnotationError, CheckpointError, ConfigError, StorageError
 from maskrcnn_core.model.build import build_detector
-from maskrcnn_core.weights.checkpoint import load_config, save_checkpoint
+from maskrcnn_core.weights.checkpoint import save_checkpoint
+from maskrcnn_core.weights.checkpoint_config import load_config
 from pipelines.benchmarks import tradeoff
 from pipelines.benchmarks.config import TradeoffRun
 from pipelines.benchmarks.tradeoff import Setting, TradeoffPoint, benchmark_tradeoff, combinations, mark_front, measure
