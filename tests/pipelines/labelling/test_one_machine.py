@@ -26,6 +26,7 @@ from pipelines.verification.config import VerifyRun
 from pipelines.verification.run import verify
 from tests.pipelines.fake_detector import FAKE, FakePredictor, describe_fake, write_images
 from tests.processes import descendants
+from tests.small_detector import save_small_detector
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,6 +57,14 @@ def command_line(process: int) -> bytes:
 def die_loading(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
     print("out of something", file=sys.stderr, flush=True)
     os._exit(3)
+
+
+def die_once(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
+    marker = Path(checkpoint).parent / "died"
+    if not marker.exists():
+        marker.touch()
+        os._exit(3)
+    return FAKE.load(checkpoint, settings)
 
 
 def misload(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
@@ -160,6 +169,36 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path, number: si
     assert (summary.images, summary.statuses) == (40, {"ok": 40})
     assert summary.labelled_now < 40
     assert verify(VerifyRun(run.output)).passed
+
+
+_WITHOUT_TORCH = """
+import sys
+from jobs.label import main
+code = main(sys.argv[1:])
+sys.exit(code or ("torch" in sys.modules and "torch was imported"))
+"""
+
+
+def test_the_parent_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:
+    run = run_of(tmp_path, str(save_small_detector(tmp_path / "checkpoint")), images=2)
+    command = ["--checkpoint", run.checkpoint, "--images", run.images, "--output", run.output]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH, *command, "--label.num_workers", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # The processes' detector has the fingerprint that one of this process would have.
+    assert label(run).skipped_because_done
+
+
+def test_a_detector_whose_first_process_dies_is_described_by_the_parent(tmp_path: Path) -> None:
+    run = run_of(tmp_path, str(tmp_path / "good"), images=2)
+    summary = label(run, detector=Detector(die_once, FAKE.describe))
+    assert (tmp_path / "died").exists()
+    assert summary.statuses == {"ok": 2}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
