@@ -19,6 +19,7 @@ from pipelines.cluster.config import ClusterConfig
 from pipelines.labelling import one_machine, signs_of_life
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.detector import Detector
+from pipelines.labelling.detector_stream import Predicting
 from pipelines.labelling.one_machine import OneMachine
 from pipelines.labelling.progress import LabelProgress
 from pipelines.labelling.run import label
@@ -59,7 +60,7 @@ def die_loading(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
     os._exit(3)
 
 
-def die_once(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
+def die_once(checkpoint: str, settings: PredictorSettings) -> Predicting:
     marker = Path(checkpoint).parent / "died"
     if not marker.exists():
         marker.touch()
