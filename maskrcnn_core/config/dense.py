@@ -92,8 +92,8 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "focal, points, hard_negatives, cells or grid where model.dense.finds is detections: sampled anchors learn "
-            "no classes",
+            "focal, points, hard_negatives, cells, grid or assigned where model.dense.finds is detections: sampled "
+            "anchors learn no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",
@@ -102,6 +102,7 @@ class DenseConfig:
             "edges where model.dense.loss.kind is points",
         )
         self._check_cells()
+        self._check_places()
         score_from = self.detection.score_from
         require(
             score_from != "centreness" or self.head.objectness,
@@ -116,10 +117,25 @@ class DenseConfig:
             f"false where model.dense.loss.kind is {self.loss.kind}: nothing teaches it",
         )
         require(
-            score_from != "softmax" or self.loss.kind not in ("focal", "points"),
+            score_from != "softmax" or self.loss.kind not in ("focal", "points", "assigned"),
             "model.dense.detection.score_from",
             score_from,
             f"sigmoid where model.dense.loss.kind is {self.loss.kind}, which learns each class by itself",
+        )
+
+    def _check_places(self) -> None:
+        """Anchors with places of their own need a head that has no positions, and the other way round."""
+        require(
+            (self.head.kind == "global") == (self.anchors.kind == "boxes"),
+            "model.dense.anchors.kind",
+            self.anchors.kind,
+            f"{'boxes' if self.head.kind == 'global' else 'another'} where model.dense.head.kind is {self.head.kind}",
+        )
+        require(
+            self.coding.kind != "corners" or self.anchors.kind == "boxes",
+            "model.dense.coding.kind",
+            self.coding.kind,
+            f"another where model.dense.anchors.kind is {self.anchors.kind}: corners are parts of the input",
         )
 
     def _check_cells(self) -> None:
