@@ -138,6 +138,23 @@ class DenseConfig:
             f"another where model.dense.anchors.kind is {self.anchors.kind}: corners are parts of the input",
         )
 
+        self._check_window()
+
+    def _check_window(self) -> None:
+        """A window is around the middle of its cell, or ends there, and is its only anchor."""
+        if self.head.kind != "windows":
+            return
+        offset = 0.5 if self.head.pool * self.head.window % 2 else 1.0
+        require(
+            self.anchors.kind == "priors"
+            and self.anchors.offset == offset
+            and all(len(level) == 1 for level in self.anchors.priors),
+            "model.dense.anchors",
+            f"kind {self.anchors.kind}, offset {self.anchors.offset}",
+            f"kind priors with one prior a level, and offset {offset} where model.dense.head.kind is windows and a "
+            f"window has {self.head.pool} x {self.head.window} cells a side",
+        )
+
     def _check_cells(self) -> None:
         """YOLO's parts, which need each other: loss, code, head and score."""
         together = {"cells": ("cells", "cells", "conditional"), "grid": ("roots", "whole_map", "product")}

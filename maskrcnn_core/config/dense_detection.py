@@ -21,10 +21,13 @@ class DenseDetectionConfig:
     """Pairs of anchor and class that enter NMS, best first."""
     candidates_of: Literal["level", "image", "class"] = "level"
     """Whether max_candidates are of each level (RetinaNet), of the image or of each class (SSD)."""
-    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
-    """What overlapping weaker detections suffer: dropped, or their score lowered (Bodla et al., ICCV 2017)."""
+    nms: Literal["hard", "soft_linear", "soft_gaussian", "average"] = "hard"
+    """What overlapping weaker detections suffer: dropped, or their score lowered (Bodla et al., ICCV 2017); average =
+    the closest two become one with the sum of their scores, again and again (OverFeat). Such a score is s / (1 + s) of
+    the sum s."""
     nms_overlap: float = 0.5
-    """IoU above which the weaker of two detections of one class is dropped (hard) or lowered (soft_linear)."""
+    """IoU above which the weaker of two detections of one class is dropped (hard) or lowered (soft_linear); IoU less
+    the distance of the centres in mean diagonals above which two become one (average)."""
     soft_sigma: float = 0.5
     """Width of the Gaussian by which scores fall with the overlap (soft_gaussian)."""
     nms_per_class: bool = True

@@ -4,19 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maskrcnn_core.config.checks import require, require_between, require_fraction, require_typed
-from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LAYERS, MAX_PIXEL
+from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LAYERS, MAX_PIXEL, MAX_RESOLUTION
 
 
 @dataclass(frozen=True)
 class DenseHeadConfig:
     """The network of the dense stage. How many 3x3 convolutions it has is `model.dense.convs`."""
 
-    kind: Literal["shared", "towers", "levels", "cells", "whole_map", "global"] = "shared"
+    kind: Literal["shared", "towers", "levels", "cells", "whole_map", "global", "windows"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
     convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
     alone, each level's own (SSD); cells = convolutions with leaky ReLU, then 1x1 predictors of classes, boxes and
     objectness (YOLOv2); whole_map = fully connected layers that see the whole map, which must have one size
-    (YOLOv1); global = the same with ReLU, for anchors that the image has once (MultiBox)."""
+    (YOLOv1); global = the same with ReLU, for anchors that the image has once (MultiBox); windows =
+    fully connected layers that see a window around each cell of the map, pooled at every offset (OverFeat)."""
     norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
     """Normalisation after each convolution (towers, cells), or after the depthwise ones (levels)."""
     depthwise: bool = False
@@ -26,9 +27,15 @@ class DenseHeadConfig:
     local: int = 0
     """Channels of a locally connected 3x3 layer before the fully connected ones; 0 = none (whole_map)."""
     layers: tuple[int, ...] = ()
-    """Widths of the fully connected layers before the predictors (whole_map, global)."""
+    """Widths of the fully connected layers before the predictors (whole_map, global); of the classifier's (windows)."""
+    box_layers: tuple[int, ...] = ()
+    """Widths of the regressor's fully connected layers (windows; OverFeat: 4096, 1024)."""
+    pool: int = 3
+    """Side of a pooled cell, cells of the map (windows)."""
+    window: int = 5
+    """Side of the window, pooled cells (windows)."""
     dropout: float = 0.5
-    """Share of what goes into the predictors that training drops (whole_map, global)."""
+    """Share of what goes into the predictors that training drops (whole_map, global, windows)."""
     norm_bias: bool = False
     """The convolutions have a bias although a norm follows (FCOS)."""
     objectness: bool = False
@@ -43,12 +50,22 @@ class DenseHeadConfig:
         require_fraction("model.dense.head.dropout", self.dropout)
         require_between("model.dense.head.width", self.width, 1, MAX_CHANNELS)
         require_between("model.dense.head.local", self.local, 0, MAX_CHANNELS)
-        require(
-            len(self.layers) <= MAX_LAYERS and all(1 <= width <= MAX_CHANNELS for width in self.layers),
-            "model.dense.head.layers",
-            self.layers,
-            f"up to {MAX_LAYERS} widths from 1 to {MAX_CHANNELS}",
-        )
+        require_between("model.dense.head.pool", self.pool, 1, MAX_RESOLUTION)
+        require_between("model.dense.head.window", self.window, 1, MAX_RESOLUTION)
+        for name in ("layers", "box_layers"):
+            widths = getattr(self, name)
+            require(
+                len(widths) <= MAX_LAYERS and all(1 <= width <= MAX_CHANNELS for width in widths),
+                f"model.dense.head.{name}",
+                widths,
+                f"up to {MAX_LAYERS} widths from 1 to {MAX_CHANNELS}",
+            )
+            require(
+                self.kind != "windows" or len(widths) > 0,
+                f"model.dense.head.{name}",
+                widths,
+                "at least one width where model.dense.head.kind is windows: the first layer sees the window",
+            )
         for name, default, kinds in (
             ("norm", "none", ("towers", "levels", "cells")),
             ("objectness", False, ("towers",)),

@@ -26,6 +26,7 @@ from maskrcnn_core.model.dense.selection import ProposalRule
 from maskrcnn_core.model.dense.shared_head import SharedHead
 from maskrcnn_core.model.dense.tower_head import TowerHead
 from maskrcnn_core.model.dense.whole_map_head import WholeMapHead
+from maskrcnn_core.model.dense.window_head import WindowHead
 from maskrcnn_core.model.pyramids.pyramid import Pyramid
 from maskrcnn_core.model.survivors import DetectionRule
 
@@ -108,6 +109,16 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
             num_logits,
             local=head.local,
             widths=head.layers,
+            dropout=head.dropout,
+        )
+    if head.kind == "windows":
+        return WindowHead(
+            pyramid.channels,
+            head.pool,
+            head.window,
+            num_logits,
+            widths=head.layers,
+            box_widths=head.box_layers,
             dropout=head.dropout,
         )
     if head.kind == "global":
