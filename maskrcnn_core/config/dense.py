@@ -92,8 +92,8 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "focal, points, hard_negatives, cells, grid or assigned where model.dense.finds is detections: sampled "
-            "anchors learn no classes",
+            "focal, points, hard_negatives, cells, grid, assigned or box_masks where model.dense.finds is detections: "
+            "sampled anchors learn no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",
@@ -139,6 +139,27 @@ class DenseConfig:
         )
 
         self._check_window()
+        self._check_box_masks()
+
+    def _check_box_masks(self) -> None:
+        """DetectorNet's parts, which need each other."""
+        is_wanted = self.loss.kind == "box_masks"
+        for name, value, wanted in (
+            ("head.kind", self.head.kind, "box_masks"),
+            ("detection.score_from", self.detection.score_from, "linear"),
+        ):
+            require(
+                (value == wanted) == is_wanted,
+                f"model.dense.{name}",
+                value,
+                f"{wanted if is_wanted else 'another'} where model.dense.loss.kind is {self.loss.kind}",
+            )
+        require(
+            not is_wanted or (self.anchors.kind == "priors" and self.coding.kind == "deltas"),
+            "model.dense.anchors.kind",
+            self.anchors.kind,
+            "priors, with model.dense.coding.kind deltas, where model.dense.loss.kind is box_masks",
+        )
 
     def _check_window(self) -> None:
         """A window is around the middle of its cell, or ends there, and is its only anchor."""

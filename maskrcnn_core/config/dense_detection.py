@@ -11,10 +11,11 @@ from maskrcnn_core.config.limits import MAX_PIXEL, MAX_REGIONS
 class DenseDetectionConfig:
     """From the outputs of all anchors to the detections of an image."""
 
-    score_from: Literal["sigmoid", "softmax", "centreness", "conditional", "product"] = "sigmoid"
+    score_from: Literal["sigmoid", "softmax", "centreness", "conditional", "product", "linear"] = "sigmoid"
     """sigmoid = each class by itself (RetinaNet); softmax = classes compete, with a background that has a number of its
     own (SSD); centreness = the square root of class score times centreness (FCOS); conditional = objectness times the
-    softmax of the classes (YOLOv2); product = confidence times class value, both as they are (YOLOv1)."""
+    softmax of the classes (YOLOv2); product = confidence times class value, both as they are (YOLOv1);
+    linear = as it is (DetectorNet)."""
     min_score: float = 0.05
     """Detections below this score are dropped."""
     max_candidates: int = 1000

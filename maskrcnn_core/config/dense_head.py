@@ -11,13 +11,15 @@ from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LAYERS, MAX_PIXEL, MAX
 class DenseHeadConfig:
     """The network of the dense stage. How many 3x3 convolutions it has is `model.dense.convs`."""
 
-    kind: Literal["shared", "towers", "levels", "cells", "whole_map", "global", "windows"] = "shared"
+    kind: Literal["shared", "towers", "levels", "cells", "whole_map", "global", "windows", "box_masks"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
     convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
     alone, each level's own (SSD); cells = convolutions with leaky ReLU, then 1x1 predictors of classes, boxes and
     objectness (YOLOv2); whole_map = fully connected layers that see the whole map, which must have one size
     (YOLOv1); global = the same with ReLU, for anchors that the image has once (MultiBox); windows =
-    fully connected layers that see a window around each cell of the map, pooled at every offset (OverFeat)."""
+    fully connected layers that see a window around each cell of the map, pooled at every offset (OverFeat);
+    box_masks = fully connected layers that see the whole map and draw a mask of the boxes of each class and of each of
+    their halves, by which the anchors are scored (DetectorNet)."""
     norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
     """Normalisation after each convolution (towers, cells), or after the depthwise ones (levels)."""
     depthwise: bool = False
@@ -27,15 +29,18 @@ class DenseHeadConfig:
     local: int = 0
     """Channels of a locally connected 3x3 layer before the fully connected ones; 0 = none (whole_map)."""
     layers: tuple[int, ...] = ()
-    """Widths of the fully connected layers before the predictors (whole_map, global); of the classifier's (windows)."""
+    """Widths of the fully connected layers before the predictors (whole_map, global, box_masks); of the
+    classifier's (windows)."""
     box_layers: tuple[int, ...] = ()
     """Widths of the regressor's fully connected layers (windows; OverFeat: 4096, 1024)."""
+    grid: int = 24
+    """Cells along a side of the masks, in whose middles anchors stand (box_masks)."""
     pool: int = 3
     """Side of a pooled cell, cells of the map (windows)."""
     window: int = 5
     """Side of the window, pooled cells (windows)."""
     dropout: float = 0.5
-    """Share of what goes into the predictors that training drops (whole_map, global, windows)."""
+    """Share of what goes into the predictors that training drops (whole_map, global, windows, box_masks)."""
     norm_bias: bool = False
     """The convolutions have a bias although a norm follows (FCOS)."""
     objectness: bool = False
@@ -50,6 +55,7 @@ class DenseHeadConfig:
         require_fraction("model.dense.head.dropout", self.dropout)
         require_between("model.dense.head.width", self.width, 1, MAX_CHANNELS)
         require_between("model.dense.head.local", self.local, 0, MAX_CHANNELS)
+        require_between("model.dense.head.grid", self.grid, 1, MAX_RESOLUTION)
         require_between("model.dense.head.pool", self.pool, 1, MAX_RESOLUTION)
         require_between("model.dense.head.window", self.window, 1, MAX_RESOLUTION)
         for name in ("layers", "box_layers"):

@@ -84,7 +84,7 @@ class ModelConfig:
             f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
         )
         require(
-            levels == 1 or self.dense.loss.kind not in ("cells", "grid"),
+            levels == 1 or self.dense.loss.kind not in ("cells", "grid", "box_masks"),
             "model.pyramid.kind",
             self.pyramid.kind,
             f"one of a single level (last, passthrough) where model.dense.loss.kind is {self.dense.loss.kind}",

@@ -10,6 +10,8 @@ from maskrcnn_core.model.cell_coding import CellCoding, RootCoding
 from maskrcnn_core.model.corner_coding import CornerCoding, WindowCoding
 from maskrcnn_core.model.dense.anchors import AnchorRule, OctaveAnchors, PriorAnchors, RatioAnchors
 from maskrcnn_core.model.dense.assigned_loss import AssignedLoss
+from maskrcnn_core.model.dense.box_mask_head import BoxMaskHead
+from maskrcnn_core.model.dense.box_mask_loss import BoxMaskLoss
 from maskrcnn_core.model.dense.cell_head import CellHead
 from maskrcnn_core.model.dense.cell_loss import CellLoss
 from maskrcnn_core.model.dense.dense_stage import DenseRules, DenseStage
@@ -59,7 +61,10 @@ def _anchors(config: ModelConfig) -> AnchorRule:
     if anchors.kind == "boxes":
         return ImageAnchors(anchors.boxes, _input_side(config))
     if anchors.kind == "priors":
-        return PriorAnchors(anchors.priors, anchors.spacing, anchors.fitted_strides, anchors.offset)
+        grid = config.dense.head.grid if config.dense.head.kind == "box_masks" else 0
+        return PriorAnchors(
+            anchors.priors, anchors.spacing, anchors.fitted_strides, 0.5 if grid else anchors.offset, grid
+        )
     if anchors.kind == "octaves":
         return OctaveAnchors(
             anchors.sizes,
@@ -108,6 +113,17 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
             num_anchors[0],
             num_logits,
             local=head.local,
+            widths=head.layers,
+            dropout=head.dropout,
+        )
+    if head.kind == "box_masks":
+        side = _input_side(config)
+        return BoxMaskHead(
+            pyramid.channels,
+            _map_side(config, pyramid.strides[0]),
+            head.grid,
+            [(width / side, height / side) for width, height in dense.anchors.priors[0]],
+            num_logits,
             widths=head.layers,
             dropout=head.dropout,
         )
@@ -190,6 +206,8 @@ def _dense_loss(dense: DenseConfig) -> DenseLoss:
         )
     if loss.kind == "grid":
         return GridLoss(loss.object_weight, loss.empty_weight, loss.box_weight, loss.class_weight)
+    if loss.kind == "box_masks":
+        return BoxMaskLoss(loss.empty_weight)
     if loss.kind == "assigned":
         return AssignedLoss(dense.crowd_overlap, loss.box_weight, loss.class_weight)
     if loss.kind == "focal":

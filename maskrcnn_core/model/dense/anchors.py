@@ -149,12 +149,17 @@ class OctaveAnchors:
 
 @dataclass(frozen=True)
 class PriorAnchors:
-    """Anchors of given sides (SSD's default boxes; attributes as in `AnchorConfig`)."""
+    """Anchors of given sides (SSD's default boxes; attributes as in `AnchorConfig`).
+
+    Attributes:
+        grid: positions along a side of the input, whatever the map has; 0 = the map's cells.
+    """
 
     priors: tuple[tuple[tuple[float, float], ...], ...]
     spacing: tuple[float, ...] = ()
     fitted_strides: bool = False
     offset: float = 0.5
+    grid: int = 0
 
     def per_level(self, num_levels: int) -> tuple[int, ...]:
         """See `AnchorRule`."""
@@ -166,13 +171,15 @@ class PriorAnchors:
         return [torch.cat((-level, level), dim=1) / 2 for level in sides]
 
     def positions(self, shapes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-        """See `AnchorRule`: every cell."""
-        return shapes
+        """See `AnchorRule`: every cell, or those of the grid."""
+        return [(self.grid, self.grid)] * len(shapes) if self.grid else shapes
 
     def steps(
         self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
     ) -> list[tuple[float, float]]:
         """See `AnchorRule`."""
+        if self.grid:
+            return [(input_shape[0] / self.grid, input_shape[1] / self.grid)] * len(strides)
         if self.fitted_strides:
             return [(input_shape[0] / height, input_shape[1] / width) for height, width in shapes]
         return [(step, step) for step in self.spacing or strides]

@@ -1,5 +1,5 @@
-"""MultiBox and OverFeat keep the contract of all detectors: they learn, find, have fixed shapes, save and load, carry
-masks."""
+"""MultiBox, OverFeat and DetectorNet keep the contract of all detectors: they learn, find, have fixed shapes, save and
+load, carry masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,9 @@ LOSSES = {
     "history/deepmultibox_alexnet": DENSE,
     "one_stage/overfeat_lite0": DENSE,
     "history/overfeat_alexnet": DENSE,
+    "one_stage/detectornet_lite0": {"dense_mask"},
 }
-DETECTORS = ("one_stage/multibox_lite0", "one_stage/overfeat_lite0")
+DETECTORS = ("one_stage/multibox_lite0", "one_stage/overfeat_lite0", "one_stage/detectornet_lite0")
 
 
 def small(name: str, **dense: Any) -> ModelConfig:
@@ -44,6 +45,9 @@ def small(name: str, **dense: Any) -> ModelConfig:
     argv = ["--config", str(FOLDER / f"{name}.yaml"), "--output", "none"]
     model = parse_run(TrainRun, prog="train", argv=argv).model
     head = model.dense.head
+    if head.kind == "box_masks":
+        sides = ((48.0, 56.0), (56.0, 72.0), (30.0, 30.0), (90.0, 100.0))
+        dense["anchors"] = replace(model.dense.anchors, priors=(sides,))
     if head.kind == "windows":
         dense["anchors"] = replace(model.dense.anchors, priors=(((48.0, 48.0),),))
     layers = {key: tuple(32 for _ in getattr(head, key)) for key in ("layers", "box_layers")}
@@ -68,7 +72,7 @@ def built(config: ModelConfig, *, fixed_size: bool = False, lively: bool = False
     detector = build_detector(config, load_pretrained=False)
     if lively:
         for name, parameter in detector.named_parameters():
-            if name in ("dense.head.logits.weight", "dense.head.deltas.weight"):
+            if name in ("dense.head.logits.weight", "dense.head.deltas.weight", "dense.head.masks.weight"):
                 torch.nn.init.normal_(parameter, std=0.1)
     return with_fixed_size_on(detector, ("cpu",) if fixed_size else ())
 
@@ -92,7 +96,7 @@ def test_it_learns_and_finds_and_comes_back(name: str, tmp_path: Path) -> None:
     nothing = detector(images(), targets(0))
     assert set(nothing) == LOSSES[name]
     assert all(bool(loss.isfinite()) for loss in nothing.values())
-    assert nothing["dense_box"] == 0
+    assert nothing.get("dense_box", 0) == 0
     detector.eval()
     assert detector.propose(images()).count.min() > 0
     if config.finds == "detections":
@@ -217,6 +221,9 @@ def test_two_pictures_are_learnt_by_heart(name: str) -> None:
             {"head": {"box_layers": ()}},
             r"model\.dense\.head\.box_layers: got \(\), expected at least",
         ),
+        ("detectornet_lite0", {"head": {"kind": "whole_map"}}, r"model\.dense\.head\.kind: .* box_masks where"),
+        ("detectornet_lite0", {"detection": {"score_from": "sigmoid"}}, r"score_from: got 'sigmoid', expected linear"),
+        ("overfeat_lite0", {"detection": {"score_from": "linear"}}, r"score_from: got 'linear', expected another"),
         ("overfeat_lite0", {"coding": {"kind": "corners"}}, r"model\.dense\.coding\.kind: got 'corners', expected"),
     ],
 )
