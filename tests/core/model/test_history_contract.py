@@ -52,7 +52,7 @@ def small(name: str, **dense: Any) -> ModelConfig:
         dense["detection"] = replace(model.dense.detection, nms_overlap=0.4137)
     if head.kind == "windows":
         dense["anchors"] = replace(model.dense.anchors, priors=(((48.0, 48.0),),))
-    layers = {key: tuple(32 for _ in getattr(head, key)) for key in ("layers", "box_layers")}
+    layers: dict[str, Any] = {key: tuple(32 for _ in getattr(head, key)) for key in ("layers", "box_layers")}
     return replace(
         model,
         input=replace(model.input, short_side=SIDE, long_side=SIDE),

@@ -88,8 +88,8 @@ def test_scores_are_means_over_areas() -> None:
 
 
 def test_the_best_candidate_is_the_object() -> None:
-    """By eye: of 3 x 3 cells the whole mask says 1; a half ends in the middle of a cell, whose other half lies opposite:
-    5/6 inside, 1/6 outside."""
+    """By eye: of 3 x 3 cells the whole mask says 1; a half ends in the middle of a cell, whose other half lies
+    opposite: 5/6 inside, 1/6 outside."""
     boxes, head = candidates(), head_of(1)
     chosen = int(((boxes[:, 2] - boxes[:, 0] == 24) & (boxes[:, 0] == 24) & (boxes[:, 1] == 16)).nonzero()[0, 0])
     drawn = box_masks(targets_of([[boxes[chosen].tolist()]], [[0]], [["object"]]), 1, GRID, (SIDE, SIDE))
