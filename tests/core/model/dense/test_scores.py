@@ -58,6 +58,9 @@ def test_no_images_and_half_precision(score_from: str) -> None:
     assert best_pairs(given, 0, 5, score_from)[0].shape == best_anchors(given, 0, 5, score_from)[0].shape == (0, 5)
     full = outputs()
     assert full.objectness is not None
-    half = DenseOutputs(*([level.bfloat16() for level in of] for of in (full.logits, full.deltas, full.objectness)))
+    logits, deltas, objectness = (
+        [level.bfloat16() for level in levels] for levels in (full.logits, full.deltas, full.objectness)
+    )
+    half = DenseOutputs(logits, deltas, objectness)
     assert level_scores(half, 0, score_from).dtype == best_pairs(half, 0, 5, score_from)[0].dtype == torch.float32
     assert best_anchors(half, 0, 5, score_from)[0].dtype == torch.float32
