@@ -117,11 +117,13 @@ class DenseOutputs:
         logits: [N, A_l, K] of each level; K = 1: an object or none.
         deltas: [N, A_l, 4] of each level, in the code of a `BoxCoding`.
         objectness: [N, A_l] of each level, where the head tells "an object" apart from "which"; else None.
+        masks: [N, K, 5, S, S] of each class over the whole input, where the head draws boxes (DetectorNet); else None.
     """
 
     logits: list[Tensor]
     deltas: list[Tensor]
     objectness: list[Tensor] | None = None
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)

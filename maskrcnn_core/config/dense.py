@@ -92,8 +92,8 @@ class DenseConfig:
             self.finds == "proposals" or self.loss.kind != "sampled",
             "model.dense.loss.kind",
             self.loss.kind,
-            "focal, points, hard_negatives, cells or grid where model.dense.finds is detections: sampled anchors learn "
-            "no classes",
+            "focal, points, hard_negatives, cells, grid, assigned or box_masks where model.dense.finds is detections: "
+            "sampled anchors learn no classes",
         )
         require(
             self.loss.kind != "points" or self.coding.kind == "edges",
@@ -102,6 +102,7 @@ class DenseConfig:
             "edges where model.dense.loss.kind is points",
         )
         self._check_cells()
+        self._check_places()
         score_from = self.detection.score_from
         require(
             score_from != "centreness" or self.head.objectness,
@@ -116,10 +117,63 @@ class DenseConfig:
             f"false where model.dense.loss.kind is {self.loss.kind}: nothing teaches it",
         )
         require(
-            score_from != "softmax" or self.loss.kind not in ("focal", "points"),
+            score_from != "softmax" or self.loss.kind not in ("focal", "points", "assigned"),
             "model.dense.detection.score_from",
             score_from,
             f"sigmoid where model.dense.loss.kind is {self.loss.kind}, which learns each class by itself",
+        )
+
+    def _check_places(self) -> None:
+        """Anchors with places of their own need a head that has no positions, and the other way round."""
+        require(
+            (self.head.kind == "global") == (self.anchors.kind == "boxes"),
+            "model.dense.anchors.kind",
+            self.anchors.kind,
+            f"{'boxes' if self.head.kind == 'global' else 'another'} where model.dense.head.kind is {self.head.kind}",
+        )
+        require(
+            self.coding.kind != "corners" or self.anchors.kind == "boxes",
+            "model.dense.coding.kind",
+            self.coding.kind,
+            f"another where model.dense.anchors.kind is {self.anchors.kind}: corners are parts of the input",
+        )
+
+        self._check_window()
+        self._check_box_masks()
+
+    def _check_box_masks(self) -> None:
+        """DetectorNet's parts, which need each other."""
+        is_wanted = self.loss.kind == "box_masks"
+        for name, value, wanted in (
+            ("head.kind", self.head.kind, "box_masks"),
+            ("detection.score_from", self.detection.score_from, "linear"),
+        ):
+            require(
+                (value == wanted) == is_wanted,
+                f"model.dense.{name}",
+                value,
+                f"{wanted if is_wanted else 'another'} where model.dense.loss.kind is {self.loss.kind}",
+            )
+        require(
+            not is_wanted or (self.anchors.kind == "priors" and self.coding.kind == "deltas"),
+            "model.dense.anchors.kind",
+            self.anchors.kind,
+            "priors, with model.dense.coding.kind deltas, where model.dense.loss.kind is box_masks",
+        )
+
+    def _check_window(self) -> None:
+        """A window is around the middle of its cell, or ends there, and is its only anchor."""
+        if self.head.kind != "windows":
+            return
+        offset = 0.5 if self.head.pool * self.head.window % 2 else 1.0
+        require(
+            self.anchors.kind == "priors"
+            and self.anchors.offset == offset
+            and all(len(level) == 1 for level in self.anchors.priors),
+            "model.dense.anchors",
+            f"kind {self.anchors.kind}, offset {self.anchors.offset}",
+            f"kind priors with one prior a level, and offset {offset} where model.dense.head.kind is windows and a "
+            f"window has {self.head.pool} x {self.head.window} cells a side",
         )
 
     def _check_cells(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maskrcnn_core.config.checks import require, require_between, require_fraction, require_typed
-from maskrcnn_core.config.limits import MAX_LISTED, MAX_PIXEL
+from maskrcnn_core.config.limits import MAX_BOXES, MAX_LISTED, MAX_PIXEL
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class AnchorConfig:
     fitted_strides: bool = False
     """Space anchors by input size / map size, whole pixels (torchvision: P6 of a 480 wide input steps by 60, not
     64); with priors as it comes out."""
-    kind: Literal["ratios", "octaves", "priors"] = "ratios"
+    kind: Literal["ratios", "octaves", "priors", "boxes"] = "ratios"
     """ratios = of each size one box for each ratio (RPN; with one ratio, sizes that are the levels' strides and
     model.dense.coding.kind edges the points of FCOS); octaves = of each level's size also some sizes up to its double,
-    each in every ratio (RetinaNet); priors = as model.dense.anchors.priors says (SSD, YOLOv2, YOLOv1)."""
+    each in every ratio (RetinaNet); priors = as model.dense.anchors.priors says (SSD, YOLOv2, YOLOv1); boxes = those of
+    model.dense.anchors.boxes, once an image (MultiBox)."""
     octave_steps: int = 3
     """Sizes from a level's own up to its double, evenly on a logarithmic scale: s, 2^(1/3) s, 2^(2/3) s (octaves)."""
     whole_sizes: bool = False
@@ -37,6 +38,8 @@ class AnchorConfig:
     """Width and height of the anchors at every position, for each level, input pixels (priors)."""
     spacing: tuple[float, ...] = ()
     """Pixels from one position to the next, for each level, in place of its stride (priors)."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """x1, y1, x2, y2 of each anchor as parts of the input (boxes); jobs.priors --priors.kind boxes finds some."""
 
     def __post_init__(self) -> None:
         require_typed("model.dense.anchors", self)
@@ -61,6 +64,7 @@ class AnchorConfig:
         require_between("model.dense.anchors.octave_steps", self.octave_steps, 1, MAX_LISTED)
         require_fraction("model.dense.anchors.offset", self.offset)
         self._check_priors()
+        self._check_boxes()
         require(
             self.kind == "ratios" or not self.every_level,
             "model.dense.anchors.every_level",
@@ -103,9 +107,26 @@ class AnchorConfig:
             "numbers above 0, in pixels",
         )
 
+    def _check_boxes(self) -> None:
+        require(
+            (self.kind == "boxes") == (len(self.boxes) > 0),
+            "model.dense.anchors.boxes",
+            f"{len(self.boxes)} boxes",
+            "some boxes where model.dense.anchors.kind is boxes, and none elsewhere",
+        )
+        wrong = [box for box in self.boxes if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)]
+        require(
+            not wrong and len(self.boxes) <= MAX_BOXES,
+            "model.dense.anchors.boxes",
+            wrong[0] if wrong else f"{len(self.boxes)} boxes",
+            f"x1 < x2 and y1 < y2 from 0 to 1 of each, up to {MAX_BOXES:,} boxes",
+        )
+
     @property
     def num_levels(self) -> int | None:
         """How many levels they are made for; None = any number."""
         if self.kind == "priors":
             return len(self.priors)
+        if self.kind == "boxes":
+            return 1
         return None if self.every_level else len(self.sizes)

@@ -11,20 +11,24 @@ from maskrcnn_core.config.limits import MAX_PIXEL, MAX_REGIONS
 class DenseDetectionConfig:
     """From the outputs of all anchors to the detections of an image."""
 
-    score_from: Literal["sigmoid", "softmax", "centreness", "conditional", "product"] = "sigmoid"
+    score_from: Literal["sigmoid", "softmax", "centreness", "conditional", "product", "linear"] = "sigmoid"
     """sigmoid = each class by itself (RetinaNet); softmax = classes compete, with a background that has a number of its
     own (SSD); centreness = the square root of class score times centreness (FCOS); conditional = objectness times the
-    softmax of the classes (YOLOv2); product = confidence times class value, both as they are (YOLOv1)."""
+    softmax of the classes (YOLOv2); product = confidence times class value, both as they are (YOLOv1);
+    linear = as it is (DetectorNet)."""
     min_score: float = 0.05
     """Detections below this score are dropped."""
     max_candidates: int = 1000
     """Pairs of anchor and class that enter NMS, best first."""
     candidates_of: Literal["level", "image", "class"] = "level"
     """Whether max_candidates are of each level (RetinaNet), of the image or of each class (SSD)."""
-    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
-    """What overlapping weaker detections suffer: dropped, or their score lowered (Bodla et al., ICCV 2017)."""
+    nms: Literal["hard", "soft_linear", "soft_gaussian", "average"] = "hard"
+    """What overlapping weaker detections suffer: dropped, or their score lowered (Bodla et al., ICCV 2017); average =
+    the closest two become one with the sum of their scores, again and again (OverFeat). Such a score is s / (1 + s) of
+    the sum s."""
     nms_overlap: float = 0.5
-    """IoU above which the weaker of two detections of one class is dropped (hard) or lowered (soft_linear)."""
+    """IoU above which the weaker of two detections of one class is dropped (hard) or lowered (soft_linear); IoU less
+    the distance of the centres in mean diagonals above which two become one (average)."""
     soft_sigma: float = 0.5
     """Width of the Gaussian by which scores fall with the overlap (soft_gaussian)."""
     nms_per_class: bool = True

@@ -11,12 +11,14 @@ from maskrcnn_core.config.limits import MAX_PIXEL
 class DenseLossConfig:
     """What the dense head learns by. Overlaps and the loss of boxes are those of `model.dense` itself."""
 
-    kind: Literal["sampled", "focal", "points", "hard_negatives", "cells", "grid"] = "sampled"
+    kind: Literal["sampled", "focal", "points", "hard_negatives", "cells", "grid", "assigned", "box_masks"] = "sampled"
     """sampled = some anchors drawn at random (RPN); focal = all anchors, the easy ones with little weight (RetinaNet);
     points = the same, but an anchor stands for the smallest object around its centre instead of the one that it
     overlaps most, and learns how central it is (FCOS); hard_negatives = the positives, and of the negatives of each
     image those that look most like objects (SSD); cells = an object teaches the prior of its cell whose shape is
-    nearest (YOLOv2); grid = squared errors of the cells that hold an object's centre (YOLOv1)."""
+    nearest (YOLOv2); grid = squared errors of the cells that hold an object's centre (YOLOv1); assigned = each object
+    teaches one anchor, so that all are nearest together, and every other learns that it is none (MultiBox);
+    box_masks = squared errors of the masks of boxes and their halves (DetectorNet)."""
     alpha: float = 0.25
     """Weight of positives; that of negatives is 1 - alpha (focal, points)."""
     gamma: float = 2.0
@@ -34,11 +36,11 @@ class DenseLossConfig:
     """Weight of the objectness of boxes that are an object's (cells; grid: 1)."""
     empty_weight: float = 1.0
     """Weight of the objectness of all others (cells; grid: 0.5). Those with more than model.dense.negative_overlap with
-    an object count for nothing (cells)."""
+    an object count for nothing (cells). Of cells that no object covers (box_masks: 0.1)."""
     box_weight: float = 1.0
-    """Weight of the boxes (cells; grid: 5)."""
+    """Weight of the boxes (cells; grid: 5; assigned: 0.3)."""
     class_weight: float = 1.0
-    """Weight of the classes (cells, grid)."""
+    """Weight of the classes (cells, grid, assigned)."""
     warm_up_images: int = 0
     """So many first images of each process also draw every box to its prior (cells; Darknet: 12800)."""
 

@@ -3,7 +3,7 @@ and unit, each value checked there.
 
 `ModelConfig` is what a checkpoint carries: architecture, conventions and inference settings, so that it loads with no
 flags. What belongs to one run is in `config.py` of its pipeline. Networks take plain arguments; data, inference and
-importers may take a section; only `model/build.py` and `pipelines/` see the whole tree.
+importers may take a section; only `model/build.py`, `model/build_dense.py` and `pipelines/` see the whole tree.
 """
 
 from dataclasses import dataclass, field, replace
@@ -84,7 +84,7 @@ class ModelConfig:
             f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
         )
         require(
-            levels == 1 or self.dense.loss.kind not in ("cells", "grid"),
+            levels == 1 or self.dense.loss.kind not in ("cells", "grid", "box_masks"),
             "model.pyramid.kind",
             self.pyramid.kind,
             f"one of a single level (last, passthrough) where model.dense.loss.kind is {self.dense.loss.kind}",

@@ -32,7 +32,7 @@ class PyramidConfig:
     p6p7_on_p5, p6p7_on_c5 = two by 3x3 convolutions with stride 2, from the coarsest level (FCOS) or from the trunk's
     own map (RetinaNet)."""
     tail_channels: tuple[int, ...] = (512, 256, 256, 256)
-    """Widths of the levels that the tail makes (tail)."""
+    """Widths of the levels that the tail makes (tail); none = the trunk's maps alone."""
     tail_steps: tuple[Literal["stride", "valid", "even"], ...] = ("stride", "stride", "valid", "valid")
     """How each of them comes to be smaller than the one before: stride = a 3x3 convolution with stride 2; valid = a 3x3
     one without padding, two cells fewer (SSD300's last two); even = a 4x4 one with a padding of 1, one cell fewer

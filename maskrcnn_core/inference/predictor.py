@@ -322,6 +322,7 @@ def _merge_rule(config: ModelConfig) -> MergeRule:
         max_detections=detection.max_detections,
         nms_per_class=detection.nms_per_class,
         mirrored_keypoints=mirror_keypoints(keypoint_head.names) if keypoint_head.enabled else (),
+        averages=detection.nms == "average",
     )
 
 

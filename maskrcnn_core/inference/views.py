@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import keep_best, suppress
 from maskrcnn_core.inference.frames import boxes_in_input, clipped_boxes_in_original, keypoints_in_original
+from maskrcnn_core.model.averaging import average_pairs, summed_score
 from maskrcnn_core.structures import Detections, ImageBatch, Proposals, real_or_unit, valid_slots
 
 
@@ -91,6 +92,7 @@ class MergeRule:
     Attributes:
         nms_overlap, nms_per_class, max_detections: as `BoxHeadConfig`. The suppression is a hard one even where a
             view's own is soft: several views of one object are to become one.
+        averages: boxes are averaged in place of suppression, as `average_pairs` does, which made each view's.
         mirrored_keypoints: where each keypoint comes from in a mirrored image (`keypoints.mirror_keypoints`).
     """
 
@@ -98,6 +100,7 @@ class MergeRule:
     max_detections: int
     nms_per_class: bool = True
     mirrored_keypoints: tuple[int, ...] = ()
+    averages: bool = False
 
 
 def detect_in_views(
@@ -155,7 +158,8 @@ def detect_in_views(
 
 
 def merge_detections(per_view: Sequence[Detections], rule: MergeRule, *, fixed_size: bool = False) -> Detections:
-    """Non-maximum suppression over the detections of all views, within each class; the best `max_detections` stay.
+    """Non-maximum suppression over the detections of all views, within each class, or their average; the best
+    `max_detections` stay.
 
     Args:
         per_view: of each view, in one common frame; their masks and keypoints are dropped.
@@ -169,7 +173,12 @@ def merge_detections(per_view: Sequence[Detections], rule: MergeRule, *, fixed_s
         for name in ("boxes", "scores", "labels", "valid")
     )
     groups = labels if rule.nms_per_class else torch.zeros_like(labels)
-    keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
+    if rule.averages:
+        sums = scores / (1.0 - scores)  # the inverse of `summed_score`
+        boxes, sums, keep = average_pairs(boxes, sums, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
+        scores = summed_score(sums)
+    else:
+        keep = suppress(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
     order, count = keep_best(keep, scores, rule.max_detections, fixed_size=fixed_size)
     real = valid_slots(count, order.shape[1])
     return Detections(

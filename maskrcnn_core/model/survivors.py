@@ -1,4 +1,4 @@
-"""Which scored boxes become detections: suppression, hard or soft, and the best of what it leaves."""
+"""Which scored boxes become detections: suppression, hard or soft, or averaging, and the best of what they leave."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskrcnn_core.boxes import keep_best, soft_suppress, suppress
 from maskrcnn_core.errors import ConfigError
+from maskrcnn_core.model.averaging import average_pairs, summed_score
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,25 @@ class DetectionRule:
     nms_per_class: bool = True
 
     def __post_init__(self) -> None:
-        if self.nms not in ("hard", "soft_linear", "soft_gaussian"):
+        if self.nms not in ("hard", "soft_linear", "soft_gaussian", "average"):
             raise ConfigError(
-                f"model.box_head.nms: got {self.nms!r}, expected 'hard', 'soft_linear' or 'soft_gaussian'"
+                f"model.box_head.nms: got {self.nms!r}, expected 'hard', 'soft_linear' or 'soft_gaussian'; of "
+                "model.dense.detection.nms also 'average'"
             )
+
+
+def merged(
+    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, rule: DetectionRule, *, fixed_size: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`survivors`, or the boxes that averaging makes of all: the boxes [N, M, 4] that slots point to, and slot, score
+    and count as there."""
+    if rule.nms != "average":
+        return boxes, *survivors(boxes, scores, labels, valid, rule, fixed_size=fixed_size)
+    groups = labels if rule.nms_per_class else torch.zeros_like(labels)
+    boxes, sums, left = average_pairs(boxes, scores, groups, valid, rule.nms_overlap, fixed_size=fixed_size)
+    scores = summed_score(sums)
+    order, count = keep_best(left & (scores > rule.min_score), scores, rule.max_detections, fixed_size=fixed_size)
+    return boxes, order, scores.gather(1, order), count
 
 
 def survivors(

@@ -32,7 +32,8 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
     layouts: dict[str, ClassLayout] = {}
     if config.dense.enabled and config.dense.finds == "detections":
         background = config.dense.detection.score_from == "softmax"
-        layouts |= dict.fromkeys(_dense_predictors(config), ClassLayout(background=background, by_anchor=True))
+        by_anchor = config.dense.head.kind != "box_masks"
+        layouts |= dict.fromkeys(_dense_predictors(config), ClassLayout(background=background, by_anchor=by_anchor))
     if config.box_head.enabled:
         layouts["regions.box.head.classes"] = ClassLayout(background=True)
         if not config.box_head.class_agnostic:
@@ -44,6 +45,8 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
 
 def _dense_predictors(config: ModelConfig) -> list[str]:
     """The dense head's layers with rows for classes: one for all levels, or one for each."""
+    if config.dense.head.kind == "box_masks":
+        return ["dense.head.masks"]
     if config.dense.head.kind != "levels":
         return ["dense.head.logits"]
     last = ".pointwise" if config.dense.head.depthwise else ""

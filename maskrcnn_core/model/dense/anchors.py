@@ -57,6 +57,10 @@ class AnchorRule(Protocol):
         """The anchors at the origin, for each level [B_l, 4], in the order of the head's outputs."""
         ...
 
+    def positions(self, shapes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """Rows and columns of positions of each level, whose map has so many rows and columns of cells."""
+        ...
+
     def steps(
         self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
     ) -> list[tuple[float, float]]:
@@ -93,6 +97,10 @@ class RatioAnchors:
         each = [base_anchors(size, self.ratios, rounded=self.rounded) for size in self.sizes]
         return [torch.cat(each)] * num_levels if self.every_level else each
 
+    def positions(self, shapes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """See `AnchorRule`: every cell."""
+        return shapes
+
     def steps(
         self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
     ) -> list[tuple[float, float]]:
@@ -124,6 +132,10 @@ class OctaveAnchors:
             for lowest in self.sizes
         ]
 
+    def positions(self, shapes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """See `AnchorRule`: every cell."""
+        return shapes
+
     def steps(
         self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
     ) -> list[tuple[float, float]]:
@@ -137,12 +149,17 @@ class OctaveAnchors:
 
 @dataclass(frozen=True)
 class PriorAnchors:
-    """Anchors of given sides (SSD's default boxes; attributes as in `AnchorConfig`)."""
+    """Anchors of given sides (SSD's default boxes; attributes as in `AnchorConfig`).
+
+    Attributes:
+        grid: positions along a side of the input, whatever the map has; 0 = the map's cells.
+    """
 
     priors: tuple[tuple[tuple[float, float], ...], ...]
     spacing: tuple[float, ...] = ()
     fitted_strides: bool = False
     offset: float = 0.5
+    grid: int = 0
 
     def per_level(self, num_levels: int) -> tuple[int, ...]:
         """See `AnchorRule`."""
@@ -153,10 +170,16 @@ class PriorAnchors:
         sides = [torch.tensor(level, dtype=torch.float32).reshape(-1, 2) for level in self.priors]
         return [torch.cat((-level, level), dim=1) / 2 for level in sides]
 
+    def positions(self, shapes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """See `AnchorRule`: every cell, or those of the grid."""
+        return [(self.grid, self.grid)] * len(shapes) if self.grid else shapes
+
     def steps(
         self, strides: Sequence[int], shapes: Sequence[tuple[int, int]], input_shape: tuple[int, int]
     ) -> list[tuple[float, float]]:
         """See `AnchorRule`."""
+        if self.grid:
+            return [(input_shape[0] / self.grid, input_shape[1] / self.grid)] * len(strides)
         if self.fitted_strides:
             return [(input_shape[0] / height, input_shape[1] / width) for height, width in shapes]
         return [(step, step) for step in self.spacing or strides]
@@ -178,8 +201,8 @@ def pyramid_anchors(
     Returns:
         For each level [H * W * B_l, 4], position-major, the order of the dense head's flattened output.
     """
-    steps = rule.steps(strides, shapes, input_shape)
+    steps, positions = rule.steps(strides, shapes, input_shape), rule.positions(shapes)
     return [
         grid_anchors(base.to(device), shape, step, rule.offset)
-        for base, shape, step in zip(rule.bases(len(strides)), shapes, steps, strict=True)
+        for base, shape, step in zip(rule.bases(len(strides)), positions, steps, strict=True)
     ]

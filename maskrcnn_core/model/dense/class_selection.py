@@ -9,7 +9,7 @@ from maskrcnn_core.boxes import clip_boxes, have_min_size, keep_best, suppress
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.dense.scores import level_scores
 from maskrcnn_core.model.losses import full_precision
-from maskrcnn_core.model.survivors import DetectionRule, survivors
+from maskrcnn_core.model.survivors import DetectionRule, merged
 from maskrcnn_core.structures import DenseOutputs, Detections, real_or_unit, valid_slots
 
 
@@ -39,7 +39,8 @@ def best_of_each_class(
     else:
         ranked, order = torch.where(valid, ranked, 0.0).sort(dim=1, descending=True, stable=True)
         boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
-        slots, kept, count = survivors(boxes, ranked, labels, valid.gather(1, order), rule, fixed_size=fixed_size)
+        valid = valid.gather(1, order)
+        boxes, slots, kept, count = merged(boxes, ranked, labels, valid, rule, fixed_size=fixed_size)
     real = valid_slots(count, slots.shape[1])
     return Detections(
         boxes=real_or_unit(boxes.gather(1, slots[..., None].expand(-1, -1, 4)), real),

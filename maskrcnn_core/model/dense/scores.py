@@ -19,11 +19,14 @@ def level_scores(outputs: DenseOutputs, level: int, score_from: str) -> Tensor:
         score_from: "sigmoid"; "softmax" over K + 1 logits, of which the last is the background's; "centreness": the
             geometric mean of class score and centreness, which is the head's objectness (FCOS, section 3.3);
             "conditional": the sigmoid of the objectness times the softmax of K logits (YOLOv2, section 2); "product":
-            objectness times logit as they are, at least 0 and at most 1 (YOLOv1, equation 1).
+            objectness times logit as they are, at least 0 and at most 1 (YOLOv1, equation 1); "linear": the logit as
+            it is, likewise (DetectorNet).
     """
     logits = full_precision(outputs.logits[level])
     if score_from == "softmax":
         return logits.softmax(dim=-1)[..., :-1]
+    if score_from == "linear":
+        return logits.clamp(0, 1)
     if score_from in ("conditional", "product"):
         assert outputs.objectness is not None
         objectness = full_precision(outputs.objectness[level])[..., None]

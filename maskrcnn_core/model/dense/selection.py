@@ -10,7 +10,7 @@ from maskrcnn_core.boxes import clip_boxes, have_min_size, keep_best, suppress
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.dense.scores import best_anchors, best_pairs
 from maskrcnn_core.model.losses import full_precision
-from maskrcnn_core.model.survivors import DetectionRule, survivors
+from maskrcnn_core.model.survivors import DetectionRule, merged
 from maskrcnn_core.structures import DenseOutputs, Detections, Proposals, real_or_unit, valid_slots
 
 
@@ -130,7 +130,7 @@ def best_detections(
     all_boxes = clip_boxes(all_boxes, sizes)
     valid = (ranked > rule.min_score) & have_min_size(all_boxes, rule.min_size)
     # Suppression, and the best of what it leaves: [N, D].
-    slots, kept, count = survivors(all_boxes, ranked, all_labels, valid, rule, fixed_size=fixed_size)
+    all_boxes, slots, kept, count = merged(all_boxes, ranked, all_labels, valid, rule, fixed_size=fixed_size)
     real = valid_slots(count, slots.shape[1])
     return Detections(
         boxes=real_or_unit(all_boxes.gather(1, slots[..., None].expand(-1, -1, 4)), real),

@@ -62,7 +62,7 @@ class TailPyramid(nn.Module):
         super().__init__()
         self.l2_norm = ScaledL2Norm(in_channels[0], rule.l2_scale) if rule.l2_scale > 0 else None
         self.level_channels = (*in_channels, *rule.channels)
-        below = (in_channels[-1], *rule.channels[:-1])
+        below = (in_channels[-1], *rule.channels)[: len(rule.channels)]
         self.tail = nn.ModuleList(
             TailBlock(narrow, wide, step, rule, norm)
             for narrow, wide, step in zip(below, rule.channels, rule.steps, strict=True)

@@ -56,6 +56,11 @@ def test_no_images_and_half_precision(score_from: str) -> None:
     given = outputs(num_images=0)
     assert best_pairs(given, 0, 5, score_from, above=0.5)[0].shape == (0, 1)
     assert best_pairs(given, 0, 5, score_from)[0].shape == best_anchors(given, 0, 5, score_from)[0].shape == (0, 5)
-    half = DenseOutputs(*([level.bfloat16() for level in levels] for levels in vars(outputs()).values()))
+    full = outputs()
+    assert full.objectness is not None
+    logits, deltas, objectness = (
+        [level.bfloat16() for level in levels] for levels in (full.logits, full.deltas, full.objectness)
+    )
+    half = DenseOutputs(logits, deltas, objectness)
     assert level_scores(half, 0, score_from).dtype == best_pairs(half, 0, 5, score_from)[0].dtype == torch.float32
     assert best_anchors(half, 0, 5, score_from)[0].dtype == torch.float32
