@@ -6,8 +6,8 @@ from typing import Literal
 from maskrcnn_core.config.checks import require, require_between, require_fraction, require_typed
 from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LISTED, MAX_PIXEL, MAX_REGIONS, MAX_RESOLUTION
 
-# Parts beyond these have no cell of their own, crops beyond this no network.
-_MAX_PARTS = 32
+# Up to so many parts the operator finds the whole cells in float32 (tests hold it); no network sees larger crops.
+_MAX_PARTS = 6
 _MAX_CROP = 1024
 
 
@@ -36,9 +36,9 @@ class RegionsConfig:
     of its own, which then vote (R-FCN); spatial_pyramid = maxima over parts of several sizes (SPP-net); crop = the
     region's pixels, which a whole network of its own sees (R-CNN). Masks and keypoints with position_pool,
     position_align and spatial_pyramid are cut by align."""
-    rounding: Literal["torchvision", "caffe"] = "torchvision"
-    """What position_pool rounds: the region to whole cells of the map (torchvision), or to whole pixels (caffe: R-FCN's
-    own layer)."""
+    rounding: Literal["caffe", "torchvision"] = "caffe"
+    """What position_pool rounds: the region to whole pixels (caffe: R-FCN's own layer), or to whole cells of the map
+    (torchvision, whose operator never reaches the last row and column of the map)."""
     reduced_channels: int = 0
     """Width of a 1x1 convolution before the score maps (position_pool, position_align; R-FCN: 1024); 0 = none."""
     pyramid_levels: tuple[int, ...] = (1, 2, 3, 6)

@@ -19,7 +19,7 @@ from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.regions.levels import LevelRule, cut_by_level
 from maskrcnn_core.structures import ImageFeatures
 
-Rounding = Literal["torchvision", "caffe"]
+Rounding = Literal["caffe", "torchvision"]
 
 # Shortest side of a region in R-FCN's own layer, cells.
 _CAFFE_LEAST = 0.1
@@ -51,7 +51,7 @@ class PositionSensitiveScores(nn.Module):
         *,
         reduced: int = 0,
         sampling_ratio: int | None = None,
-        rounding: Rounding = "torchvision",
+        rounding: Rounding = "caffe",
     ) -> None:
         super().__init__()
         self.bins, self.aligned, self.levels = bins, True, levels
@@ -95,6 +95,9 @@ class PositionSensitiveScores(nn.Module):
         if self.sampling_ratio is None:
             return position_sensitive_pool(table, regions, stride, self.bins, self.rounding).to(features.dtype)
         output: Tensor = torchvision.ops.ps_roi_align(table, regions, self.bins, 1.0 / stride, self.sampling_ratio)
+        if self.sampling_ratio == 0:  # the operator divides by the number of samples, which an empty region has none of
+            empty = (regions[:, 3:] <= regions[:, 1:3]).any(dim=1)
+            output = torch.where(empty[:, None, None, None], 0.0, output)
         return output.to(features.dtype)
 
 
@@ -104,8 +107,9 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     Args:
         features: [N, C * bins^2, H, W] float32 or float64.
         regions: [R, 5] as (image, x1, y1, x2, y2) in input pixels.
-        rounding: "torchvision" rounds a region to whole cells of the map; "caffe" rounds it to whole pixels (R-FCN's
-            own layer, whose corners are the first and the last pixel: one less than our x2, y2).
+        rounding: "caffe" rounds a region to whole pixels (R-FCN's own layer, whose corners are the first and the last
+            pixel: one less than our x2, y2); "torchvision" to whole cells of the map, of which its operator never
+            reaches the last row and column.
 
     Returns:
         [R, C, bins, bins]; 0 for a bin without a cell.
@@ -117,20 +121,24 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     # First cell of each bin and the one after its last: [R, bins].
     left, right = _caffe_cells(regions[:, 1], regions[:, 3], stride, bins, width)
     top, bottom = _caffe_cells(regions[:, 2], regions[:, 4], stride, bins, height)
-    # Sums over rectangles as differences of sums from the corner: rows of C values by image, bin and cell.
-    sums = _corner_sums(features, bins)
+    # Sums over rectangles as differences of sums from the corner, [N, C, bins^2, (H + 1) * (W + 1)], in float64: what is
+    # left of two such sums has the rounding of the whole.
+    sums = functional.pad(features.double(), (1, 0, 1, 0)).cumsum(dim=-1).cumsum(dim=-2).unflatten(1, (-1, bins**2))
+    channels, cells = sums.shape[1], (height + 1) * (width + 1)
     bin_index = torch.arange(bins**2, device=regions.device).view(bins, bins)
-    images = regions[:, 0].to(torch.int64)[:, None, None]
+    channel = torch.arange(channels, device=regions.device)[:, None, None]
+    first = regions[:, 0].to(torch.int64)[:, None, None, None] * channels + channel
+    first = (first * bins**2 + bin_index) * cells  # of each score's own map: [R, C, bins, bins]
 
     def sums_to(y: Tensor, x: Tensor) -> Tensor:
-        """[R, bins, bins, C] of the cells above and left of each corner."""
-        rows = ((images * bins**2 + bin_index) * (height + 1) + y[:, :, None]) * (width + 1) + x[:, None, :]
-        return sums.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        """[R, C, bins, bins] of the cells above and left of each corner."""
+        corner = y[:, None, :, None] * (width + 1) + x[:, None, None, :]
+        return sums.flatten().index_select(0, (first + corner).flatten()).view(first.shape)
 
     total = (sums_to(bottom, right) - sums_to(top, right)) - (sums_to(bottom, left) - sums_to(top, left))
     # Their averages.
-    cells = ((bottom - top)[:, :, None] * (right - left)[:, None, :]).clamp(min=1)
-    return (total / cells[..., None]).to(features.dtype).permute(0, 3, 1, 2)
+    counts = (bottom - top)[:, None, :, None] * (right - left)[:, None, None, :]
+    return (total / counts.clamp(min=1)).to(features.dtype)
 
 
 def _caffe_cells(low: Tensor, high: Tensor, stride: float, bins: int, size: int) -> tuple[Tensor, Tensor]:
@@ -146,13 +154,3 @@ def _caffe_cells(low: Tensor, high: Tensor, stride: float, bins: int, size: int)
 
 def _round_half_away(x: Tensor) -> Tensor:
     return torch.floor(x.abs() + 0.5) * x.sign()
-
-
-def _corner_sums(features: Tensor, bins: int) -> Tensor:
-    """[N, C * bins^2, H, W] -> [N * bins^2 * (H + 1) * (W + 1), C] float64: sums over all cells above and left.
-
-    In float64, since what is left of the difference of two such sums has the rounding of the whole.
-    """
-    sums = features.double().unflatten(1, (-1, bins**2)).cumsum(dim=-1).cumsum(dim=-2)
-    channels = sums.shape[1]
-    return functional.pad(sums, (1, 0, 1, 0)).permute(0, 2, 3, 4, 1).reshape(-1, channels)

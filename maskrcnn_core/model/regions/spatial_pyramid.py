@@ -81,7 +81,7 @@ class SpatialPyramid(nn.Module):
             boxes: [R, 4] in input pixels; image_index: [R] int64.
 
         Returns:
-            [R, C, bins, 1]; 0 for a part that lies outside its map.
+            [R, C, bins, 1]; 0 for a region that lies outside its map, of any other what lies inside is parted.
         """
         if len(boxes) == 0:
             return maps[0].new_zeros(0, maps[0].shape[1], self.bins, 1)
@@ -92,7 +92,8 @@ class SpatialPyramid(nn.Module):
     def _cut(self, features: Tensor, regions: Tensor, stride: float) -> Tensor:
         # Half precision holds no coordinate of a large image.
         table = full_precision(features)
-        windows = torch.cat((regions[:, :1], window_of_cells(regions[:, 1:] / stride)), dim=1).to(table.dtype)
+        cells = within_map(window_of_cells(regions[:, 1:] / stride), *table.shape[-2:])
+        windows = torch.cat((regions[:, :1], cells), dim=1).to(table.dtype)
         # Parts of a coarse level are unions of those of the finest, where its side divides theirs.
         finest = max(self.levels)
         grid: Tensor = torchvision.ops.roi_pool(table, windows, finest, 1.0)
@@ -116,3 +117,13 @@ def window_of_cells(boxes: Tensor) -> Tensor:
     middle = torch.floor(0.5 * (boxes[:, :2] + boxes[:, 2:]))
     nothing = last < first
     return torch.cat((torch.where(nothing, middle, first), torch.where(nothing, middle, last)), dim=1)
+
+
+def within_map(windows: Tensor, height: int, width: int) -> Tensor:
+    """The windows [R, 4] of cells, cut off at the borders of their map; those wholly outside stay where they are."""
+    first, last = windows[:, :2], windows[:, 2:]
+    # Limits per axis, made there: a list copied from the host would be waited for.
+    limits = torch.cat((torch.full_like(first[:, :1], width - 1.0), torch.full_like(first[:, :1], height - 1.0)), dim=1)
+    inside = ((last >= 0) & (first <= limits)).all(dim=1, keepdim=True)
+    cut = torch.cat((first.clamp(min=0), torch.minimum(last, limits)), dim=1)
+    return torch.where(inside, cut, windows)
