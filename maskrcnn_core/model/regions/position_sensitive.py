@@ -121,7 +121,7 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     # First cell of each bin and the one after its last: [R, bins].
     left, right = _caffe_cells(regions[:, 1], regions[:, 3], stride, bins, width)
     top, bottom = _caffe_cells(regions[:, 2], regions[:, 4], stride, bins, height)
-    # Sums over rectangles as differences of sums from the corner, [N, C, bins^2, (H + 1) * (W + 1)], in float64: what is
+    # Sums over rectangles as differences of sums from the corner, [N, C, bins^2, H + 1, W + 1], in float64: what is
     # left of two such sums has the rounding of the whole.
     sums = functional.pad(features.double(), (1, 0, 1, 0)).cumsum(dim=-1).cumsum(dim=-2).unflatten(1, (-1, bins**2))
     channels, cells = sums.shape[1], (height + 1) * (width + 1)

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling: nested loops, torch's adaptive maximum, by eye, and the scale that each region is cut from."""
+"""Spatial pyramid pooling: nested loops, torch's adaptive maximum, by eye, and the scale of each region."""
 
 import math
 
