@@ -138,7 +138,8 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     total = (sums_to(bottom, right) - sums_to(top, right)) - (sums_to(bottom, left) - sums_to(top, left))
     # Their averages.
     counts = (bottom - top)[:, None, :, None] * (right - left)[:, None, None, :]
-    return (total / counts.clamp(min=1)).to(features.dtype)
+    output = (total / counts.clamp(min=1)).to(features.dtype)
+    return output
 
 
 def _caffe_cells(low: Tensor, high: Tensor, stride: float, bins: int, size: int) -> tuple[Tensor, Tensor]:

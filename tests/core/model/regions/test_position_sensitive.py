@@ -137,7 +137,7 @@ def test_scores_come_from_maps_of_their_own_in_one_order(reduced: int, sampling_
     # Channel (c * k + i) * k + j: the vote of one class from its nine maps alone.
     levels = transform.levels.choose(BOXES)
     for region in (0, 1, 2):
-        own = maps[levels[region]][:, 1 * BINS**2 : 2 * BINS**2]
+        own = maps[int(levels[region])][:, 1 * BINS**2 : 2 * BINS**2]
         alone = PositionSensitiveScores(
             3, 1, 1, BINS, LevelRule((STRIDES[levels[region]],), 64.0, 4), sampling_ratio=sampling_ratio
         )
