@@ -121,10 +121,10 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     # First cell of each bin and the one after its last: [R, bins].
     left, right = _caffe_cells(regions[:, 1], regions[:, 3], stride, bins, width)
     top, bottom = _caffe_cells(regions[:, 2], regions[:, 4], stride, bins, height)
-    # Sums over rectangles as differences of sums from the corner, [N, C, bins^2, H + 1, W + 1], in float64: what is
+    # Sums over rectangles as differences of sums from the corner, [N, C * bins^2, H + 1, W + 1], in float64: what is
     # left of two such sums has the rounding of the whole.
-    sums = functional.pad(features.double(), (1, 0, 1, 0)).cumsum(dim=-1).cumsum(dim=-2).unflatten(1, (-1, bins**2))
-    channels, cells = sums.shape[1], (height + 1) * (width + 1)
+    sums = functional.pad(features.double(), (1, 0, 1, 0)).cumsum(dim=-1).cumsum(dim=-2)
+    channels, cells = sums.shape[1] // bins**2, (height + 1) * (width + 1)
     bin_index = torch.arange(bins**2, device=regions.device).view(bins, bins)
     channel = torch.arange(channels, device=regions.device)[:, None, None]
     first = regions[:, 0].to(torch.int64)[:, None, None, None] * channels + channel
@@ -138,8 +138,7 @@ def position_sensitive_pool(features: Tensor, regions: Tensor, stride: float, bi
     total = (sums_to(bottom, right) - sums_to(top, right)) - (sums_to(bottom, left) - sums_to(top, left))
     # Their averages.
     counts = (bottom - top)[:, None, :, None] * (right - left)[:, None, None, :]
-    output = (total / counts.clamp(min=1)).to(features.dtype)
-    return output
+    return (total / counts.clamp(min=1)).to(features.dtype)
 
 
 def _caffe_cells(low: Tensor, high: Tensor, stride: float, bins: int, size: int) -> tuple[Tensor, Tensor]:
