@@ -3,7 +3,8 @@ and unit, each value checked there.
 
 `ModelConfig` is what a checkpoint carries: architecture, conventions and inference settings, so that it loads with no
 flags. What belongs to one run is in `config.py` of its pipeline. Networks take plain arguments; data, inference and
-importers may take a section; only `model/build.py`, `model/build_dense.py` and `pipelines/` see the whole tree.
+importers may take a section; only `model/build.py`, `build_dense.py`, `build_regions.py` and `pipelines/` see the whole
+tree.
 """
 
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,7 @@ class ModelConfig:
         ids = [category.id for category in self.categories]
         require(len(set(ids)) == len(ids), "model.categories", ids, "unique category ids")
         self._check_stages()
+        self._check_regions()
         require(
             self.box_head.layers > 0 or self.box_head.convs == 0,
             "model.box_head.convs",
@@ -78,7 +80,7 @@ class ModelConfig:
         """Stages that do not go together."""
         levels, anchors = self.pyramid.num_levels, self.dense.anchors
         require(
-            anchors.num_levels in (None, levels),
+            anchors.num_levels in (None, levels) or not self.dense.enabled,
             "model.dense.anchors.sizes",
             anchors.sizes,
             f"{levels} sizes, one for each pyramid level, or model.dense.anchors.every_level true",
@@ -114,6 +116,59 @@ class ModelConfig:
             "model.mask_head.regions",
             self.mask_head.regions,
             "refined where model.box_head.enabled is false: detections come from no proposals",
+        )
+
+    def _check_regions(self) -> None:
+        """RoI transforms that do not go with the other parts."""
+        transform, pixels = self.regions.transform, self.pyramid.kind == "pixels"
+        require(
+            not pixels or (transform == "crop" and not self.dense.enabled),
+            "model.pyramid.kind",
+            self.pyramid.kind,
+            "another where model.regions.transform is not crop, or model.dense.enabled is true: both need maps",
+        )
+        require(
+            transform != "crop" or self.dense.enabled or pixels,
+            "model.pyramid.kind",
+            self.pyramid.kind,
+            "pixels where model.regions.transform is crop and model.dense.enabled is false: nothing would use a map",
+        )
+        require(
+            transform != "crop" or self.pyramid.kind != "c4",
+            "model.pyramid.kind",
+            self.pyramid.kind,
+            "another where model.regions.transform is crop, whose regions have a network of their own",
+        )
+        require(
+            not self.pyramid.image_scales or (transform == "spatial_pyramid" and not self.dense.enabled),
+            "model.pyramid.image_scales",
+            self.pyramid.image_scales,
+            "none where model.regions.transform is not spatial_pyramid, or model.dense.enabled is true",
+        )
+        for name, head in (("mask_head", self.mask_head), ("keypoint_head", self.keypoint_head)):
+            require(
+                not head.enabled or not self.pyramid.image_scales,
+                f"model.{name}.enabled",
+                head.enabled,
+                "false where model.pyramid.image_scales are given",
+            )
+            require(
+                not head.enabled or transform != "crop" or self.regions.crop_context == 0,
+                "model.regions.crop_context",
+                self.regions.crop_context,
+                f"0 where model.{name}.enabled is true, which draws on the region itself",
+            )
+        require(
+            self.regions.sampling == "random" or self.box_head.enabled,
+            "model.regions.sampling",
+            self.regions.sampling,
+            "random where model.box_head.enabled is false, whose losses say what is hard",
+        )
+        require(
+            transform != "spatial_pyramid" or self.box_head.convs == 0,
+            "model.box_head.convs",
+            self.box_head.convs,
+            "0 where model.regions.transform is spatial_pyramid, whose parts are no grid",
         )
 
     @property

@@ -11,12 +11,13 @@ from maskrcnn_core.config.limits import MAX_CHANNELS, MAX_LISTED, MAX_PIXEL
 class PyramidConfig:
     """What the regions are cut from: the trunk's feature maps, made alike."""
 
-    kind: Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough"] = "fpn"
+    kind: Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough", "pixels"] = "fpn"
     """fpn = top-down pathway with lateral connections (Lin et al., CVPR 2017); in_network = the trunk's own maps, each
     projected, without the top-down pathway; c4 = one map of stride 16, the last stage runs on each region; dc5 = one
     map of stride 16, the last stage dilated; tail = the trunk's own maps as they are, and smaller ones made from the
     last of them, each of its own width (SSD); last = the trunk's last map as it is; passthrough = two convolutions on
-    the last map, and beside them the map before it, reorganised to the same size (YOLOv2)."""
+    the last map, and beside them the map before it, reorganised to the same size (YOLOv2); pixels = no map:
+    regions are cut from the image (model.regions.transform crop)."""
     channels: int = 256
     """Width of every level (fpn, in_network); of the two convolutions (passthrough; YOLOv2: 1024)."""
     narrow: int = 64
@@ -46,8 +47,24 @@ class PyramidConfig:
     """The finest level's values are divided by their length over the channels and multiplied by learned factors, which
     begin as this (tail; SSD: 20); 0 = they are left as they are."""
 
+    image_scales: tuple[float, ...] = ()
+    """The trunk sees the input at each of these scales, and a region is cut from that in which it is nearest to
+    model.regions.canonical_size (c4, dc5, last, where regions come from a file; SPP-net); empty = the input alone."""
+
     def __post_init__(self) -> None:
         require_typed("model.pyramid", self)
+        require(
+            len(self.image_scales) <= MAX_LISTED and all(0.01 <= scale <= 1 for scale in self.image_scales),
+            "model.pyramid.image_scales",
+            self.image_scales,
+            "numbers from 0.01 to 1: the input is the largest image",
+        )
+        require(
+            not self.image_scales or self.kind in ("c4", "dc5", "last"),
+            "model.pyramid.image_scales",
+            self.image_scales,
+            f"none where model.pyramid.kind is {self.kind}",
+        )
         require_between("model.pyramid.channels", self.channels, 1, MAX_CHANNELS)
         require_between("model.pyramid.narrow", self.narrow, 4, MAX_CHANNELS)
         require(self.narrow % 4 == 0, "model.pyramid.narrow", self.narrow, "a multiple of 4")
@@ -77,8 +94,8 @@ class PyramidConfig:
     @property
     def num_levels(self) -> int:
         """How many maps the RPN slides over."""
-        if self.kind in ("c4", "dc5", "last", "passthrough"):
-            return 1
+        if self.kind in ("c4", "dc5", "last", "passthrough", "pixels"):
+            return max(1, len(self.image_scales))
         if self.kind == "tail":
             return len(self.levels) + len(self.tail_channels)
         return len(self.levels) + {"none": 0, "max_pool": 1, "p6p7_on_p5": 2, "p6p7_on_c5": 2}[self.extra]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.dense.dense_stage import DenseStage
 from maskrcnn_core.model.loss_counts import LossSum, Normalizer, divided, own_count
+from maskrcnn_core.model.pyramids.image_pyramid import ImagePyramid
 from maskrcnn_core.model.pyramids.pyramid import Pyramid
 from maskrcnn_core.model.regions.region_stage import RegionStage
 from maskrcnn_core.model.trunks.trunk import Trunk
@@ -127,6 +128,8 @@ class Detector(nn.Module):
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """[N, 3, H, W] -> pyramid levels, each [N, C, H_l, W_l]."""
+        if isinstance(self.pyramid, ImagePyramid):
+            return [self.trunk(image)[-1] for image in self.pyramid(pixels)]
         levels: list[Tensor] = self.pyramid(self.trunk(pixels))
         return levels
 

@@ -35,9 +35,11 @@ def class_layouts(config: ModelConfig) -> dict[str, ClassLayout]:
         by_anchor = config.dense.head.kind != "box_masks"
         layouts |= dict.fromkeys(_dense_predictors(config), ClassLayout(background=background, by_anchor=by_anchor))
     if config.box_head.enabled:
-        layouts["regions.box.head.classes"] = ClassLayout(background=True)
+        votes = config.regions.transform in ("position_pool", "position_align")
+        where = "regions.box.transform" if votes else "regions.box.head"  # the bins of one class follow each other
+        layouts[f"{where}.classes"] = ClassLayout(background=True)
         if not config.box_head.class_agnostic:
-            layouts["regions.box.head.deltas"] = ClassLayout(background=False)
+            layouts[f"{where}.deltas"] = ClassLayout(background=False)
     if config.mask_head.enabled and not config.mask_head.class_agnostic:
         layouts["regions.mask.head.predictor"] = ClassLayout(background=config.mask_head.activation == "softmax")
     return layouts

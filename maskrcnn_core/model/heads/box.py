@@ -15,7 +15,7 @@ from maskrcnn_core.layers.convolve import convolve
 from maskrcnn_core.layers.normed_conv import normed_conv
 from maskrcnn_core.model.box_coding import BoxCoding
 from maskrcnn_core.model.loss_counts import LossSum
-from maskrcnn_core.model.losses import box_regression_loss, full_precision
+from maskrcnn_core.model.losses import box_regression_loss, box_regression_losses, full_precision
 from maskrcnn_core.model.survivors import DetectionRule, survivors
 from maskrcnn_core.structures import Detections, Proposals, real_or_unit, valid_slots
 
@@ -30,7 +30,7 @@ class BoxHead(nn.Module):
     The features are flattened channels last (row, column, channel), the order in which RoIAlign delivers them.
 
     Args:
-        in_channels, resolution: of the region features.
+        in_channels, resolution: of the region features; resolution is a side, or (height, width).
         channels, layers: width and number of the fully connected layers.
         num_classes: K.
         class_agnostic: one box per region instead of one per class.
@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        resolution: int,
+        resolution: int | tuple[int, int],
         channels: int,
         layers: int,
         num_classes: int,
@@ -54,7 +54,8 @@ class BoxHead(nn.Module):
         super().__init__()
         conv_widths = [in_channels] + [conv_channels] * convs
         self.convs = nn.ModuleList(normed_conv(a, b, 3, conv_norm) for a, b in pairwise(conv_widths))
-        widths = [conv_widths[-1] * (resolution**2 if layers else 1)] + [channels] * layers
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        widths = [conv_widths[-1] * (height * width if layers else 1)] + [channels] * layers
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.classes = nn.Linear(widths[-1], num_classes + 1)
         self.deltas = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)
@@ -67,7 +68,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, C, resolution, resolution] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
+        """[R, C, height, width] -> class logits [R, K + 1], deltas [R, 1 or K, 4]."""
         for conv in self.convs:
             features = convolve(conv, features, relu=True)
         # One row a region: channels last, or the grid's mean.
@@ -152,6 +153,34 @@ def box_losses(
         beta=smooth_l1_beta,
     )
     return {"roi_class": LossSum(class_sum, num_sampled), "roi_box": LossSum(box_sum, num_sampled)}
+
+
+def losses_of_regions(
+    logits: Tensor,
+    deltas: Tensor,
+    samples: RoISamples,
+    *,
+    coding: BoxCoding,
+    smooth_l1_beta: float,
+    box_loss: str = "smooth_l1",
+) -> Tensor:
+    """What each region adds to the sums of `box_losses`, whose arguments it has: [N, S], 0 where not valid."""
+    # Of the class: [N, S].
+    flat = functional.cross_entropy(full_precision(logits.flatten(0, 1)), samples.labels.flatten(), reduction="none")
+    # Of the box, for a positive's own class: [N, S].
+    if deltas.shape[2] > 1:
+        choice = torch.where(samples.positive, samples.labels, 0)[..., None, None].expand(-1, -1, 1, 4)
+        deltas = deltas.gather(2, choice)
+    box_loss_of_each = box_regression_losses(
+        full_precision(deltas[:, :, 0]),
+        samples.boxes,
+        samples.object_boxes,
+        samples.positive,
+        coding=coding,
+        loss_type=box_loss,
+        beta=smooth_l1_beta,
+    )
+    return torch.where(samples.valid, flat.view(samples.labels.shape) + box_loss_of_each, 0.0)
 
 
 def detections_and_regions(

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import ConfigError
 from maskrcnn_core.model.pyramids.fpn import FPN, Extra, Norm
+from maskrcnn_core.model.pyramids.image_pyramid import ImagePyramid
 from maskrcnn_core.model.pyramids.passthrough import Passthrough
 from maskrcnn_core.model.pyramids.tail import TailPyramid, TailRule
 from maskrcnn_core.model.trunks.trunk import Trunk
 
-PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough"]
+PyramidKind = Literal["fpn", "in_network", "c4", "dc5", "tail", "last", "passthrough", "pixels"]
 
 
 class SingleMap(nn.Module):
@@ -35,7 +36,7 @@ class SingleMap(nn.Module):
         return [maps[-1]]
 
 
-Pyramid = FPN | SingleMap | TailPyramid | Passthrough
+Pyramid = FPN | SingleMap | TailPyramid | Passthrough | ImagePyramid
 
 
 def build_pyramid(
@@ -48,6 +49,7 @@ def build_pyramid(
     extra: Extra = "max_pool",
     tail: TailRule | None = None,
     narrow: int = 64,
+    image_scales: Sequence[float] = (),
 ) -> Pyramid:
     """The pyramid on a trunk.
 
@@ -55,12 +57,13 @@ def build_pyramid(
         kind: fpn = Feature Pyramid Network; in_network = the same without top-down pathway; c4 = C4 alone, of a trunk
             whose last stage `take_region_trunk` has taken; dc5 = C5 alone, of a trunk made with `dilated=True`; tail =
             the trunk's maps and what `tail` adds; last = the last map, whatever its stride; passthrough = `Passthrough`
-            on the last two maps.
+            on the last two maps; pixels = the only map of a `PixelTrunk`.
         trunk: its stages above the last level are removed, since nothing would use them.
         channels, norm, extra: as `FPN`; single maps have the trunk's width.
         levels: which of the trunk's maps fpn, in_network and tail stand on, finest first.
         tail: of that kind.
         narrow: of `Passthrough`.
+        image_scales: of c4, dc5 and last: an `ImagePyramid` of these scales instead of the one map; none = one map.
 
     Raises:
         ConfigError: the trunk does not have such maps.
@@ -71,9 +74,9 @@ def build_pyramid(
                 f"model.pyramid.kind: {kind} needs a last map of stride 16, the backbone's has {trunk.strides[-1]}; "
                 "use fpn or another backbone"
             )
-        return SingleMap(trunk.channels[-1], trunk.strides[-1])
-    if kind == "last":
-        return SingleMap(trunk.channels[-1], trunk.strides[-1])
+        return _of_last_map(trunk, image_scales)
+    if kind == "last" or kind == "pixels":
+        return _of_last_map(trunk, image_scales)
     if kind == "passthrough":
         if len(trunk.strides) < 2 or trunk.strides[-1] != 2 * trunk.strides[-2]:
             raise ConfigError(
@@ -99,6 +102,12 @@ def build_pyramid(
         extra=extra,
         top_down=kind == "fpn",
     )
+
+
+def _of_last_map(trunk: Trunk, image_scales: Sequence[float]) -> SingleMap | ImagePyramid:
+    if image_scales:
+        return ImagePyramid(trunk.channels[-1], trunk.strides[-1], image_scales)
+    return SingleMap(trunk.channels[-1], trunk.strides[-1])
 
 
 def _check_levels(levels: Sequence[int], trunk: Trunk) -> None:

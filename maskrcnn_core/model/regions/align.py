@@ -164,7 +164,7 @@ def align_by_operator(
 ) -> Tensor:
     """`roi_align` by torchvision's operator; the maximum only for adaptive sampling."""
 
-    def cut(features: Tensor, regions: Tensor, stride: int) -> Tensor:
+    def cut(features: Tensor, regions: Tensor, stride: float) -> Tensor:
         if grid.reduction == "max":
             return _adaptive_max(features, regions, stride, grid)
         return _operator(features, regions, stride, grid.resolution, grid.sampling_ratio, aligned=grid.aligned)
@@ -173,7 +173,7 @@ def align_by_operator(
 
 
 def _operator(
-    features: Tensor, regions: Tensor, stride: int, size: int | tuple[int, int], sampling_ratio: int, *, aligned: bool
+    features: Tensor, regions: Tensor, stride: float, size: int | tuple[int, int], sampling_ratio: int, *, aligned: bool
 ) -> Tensor:
     # Half precision holds no coordinate of a large image: bfloat16 steps by 8 pixels above 1024.
     table = full_precision(features)
@@ -183,7 +183,7 @@ def _operator(
     return output.to(features.dtype)
 
 
-def _adaptive_max(features: Tensor, regions: Tensor, stride: int, grid: SamplingGrid) -> Tensor:
+def _adaptive_max(features: Tensor, regions: Tensor, stride: float, grid: SamplingGrid) -> Tensor:
     """Maximum over as many samples as a bin has cells: regions with equally many samples are cut together.
 
     For ablations: it asks the device how many samples there are, which the other transforms never do.

@@ -12,7 +12,7 @@ from maskrcnn_core.errors import ConfigError
 
 # features [N, C, H, W], regions [r, 5] as (image, x1, y1, x2, y2) in input pixels, stride -> [r, C, S, S]. A region
 # that lies far outside its map gives zeros.
-Cut = Callable[[Tensor, Tensor, int], Tensor]
+Cut = Callable[[Tensor, Tensor, float], Tensor]
 
 # Where a region is put that another level has to cut; outside of every map.
 _ELSEWHERE = -1e6
@@ -66,7 +66,7 @@ def cut_by_level(
     boxes: Tensor,
     image_index: Tensor,
     levels: Tensor,
-    strides: Sequence[int],
+    strides: Sequence[float],
     cut: Cut,
     *,
     fixed_size: bool = False,
@@ -95,7 +95,7 @@ def cut_by_level(
     return in_order(pieces, members)
 
 
-def _cut_masked(maps: Sequence[Tensor], regions: Tensor, levels: Tensor, strides: Sequence[int], cut: Cut) -> Tensor:
+def _cut_masked(maps: Sequence[Tensor], regions: Tensor, levels: Tensor, strides: Sequence[float], cut: Cut) -> Tensor:
     """`cut_by_level` with no shape that depends on data: every level cuts every region, those of other levels outside
     of its map, which costs a kernel next to nothing and adds zero."""
     pieces = []

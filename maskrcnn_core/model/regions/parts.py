@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from maskrcnn_core.keypoints import decode_heatmaps
 from maskrcnn_core.model.box_coding import BoxCoding
-from maskrcnn_core.model.heads.box import BoxHead, RoISamples, box_losses
+from maskrcnn_core.model.heads.box import BoxHead, RoISamples, box_losses, losses_of_regions
 from maskrcnn_core.model.heads.keypoint import KeypointHead, keypoint_loss, keypoint_targets
 from maskrcnn_core.model.heads.mask import MaskHead, MaskMLP, mask_loss, mask_targets
+from maskrcnn_core.model.heads.voting import VotingHead
 from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.regions.rows import PositiveRegions, rows_to_compute
 from maskrcnn_core.model.regions.transform import RoITransform
@@ -27,7 +28,7 @@ class BoxLossRule:
 
 
 class BoxPart(nn.Module):
-    """Classes and boxes (Fast R-CNN).
+    """Classes and boxes (Fast R-CNN, R-FCN).
 
     Args:
         transform, head: of it.
@@ -37,7 +38,12 @@ class BoxPart(nn.Module):
     """
 
     def __init__(
-        self, transform: RoITransform, head: BoxHead, coding: BoxCoding, loss: BoxLossRule, detection: DetectionRule
+        self,
+        transform: RoITransform,
+        head: BoxHead | VotingHead,
+        coding: BoxCoding,
+        loss: BoxLossRule,
+        detection: DetectionRule,
     ) -> None:
         super().__init__()
         self.transform, self.head = transform, head
@@ -49,6 +55,17 @@ class BoxPart(nn.Module):
         return box_losses(
             class_logits.unflatten(0, samples.labels.shape),
             box_deltas.unflatten(0, samples.labels.shape),
+            samples,
+            coding=self.coding,
+            smooth_l1_beta=self.loss.smooth_l1_beta,
+            box_loss=self.loss.box_loss,
+        )
+
+    def losses_of_each(self, logits: Tensor, deltas: Tensor, samples: RoISamples) -> Tensor:
+        """[N, S], what each region adds to the sums of `losses`, of the head's outputs [N * S, ...]."""
+        return losses_of_regions(
+            logits.unflatten(0, samples.labels.shape),
+            deltas.unflatten(0, samples.labels.shape),
             samples,
             coding=self.coding,
             smooth_l1_beta=self.loss.smooth_l1_beta,

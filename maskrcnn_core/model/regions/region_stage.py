@@ -4,26 +4,27 @@ A box part, and on the boxes that it finds a mask and a keypoint part, each with
 box part the boxes are those of a dense stage that finds detections.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_core.model.heads.box import detections_and_regions
+from maskrcnn_core.model.heads.box import RoISamples, detections_and_regions
 from maskrcnn_core.model.heads.mask import mask_probabilities
 from maskrcnn_core.model.loss_counts import LossSum
 from maskrcnn_core.model.losses import full_precision
 from maskrcnn_core.model.regions.parts import BoxPart, KeypointPart, MaskPart
-from maskrcnn_core.model.regions.region_trunk import RegionTrunk
+from maskrcnn_core.model.regions.region_trunk import RegionNetwork, RegionTrunk
 from maskrcnn_core.model.regions.rows import (
-    REGIONS_AT_ONCE,
     DelayedCount,
     PositiveRegions,
     image_index_of,
     in_pieces,
     in_slots,
+    regions_at_once,
 )
-from maskrcnn_core.model.regions.sampling import SamplingRule, sample_regions
+from maskrcnn_core.model.regions.sampling import SamplingRule, every_region, hardest_regions, sample_regions
 from maskrcnn_core.model.survivors import DetectionRule
 from maskrcnn_core.structures import Detections, ImageFeatures, Proposals, Targets, real_or_unit
 
@@ -34,7 +35,7 @@ class RegionStage(nn.Module):
     Args:
         box: classes and boxes, or None.
         mask, keypoints: what is predicted on the boxes found, or None.
-        trunk: network between the transforms and the heads (C4: res5), or None.
+        trunk: network between the transforms and the heads (C4: res5; R-CNN: a whole one), or None.
         sampling: which regions are learnt on.
         num_classes: K.
     """
@@ -45,7 +46,7 @@ class RegionStage(nn.Module):
         mask: MaskPart | None,
         keypoints: KeypointPart | None,
         *,
-        trunk: RegionTrunk | None,
+        trunk: RegionTrunk | RegionNetwork | None,
         sampling: SamplingRule,
         num_classes: int,
     ) -> None:
@@ -63,14 +64,16 @@ class RegionStage(nn.Module):
             `roi_class`, `roi_box` with a box part; `roi_mask`, `roi_keypoint` with these parts.
         """
         fixed = features.fixed_size
+        # What the box head's regions are cut from, once for the batch.
+        maps = None if self.box is None else self.box.transform.maps(features)
         # Regions drawn for the batch: [N, S]. How many are positive is asked for now, and read when the box head runs.
-        samples = sample_regions(proposals, targets, self.num_classes, self.sampling, fixed_size=fixed)
+        samples = self._samples(maps, proposals, targets, fixed_size=fixed)
         num_positives = DelayedCount(samples.positive)
         image_index = image_index_of(samples.labels)
         # Classes and boxes of all of them.
         losses: dict[str, LossSum] = {}
-        if self.box is not None:
-            regions = self._cut(self.box, features, samples.boxes.flatten(0, 1), image_index.flatten())
+        if self.box is not None and maps is not None:
+            regions = self._cut(self.box, maps, samples.boxes.flatten(0, 1), image_index.flatten())
             losses |= self.box.losses(regions, samples)
         # Masks and keypoints of the positives.
         front = PositiveRegions(samples, image_index, num_positives, fixed_size=fixed)
@@ -91,15 +94,8 @@ class RegionStage(nn.Module):
         part = self.box
         assert part is not None
         num_images, num_regions = proposals.scores.shape
-        image_index = image_index_of(proposals.scores)
-
-        def compute(boxes: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-            outputs: tuple[Tensor, ...] = part.head(self._cut(part, features, boxes, images))
-            return outputs
-
         # Every region: [N * R, ...].
-        boxes = proposals.boxes.flatten(0, 1)
-        class_logits, box_deltas = in_pieces(compute, REGIONS_AT_ONCE, boxes, image_index.flatten())
+        class_logits, box_deltas = self._box_outputs(part, part.transform.maps(features), proposals.boxes)
         # The best of each image: [N, D].
         detections, regions = detections_and_regions(
             class_logits.unflatten(0, (num_images, num_regions)),
@@ -123,9 +119,10 @@ class RegionStage(nn.Module):
         if part is None:
             return None
         boxes = detections.boxes if detections.mask_boxes is None else detections.mask_boxes
+        maps = part.transform.maps(features)
 
         def compute(boxes: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            return (mask_probabilities(part.head(self._cut(part, features, boxes, images), labels)),)
+            return (mask_probabilities(part.head(self._cut(part, maps, boxes, images), labels)),)
 
         return in_slots(compute, detections.valid, boxes, detections.labels, fixed_size=features.fixed_size)
 
@@ -136,9 +133,10 @@ class RegionStage(nn.Module):
         part = self.keypoints
         if part is None:
             return None
+        maps = part.transform.maps(features)
 
         def compute(boxes: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            return (full_precision(part.head(self._cut(part, features, boxes, images))),)
+            return (full_precision(part.head(self._cut(part, maps, boxes, images))),)
 
         wanted = part.wanted(detections)
         return in_slots(compute, wanted, detections.boxes, detections.labels, fixed_size=features.fixed_size)
@@ -154,12 +152,39 @@ class RegionStage(nn.Module):
             num_classes=self.num_classes,
         )
 
+    def _samples(
+        self, maps: Sequence[Tensor] | None, proposals: Proposals, targets: Targets, *, fixed_size: bool
+    ) -> RoISamples:
+        """The regions that are learnt on; `maps` are those of the box part."""
+        if self.box is None or maps is None or not self.sampling.hardest:
+            return sample_regions(proposals, targets, self.num_classes, self.sampling, fixed_size=fixed_size)
+        # Every region forward, only to see how hard it is.
+        every = every_region(proposals, targets, self.num_classes, self.sampling, fixed_size=fixed_size)
+        with torch.no_grad():
+            logits, deltas = self._box_outputs(self.box, maps, every.boxes)
+            losses = self.box.losses_of_each(logits, deltas, every)
+        return hardest_regions(every, losses, self.sampling, fixed_size=fixed_size)
+
+    def _box_outputs(self, part: BoxPart, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, ...]:
+        """Class logits and deltas of regions [N, R, 4], in pieces: each [N * R, ...]."""
+
+        def compute(boxes: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+            outputs: tuple[Tensor, ...] = part.head(self._cut(part, maps, boxes, images))
+            return outputs
+
+        flat, at_once = boxes.flatten(0, 1), regions_at_once(boxes.flatten(0, 1), part.transform.bins)
+        return in_pieces(compute, at_once, flat, image_index_of(boxes[..., 0]).flatten())
+
     def _cut(
-        self, part: BoxPart | MaskPart | KeypointPart, features: ImageFeatures, boxes: Tensor, image_index: Tensor
+        self,
+        part: BoxPart | MaskPart | KeypointPart,
+        maps: Sequence[Tensor],
+        boxes: Tensor,
+        image_index: Tensor,
     ) -> Tensor:
-        """Features of regions as a part's head sees them: [R, 4], [R] -> [R, C, S, S]."""
-        cut = part.transform(part.transform.maps(features), boxes, image_index)
+        """Features of regions as a part's head sees them, out of its transform's maps: [R, 4], [R] -> [R, C, S, S]."""
+        cut = part.transform(maps, boxes, image_index)
         return cut if self.trunk is None else self.trunk(cut)
 
     def _cut_front(self, part: MaskPart | KeypointPart, features: ImageFeatures, front: PositiveRegions) -> Tensor:
-        return self._cut(part, features, front.boxes, front.images)
+        return self._cut(part, part.transform.maps(features), front.boxes, front.images)

@@ -1,6 +1,7 @@
-"""The last stage of a trunk as per-region computation.
+"""The last stage of a trunk, or a whole one, as per-region computation.
 
-So works Faster R-CNN on a ResNet's C4 (He et al., CVPR 2016, appendix A): conv5 runs on each region's features.
+So works Faster R-CNN on a ResNet's C4 (He et al., CVPR 2016, appendix A): conv5 runs on each region's features. In
+R-CNN (Girshick et al., CVPR 2014) everything does, on each region's pixels.
 """
 
 from collections.abc import Iterable
@@ -27,6 +28,28 @@ class RegionTrunk(nn.Sequential):
         for layer in self:
             x = layer(x)
         return x
+
+
+class RegionNetwork(nn.Module):
+    """A whole trunk, applied to the pixels of each region and shared by the heads.
+
+    Args:
+        network: whose last map is what the heads see.
+
+    Attributes:
+        channels: width of its output.
+        stride: size of its input over size of its output.
+    """
+
+    def __init__(self, network: Trunk) -> None:
+        super().__init__()
+        self.network = network
+        self.channels, self.stride = network.channels[-1], network.strides[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, 3, S, S] -> [R, channels, ceil(S / stride), ceil(S / stride)]; R may be 0."""
+        features: Tensor = self.network(x)[-1]
+        return features
 
 
 def take_region_trunk(trunk: Trunk) -> RegionTrunk | None:

@@ -14,6 +14,10 @@ from maskrcnn_core.model.heads.box import RoISamples
 # allocator keeps for reuse (`buffers.py`).
 REGIONS_AT_ONCE = 250
 _MASKS_AT_ONCE = 25
+# The same for regions as large as images (R-CNN), which a whole network computes: places, and crops on a GPU.
+_PLACES_AT_ONCE = 1 << 20
+_LARGEST_GRID = 64
+_CROPS_AT_ONCE = 250
 
 # On a GPU the numbers of positive regions are rounded up to multiples of this.
 _POSITIVES_STEP = 64
@@ -86,8 +90,16 @@ def image_index_of(slots: Tensor) -> Tensor:
     return torch.arange(len(slots), device=slots.device)[:, None].expand(slots.shape)
 
 
+def regions_at_once(regions: Tensor, bins: int) -> int:
+    """How many of the regions [R, 4], each cut into bins x bins places, a head computes at once: on a GPU all, unless
+    they are as large as images."""
+    if regions.is_cuda:
+        return max(1, len(regions)) if bins <= _LARGEST_GRID else _CROPS_AT_ONCE
+    return min(REGIONS_AT_ONCE, max(1, _PLACES_AT_ONCE // bins**2))
+
+
 def in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions: Tensor) -> tuple[Tensor, ...]:
-    """`compute` on all regions; on a CPU in pieces of `at_once`, put together again.
+    """`compute` on all regions, in pieces of `at_once`, put together again.
 
     Args:
         compute: [R', ...] of each of `regions` -> some tensors [R', ...].
@@ -96,7 +108,7 @@ def in_pieces(compute: Callable[..., tuple[Tensor, ...]], at_once: int, *regions
     Returns:
         The same tensors for all R.
     """
-    if regions[0].is_cuda or len(regions[0]) <= at_once:
+    if len(regions[0]) <= at_once:
         return compute(*regions)
     pieces = [compute(*piece) for piece in zip(*(part.split(at_once) for part in regions), strict=True)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
@@ -120,7 +132,8 @@ def in_slots(
     # The rows that are computed: [R, ...].
     rows = rows_to_compute(wanted.flatten(), fixed_size=fixed_size)
     images = image_index_of(wanted).flatten()[rows]
-    (drawn,) = in_pieces(compute, _MASKS_AT_ONCE, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
+    at_once = max(1, len(rows)) if boxes.is_cuda else _MASKS_AT_ONCE
+    (drawn,) = in_pieces(compute, at_once, boxes.flatten(0, 1)[rows], images, labels.flatten()[rows])
     # Back in their slots: [N * D, ...].
     if fixed_size:
         kept = wanted.flatten().view(-1, *[1] * (drawn.ndim - 1))

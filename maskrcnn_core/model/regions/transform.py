@@ -1,11 +1,13 @@
 """RoI transforms: a fixed grid of features for each region, whatever its size (tutorial, "RoI transform").
 
-Three with one call, over one map or the levels of a pyramid:
+Three here with one call, over one map or the levels of a pyramid:
 
     RoIAlign    samples at exact positions (Mask R-CNN, section 3)
     RoIPool     the region and its bins are rounded to whole cells, maximum of each bin (Fast R-CNN, section 2.1)
     RoIWarp     the region is rounded as in RoIPool, then sampled as in RoIAlign (Dai et al., CVPR 2016, section 3.2, as
                 Mask R-CNN, section 3, describes its implementation)
+
+Others have files of their own: `position_sensitive`, `spatial_pyramid`, `image_crop`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ class RoITransform(Protocol):
     """What cuts regions out of feature maps.
 
     Attributes:
-        bins: the output has bins x bins places.
+        bins: the output has bins x bins places; that of a spatial pyramid is a column of bins.
         aligned: pixels are taken at their centres; false = half a pixel beside them (torchvision's models), which mask
             targets have to follow.
     """
@@ -46,7 +48,7 @@ class RoITransform(Protocol):
             image_index: [R] int64, which of the N images each box lies in.
 
         Returns:
-            [R, C, bins, bins].
+            [R, C, bins, bins]; of a spatial pyramid [R, C, bins, 1].
         """
         ...
 
@@ -125,7 +127,7 @@ class PyramidRoIPool(_FromLevels):
         levels = self.levels.choose(boxes)
         return cut_by_level(maps, boxes, image_index, levels, self.levels.strides, self._cut, fixed_size=boxes.is_cuda)
 
-    def _cut(self, features: Tensor, regions: Tensor, stride: int) -> Tensor:
+    def _cut(self, features: Tensor, regions: Tensor, stride: float) -> Tensor:
         # Half precision holds no coordinate of a large image.
         table = full_precision(features)
         output: Tensor = torchvision.ops.roi_pool(table, regions.to(table.dtype), self.bins, 1.0 / stride)

@@ -14,6 +14,7 @@ from maskrcnn_core.layers.same_padding import pad_same
 from maskrcnn_core.layers.tensorflow_padding import pad_as_tensorflow
 from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, darknet_trunk, load_darknet_weights
 from maskrcnn_core.model.trunks.imagenet_weights import load_backbone_weights
+from maskrcnn_core.model.trunks.pixels import PixelTrunk
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.trunks.sequential import SEQUENTIAL_NAMES, SequentialTrunk, sequential_trunk
 from maskrcnn_core.model.trunks.stages import STRIDES as STRIDES
@@ -22,7 +23,7 @@ from maskrcnn_core.model.trunks.timm_network import TIMM_NAMES, TIMM_PREFIX, Tim
 
 NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *TIMM_NAMES)
 
-Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk
+Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk | PixelTrunk
 
 
 def build_trunk(

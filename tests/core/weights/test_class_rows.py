@@ -104,3 +104,14 @@ def test_rows_of_a_one_stage_detector_by_eye() -> None:
     found = copied_rows(own, other, ours, theirs)
     assert found["dense.head.logits.bias"].tolist() == [3.0, 1, 13, 11]
     assert own["dense.head.logits.bias"].tolist() == [0.0] * 4
+
+
+def test_rows_of_position_sensitive_scores_by_eye() -> None:
+    """Four bins of one class after those of another, and background's at the end."""
+    regions = replace(CONFIG.regions, transform="position_pool", box_resolution=2)
+    boxes = replace(CONFIG.box_head, class_agnostic=True)
+    ours, theirs = (of(*names, regions=regions, box_head=boxes) for names in (("dog", "fox"), ("cat", "dog")))
+    own = {"regions.box.transform.classes.bias": torch.zeros(12)}
+    other = {"regions.box.transform.classes.bias": torch.arange(12.0)}
+    found = copied_rows(own, other, ours, theirs)
+    assert found["regions.box.transform.classes.bias"].tolist() == [4.0, 5, 6, 7, 0, 0, 0, 0, 8, 9, 10, 11]

@@ -28,7 +28,7 @@ def align_masked(
 ) -> Tensor:
     """The operator as on a GPU, where every level cuts every region."""
 
-    def cut(features: Tensor, regions: Tensor, stride: int) -> Tensor:
+    def cut(features: Tensor, regions: Tensor, stride: float) -> Tensor:
         if grid.reduction == "max":
             return module._adaptive_max(features, regions, stride, grid)
         return module._operator(features, regions, stride, grid.resolution, grid.sampling_ratio, aligned=grid.aligned)

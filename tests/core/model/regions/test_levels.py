@@ -43,7 +43,7 @@ def test_strides_with_a_gap_are_refused(strides: tuple[int, ...]) -> None:
         LevelRule(strides, 224.0, 4)
 
 
-def mean_cut(features: Tensor, regions: Tensor, stride: int) -> Tensor:
+def mean_cut(features: Tensor, regions: Tensor, stride: float) -> Tensor:
     """Of each region the mean of its image, its box and its stride; nothing where it lies far outside."""
     means = features.mean(dim=(2, 3))[regions[:, 0].long()] * stride + regions[:, 1:].sum(dim=1, keepdim=True)
     return torch.where(regions[:, 1:2] > -1e5, means, 0.0)[:, :, None, None]
