@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from pipelines import storage
 from pipelines.cluster.choice import uses_ray
@@ -32,7 +31,6 @@ from pipelines.images.source import Source, open_source
 from pipelines.labelling.backend import Backend
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
-from pipelines.labelling.expected_time import seconds_of_image
 from pipelines.labelling.footers import checked_files, footers_before
 from pipelines.labelling.planning import choose_chunks
 from pipelines.labelling.progress import Counts, LabelProgress
@@ -273,7 +271,7 @@ def _label_chunks(
     if plan is None:
         fitted = backend.fitted()
         on_devices = on_device(settings, fitted)
-        seconds = seconds_of_image(settings.checkpoint, on_devices.predictor, backend.worker_threads())
+        seconds = detector.seconds_of_image(settings.checkpoint, on_devices.predictor, backend.worker_threads())
         plan = choose_chunks(len(manifest), backend.num_workers(), on_devices.group_size, seconds, fitted)
         plan = run_folder.settle_chunk_plan(run.output, plan, manifest)
     done, todo = run_folder.chunks_done(run.output, manifest, plan)
@@ -358,7 +356,8 @@ def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
 
 def _identity(settings: WorkerSettings, detector: Detector) -> RunIdentity:
     fingerprint, _ = detector.describe(settings.checkpoint, settings.predictor)
-    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code_fingerprint())
+    values = {**deciding_settings(settings.predictor), **detector.settings}
+    return RunIdentity(fingerprint, values, detector.code())
 
 
 def _summary(
