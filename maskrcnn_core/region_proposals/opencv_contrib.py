@@ -29,7 +29,7 @@ def opencv_contrib(method: str) -> ModuleType:
     return module
 
 
-_HOW = "pip install 'maskrcnn-ray[proposals]' (opencv-contrib-python-headless)"
+_HOW = "pip install opencv-contrib-python-headless (this package's extra `proposals`)"
 
 
 def _needs(method: str) -> str:

@@ -43,7 +43,8 @@ class SelectiveSearch:
         small = resized(self._cv2, pixels, self._config.side)
         boxes = self._search(np.ascontiguousarray(small[:, :, ::-1]))
         scale_y, scale_x = height / small.shape[0], width / small.shape[1]
-        return boxes * np.array([scale_x, scale_y, scale_x, scale_y])
+        boxes *= np.array([scale_x, scale_y, scale_x, scale_y])
+        return boxes
 
     def _search(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Boxes of an image BGR in the order that OpenCV gives them."""

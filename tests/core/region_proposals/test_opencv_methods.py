@@ -88,12 +88,14 @@ def test_edge_boxes_find_a_square_with_a_forest_made_by_hand(tmp_path: Path) -> 
     """One tree that calls strong gradients edges; the best box is around the only contour."""
     write_edge_model(tmp_path / "model.yml")
     found = EdgeBoxes(EdgeBoxesConfig(str(tmp_path / "model.yml")), 50)
-    boxes, scores = found(picture((40, 30, 48, 40)))
+    boxes, scores = found(picture((30, 20, 60, 60)))
     assert 0 < len(boxes) <= 50
-    assert best_overlap(boxes[:1], (40, 30, 48, 40)) > 0.6
+    assert best_overlap(boxes[:1], (30, 20, 60, 60)) > 0.65
+    assert (boxes[0, :2] <= [30, 20]).all()
+    assert (boxes[0, :2] + boxes[0, 2:] >= [90, 80]).all()
     assert (np.diff(scores) <= 0).all()
     assert ((scores >= 0) & (scores <= 1)).all()
-    again = found(picture((40, 30, 48, 40)))
+    again = found(picture((30, 20, 60, 60)))
     assert np.array_equal(again[0], boxes)
     flat, none = found(picture())
     assert (flat.shape, none.shape) == ((0, 4), (0,))

@@ -136,5 +136,5 @@ def test_without_the_contrib_package(method: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match=f"{method} needs .* lacks them; .* exclude each other: pip uninstall"):
         fingerprint(config)
     monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=r"no OpenCV is installed .* pip install 'maskrcnn-ray\[proposals\]'"):
+    with pytest.raises(ConfigError, match=r"no OpenCV is installed .* pip install opencv-contrib-python-headless"):
         fingerprint(config)
