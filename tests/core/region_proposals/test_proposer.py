@@ -27,7 +27,7 @@ GRID = ProposeConfig("grid", grid=GridConfig((2,), (0.0,)))
 
 def encoded(width: int, height: int, **more: object) -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", (width, height), (90, 20, 200)).save(content, "JPEG", **more)  # type: ignore[arg-type]
+    Image.new("RGB", (width, height), (90, 20, 200)).save(content, "JPEG", **more)
     return content.getvalue()
 
 
@@ -44,7 +44,8 @@ def test_boxes_are_cut_to_the_image_and_come_once() -> None:
     assert scores.tolist() == pytest.approx([1, 2 / 3, 1 / 3])
     boxes, scores = kept_boxes((found, np.linspace(0.9, 0.4, 6)), (20, 40), ProposeConfig("grid", max_proposals=2))
     assert scores.tolist() == pytest.approx([0.9, 0.7])
-    assert (boxes.dtype, scores.dtype) == (np.float32, np.float32)
+    assert boxes.dtype == np.float32
+    assert scores.dtype == np.float32
 
 
 def test_nothing_found() -> None:

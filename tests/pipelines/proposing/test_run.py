@@ -65,9 +65,10 @@ def require_method(method: Method) -> None:
 def test_every_image_has_a_row_also_those_that_fail(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 4)
     (images / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0cut")
-    (images / "gone.jpg").symlink_to("nowhere")
     Image.new("L", (500, 500)).save(images / "large.png")
-    summary = propose(run_of(images, tmp_path / "out", max_pixels=10_000))
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["uri", *map(str, sorted(images.iterdir())), str(images / "gone.jpg")]) + "\n")
+    summary = propose(run_of(table, tmp_path / "out", max_pixels=10_000))
     assert summary.statuses == {"ok": 4, "unreadable": 1, "missing": 1, "too_large": 1}
     assert summary.detections == 4 * 197
     found = rows(tmp_path / "out")
@@ -76,7 +77,7 @@ def test_every_image_has_a_row_also_those_that_fail(tmp_path: Path) -> None:
     assert [len(by_name[name]["proposals"]) for name in ("000.png", "cut.jpg", "gone.jpg")] == [197, 0, 0]
     assert by_name["large.png"]["error"]
     assert verify(VerifyRun(str(tmp_path / "out"))).passed
-    assert propose(run_of(images, tmp_path / "out", max_pixels=10_000)).skipped_because_done
+    assert propose(run_of(table, tmp_path / "out", max_pixels=10_000)).skipped_because_done
 
 
 @pytest.mark.parametrize("method", ["sliding_windows", "selective_search"])
