@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.cli import run_job
+from jobs.summaries import coverage_lines, print_recall
 from jobs.terminal import labelling_progress, new_table, plain_console, print_report, score_text, show_note, text_cell
 from maskrcnn_core.printable import printable
 from pipelines.evaluation.config import EvaluateRun
@@ -21,13 +22,10 @@ if TYPE_CHECKING:
 
     from maskrcnn_core.evaluation.analysis import CategoryDifference, ErrorAnalysis, KindDetails, RunDifference
     from maskrcnn_core.evaluation.coco import CocoScores
-    from maskrcnn_core.evaluation.results import Coverage
-    from pipelines.evaluation.proposals import ProposalEvaluation
     from pipelines.evaluation.run import EvaluationSummary
 
 _PROG = "python -m jobs.evaluate"
 _SHOWN_AT_EACH_END = 10
-_IDS_SHOWN = 5
 _COLUMN_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 
@@ -181,23 +179,6 @@ def _comparison_table(title: str, difference: "RunDifference") -> "Table":
     return table
 
 
-def print_recall(evaluation: "ProposalEvaluation") -> None:
-    """Average recall of proposals as a table, and what was and was not scored."""
-    from maskrcnn_core.evaluation.proposals import PROPOSAL_STAT_NAMES
-
-    table = new_table("Average recall of proposals", "", "proposals")
-    for name, value in zip(PROPOSAL_STAT_NAMES, evaluation.stats, strict=True):
-        table.add_row(name, score_text(value))
-    console = plain_console()
-    console.print(table)
-    coverage = evaluation.coverage
-    lines = [
-        f"{evaluation.proposals} proposals and {evaluation.annotations} annotated objects in {coverage.images} images."
-    ]
-    for line in lines + _coverage_lines(coverage) + [f"Note: {note}." for note in evaluation.notes]:
-        console.print(printable(line), soft_wrap=True)
-
-
 def _stats_table(scores: "CocoScores") -> "Table":
     """The 12 numbers, boxes and masks side by side."""
     from maskrcnn_core.evaluation.coco import STAT_NAMES
@@ -243,7 +224,7 @@ def _counts(scores: "CocoScores") -> list[str]:
     """What was scored and what was not, a line each."""
     coverage = scores.coverage
     lines = [f"{scores.detections} detections and {scores.annotations} annotated objects in {coverage.images} images."]
-    lines += _coverage_lines(coverage)
+    lines += coverage_lines(coverage)
     if scores.unknown_categories:
         count, names = sum(scores.unknown_categories.values()), ", ".join(sorted(scores.unknown_categories)[:5])
         lines.append(
@@ -252,26 +233,6 @@ def _counts(scores: "CocoScores") -> list[str]:
     return lines + [
         f"{_COLUMN_TITLES[iou_type].capitalize()} not scored: {why}." for iou_type, why in scores.skipped.items()
     ]
-
-
-def _coverage_lines(coverage: "Coverage") -> list[str]:
-    """Images and rows that do not belong together, a line each."""
-    lines = []
-    if coverage.unlabelled or coverage.failed:
-        count = "are left out" if coverage.left_out else "count as images in which nothing was found"
-        ids = [str(image_id) for image_id in coverage.without_labels[:_IDS_SHOWN]]
-        more = ", ..." if coverage.unlabelled + coverage.failed > len(ids) else ""
-        lines.append(
-            f"{coverage.unlabelled} of these images have no label row and {coverage.failed} failed; "
-            f"they {count}" + (f" (image ids {', '.join(ids)}{more})." if ids else ".")
-        )
-    elif coverage.left_out:
-        lines.append(f"{coverage.left_out} of these images have no results; they are left out.")
-    if coverage.unknown:
-        lines.append(
-            f"{coverage.unknown} images with labels are not among those of the annotation file; they are left out."
-        )
-    return lines
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ CORE_LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "printable", "structures", "thread_waiting", "kernels"),
     ("boxes", "masks", "run_lengths", "compressed_runs", "keypoints", "config", "layers"),
     ("data", "records", "weights"),
-    ("model", "drawing", "export", "evaluation"),
+    ("model", "region_proposals", "drawing", "export", "evaluation"),
     ("inference", "training", "report", "importers"),
 )
 PIPELINE_LEVELS: tuple[tuple[str, ...], ...] = (
@@ -27,7 +27,7 @@ PIPELINE_LEVELS: tuple[tuple[str, ...], ...] = (
     ("annotations",),
     ("images", "labels", "verification", "conversion", "priors"),
     ("labelling", "exporting", "serving"),
-    ("evaluation",),
+    ("evaluation", "proposing"),
     ("benchmarks", "report", "training"),
 )
 LEVELS: Mapping[str, tuple[tuple[str, ...], ...]] = {"maskrcnn_core": CORE_LEVELS, "pipelines": PIPELINE_LEVELS}

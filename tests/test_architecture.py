@@ -35,7 +35,7 @@ FORBIDDEN_OUTSIDE = {
 }
 FORBIDDEN_EVERYWHERE = {"unittest", "pytest", "tests"}
 # What commands share. A command imports no other; the demo runs them, and the benchmarks have a folder of their own.
-SHARED_BY_COMMANDS = {"alternatives", "cli", "interrupts", "terminal"}
+SHARED_BY_COMMANDS = {"alternatives", "cli", "interrupts", "summaries", "terminal"}
 ALSO_IMPORTED = {"jobs/demo.py": {"demo_config", "evaluate", "label", "train"}, "jobs/benchmark.py": {"benchmarks"}}
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "base", "misc", "engine", "core"}
 
@@ -61,7 +61,9 @@ def imports_command(path: str, name: str) -> str | None:
     there = room_of(name, "jobs")
     if not path.startswith("jobs/") or there is None or there in SHARED_BY_COMMANDS | ALSO_IMPORTED.get(path, set()):
         return None
-    return f"a command may not import another, jobs.{there}; what they share is in jobs/terminal.py"
+    return (
+        f"a command may not import another, jobs.{there}; what they share is in jobs/terminal.py and jobs/summaries.py"
+    )
 
 
 def violations(path: str, source: str) -> list[str]:

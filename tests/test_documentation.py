@@ -17,7 +17,8 @@ from maskrcnn_core.errors import ConfigError
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 JOBS = (
-    *("train", "label", "evaluate", "verify", "report", "export", "convert", "priors", "serve", "demo", "benchmark"),
+    *("train", "label", "evaluate", "verify", "report", "export", "convert", "priors", "propose", "serve", "demo"),
+    "benchmark",
 )
 
 MOST_README_LINES = 170

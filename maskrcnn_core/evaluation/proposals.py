@@ -17,9 +17,9 @@ from maskrcnn_core.errors import AnnotationError
 from maskrcnn_core.evaluation.annotations import Annotations, CocoDict
 from maskrcnn_core.evaluation.coco import NOT_DEFINED
 
-LIMITS = (100, 1000)
-PROPOSAL_STAT_NAMES = ("AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000")
-"""The five numbers: recall at the best 100 and 1000 proposals, and at 1000 of small, medium and large objects."""
+LIMITS = (10, 100, 1000)
+PROPOSAL_STAT_NAMES = ("AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000")
+"""The numbers: recall at the best 10, 100 and 1000 proposals, and at 1000 of small, medium and large objects."""
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _AREAS = np.array([[0.0, 1e10], [0.0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
@@ -47,7 +47,7 @@ class RecallCounts:
     """Objects found in a part of the images; the sum of two parts is that of both.
 
     Attributes:
-        hits: [2 limits, 4 areas, 10 thresholds] objects that a proposal found.
+        hits: [3 limits, 4 areas, 10 thresholds] objects that a proposal found.
         objects: [4 areas] objects there are.
         proposals: looked at, at most 1000 of an image.
     """
@@ -114,11 +114,11 @@ def count_recall(
 
 
 def summarize_recall(counts: RecallCounts) -> tuple[float, ...]:
-    """The five numbers that `PROPOSAL_STAT_NAMES` names; -1 where there is no object of that size."""
+    """The numbers that `PROPOSAL_STAT_NAMES` names; -1 where there is no object of that size."""
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = counts.hits / counts.objects[None, :, None]
     defined = counts.objects > 0
-    values = [(0, 0), (1, 0), (1, 1), (1, 2), (1, 3)]
+    values = [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
     return tuple(float(np.mean(recall[limit, area])) if defined[area] else NOT_DEFINED for limit, area in values)
 
 
@@ -189,5 +189,5 @@ def _box_overlaps(proposals: _Floats, objects: _Floats) -> _Floats:
 
 
 def recall_metrics(stats: Sequence[float]) -> Mapping[str, float]:
-    """The defined ones of the five numbers by name."""
+    """The defined ones of the numbers by name."""
     return {name: value for name, value in zip(PROPOSAL_STAT_NAMES, stats, strict=True) if value != NOT_DEFINED}

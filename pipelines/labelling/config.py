@@ -133,7 +133,8 @@ class LabelRun:
     output: str
     """Folder of the run; rows go to OUTPUT/labels/*.parquet."""
     proposals: str | None = None
-    """Proposals that an earlier run wrote with --label.record proposals; used instead of the checkpoint's RPN."""
+    """Proposals that an earlier run wrote with --label.record proposals, or jobs.propose; used instead of the
+    checkpoint's RPN."""
     image_root: str | None = None
     """Folder that the file names of a COCO json are relative to, and which they may not leave: what is absolute, has a
     scheme or climbs out by `..` becomes a failed row, unless it lies below the folder all the same. null = looked for

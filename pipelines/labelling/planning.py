@@ -120,6 +120,10 @@ def _cpu_shares(label: LabelConfig, hosts: "Sequence[NodeCapacity]") -> tuple[in
     if not hosts:
         return 0, 0, 1
     wanted = label.num_workers
+    if label.threads_per_worker and not wanted:  # as many workers of this size as fit
+        share = min(label.threads_per_worker, min(_beside_tasks(node.cpus) for node in hosts))
+        rooms = [_beside_tasks(node.cpus) // share for node in hosts]
+        return max(rooms), sum(rooms), share
     per_node = math.ceil(wanted / len(hosts)) if wanted else max(1, hosts[0].cpus // MOST_THREADS)
     share = max(1, min(_beside_tasks(node.cpus) for node in hosts) // per_node)
     if label.max_workers and share > _MOST_CPUS_GROWING:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from maskrcnn_core.errors import StorageError
-from maskrcnn_core.inference.code_fingerprint import code_fingerprint
 from maskrcnn_core.inference.settings import PredictorSettings, deciding_settings
 from pipelines import storage
 from pipelines.cluster.choice import uses_ray
@@ -32,7 +31,6 @@ from pipelines.images.source import Source, open_source
 from pipelines.labelling.backend import Backend
 from pipelines.labelling.config import LabelRun
 from pipelines.labelling.detector import Detector
-from pipelines.labelling.expected_time import seconds_of_image
 from pipelines.labelling.footers import checked_files, footers_before
 from pipelines.labelling.planning import choose_chunks
 from pipelines.labelling.progress import Counts, LabelProgress
@@ -139,8 +137,8 @@ def _label_by(
     settings = _worker_settings(run, kind)
     if state != "finished":
         backend.start_loading(detector, settings)
-    code = code_fingerprint()  # while the detector is loaded
-    identity = _identity(settings, backend.fingerprint(detector, settings), code)
+    code = detector.code()  # while the detector is loaded
+    identity = _identity(settings, detector, backend.fingerprint(detector, settings), code)
     if state != "new":
         run_folder.require_same_run(run.output, identity)
     if manifest is not None:
@@ -274,7 +272,7 @@ def _label_chunks(
     if plan is None:
         fitted = backend.fitted()
         on_devices = on_device(settings, fitted)
-        seconds = seconds_of_image(settings.checkpoint, on_devices.predictor, backend.worker_threads())
+        seconds = detector.seconds_of_image(settings.checkpoint, on_devices.predictor, backend.worker_threads())
         plan = choose_chunks(len(manifest), backend.num_workers(), on_devices.group_size, seconds, fitted)
         plan = run_folder.settle_chunk_plan(run.output, plan, manifest)
     done, todo = run_folder.chunks_done(run.output, manifest, plan)
@@ -357,8 +355,9 @@ def _worker_settings(run: LabelRun, kind: str) -> WorkerSettings:
     )
 
 
-def _identity(settings: WorkerSettings, fingerprint: str, code: str) -> RunIdentity:
-    return RunIdentity(fingerprint, deciding_settings(settings.predictor), code)
+def _identity(settings: WorkerSettings, detector: Detector, fingerprint: str, code: str) -> RunIdentity:
+    values = {**deciding_settings(settings.predictor), **detector.settings}
+    return RunIdentity(fingerprint, values, code)
 
 
 def _summary(

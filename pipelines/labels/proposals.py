@@ -1,4 +1,4 @@
-"""Proposals that a setting names: the output of `jobs.label --label.record proposals`, checked and opened."""
+"""Proposals that a setting names, checked and opened: rows of jobs.label --label.record proposals or jobs.propose."""
 
 from maskrcnn_core.data.proposals import ProposalFiles
 from maskrcnn_core.errors import StorageError
@@ -19,7 +19,9 @@ def open_proposals(uri: str, name: str) -> ProposalFiles:
     try:
         files = label_files(uri)
     except StorageError as error:
-        raise StorageError(f"{name}: {error}; jobs.label --label.record proposals writes proposals") from error
+        raise StorageError(
+            f"{name}: {error}; jobs.label --label.record proposals and jobs.propose write proposals"
+        ) from error
     filesystem, _ = storage.filesystem_and_path(files[0])
     paths = [storage.filesystem_and_path(file)[1] for file in files]
     return ProposalFiles(paths, filesystem, f"{name} ({uri})")

@@ -28,7 +28,8 @@ class DatasetConfig:
     annotations: str = ""
     """COCO instances JSON file, or a folder of Parquet shards (docs/training.md)."""
     proposals: str = ""
-    """Proposals that jobs.label --label.record proposals wrote; needed where model.dense.enabled is false."""
+    """Proposals that jobs.label --label.record proposals or jobs.propose wrote; needed where model.dense.enabled is
+    false."""
 
     def __post_init__(self) -> None:
         require_typed("data", self)

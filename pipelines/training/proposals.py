@@ -36,5 +36,5 @@ def check_proposal_settings(run: TrainRun) -> None:
         if is_used and not paths.proposals and not run.model.dense.enabled:
             raise ConfigError(
                 f"{name}.proposals: not given, but model.dense.enabled is false; expected the output of jobs.label "
-                "--label.record proposals for these images"
+                "--label.record proposals, or of jobs.propose, for these images"
             )

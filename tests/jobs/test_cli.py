@@ -250,7 +250,7 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "label", "verify", "evaluate", "export", "report", "convert", "priors", "demo"]
+    "command", ["train", "label", "verify", "evaluate", "export", "report", "convert", "priors", "propose", "demo"]
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = (

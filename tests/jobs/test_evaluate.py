@@ -121,7 +121,7 @@ def test_proposals_get_their_average_recall(tmp_path: Path, capsys: pytest.Captu
     assert ["ARl@1000", "-"] in rows
     assert "4 proposals and 4 annotated objects in 2 images." in shown
     assert "1 of these images have no label row" in shown
-    assert json.loads(Path(output).read_text())["stats"]["proposals"] == pytest.approx([0.575] * 3 + [-1.0] * 2)
+    assert json.loads(Path(output).read_text())["stats"]["proposals"] == pytest.approx([0.575] * 4 + [-1.0] * 2)
 
 
 def test_keypoints_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from jobs import label as job
+from jobs.summaries import exit_code
 from pipelines.labelling.config import LabelConfig, LabelRun
 from pipelines.labelling.run import LabelSummary
 from pipelines.labels.chunks import FailedImage
@@ -57,7 +58,7 @@ def test_summary_tells_counts_failures_and_what_to_do_next() -> None:
 @pytest.mark.parametrize(("allowed", "code"), [(1.0, 0), (0.2, 0), (0.19, 1), (0.0, 1)])
 def test_exit_code_follows_the_share_of_failed_images(allowed: float, code: int) -> None:
     run = settings(max_failed_fraction=allowed)
-    assert job.exit_code(run, summary()) == code
+    assert exit_code(run.label, summary()) == code
     assert any("more than label.max_failed_fraction" in line for line in job.summary_lines(run, summary())) == bool(
         code
     )

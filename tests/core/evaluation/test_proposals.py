@@ -70,11 +70,11 @@ def reference(annotations: dict[str, Any], found: Found) -> tuple[float, ...]:
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.params.useCats = 0
-        evaluation.params.maxDets = [100, 1000]
+        evaluation.params.maxDets = [10, 100, 1000]
         evaluation.evaluate()
         evaluation.accumulate()
-    recall = evaluation.eval["recall"]  # [10 thresholds, 1, 4 areas, 2 limits]
-    values = [recall[:, 0, area, limit] for area, limit in ((0, 0), (0, 1), (1, 1), (2, 1), (3, 1))]
+    recall = evaluation.eval["recall"]  # [10 thresholds, 1, 4 areas, 3 limits]
+    values = [recall[:, 0, area, limit] for area, limit in ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (3, 2))]
     return tuple(float(np.mean(value[value > -1])) if (value > -1).any() else -1.0 for value in values)
 
 
@@ -88,8 +88,9 @@ def test_equal_to_pycocotools_bit_for_bit(seed: int) -> None:
 def test_only_small_objects_leaves_the_others_undefined() -> None:
     annotations = annotation_file([annotation(1, 1, 2, [10, 10, 20, 20])], [1])
     found = {1: (np.array([[10, 10, 20, 20]], np.float32), np.array([0.5], np.float32))}
-    assert ours(annotations, found) == reference(annotations, found) == (1.0, 1.0, 1.0, -1.0, -1.0)
-    assert recall_metrics(ours(annotations, found)) == {"AR@100": 1.0, "AR@1000": 1.0, "ARs@1000": 1.0}
+    assert ours(annotations, found) == reference(annotations, found) == (1.0, 1.0, 1.0, 1.0, -1.0, -1.0)
+    names = ("AR@10", "AR@100", "AR@1000", "ARs@1000")
+    assert recall_metrics(ours(annotations, found)) == dict.fromkeys(names, 1.0)
 
 
 def test_parts_add_up_exactly() -> None:
@@ -102,14 +103,16 @@ def test_one_object_by_eye() -> None:
     objects = ObjectBoxes(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([100.0]))
     moved = np.array([[2.0, 0.0, 10.0, 10.0]], np.float32)
     stats = summarize_recall(count_recall([(moved, np.array([0.1], np.float32), objects)]))
-    assert stats == pytest.approx((0.4, 0.4, 0.4, -1.0, -1.0))
+    assert stats == pytest.approx((0.4, 0.4, 0.4, 0.4, -1.0, -1.0))
 
 
-def test_the_hundred_best_count_for_the_first_number() -> None:
+def test_each_number_counts_its_best_proposals() -> None:
     objects = ObjectBoxes(np.array([[0.0, 0.0, 50.0, 50.0]]), np.array([2500.0]))
     boxes = np.array([[60.0, 60.0, 5.0, 5.0]] * 100 + [[0.0, 0.0, 50.0, 50.0]], np.float32)
     scores = np.linspace(1.0, 0.0, 101, dtype=np.float32)
-    assert summarize_recall(count_recall([(boxes, scores, objects)])) == (0.0, 1.0, -1.0, 1.0, -1.0)
+    assert summarize_recall(count_recall([(boxes, scores, objects)])) == (0.0, 0.0, 1.0, -1.0, 1.0, -1.0)
+    eleventh = count_recall([(boxes[90:], scores[90:], objects)])
+    assert summarize_recall(eleventh) == (0.0, 1.0, 1.0, -1.0, 1.0, -1.0)
     first = count_recall([(boxes, scores[::-1].copy(), objects)])  # the order of scores decides, not of rows
     assert summarize_recall(first)[0] == 1.0
     assert first.proposals == 101

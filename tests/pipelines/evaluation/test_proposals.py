@@ -51,7 +51,7 @@ def test_files_give_the_numbers_of_scoring_in_memory(
     written = json.loads((tmp_path / "recall.json").read_text())
     assert written == summary.to_json()
     assert written["stats"] == {"proposals": list(summary.stats)}
-    assert written["names"] == ["AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
+    assert written["names"] == ["AR@10", "AR@100", "AR@1000", "ARs@1000", "ARm@1000", "ARl@1000"]
     assert written["images"] == {"annotated": 40, "labelled": 36, "failed": 1, "unlabelled": 3, "unknown": 1}
 
 

@@ -85,10 +85,12 @@ def test_a_pool_whose_workers_hold_all_that_they_may_grows() -> None:
         ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2}, WorkerPlan(8, 1, 0.5, 8, 8)),
         ([(16, 4)], {"use_gpu": True, "workers_per_gpu": 2, "num_workers": 5}, WorkerPlan(5, 1, 0.5, 5, 5)),
         ([(2, 0)], {"use_gpu": True, "workers_per_gpu": 4, "max_workers": 16}, WorkerPlan(1, 1, 0.25, 1, 16)),
-        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(1, 2, 0, 1, 1)),
+        ([(8, 0)], {"threads_per_worker": 2}, WorkerPlan(3, 2, 0, 3, 3)),
+        ([(4, 0), (32, 0)], {"threads_per_worker": 1}, WorkerPlan(33, 1, 0, 30, 33)),
+        ([(2, 0), (8, 0)], {"threads_per_worker": 4}, WorkerPlan(7, 1, 0, 6, 7)),  # no larger than the smallest node
         ([(16, 4)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(4, 2, 1, 4, 16)),  # a cluster that grows
         ([(96, 0)], {"max_workers": 99}, WorkerPlan(11, 8, 0, 11, 99)),  # smaller machines may come
-        ([(96, 0)], {"max_workers": 99, "threads_per_worker": 4}, WorkerPlan(11, 4, 0, 11, 99)),
+        ([(96, 0)], {"max_workers": 99, "threads_per_worker": 4}, WorkerPlan(23, 4, 0, 23, 99)),
         ([(2, 0)], {"use_gpu": True, "max_workers": 16}, WorkerPlan(1, 1, 1, 1, 16)),  # from nothing
     ],
 )

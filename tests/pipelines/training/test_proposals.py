@@ -90,7 +90,7 @@ def test_the_parts_of_alternating_training(ray_here: None, tmp_path: Path) -> No
     assert (made.images, made.failed) == (7, 0)
     assert made.detections > 0
     scored = evaluate_proposals(EvaluateRun(proposing.output, annotations))
-    assert scored.stats[1] == validation.score  # the same path as in training
+    assert scored.stats[2] == validation.score  # the same path as in training
 
     # 2. A detector that learns from them and has no RPN.
     events = []
