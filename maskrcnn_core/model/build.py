@@ -390,4 +390,5 @@ def detection_rule(detection: BoxHeadConfig | DenseDetectionConfig) -> Detection
         nms=detection.nms,
         soft_sigma=detection.soft_sigma,
         nms_per_class=detection.nms_per_class,
+        clip_first=isinstance(detection, BoxHeadConfig) or detection.clip == "before_nms",
     )

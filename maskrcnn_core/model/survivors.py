@@ -11,7 +11,11 @@ from maskrcnn_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class DetectionRule:
-    """Which scored boxes become detections (attributes as in `BoxHeadConfig`)."""
+    """Which scored boxes become detections (attributes as in `BoxHeadConfig`).
+
+    Attributes:
+        clip_first: boxes are cut at the image's border before suppression; else after it.
+    """
 
     min_score: float
     max_candidates: int
@@ -21,6 +25,7 @@ class DetectionRule:
     nms: str = "hard"
     soft_sigma: float = 0.5
     nms_per_class: bool = True
+    clip_first: bool = True
 
     def __post_init__(self) -> None:
         if self.nms not in ("hard", "soft_linear", "soft_gaussian"):

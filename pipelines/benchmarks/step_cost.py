@@ -4,25 +4,19 @@ Systems are compared after equal processor time, not after equal steps: a step o
 time says nothing on a machine that has other work as well.
 """
 
-import functools
-import itertools
 import math
-import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from maskrcnn_core.config.model import ModelConfig
-from maskrcnn_core.training.state import TrainingState
+from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.training.step import seed_step, training_step
 from pipelines.training.config import TrainRun
 from pipelines.training.datasets import training_data
 from pipelines.training.job import TrainingJob, new_optimizer, open_batches
 from pipelines.training.proposals import proposals_of
-from maskrcnn_core.model.build import build_detector
 
 _WARM_UP = 2  # steps: memory is taken, files are read for the first time
 
@@ -96,7 +90,7 @@ def _job_here(run: TrainRun, steps: int) -> TrainingJob:
     run = replace(run, model=model, train=replace(run.train, steps=steps, epochs=0.0))
     torch.manual_seed(run.train.seed)
     detector = build_detector(model, load_pretrained=False)
-    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    detector.to(memory_format=torch.channels_last)
     return TrainingJob(
         run=run,
         progress=None,
