@@ -1,6 +1,5 @@
 """Caffe's SSDs as descriptions and weights, written by hand with random numbers."""
 
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,12 +71,13 @@ class Written:
         dilation: int = 1,
         *,
         bias: bool = True,
+        gain: float = 1.0,
     ) -> str:
         """A convolution of (in, out) channels whose outputs are about as large as its inputs."""
         out = sizes[1]
         options = f"convolution_param {{ num_output: {out} kernel_size: {side} stride: {stride} pad: {pad} "
         options += f"dilation: {dilation} bias_term: {str(bias).lower()} }}"
-        scale = (2 / (sizes[0] * side * side)) ** 0.5
+        scale = gain * (2 / (sizes[0] * side * side)) ** 0.5
         blobs = [self.random.normal(0, scale, (out, sizes[0], side, side)), self.random.normal(0, 0.1, out)]
         return self.layer(name, "Convolution", below, options, blobs=blobs[: 1 + bias])
 
@@ -94,7 +94,7 @@ class Written:
         )
 
     def tail(self, below: str, channels: int, steps: str) -> list[tuple[str, int]]:
-        """SSD's: `256s` is a level of 256 channels with stride 2; v, e, k = valid, even, keep. The ends and their widths."""
+        """SSD's: `256s` is a level of 256 channels with stride 2; v, e, k: valid, even, keep. Ends and widths."""
         levels = []
         for number, word in enumerate(steps.split(), start=6):
             width = int(word[:-1])
@@ -114,7 +114,9 @@ class Written:
             ratios = "aspect_ratio: 2" + ("" if number in (0, len(levels) - 2, len(levels) - 1) else " aspect_ratio: 3")
             boxes = 2 + 2 * ratios.count("aspect")
             for part, each in (("loc", 4), ("conf", classes + 1)):
-                conv = self.conv(f"level{number}_{part}", source, (channels, boxes * each))
+                conv = self.conv(
+                    f"level{number}_{part}", source, (channels, boxes * each), gain=0.01 if number else 0.3
+                )
                 ordered = self.layer(
                     f"{conv}_perm", "Permute", conv, "permute_param { order: 0 order: 2 order: 3 order: 1 }"
                 )
@@ -196,8 +198,3 @@ def face_ssd(side: int = 300) -> Written:
     normed = net.layer("norm", "Normalize", finest, norm, blobs=[net.random.uniform(10, 20, 128)])
     net.heads([(normed, 128), *levels], 1, [30, 60, 111, 162, 213, 264, 315], [8, 16, 32, 64, 100, 300])
     return net
-
-
-def number(value: float) -> bytes:
-    """A float of four bytes, as an unpacked list has it."""
-    return key(5, 5) + struct.pack("<f", value)
