@@ -313,7 +313,6 @@ def _conventions(ssd: _Ssd) -> ModelConfig:
                 nms_overlap=suppression.number("nms_threshold", 0.3),
                 clip="after_nms",
                 max_detections=rule.whole("keep_top_k", 200),
-                min_size=0.0,
             ),
             positive_overlap=0.5,
             negative_overlap=0.5,

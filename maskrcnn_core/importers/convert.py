@@ -9,6 +9,12 @@ from maskrcnn_core.importers.config_names import SourceConfig, parse_source_conf
 from maskrcnn_core.importers.darknet import import_darknet
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.detectron2_one_stage import import_detectron2_one_stage, is_detectron2_one_stage
+from maskrcnn_core.importers.face_api import (
+    import_face_api_ssd,
+    import_face_api_tiny,
+    is_face_api_ssd,
+    is_face_api_tiny,
+)
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
 from maskrcnn_core.importers.tensorflow_ssd import import_tensorflow_ssd, is_tensorflow_ssd
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
@@ -28,6 +34,8 @@ _FAMILIES = (
     (is_torchvision_one_stage, import_torchvision_one_stage),
     (is_torchvision_ssd, import_torchvision_ssd),
     (is_tensorflow_ssd, import_tensorflow_ssd),
+    (is_face_api_ssd, import_face_api_ssd),
+    (is_face_api_tiny, import_face_api_tiny),
     (is_detectron2, import_detectron2),
     (is_detectron2_one_stage, import_detectron2_one_stage),
     (is_mmdetection, import_mmdetection),

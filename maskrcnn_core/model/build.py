@@ -151,7 +151,14 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
     num_classes = len(config.categories) if dense.finds == "detections" else 1
     num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
     if head.kind == "levels":
-        return LevelHead(pyramid.level_channels, num_anchors, num_logits, depthwise=head.depthwise, norm=head.norm)
+        return LevelHead(
+            pyramid.level_channels,
+            num_anchors,
+            num_logits,
+            kernel=head.kernel,
+            depthwise=head.depthwise,
+            norm=head.norm,
+        )
     _check_alike(pyramid, num_anchors, head.kind)
     if head.kind == "towers":
         return TowerHead(

@@ -30,9 +30,9 @@ def best_of_each_class(
     # The candidates' boxes: [N, M, 4].
     chosen = torch.cat(outputs.deltas, dim=1).gather(1, anchor[..., None].expand(-1, -1, 4))
     boxes = coding.decode(full_precision(chosen), torch.cat(list(anchors))[anchor])
+    valid &= have_min_size(clip_boxes(boxes, sizes), rule.min_size)
     if rule.clip_first:
         boxes = clip_boxes(boxes, sizes)
-    valid &= have_min_size(boxes, rule.min_size)
     # Suppression, and the best of what it leaves: [N, D].
     if fixed_size and rule.nms == "hard" and rule.nms_per_class:
         keep = _suppress_classes(boxes, ranked, valid, scores.shape[2], rule)
