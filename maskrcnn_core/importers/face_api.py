@@ -259,9 +259,11 @@ def _depthwise_kernel(tensor: Tensor) -> Tensor:
 
 def _faces(tensor: Tensor) -> Tensor:
     """Of the three numbers of a box, background, face and one that nobody reads, the second."""
-    return _kernel(tensor).unflatten(0, (-1, 3))[:, 1]
+    rows: Tensor = _kernel(tensor).unflatten(0, (-1, 3))[:, 1]
+    return rows
 
 
 def _x_before_y(tensor: Tensor) -> Tensor:
     """Rows of each box from y, x, h, w to x, y, w, h."""
-    return _kernel(tensor).unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1)
+    rows: Tensor = _kernel(tensor).unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1)
+    return rows

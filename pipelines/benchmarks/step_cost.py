@@ -13,6 +13,7 @@ import torch
 
 from maskrcnn_core.model.build import build_detector
 from maskrcnn_core.training.step import seed_step, training_step
+from pipelines.benchmarks.landscape_config import StepCostRun
 from pipelines.training.config import TrainRun
 from pipelines.training.datasets import training_data
 from pipelines.training.job import TrainingJob, new_optimizer, open_batches
@@ -36,26 +37,24 @@ class StepCost:
     steps: int
 
 
-def step_cost(run: TrainRun, *, budget: float, measured: int, threads: int = 1) -> StepCost:
-    """Take some steps of a run here, without Ray, and throw them away.
+def benchmark_steps(run: StepCostRun) -> StepCost:
+    """Take some steps here, without Ray, and throw them away.
 
     Args:
         run: with `data.train`; what it says of workers and machines does not matter.
-        budget: processor seconds that training may take.
-        measured: steps, after two that don't count.
-        threads: of the network; images have one of their own.
 
     Raises:
         UserError: settings, annotations or images cannot be used.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(run.threads)
     try:
-        seconds = _step_seconds(run, _WARM_UP + measured)[_WARM_UP:]
+        training = TrainRun("nowhere", model=run.model, data=run.data, train=run.train)
+        seconds = _step_seconds(training, _WARM_UP + run.measured)[_WARM_UP:]
     finally:
         torch.set_num_threads(before)
     mean = statistics.mean(seconds)
-    return StepCost(mean, run.train.images_per_step, max(1, math.floor(budget / mean)))
+    return StepCost(mean, run.train.images_per_step, max(1, math.floor(run.seconds / mean)))
 
 
 def _step_seconds(run: TrainRun, steps: int) -> list[float]:

@@ -112,11 +112,8 @@ def test_settings_are_those_of_the_description(face_files: tuple[Path, Path]) ->
     config, state = import_caffe_ssd(*face_files)
     assert (config.input.short_side, config.input.fit, config.input.channels) == (300, "square", "bgr")
     assert config.pyramid.tail_steps == ("stride", "stride", "keep", "keep")
-    assert config.dense.anchors.priors[0][:3] == (
-        (30.0, 30.0),
-        pytest.approx((1800**0.5, 1800**0.5)),
-        pytest.approx((30 * 2**0.5, 30 / 2**0.5)),
-    )
+    sides = [side for box in config.dense.anchors.priors[0][:3] for side in box]
+    assert sides == pytest.approx([30, 30, 1800**0.5, 1800**0.5, 30 * 2**0.5, 30 / 2**0.5])
     assert config.dense.coding.weights == pytest.approx((10, 10, 5, 5))
     detection = config.dense.detection
     assert (detection.min_score, detection.max_candidates, detection.nms_overlap) == (0.01, 400, 0.45)

@@ -54,7 +54,7 @@ KINDS = (
 @torch.no_grad()
 def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str) -> None:
     trunk = build_trunk(name, pretrained=False, frozen_stages=0, padding=padding)
-    other = {TORCHVISION_FORM: ((32, 32), (4, 5))}
+    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {TORCHVISION_FORM: ((32, 32), (4, 5))}
     other |= dict.fromkeys(("vgg16_reduced", *PREACTIVATED_NAMES), ((4, 8, 16), (2, 3, 4)))
     other |= dict.fromkeys(("yolov1", "yolov1_tiny"), ((4, 8, 16, 32, 64), (2, 3, 4, 5, 6)))
     assert (trunk.strides, trunk.levels) == other.get(name, ((4, 8, 16, 32), (2, 3, 4, 5)))
