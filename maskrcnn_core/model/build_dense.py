@@ -91,7 +91,14 @@ def _dense_head(config: ModelConfig, pyramid: Pyramid, num_anchors: tuple[int, .
     num_classes = len(config.categories) if dense.finds == "detections" else 1
     num_logits = num_classes + (dense.detection.score_from == "softmax")  # background's, too
     if head.kind == "levels":
-        return LevelHead(pyramid.level_channels, num_anchors, num_logits, depthwise=head.depthwise, norm=head.norm)
+        return LevelHead(
+            pyramid.level_channels,
+            num_anchors,
+            num_logits,
+            kernel=head.kernel,
+            depthwise=head.depthwise,
+            norm=head.norm,
+        )
     _check_alike(pyramid, num_anchors, head.kind)
     if head.kind == "towers":
         return TowerHead(
@@ -265,4 +272,5 @@ def detection_rule(detection: BoxHeadConfig | DenseDetectionConfig) -> Detection
         nms=detection.nms,
         soft_sigma=detection.soft_sigma,
         nms_per_class=detection.nms_per_class,
+        clip_first=isinstance(detection, BoxHeadConfig) or detection.clip == "before_nms",
     )

@@ -12,7 +12,11 @@ from maskrcnn_core.model.averaging import average_pairs, summed_score
 
 @dataclass(frozen=True)
 class DetectionRule:
-    """Which scored boxes become detections (attributes as in `BoxHeadConfig`)."""
+    """Which scored boxes become detections (attributes as in `BoxHeadConfig`).
+
+    Attributes:
+        clip_first: boxes are cut at the image's border before suppression; else after it.
+    """
 
     min_score: float
     max_candidates: int
@@ -22,6 +26,7 @@ class DetectionRule:
     nms: str = "hard"
     soft_sigma: float = 0.5
     nms_per_class: bool = True
+    clip_first: bool = True
 
     def __post_init__(self) -> None:
         if self.nms not in ("hard", "soft_linear", "soft_gaussian", "average"):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class TradeoffPoint:
             `TradeoffRun.clock`.
         megabytes: peak memory: of the GPU where it computes, else of the process (resident).
         detections: mean of an image.
+        ap50: AP at an IoU of .5, by iou type.
         on_front: no other combination is at least as fast and at least as accurate (`primary_ap`), and better in one.
     """
 
@@ -75,6 +76,7 @@ class TradeoffPoint:
     megabytes: float
     detections: float
     on_front: bool = False
+    ap50: dict[str, float] = field(default_factory=dict)
 
     @property
     def primary_ap(self) -> float:
@@ -114,15 +116,14 @@ def benchmark_tradeoff(run: TradeoffRun, on_point: Callable[[TradeoffPoint, int]
         StorageError: images or annotations are missing, or the output cannot be written.
         AnnotationError: the annotations are wrong.
     """
-    if storage.exists(run.output) and not storage.is_folder(run.output):
-        raise StorageError(f"{run.output}: output is a file; expected the name of a folder for table and plot")
+    require_folder(run.output)
     settings = combinations(run)
-    annotations = _annotations(run)
-    files = _files(run, annotations)
+    annotations = annotations_of(run)
+    files = files_of(run, annotations)
     points: list[TradeoffPoint] = []
     for setting in settings:
-        records, seconds, megabytes = _in_own_process(setting, run, files)
-        point = _scored(setting, run, annotations, records, seconds, megabytes)
+        records, seconds, megabytes = measure_apart(setting, run, files)
+        point = scored(setting, run, annotations, records, seconds, megabytes)
         points.append(point)
         if on_point is not None:
             on_point(point, len(settings))
@@ -130,6 +131,16 @@ def benchmark_tradeoff(run: TradeoffRun, on_point: Callable[[TradeoffPoint, int]
     torch.set_num_threads(run.threads or os.cpu_count() or 1)  # for the line about the machine
     tradeoff = Tradeoff(tuple(points), len(files), machine(), ())
     return replace(tradeoff, files=_write(run, tradeoff))
+
+
+def require_folder(output: str) -> None:
+    """Table and plot can go there.
+
+    Raises:
+        StorageError: it is a file.
+    """
+    if storage.exists(output) and not storage.is_folder(output):
+        raise StorageError(f"{output}: output is a file; expected the name of a folder for table and plot")
 
 
 def combinations(run: TradeoffRun) -> list[Setting]:
@@ -165,7 +176,7 @@ def mark_front(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
     return [replace(point, on_front=not beaten(point)) for point in points]
 
 
-def _annotations(run: TradeoffRun) -> dict[str, Any]:
+def annotations_of(run: TradeoffRun) -> dict[str, Any]:
     """The annotation file, cut to the images that are used."""
     truth = load_annotations(run.annotations)
     try:
@@ -182,7 +193,8 @@ def _annotations(run: TradeoffRun) -> dict[str, Any]:
     return {"images": images, "annotations": kept, "categories": list(truth.categories)}
 
 
-def _files(run: TradeoffRun, annotations: dict[str, Any]) -> list[str]:
+def files_of(run: TradeoffRun, annotations: dict[str, Any]) -> list[str]:
+    """The images of the annotations, which are there."""
     files = [storage.join(run.images, image["file_name"]) for image in annotations["images"]]
     missing = [file for file in files if not storage.exists(file)]
     if missing:
@@ -190,10 +202,15 @@ def _files(run: TradeoffRun, annotations: dict[str, Any]) -> list[str]:
     return files
 
 
-_Measured = tuple[list[ImageRecord], list[float], float]
+Measured = tuple[list[ImageRecord], list[float], float]
 
 
-def _in_own_process(setting: Setting, run: TradeoffRun, files: Sequence[str]) -> _Measured:
+def measure_apart(setting: Setting, run: TradeoffRun, files: Sequence[str]) -> Measured:
+    """`measure` in a process of its own, whose peak memory is its own.
+
+    Raises:
+        ConfigError: that process was killed.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, setting, run, files).result()
@@ -204,7 +221,7 @@ def _in_own_process(setting: Setting, run: TradeoffRun, files: Sequence[str]) ->
             ) from error
 
 
-def measure(setting: Setting, run: TradeoffRun, files: Sequence[str]) -> _Measured:
+def measure(setting: Setting, run: TradeoffRun, files: Sequence[str]) -> Measured:
     """Label the images in this process, one at a time.
 
     Returns:
@@ -265,7 +282,7 @@ def _peak_megabytes(use_gpu: bool) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _scored(
+def scored(
     setting: Setting,
     run: TradeoffRun,
     annotations: dict[str, Any],
@@ -273,6 +290,7 @@ def _scored(
     seconds: Sequence[float],
     megabytes: float,
 ) -> TradeoffPoint:
+    """The point of a combination that was measured; arguments as `measure` takes and gives them."""
     failed = [record for record in records if record.status != "ok"]
     if failed:
         raise StorageError(f"images: {len(failed)} cannot be labelled; the first: {failed[0].error}")
@@ -283,6 +301,7 @@ def _scored(
     return TradeoffPoint(
         setting=setting,
         ap={iou_type: stats[0] for iou_type, stats in scores.stats.items()},
+        ap50={iou_type: stats[1] for iou_type, stats in scores.stats.items()},
         milliseconds=1e3 * statistics.median(seconds),
         megabytes=megabytes,
         detections=statistics.mean(len(record.detections) for record in records),

@@ -14,7 +14,7 @@ PlotPoint = tuple[str, int, int, float, float]
 
 _COLORS = ("#0b7a82", "#d9772b", "#6257b5", "#b5475f", "#5b7f2b", "#7a6a58")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_INK, _RULE = "#3a4149", "#e3e4e0"
+INK, _RULE = "#3a4149", "#e3e4e0"
 _TICKS = tuple(factor * 10.0**power for power in range(-1, 5) for factor in (1, 2, 5))
 _LEAST_TICKS = 3
 
@@ -40,7 +40,7 @@ def draw_tradeoff(
     sides = sorted({point[1] for point in points})
     counts = sorted({point[2] for point in points})
     front = sorted((point[3], point[4]) for point, best in zip(points, on_front, strict=True) if best)
-    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=_INK, linewidth=1, zorder=1)
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=INK, linewidth=1, zorder=1)
     for (trunk, side, proposals, milliseconds, ap), best in zip(points, on_front, strict=True):
         axes.scatter(
             milliseconds,
@@ -49,11 +49,11 @@ def draw_tradeoff(
             marker=_MARKERS[sides.index(side) % len(_MARKERS)],
             color=_COLORS[trunks.index(trunk) % len(_COLORS)],
             alpha=1.0 if best else 0.45,
-            edgecolor=_INK if best else "none",
+            edgecolor=INK if best else "none",
             linewidth=0.9,
             zorder=2,
         )
-    _style(axes, ap_name, time_name)
+    style_axes(axes, ap_name, time_name)
     _legends(figure, axes, trunks, sides, counts)
     pictures = {}
     for ending in ("png", "svg"):
@@ -69,7 +69,8 @@ def _area(index: int, count: int) -> float:
     return 30 + 90 * index / max(count - 1, 1)
 
 
-def _style(axes: Axes, ap_name: str, time_name: str) -> None:
+def style_axes(axes: Axes, ap_name: str, time_name: str) -> None:
+    """Titles, round ticks on a logarithmic axis of time, and a faint grid."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     round_ticks = [tick for tick in _TICKS if low <= tick <= high]
@@ -79,14 +80,14 @@ def _style(axes: Axes, ap_name: str, time_name: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(time_name, color=_INK)
-    axes.set_ylabel(ap_name, color=_INK)
-    axes.tick_params(colors=_INK, which="both", length=0)
+    axes.set_xlabel(time_name, color=INK)
+    axes.set_ylabel(ap_name, color=INK)
+    axes.tick_params(colors=INK, which="both", length=0)
     axes.grid(color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_INK)
+    axes.spines["bottom"].set_color(INK)
 
 
 def _legends(figure: Figure, axes: Axes, trunks: Sequence[str], sides: Sequence[int], counts: Sequence[int]) -> None:
@@ -99,13 +100,13 @@ def _legends(figure: Figure, axes: Axes, trunks: Sequence[str], sides: Sequence[
         entry(f"{count} proposals" if count else "one stage", "o", "#c3c7cb", _area(index, len(counts)))
         for index, count in enumerate(counts)
     ]
-    entries.append(Line2D([], [], color=_INK, linewidth=1, label="Pareto front"))
+    entries.append(Line2D([], [], color=INK, linewidth=1, label="Pareto front"))
     axes.legend(
         handles=entries,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=INK,
         fontsize=9,
         labelspacing=0.7,
     )

@@ -12,7 +12,8 @@ class ConvertRun:
     source: str
     """.pth or .pkl file of torchvision (Mask, Keypoint and Faster R-CNN, RetinaNet, FCOS, SSD), detectron2 (C4, DC5,
     FPN; masks, keypoints, boxes, RPN; RetinaNet) or mmdetection (Mask and Faster R-CNN with FPN); .weights file of
-    Darknet (YOLOv2, YOLOv1); .pb file of TensorFlow (SSD MobileNetV2)."""
+    Darknet (YOLOv2, YOLOv1); .caffemodel file of Caffe (SSD); .pb file of TensorFlow (SSD MobileNetV2); .json manifest
+    of TensorFlow.js (face-api's face detectors)."""
     output: str
     """Checkpoint folder to write."""
     annotations: str | None = None
@@ -20,7 +21,7 @@ class ConvertRun:
     source_config: str | None = None
     """The source framework's own name of the model's configuration, where the file alone can't tell
     (COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x, COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x, ...); of Darknet's
-    weights the .cfg file, where it doesn't lie beside them under the same name."""
+    weights the .cfg file, of Caffe's the .prototxt file, where it doesn't lie beside them under the same name."""
     norm_eps: float = 0.0
     """Epsilon of the source's batch norms; 0 = the source framework's own (torchvision's released weights: none)."""
 

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_core.data.generated.pictures import generate_dataset
 from maskrcnn_core.data.segmentation import rasterise
+from tests.core.importers.caffe_networks import face_ssd, layer_message, piece
 from tests.core.importers.synthetic_models import detectron2_state
 from tests.core.weights.written_graph import constant
 from tests.core.weights.written_graph import tensor as tensor_message
@@ -215,4 +216,7 @@ def _foreign(folder: Path) -> tuple[Path, ...]:
     weights = [{"name": name, "shape": array.shape, "dtype": "float32"} for name, array in arrays.items()]
     (folder / "manifest.json").write_text(json.dumps([{"paths": ["shard.bin"], "weights": weights}]))
     (folder / "shard.bin").write_bytes(b"".join(array.tobytes() for array in arrays.values()))
+    (folder / "net.prototxt").write_text(face_ssd().text)
+    layer = layer_message("block0_1", "Convolution", [np.ones((4, 2, 3, 3)), np.ones(4)])
+    (folder / "net.caffemodel").write_bytes(piece(1, b"net") + layer)
     return tuple(sorted(folder.iterdir()))

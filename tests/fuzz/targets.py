@@ -249,7 +249,8 @@ def _foreign(sound: SoundInputs, random_: random.Random, folder: Path) -> Verdic
         elif file == damaged:
             content = damaged_bytes(content, random_)
         (folder / file.name).write_bytes(content)
-    source = folder / ("manifest.json" if damaged.suffix == ".bin" else damaged.name)
+    sources = {".bin": "manifest.json", ".prototxt": "net.caffemodel"}
+    source = folder / sources.get(damaged.suffix, damaged.name)
     return _job(convert.main, ["--source", source, "--output", folder / "converted"])
 
 

@@ -19,7 +19,7 @@ class CellHead(nn.Module):
         channels: of every level.
         width: of the convolutions.
         num_anchors: priors of a cell.
-        num_convs: convolutions.
+        num_convs: convolutions; without any the predictors lie on the map itself.
         num_classes: K, logits of a prior.
         norm: of the convolutions, as `normed_conv`.
     """
@@ -32,6 +32,7 @@ class CellHead(nn.Module):
         self.convs = nn.ModuleList(
             normed_conv(channels if index == 0 else width, width, 3, norm) for index in range(num_convs)
         )
+        width = width if num_convs else channels
         self.logits = nn.Conv2d(width, num_anchors * num_classes, 1)
         self.deltas = nn.Conv2d(width, num_anchors * 4, 1)
         self.objectness = nn.Conv2d(width, num_anchors, 1)

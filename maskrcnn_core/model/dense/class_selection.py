@@ -29,8 +29,10 @@ def best_of_each_class(
     ranked, anchor, labels, valid = choose(scores, rule)
     # The candidates' boxes: [N, M, 4].
     chosen = torch.cat(outputs.deltas, dim=1).gather(1, anchor[..., None].expand(-1, -1, 4))
-    boxes = clip_boxes(coding.decode(full_precision(chosen), torch.cat(list(anchors))[anchor]), sizes)
-    valid &= have_min_size(boxes, rule.min_size)
+    boxes = coding.decode(full_precision(chosen), torch.cat(list(anchors))[anchor])
+    valid &= have_min_size(clip_boxes(boxes, sizes), rule.min_size)
+    if rule.clip_first:
+        boxes = clip_boxes(boxes, sizes)
     # Suppression, and the best of what it leaves: [N, D].
     if fixed_size and rule.nms == "hard" and rule.nms_per_class:
         keep = _suppress_classes(boxes, ranked, valid, scores.shape[2], rule)
@@ -42,8 +44,9 @@ def best_of_each_class(
         valid = valid.gather(1, order)
         boxes, slots, kept, count = merged(boxes, ranked, labels, valid, rule, fixed_size=fixed_size)
     real = valid_slots(count, slots.shape[1])
+    best = boxes.gather(1, slots[..., None].expand(-1, -1, 4))
     return Detections(
-        boxes=real_or_unit(boxes.gather(1, slots[..., None].expand(-1, -1, 4)), real),
+        boxes=real_or_unit(best if rule.clip_first else clip_boxes(best, sizes), real),
         scores=torch.where(real, kept, 0.0),
         labels=torch.where(real, labels.gather(1, slots), 0),
         count=count,

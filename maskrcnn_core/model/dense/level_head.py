@@ -14,12 +14,13 @@ from maskrcnn_core.structures import DenseOutputs
 
 
 class LevelHead(nn.Module):
-    """Of each level a 3x3 predictor of logits and one of deltas.
+    """Of each level a predictor of logits and one of deltas.
 
     Args:
         channels: of each level.
         num_anchors: at each position of each level.
         num_classes: K, logits of an anchor.
+        kernel: side of the predictors.
         depthwise: a 3x3 depthwise convolution with a norm and ReLU6, and a 1x1 predictor behind it.
         norm: of those, as `normed_conv`.
     """
@@ -30,6 +31,7 @@ class LevelHead(nn.Module):
         num_anchors: Sequence[int],
         num_classes: int,
         *,
+        kernel: int = 3,
         depthwise: bool = False,
         norm: str = "none",
     ) -> None:
@@ -37,7 +39,10 @@ class LevelHead(nn.Module):
         self.num_classes = num_classes
 
         def predictors(width: int) -> nn.ModuleList:
-            made = (DepthwisePredictor(c, a * width, norm) if depthwise else _predictor(c, a * width) for c, a in sizes)
+            made = (
+                DepthwisePredictor(c, a * width, norm) if depthwise else _predictor(c, a * width, kernel)
+                for c, a in sizes
+            )
             return nn.ModuleList(made)
 
         sizes = list(zip(channels, num_anchors, strict=True))
@@ -72,8 +77,8 @@ class DepthwisePredictor(nn.Module):
         return convolve(self.pointwise, functional.relu6(convolve(self.depthwise, x)))
 
 
-def _predictor(in_channels: int, out_channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+def _predictor(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(cast(Tensor, conv.bias))
     return conv

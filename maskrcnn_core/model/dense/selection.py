@@ -127,13 +127,15 @@ def best_detections(
         ranked, order = ranked[:, : rule.max_candidates], order[:, : rule.max_candidates]
     all_boxes = torch.cat(boxes, dim=1).gather(1, order[..., None].expand(-1, -1, 4))
     all_labels = torch.cat(labels, dim=1).gather(1, order)
-    all_boxes = clip_boxes(all_boxes, sizes)
-    valid = (ranked > rule.min_score) & have_min_size(all_boxes, rule.min_size)
+    seen = clip_boxes(all_boxes, sizes)
+    valid = (ranked > rule.min_score) & have_min_size(seen, rule.min_size)
     # Suppression, and the best of what it leaves: [N, D].
+    all_boxes = seen if rule.clip_first else all_boxes
     all_boxes, slots, kept, count = merged(all_boxes, ranked, all_labels, valid, rule, fixed_size=fixed_size)
     real = valid_slots(count, slots.shape[1])
+    best = all_boxes.gather(1, slots[..., None].expand(-1, -1, 4))
     return Detections(
-        boxes=real_or_unit(all_boxes.gather(1, slots[..., None].expand(-1, -1, 4)), real),
+        boxes=real_or_unit(best if rule.clip_first else clip_boxes(best, sizes), real),
         scores=torch.where(real, kept, 0.0),
         labels=torch.where(real, all_labels.gather(1, slots), 0),
         count=count,

@@ -15,7 +15,7 @@ from maskrcnn_core.layers.normed_conv import normed_conv
 from maskrcnn_core.layers.tensorflow_padding import TensorFlowPad
 
 # Kernel, stride and padding of each step of a tail.
-_STEPS = {"stride": (3, 2, 1), "valid": (3, 1, 0), "even": (4, 1, 1)}
+_STEPS = {"stride": (3, 2, 1), "valid": (3, 1, 0), "even": (4, 1, 1), "keep": (3, 1, 1)}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "relu6": functional.relu6}
 
 
@@ -89,7 +89,7 @@ class TailBlock(nn.Module):
     """A 1x1 convolution to half the width, then the step's convolution.
 
     Args:
-        step: "stride", "valid" or "even", see `PyramidConfig.tail_steps`.
+        step: "stride", "valid", "even" or "keep", see `PyramidConfig.tail_steps`.
         rule: where `depthwise`, the step's convolution is a depthwise one, with a 1x1 convolution behind it.
         norm: as `TailPyramid`.
     """

@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TradeoffRun:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for each combination costs seconds; one test has them."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(tradeoff, "_in_own_process", measure)
+    monkeypatch.setattr(tradeoff, "measure_apart", measure)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     assert torch.get_num_threads() == threads
 
@@ -175,7 +175,7 @@ def test_the_command(run: TradeoffRun, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_mistakes_come_before_any_work(run: TradeoffRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tradeoff, "_in_own_process", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(tradeoff, "measure_apart", lambda *_: pytest.fail("worked"))
     with pytest.raises(CheckpointError, match="none"):
         benchmark_tradeoff(replace(run, checkpoint=str(tmp_path / "none")))
     with pytest.raises(StorageError, match=r"none\.json: no such file"):

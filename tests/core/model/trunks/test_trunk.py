@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
 from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES
+from maskrcnn_core.model.trunks.mobilenet_v1 import MOBILENET_V1
+from maskrcnn_core.model.trunks.preactivated import PREACTIVATED_NAMES
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
 from maskrcnn_core.model.trunks.sequential import OWN_FORMS, SEQUENTIAL_NAMES, TORCHVISION_FORM, SequentialTrunk
 from maskrcnn_core.model.trunks.timm_network import TimmTrunk
@@ -31,6 +33,8 @@ KINDS = (
     "mobilenet_v3_large",
     *OWN_FORMS,
     *DARKNET_NAMES,
+    *PREACTIVATED_NAMES,
+    MOBILENET_V1,
     "efficientnet_lite0",
     "inception_v3",
     "inception_v4",
@@ -44,12 +48,14 @@ KINDS = (
 
 
 @pytest.mark.parametrize(
-    ("name", "padding"), [*((name, "symmetric") for name in KINDS), ("mobilenet_v2_expanded", "tensorflow")]
+    ("name", "padding"),
+    [*((name, "symmetric") for name in KINDS), ("mobilenet_v2_expanded", "tensorflow"), (MOBILENET_V1, "tensorflow")],
 )
 @torch.no_grad()
 def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str) -> None:
     trunk = build_trunk(name, pretrained=False, frozen_stages=0, padding=padding)
-    other = {TORCHVISION_FORM: ((32, 32), (4, 5)), "vgg16_reduced": ((4, 8, 16), (2, 3, 4))}
+    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {TORCHVISION_FORM: ((32, 32), (4, 5))}
+    other |= dict.fromkeys(("vgg16_reduced", *PREACTIVATED_NAMES), ((4, 8, 16), (2, 3, 4)))
     other |= dict.fromkeys(("yolov1", "yolov1_tiny"), ((4, 8, 16, 32, 64), (2, 3, 4, 5, 6)))
     assert (trunk.strides, trunk.levels) == other.get(name, ((4, 8, 16, 32), (2, 3, 4, 5)))
     for height, width in ((64, 96), (97, 131), (33, 70)):
@@ -64,7 +70,7 @@ def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str
 def test_every_name_is_a_network_of_its_library() -> None:
     theirs = set(torchvision.models.list_models())
     assert {*RESNET_NAMES, *SEQUENTIAL_NAMES} - {*OWN_FORMS} <= theirs
-    rest = set(NAMES) - {*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES}
+    rest = set(NAMES) - {*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *PREACTIVATED_NAMES, MOBILENET_V1}
     assert rest == {name for name in rest if timm.is_model(name)}
 
 
