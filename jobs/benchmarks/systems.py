@@ -31,19 +31,17 @@ def landscape(run: LandscapeRun) -> int:
 def _print_landscape(result: "Landscape", run: LandscapeRun) -> None:
     """All systems as a table, the front marked."""
     iou_types = list(dict.fromkeys(iou_type for one in result.points for iou_type in one.point.ap))
-    scores = [f"{_TITLES[iou_type]} {score}" for iou_type in iou_types for score in ("AP", "AP50")]
-    table = new_table("Systems", "system", "stages", "side", "proposals", *scores, "ms/image", "peak MB")
+    scores = [name for iou_type in iou_types for name in (f"{_TITLES[iou_type]} AP", "AP50")]
+    # Size of the input, proposals and memory are in the files: a terminal of 80 columns shows all of these.
+    table = new_table("Systems", "system", "stages", *scores, "ms/image")
     table.add_column("")
     for one in result.points:
         point = one.point
         table.add_row(
             one.name,
             str(one.stages),
-            str(point.setting.short_side),
-            str(point.setting.proposals or "-"),
             *(score_text(part.get(iou_type, -1)) for iou_type in iou_types for part in (point.ap, point.ap50)),
             f"{point.milliseconds:.1f}",
-            f"{point.megabytes:.0f}",
             "front" if point.on_front else "",
         )
     console = plain_console()

@@ -156,6 +156,7 @@ def test_the_commands(run: LandscapeRun, folder: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("[1/2] RetinaNet: ")
     assert any(line.split()[:3] == ["Mask", "R-CNN", "2"] for line in lines)
+    assert any(line.split()[-3:] == ["AP", "AP50", "ms/image"] for line in lines)
     assert lines[-1].startswith(f"Table and plot: {run.output}/landscape.json, ")
     data = ["--data.train.images", run.images, "--data.train.annotations", run.annotations]
     small = ["--model.backbone.pretrained", "false", "--model.input.short_side", "64", "--measured", "1"]
