@@ -107,7 +107,7 @@ def test_a_killed_job_goes_on_with_equal_rows(tmp_path: Path) -> None:
     job = Job("propose", arguments, tmp_path)
     while not list(output.glob("labels/*.parquet")) and job.process.poll() is None:
         time.sleep(0.01)
-    assert job.process.poll() is None, job.err
+    assert job.process.poll() is None, job.out
     os.killpg(job.process.pid, signal.SIGKILL)
     job.process.wait()
     written = len(list(output.glob("labels/*.parquet")))
