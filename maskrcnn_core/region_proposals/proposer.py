@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +107,8 @@ def fingerprint(config: ProposeConfig) -> str:
     Raises:
         ConfigError: what the method needs is not installed, or cannot be read.
     """
-    document = json.dumps(deciding_values(config) | versions(config), sort_keys=True)
+    values = {name: _as_floats(value) for name, value in deciding_values(config).items()}
+    document = json.dumps(values | versions(config), sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 
@@ -118,6 +120,13 @@ def versions(config: ProposeConfig) -> dict[str, str]:
     if config.method == "edge_boxes":
         found["propose.edge_boxes.model"] = hashlib.sha256(require_model(config.edge_boxes)).hexdigest()[:32]
     return found
+
+
+def _as_floats(value: Any) -> Any:
+    """Numbers alone and in lists: 16 and 16.0 are one setting, wherever it was written."""
+    if isinstance(value, list):
+        return [_as_floats(one) for one in value]
+    return float(value) if isinstance(value, int) else value
 
 
 def _finder(config: ProposeConfig) -> Callable[[npt.NDArray[np.uint8]], Found]:

@@ -100,6 +100,9 @@ def test_the_fingerprint_is_of_what_decides() -> None:
         GRID,
     ):
         assert fingerprint(other) != fingerprint(ProposeConfig("grid"))
+    windows = ProposeConfig("sliding_windows", min_side=2, sliding_windows=SlidingWindowsConfig(sides=(8, 16)))
+    as_floats = ProposeConfig("sliding_windows", min_side=2.0, sliding_windows=SlidingWindowsConfig(sides=(8.0, 16.0)))
+    assert fingerprint(windows) == fingerprint(as_floats)
     assert deciding_values(GRID) == {
         "propose.method": "grid",
         "propose.max_proposals": 2000,
