@@ -61,10 +61,10 @@ def ray_here() -> Iterator[None]:
 @pytest.mark.ray
 def test_the_earlier_systems_go_through_every_job(ray_here: None, tmp_path: Path) -> None:
     source = write_data(tmp_path / "data")
-    run = replace(small_run(tmp_path / "r-fcn", source, steps=2), model=R_FCN)
+    run = replace(small_run(tmp_path / "r-fcn", source, steps=4), model=R_FCN)
     train(run)
-    longer = train(replace(run, train=replace(run.train, steps=3)))
-    assert longer.resumed_from == 2
+    longer = train(replace(run, train=replace(run.train, steps=6)))
+    assert longer.resumed_from == 4
     images: dict[str, Any] = {"images": source.annotations, "image_root": source.images}
     check_labels(LabelRun(longer.last, output=str(tmp_path / "labels"), **images), source.annotations)
 
@@ -75,7 +75,7 @@ def test_the_earlier_systems_go_through_every_job(ray_here: None, tmp_path: Path
     assert label(proposing).detections > 0
     given = replace(source, proposals=proposing.output)
     for name, model in LATER.items():
-        run = replace(small_run(tmp_path / name, source, steps=2), model=model)
+        run = replace(small_run(tmp_path / name, source, steps=4), model=model)
         made = train(replace(run, data=DataConfig(train=given, val=given, check_images=0)))
         labels = LabelRun(made.last, output=str(tmp_path / f"{name}-labels"), **images)
         check_labels(replace(labels, proposals=proposing.output), source.annotations)
