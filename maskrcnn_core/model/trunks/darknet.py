@@ -34,7 +34,9 @@ _CHAINS = {
     "tiny_face": "16v pool 32s | pool 64s | pool 128s | pool 256s | pool 512s blur",
     "yolov1_tiny": "16 pool 32 | pool 64 | pool 128 | pool 256 | pool 512 | pool 1024 256",
 }
-DARKNET_NAMES = tuple(_CHAINS)
+TINY_FACE = "tiny_face"
+"""The one that is not Darknet's own, so that no weights of Darknet fit."""
+DARKNET_NAMES = tuple(name for name in _CHAINS if name != TINY_FACE)
 
 
 def chain_words(name: str) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ class Trim(nn.Module):
 
 
 def darknet_trunk(name: str) -> SequentialTrunk:
-    """The trunk of one of `DARKNET_NAMES`, with random weights."""
+    """The trunk of one of `DARKNET_NAMES`, or of `TINY_FACE`, with random weights."""
     layers: list[nn.Module] = []
     ends, width = [], 3
     for stage in _CHAINS[name].split("|"):

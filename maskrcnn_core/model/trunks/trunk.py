@@ -12,7 +12,7 @@ from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import freeze_batch_norms, train_batch_norms
 from maskrcnn_core.layers.same_padding import pad_same
 from maskrcnn_core.layers.tensorflow_padding import pad_as_tensorflow
-from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, darknet_trunk, load_darknet_weights
+from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, TINY_FACE, darknet_trunk, load_darknet_weights
 from maskrcnn_core.model.trunks.imagenet_weights import load_backbone_weights
 from maskrcnn_core.model.trunks.mobilenet_v1 import MOBILENET_V1, mobilenet_v1_trunk
 from maskrcnn_core.model.trunks.pixels import PixelTrunk
@@ -23,7 +23,7 @@ from maskrcnn_core.model.trunks.stages import STRIDES as STRIDES
 from maskrcnn_core.model.trunks.stages import dilate_stage, freeze_stages
 from maskrcnn_core.model.trunks.timm_network import TIMM_NAMES, TIMM_PREFIX, TimmTrunk, timm_trunk
 
-NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, MOBILENET_V1, *PREACTIVATED_NAMES, *TIMM_NAMES)
+NAMES = (*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, TINY_FACE, MOBILENET_V1, *PREACTIVATED_NAMES, *TIMM_NAMES)
 
 Trunk = ResNetTrunk | SequentialTrunk | TimmTrunk | PixelTrunk
 
@@ -134,13 +134,13 @@ def _network(name: str, pretrained: bool) -> Trunk:
     if library == "torchvision" and name not in NAMES:
         known = ", ".join(NAMES)
         raise ConfigError(f"model.backbone.name: got {name!r}, expected one of {known}, or {TIMM_PREFIX}NAME")
-    if name in (*DARKNET_NAMES, MOBILENET_V1, *PREACTIVATED_NAMES):
+    if name in (*DARKNET_NAMES, TINY_FACE, MOBILENET_V1, *PREACTIVATED_NAMES):
         if pretrained:
             raise ConfigError(
                 f"model.backbone.pretrained: got true, but there are no ImageNet weights of {name} to fetch; set it to "
                 "false"
             )
-        if name in DARKNET_NAMES:
+        if name in (*DARKNET_NAMES, TINY_FACE):
             return darknet_trunk(name)
         return mobilenet_v1_trunk() if name == MOBILENET_V1 else preactivated_trunk()
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskrcnn_core.errors import CheckpointError, ConfigError
 from maskrcnn_core.layers.frozen_norm import FrozenAffineConv2d
-from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES
+from maskrcnn_core.model.trunks.darknet import DARKNET_NAMES, TINY_FACE
 from maskrcnn_core.model.trunks.mobilenet_v1 import MOBILENET_V1
 from maskrcnn_core.model.trunks.preactivated import PREACTIVATED_NAMES
 from maskrcnn_core.model.trunks.resnet import RESNET_NAMES, ResNetTrunk
@@ -34,6 +34,7 @@ KINDS = (
     *OWN_FORMS,
     *DARKNET_NAMES,
     *PREACTIVATED_NAMES,
+    TINY_FACE,
     MOBILENET_V1,
     "efficientnet_lite0",
     "inception_v3",
@@ -70,7 +71,7 @@ def test_maps_have_the_size_of_the_input_over_the_stride(name: str, padding: str
 def test_every_name_is_a_network_of_its_library() -> None:
     theirs = set(torchvision.models.list_models())
     assert {*RESNET_NAMES, *SEQUENTIAL_NAMES} - {*OWN_FORMS} <= theirs
-    rest = set(NAMES) - {*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *PREACTIVATED_NAMES, MOBILENET_V1}
+    rest = set(NAMES) - {*RESNET_NAMES, *SEQUENTIAL_NAMES, *DARKNET_NAMES, *PREACTIVATED_NAMES, MOBILENET_V1, TINY_FACE}
     assert rest == {name for name in rest if timm.is_model(name)}
 
 
