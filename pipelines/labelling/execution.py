@@ -106,7 +106,10 @@ def _one_pass(
         most_rows: images of one task.
     """
     plan = plan_workers(run.label, nodes())
-    folder = run_folder.write_todo(run.output, in_tasks(todo, plan.most, most_rows))
+    tasks = in_tasks(todo, plan.most, most_rows)
+    # More workers than tasks would load detectors for nothing, and Ray would warn of them.
+    plan = replace(plan, workers=min(plan.workers, len(tasks)), most=min(plan.most, len(tasks)))
+    folder = run_folder.write_todo(run.output, tasks)
     try:
         for row in _dataset(worker, folder, plan, detector, settings, board, without).iter_rows():  # one for each chunk
             result = pickle.loads(row["result"])  # of a process of this job

@@ -238,12 +238,14 @@ def test_threads_are_kept_between_calls_and_end_with_the_predictor() -> None:
     assert ours() <= before  # none until there is something to do
     predictor.predict(CONTENTS)
     kept = ours() - before
-    assert len(kept) == 3
+    assert 2 <= len(kept) <= 3  # a decoder that is done at once takes the next image, too
     predictor.predict(IMAGES)
-    assert ours() - before == kept
+    later = ours() - before
+    assert kept <= later
+    assert len(later) <= 3
     del predictor
     gc.collect()
-    for thread in kept:
+    for thread in later:
         thread.join(timeout=60)
         assert not thread.is_alive()
 
