@@ -52,6 +52,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "EvaluateRun": {"labels": "a", "annotations": "b"},
     "ExportRun": {"labels": "a", "format": "coco", "output": "b"},
     "LabelRun": {"checkpoint": "a", "images": "b", "output": "c"},
+    "ProposeRun": {"images": "a", "output": "b"},
     "PriorsRun": {"annotations": "a"},
     "ReportRun": {"labels": "a", "output": "b"},
     "TradeoffRun": {"checkpoint": "a", "images": "b", "annotations": "c"},
