@@ -129,6 +129,7 @@ def _fingerprint(checkpoint: str, min_score: float | None) -> str:
 
 
 def load_fake(checkpoint: str, settings: PredictorSettings) -> FakePredictor:
+    describe_fake(checkpoint, settings)  # what it refuses
     return FakePredictor(checkpoint, settings.max_pixels, settings.min_score)
 
 
