@@ -127,11 +127,11 @@ def test_every_renamed_setting_is_read(tmp_path: Path) -> None:
     config = load_config(write_document(tmp_path, **json.loads(WRITTEN)))
     model = json.loads(WRITTEN)["model"]
     read = config_to_dict(config)
-    later = config_to_dict(ModelConfig())["dense"]  # with settings that came after format 1
-    anchors = later["anchors"] | model["anchors"]
-    expected_dense = later | model["rpn"] | {"anchors": anchors, "crowd_overlap": 0.35}
+    later = config_to_dict(ModelConfig())  # with settings that came after format 1
+    anchors = later["dense"]["anchors"] | model["anchors"]
+    expected_dense = later["dense"] | model["rpn"] | {"anchors": anchors, "crowd_overlap": 0.35}
     assert read["dense"] == expected_dense
-    assert read["regions"] == model["roi"]
+    assert read["regions"] == later["regions"] | model["roi"]
     assert config.dense.anchors.sizes == (8.0, 16.0, 32.0, 64.0, 128.0)
     assert config.dense.crowd_overlap == config.regions.crowd_overlap == 0.35
 
