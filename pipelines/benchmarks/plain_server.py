@@ -39,12 +39,12 @@ def serve_plainly(port: int, short_side: int, long_side: int, max_detections: in
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float().div(255).to(device)
         with torch.inference_mode():
             (found,) = model([pixels])
-        return coco_results({name: value.cpu() for name, value in found.items()})
+        return _results({name: value.cpu() for name, value in found.items()})
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-def coco_results(found: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _results(found: dict[str, Tensor]) -> list[dict[str, Any]]:
     """COCO's results, masks as run lengths."""
     masks = (found["masks"][:, 0] > _THRESHOLD).numpy().astype(np.uint8)
     results = []

@@ -1,4 +1,4 @@
-"""`jobs.serve` under load, beside a bare loop over its predictor and beside plain servers with torchvision's detector.
+"""`jobs.serve` under load, beside a bare loop over its predictor and beside a plain server with torchvision's detector.
 
 Clients ask one after the other, each as soon as it has its answer: a closed loop, whose rate is what the server gives.
 Every answer of ours is held against what the loop found in the same image.
@@ -8,8 +8,6 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -29,7 +27,6 @@ from maskrcnn_core.inference.predictor import load_predictor
 from maskrcnn_core.inference.settings import PredictorSettings
 from maskrcnn_core.records.labels import ImageRecord
 from pipelines.benchmarks.config import BenchmarkRun, ServingBenchmarkRun
-from pipelines.benchmarks.lit_server import is_installed, serve_lit
 from pipelines.benchmarks.peer import (
     contents_of,
     imported_predictor,
@@ -79,8 +76,7 @@ class ServingComparison:
     """The ways, the loop first, and what they had in common.
 
     Attributes:
-        ways: bare loop, jobs.serve and, without a checkpoint of one's own, the plain server and, where it is installed,
-            LitServe.
+        ways: bare loop, jobs.serve and, without a checkpoint of one's own, the plain server.
         requests, clients: of each server.
         images: different ones among the requests.
         machine: what it ran on.
@@ -111,9 +107,7 @@ def benchmark_serve(run: ServingBenchmarkRun) -> ServingComparison:
         loop, expected = _loop(run, checkpoint, contents)
         ways = [loop, _served(run, checkpoint, threads, contents, expected, loop)]
         if not run.checkpoint:
-            ways.append(_plain("plain FastAPI with torchvision", serve_plainly, run, peer_run, threads, contents, loop))
-            if is_installed():
-                ways.append(_plain("LitServe with torchvision", serve_lit, run, peer_run, threads, contents, loop))
+            ways.append(_plain(run, peer_run, threads, contents, loop))
     device = torch.device("cuda" if run.use_gpu else "cpu")
     result = ServingComparison(tuple(ways), run.requests, run.clients, len(contents), machine(device))
     write_figures(result, run.output)
@@ -169,24 +163,18 @@ def _served(
 
 
 def _plain(
-    name: str,
-    serve: Callable[[int, int, int, int, int, str], None],
-    run: ServingBenchmarkRun,
-    peer: BenchmarkRun,
-    threads: int,
-    contents: Sequence[bytes],
-    loop: ServingWay,
+    run: ServingBenchmarkRun, peer: BenchmarkRun, threads: int, contents: Sequence[bytes], loop: ServingWay
 ) -> ServingWay:
     port = _free_port()
     device = "cuda" if run.use_gpu else "cpu"
     settings = (port, peer.short_side, long_side(peer), peer.max_detections, threads, device)
-    program = f"from {serve.__module__} import {serve.__name__}; {serve.__name__}(*{settings!r})"
+    program = f"from {serve_plainly.__module__} import serve_plainly; serve_plainly(*{settings!r})"
     command = [sys.executable, "-c", program]
     with _process(command, port):
         load = _Load(port, "/predict", contents, run.clients)
         load.run(min(run.requests, 8))
         load.run(run.requests)
-    return load.way(name, loop)
+    return load.way("plain FastAPI with torchvision", loop)
 
 
 class _Load:
@@ -266,14 +254,12 @@ def _is_close(one: Any, other: Any) -> bool:
 @contextlib.contextmanager
 def _process(command: Sequence[str], port: int) -> Iterator[None]:
     """A server of its own process, ready inside the block."""
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command)
     try:
         _wait_for(lambda: _listens(port), process)
         yield
     finally:
-        # With its children, if any. Jobs block the signals that would end them, which their processes inherit.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # jobs block the signals that end them, and children inherit that
         process.wait()
 
 
